@@ -1,0 +1,212 @@
+//! The pilot's settings, read once from the environment and the job's env file, validated as a
+//! whole. Below this module nobody reads an environment variable.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use std::num::NonZeroU32;
+
+/// A token or password. Printing it in any form gives `***`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a value that must reach no log.
+    #[must_use]
+    pub fn new(value: String) -> Self {
+        Self(value)
+    }
+
+    /// The value itself, for the broker's handshake and nothing else.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Everything that decides what a pilot does.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What every event is run with.
+    pub task: ContainerConfig,
+    /// What runs once, before the broker is contacted.
+    pub init: Option<ContainerConfig>,
+    /// Where events come from.
+    pub incoming: QueueConfig,
+    /// Where results go.
+    pub outgoing: QueueConfig,
+    /// The directory in which `ewms-pilot-data/` is made. Absolute.
+    pub data_parent: PathBuf,
+    /// Suffix of a task's infile, without a leading dot, lower-case.
+    pub infile_ext: String,
+    /// Suffix of a task's outfile, without a leading dot, lower-case.
+    pub outfile_ext: String,
+    /// How many events the user wants to hold unsettled; see [`Config::window`].
+    pub prefetch: NonZeroU32,
+    /// How many tasks may run at once.
+    pub slots: NonZeroU32,
+    /// How long to wait for the very first event.
+    pub first_event_timeout: Duration,
+    /// How long a free slot may stay without an event before the pilot stops taking any.
+    pub idle_timeout: Duration,
+    /// Directories bound read-only at the same path into every container. Absolute.
+    pub external_directories: Vec<PathBuf>,
+    /// What a failed task means for further events.
+    pub on_task_error: OnTaskError,
+    /// How long to sleep after a fatal error.
+    pub quarantine: Duration,
+    /// How long a container has between being told and being killed.
+    pub kill_grace: Duration,
+    /// Which task directories survive their task.
+    pub keep_files: KeepFiles,
+    /// Whose output is copied into the log.
+    pub dump_output: DumpOutput,
+    /// How much Apptainer says.
+    pub verbosity: Verbosity,
+    /// What is accepted as an image.
+    pub images: ImagePolicy,
+    /// Levels of the log.
+    pub log: LogLevels,
+}
+
+/// One container image and how to run it.
+#[derive(Debug, Clone)]
+pub struct ContainerConfig {
+    /// The image as the user wrote it.
+    pub image: String,
+    /// The arguments as the user wrote them, placeholders and quotes included.
+    pub args: String,
+    /// Variables for the container, in the user's order; names are valid, values as strings.
+    pub env: Vec<(String, String)>,
+    /// Wall time after which the container is killed.
+    pub timeout: Option<Duration>,
+}
+
+/// A queue and the broker that holds it.
+#[derive(Debug, Clone)]
+pub struct QueueConfig {
+    /// The queue's name.
+    pub name: String,
+    /// Where it is.
+    pub broker: BrokerConfig,
+}
+
+/// The kinds of broker.
+#[derive(Debug, Clone)]
+pub enum BrokerConfig {
+    /// A RabbitMQ server.
+    RabbitMq(AmqpAddress),
+    /// A directory; the queue is the subdirectory of its name.
+    Spool(PathBuf),
+}
+
+/// Where a RabbitMQ server is and who we are there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AmqpAddress {
+    /// Plain TCP or TLS.
+    pub transport: Transport,
+    /// Host name or address, lower-case, an IPv6 literal without brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// Virtual host.
+    pub vhost: String,
+    /// User name; empty when only a token is given.
+    pub user: String,
+    /// Password or token.
+    pub password: Secret,
+}
+
+/// How bytes travel to RabbitMQ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// `amqp://`
+    Tcp,
+    /// `amqps://`
+    Tls,
+}
+
+/// What a failed task means for further events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OnTaskError {
+    /// Take no more events, unless every failure so far has one of these names.
+    StopListening {
+        /// Names as in `EWMS_PILOT_OKAY_ERRORS`.
+        except: BTreeSet<String>,
+    },
+    /// Go on.
+    Continue,
+}
+
+/// Which task directories survive their task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeepFiles {
+    /// Those of failed tasks.
+    Failed,
+    /// All.
+    All,
+}
+
+/// Whose output is copied into the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DumpOutput {
+    /// That of failed containers.
+    Failed,
+    /// That of all.
+    All,
+}
+
+/// How much Apptainer says on stderr.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verbosity {
+    /// Warnings and errors.
+    Normal,
+    /// `apptainer --debug`.
+    Debug,
+}
+
+/// What is accepted as an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImagePolicy {
+    /// Only a sandbox directory that is there already.
+    DirectoryOnly,
+    /// Anything Apptainer can convert; converted once, below this directory.
+    Convert {
+        /// Where sandboxes are made. Absolute.
+        workdir: PathBuf,
+    },
+}
+
+/// Log levels, for the pilot's own lines and those of its libraries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogLevels {
+    /// `EWMS_PILOT_CL_LOG`
+    pub own: tracing::level_filters::LevelFilter,
+    /// `EWMS_PILOT_CL_LOG_THIRD_PARTY`
+    pub third_party: tracing::level_filters::LevelFilter,
+}
+
+impl Config {
+    /// How many unsettled events to take from the broker: enough for every slot and what
+    /// `EWMS_PILOT_PREFETCH` asks for, but never more than twice what can run, because an event
+    /// held here can't be run by another pilot.
+    #[must_use]
+    pub fn window(&self) -> NonZeroU32 {
+        let most = self.slots.saturating_mul(NonZeroU32::new(2).unwrap_or(NonZeroU32::MIN));
+        self.prefetch.max(self.slots).min(most)
+    }
+}

@@ -1,0 +1,43 @@
+//! Newtypes for identities, so that no tag is taken for another. Uses nothing of the crate.
+
+use std::fmt;
+
+use nix::unistd::Pid;
+use uuid::Uuid;
+
+/// Names one task: one run of the task image on one event. Also the name of its directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TaskId(Uuid);
+
+impl TaskId {
+    /// A new random identity.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(Uuid::new_v4())
+    }
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.simple().fmt(f)
+    }
+}
+
+/// A broker's number for one delivery. It means something on one channel only, which is why it
+/// never travels without its [`Generation`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeliveryTag(pub u64);
+
+/// Counts the sessions with a broker; a delivery tag of another generation is never used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Generation(pub u64);
+
+/// The process group, and session, of one container: the pid of the process that leads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ProcessGroup(pub Pid);
+
+impl fmt::Display for ProcessGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
