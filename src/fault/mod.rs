@@ -1,0 +1,169 @@
+//! What can go wrong with one task, what it is called, and whose fault it is. Uses nothing of the
+//! crate.
+//!
+//! Names and texts are those of the Python pilot where it has one: users list the names in
+//! `EWMS_PILOT_OKAY_ERRORS`, and services count errors whose texts are *equal*. So no text holds an
+//! id, a task's path or a time.
+//!
+//! A fault is added by a variant of [`TaskError`]; the compiler then asks for its name, its text and
+//! its class.
+
+mod failures;
+mod python;
+
+use std::fmt;
+use std::time::Duration;
+
+pub use failures::Failures;
+pub use python::python_repr;
+
+/// Whose fault a failure is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FaultClass {
+    /// The task's program, or what it wrote.
+    Task,
+    /// The event's: it can't be read, or doesn't suit the workflow.
+    Event,
+    /// The image's.
+    Image,
+    /// The execution point's: this machine's.
+    Ep,
+    /// The broker's.
+    Broker,
+}
+
+/// Which container a failure is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ContainerRole {
+    /// One that worked on an event.
+    Task,
+    /// The one that ran before the first event.
+    Init,
+}
+
+impl fmt::Display for ContainerRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Task => "task",
+            Self::Init => "init-container",
+        })
+    }
+}
+
+/// Why one task (or the init container) failed. Displays as its [message](Self::message).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TaskError {
+    /// The container ended badly.
+    #[error("{role} failed{}: {reason}", exit_code.map(|code| format!(" (exit code {code})")).unwrap_or_default())]
+    ContainerRun {
+        /// Which container.
+        role: ContainerRole,
+        /// Its exit code, if it came to one.
+        exit_code: Option<i32>,
+        /// What its stderr says, see the container module.
+        reason: String,
+        /// Whose fault that is.
+        class: FaultClass,
+    },
+    /// The container ran longer than it may.
+    #[error("{role} failed: [Timeout-Error] timed out after {}s", after.as_secs_f64())]
+    Timeout {
+        /// Which container.
+        role: ContainerRole,
+        /// The time that it had.
+        after: Duration,
+    },
+    /// The container could not be prepared or started.
+    #[error("{message}")]
+    ContainerSetup {
+        /// What did not work.
+        message: String,
+        /// Whose fault that is.
+        class: FaultClass,
+    },
+    /// The event's data can't be written into an infile of the configured extension.
+    #[error("{0}")]
+    InvalidDataForInfile(String),
+    /// What the task left as its outfile can't be sent.
+    #[error("{0}")]
+    InvalidDataFromOutfile(String),
+    /// A directory can't be bound into the container.
+    #[error("{0}")]
+    InvalidBindMount(String),
+    /// The event can't be read. (The Python pilot redelivers such an event for ever.)
+    #[error("{0}")]
+    EventDecode(String),
+    /// The result can't be published: too large for the broker, or no queue takes it.
+    #[error("{message}")]
+    Publish {
+        /// What did not work.
+        message: String,
+        /// Whose fault that is.
+        class: FaultClass,
+    },
+    /// The machine failed us: a full disk, no more processes.
+    #[error("{0}")]
+    Os(String),
+}
+
+impl TaskError {
+    /// The error's class name in Python, or what it would be.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::ContainerRun { .. } | Self::Timeout { .. } => "ContainerRunError",
+            Self::ContainerSetup { .. } => "ContainerSetupError",
+            Self::InvalidDataForInfile(_) => "InvalidDataForInfileException",
+            Self::InvalidDataFromOutfile(_) => "InvalidDataFromOutfileException",
+            Self::InvalidBindMount(_) => "InvalidBindMountError",
+            Self::EventDecode(_) => "EventDecodeError",
+            Self::Publish { .. } => "PublishError",
+            Self::Os(_) => "OSError",
+        }
+    }
+
+    /// Every name by which `EWMS_PILOT_OKAY_ERRORS` may mean this error. `TimeoutError` is what users
+    /// write for a timeout, though it is displayed as a `ContainerRunError`.
+    #[must_use]
+    pub fn names(&self) -> &'static [&'static str] {
+        match self {
+            Self::Timeout { .. } => &["ContainerRunError", "TimeoutError"],
+            Self::ContainerRun { .. } => &["ContainerRunError"],
+            Self::ContainerSetup { .. } => &["ContainerSetupError"],
+            Self::InvalidDataForInfile(_) => &["InvalidDataForInfileException"],
+            Self::InvalidDataFromOutfile(_) => &["InvalidDataFromOutfileException"],
+            Self::InvalidBindMount(_) => &["InvalidBindMountError"],
+            Self::EventDecode(_) => &["EventDecodeError"],
+            Self::Publish { .. } => &["PublishError"],
+            Self::Os(_) => &["OSError"],
+        }
+    }
+
+    /// Whose fault it is: the one place that decides.
+    #[must_use]
+    pub fn class(&self) -> FaultClass {
+        match self {
+            Self::ContainerRun { class, .. }
+            | Self::ContainerSetup { class, .. }
+            | Self::Publish { class, .. } => *class,
+            Self::Timeout { .. } | Self::InvalidDataFromOutfile(_) => FaultClass::Task,
+            Self::InvalidDataForInfile(_) | Self::EventDecode(_) => FaultClass::Event,
+            Self::InvalidBindMount(_) | Self::Os(_) => FaultClass::Ep,
+        }
+    }
+
+    /// The text without the name.
+    #[must_use]
+    pub fn message(&self) -> String {
+        self.to_string()
+    }
+
+    /// As Python would write it: `ContainerRunError('task failed: …')`.
+    #[must_use]
+    pub fn repr(&self) -> String {
+        format!("{}({})", self.name(), python_repr(&self.message()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

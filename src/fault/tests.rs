@@ -1,0 +1,193 @@
+//! What the faults' names, texts and classes claim.
+
+use super::*;
+
+fn run_error(reason: &str) -> TaskError {
+    TaskError::ContainerRun {
+        role: ContainerRole::Task,
+        exit_code: Some(1),
+        reason: reason.to_owned(),
+        class: FaultClass::Task,
+    }
+}
+
+#[test]
+fn container_errors_read_as_the_python_pilot_writes_them() {
+    assert_eq!(
+        run_error("Traceback (most recent call last):\n  boom").repr(),
+        r"ContainerRunError('task failed (exit code 1): Traceback (most recent call last):\n  boom')"
+    );
+    let timeout = TaskError::Timeout {
+        role: ContainerRole::Task,
+        after: Duration::from_secs(5),
+    };
+    assert_eq!(
+        timeout.repr(),
+        "ContainerRunError('task failed: [Timeout-Error] timed out after 5s')"
+    );
+    let init = TaskError::ContainerRun {
+        role: ContainerRole::Init,
+        exit_code: None,
+        reason: "<no stderr logs>".to_owned(),
+        class: FaultClass::Ep,
+    };
+    assert_eq!(init.message(), "init-container failed: <no stderr logs>");
+}
+
+/// One row a variant: name, names that `EWMS_PILOT_OKAY_ERRORS` matches, class.
+#[test]
+fn every_variant_has_its_name_its_aliases_and_its_class() {
+    use FaultClass::{Broker, Ep, Event, Image, Task};
+    let text = || "text".to_owned();
+    let timeout = TaskError::Timeout {
+        role: ContainerRole::Task,
+        after: Duration::from_millis(1500),
+    };
+    let setup = TaskError::ContainerSetup {
+        message: text(),
+        class: Image,
+    };
+    let publish = TaskError::Publish {
+        message: text(),
+        class: Broker,
+    };
+    let infile = TaskError::InvalidDataForInfile(text());
+    let outfile = TaskError::InvalidDataFromOutfile(text());
+    let rows: &[(TaskError, &[&str], FaultClass)] = &[
+        (run_error("x"), &["ContainerRunError"], Task),
+        (timeout, &["ContainerRunError", "TimeoutError"], Task),
+        (setup, &["ContainerSetupError"], Image),
+        (infile, &["InvalidDataForInfileException"], Event),
+        (outfile, &["InvalidDataFromOutfileException"], Task),
+        (
+            TaskError::InvalidBindMount(text()),
+            &["InvalidBindMountError"],
+            Ep,
+        ),
+        (TaskError::EventDecode(text()), &["EventDecodeError"], Event),
+        (publish, &["PublishError"], Broker),
+        (TaskError::Os(text()), &["OSError"], Ep),
+    ];
+    for (error, names, class) in rows {
+        assert_eq!(error.names(), *names, "{error:?}");
+        assert_eq!(error.name(), names[0], "{error:?}");
+        assert_eq!(error.class(), *class, "{error:?}");
+    }
+}
+
+/// Expectations were written by Python 3.11's `repr`.
+#[test]
+fn python_repr_escapes_what_python_escapes() {
+    for (text, repr) in [
+        ("plain", "'plain'"),
+        ("", "''"),
+        ("it's", "\"it's\""),
+        ("say \"hi\"", "'say \"hi\"'"),
+        ("it's \"both\"", r#"'it\'s "both"'"#),
+        ("a\nb\tc\rd\\e", r"'a\nb\tc\rd\\e'"),
+        (
+            "\0\x1b\x7f\u{80}\u{a0}\u{ad}\u{ff}",
+            r"'\x00\x1b\x7f\x80\xa0\xadÿ'",
+        ),
+        ("\u{301}e\u{301} ", "'\u{301}e\u{301} '"),
+        (
+            "\u{200b}\u{2028}\u{3000}\u{d7ff}",
+            r"'\u200b\u2028\u3000\ud7ff'",
+        ),
+        ("\u{e000}\u{feff}\u{ffff}", r"'\ue000\ufeff\uffff'"),
+        (
+            "\u{1f600}\u{e0001}\u{10ffff}\u{20000}",
+            "'\u{1f600}\\U000e0001\\U0010ffff\u{20000}'",
+        ),
+        (
+            "\u{378}\u{5d0}\u{600}\u{1680}",
+            "'\\u0378\u{5d0}\\u0600\\u1680'",
+        ),
+    ] {
+        assert_eq!(python_repr(text), repr, "{text:?}");
+    }
+}
+
+/// The counts are those of Python 3.11 (Unicode 14) over code points that Unicode 1.1 to 14 assigned,
+/// or that no version may assign.
+#[test]
+fn python_repr_agrees_with_python_on_whole_blocks() {
+    let escaped = |range: std::ops::RangeInclusive<char>| {
+        range
+            .filter(|c| !python_repr(&c.to_string()).contains(*c))
+            .count()
+    };
+    for (range, expected) in ESCAPED_IN_PYTHON {
+        assert_eq!(escaped(range.clone()), *expected, "{range:?}");
+    }
+}
+
+const ESCAPED_IN_PYTHON: &[(std::ops::RangeInclusive<char>, usize)] = &[
+    ('\u{0}'..='\u{ff}', 67),
+    ('\u{100}'..='\u{24f}', 0),
+    ('\u{2b0}'..='\u{36f}', 0),
+    ('\u{400}'..='\u{52f}', 0),
+    ('\u{590}'..='\u{6ff}', 32),
+    ('\u{2000}'..='\u{206f}', 41),
+    ('\u{3000}'..='\u{30ff}', 4),
+    ('\u{4e00}'..='\u{9fff}', 0),
+    ('\u{d7b0}'..='\u{d7ff}', 8),
+    ('\u{e000}'..='\u{f8ff}', 6400),
+    ('\u{fe00}'..='\u{fe0f}', 0),
+    ('\u{fff0}'..='\u{ffff}', 14),
+    ('\u{1f600}'..='\u{1f64f}', 0),
+    ('\u{20000}'..='\u{2a6df}', 0),
+    ('\u{e0000}'..='\u{e01ff}', 272),
+    ('\u{10ff00}'..='\u{10ffff}', 256),
+];
+
+#[test]
+fn fatal_line_lists_the_errors_in_their_order() {
+    let mut failures = Failures::default();
+    assert_eq!(failures.fatal_line(), None);
+    failures.record(&run_error("it's"));
+    failures.record(&TaskError::EventDecode("bad".to_owned()));
+    failures.record(&run_error("it's"));
+    assert_eq!(
+        failures.fatal_line().as_deref(),
+        Some(
+            "RuntimeError: 3 TASK(S) FAILED: ContainerRunError(\"task failed (exit code 1): it's\"), \
+             EventDecodeError('bad'), ContainerRunError(\"task failed (exit code 1): it's\")"
+        )
+    );
+}
+
+#[test]
+fn equal_failures_are_counted_together_most_frequent_first() {
+    let mut failures = Failures::default();
+    for reason in ["rare", "often", "often"] {
+        failures.record(&run_error(reason));
+    }
+    assert_eq!(
+        failures.by_frequency(),
+        [
+            ("ContainerRunError('task failed (exit code 1): often')", 2),
+            ("ContainerRunError('task failed (exit code 1): rare')", 1),
+        ]
+    );
+}
+
+#[test]
+fn a_hundred_thousand_different_failures_give_a_bounded_line() {
+    let mut failures = Failures::default();
+    let long = "é".repeat(20_000);
+    for n in 0..100_000 {
+        // Only some are long, so that the test is quick.
+        let tail = if n % 5_000 == 0 { &long } else { "" };
+        failures.record(&run_error(&format!("{n} {tail} end of {n}")));
+    }
+    let line = failures.fatal_line().unwrap();
+    assert!(line.starts_with("RuntimeError: 100000 TASK(S) FAILED: ContainerRunError("));
+    assert!(
+        line.contains("end of 0')"),
+        "an error's end survives the cut"
+    );
+    assert!(line.ends_with(", … and 99900 more"));
+    assert!(line.len() < 100 * 8_300, "{}", line.len());
+    assert!(failures.by_frequency().len() <= 100);
+}
