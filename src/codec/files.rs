@@ -1,0 +1,290 @@
+//! Payload ⇄ files: a task's infile and outfile, and the files of a spool directory. Uses
+//! [`super::json`] and the crate's faults.
+//!
+//! An outfile is written by a program that we don't trust, in a directory that it can fill with
+//! whatever it likes: it is opened without following links and without waiting, must be a regular
+//! file, and is read up to a limit.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::fcntl::OFlag;
+
+use super::Payload;
+use super::frame::{DecodeError, from_json_value};
+use super::json::{self, SyntaxError};
+use crate::fault::TaskError;
+
+/// How the bytes of a file are to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    /// One JSON value.
+    Json,
+    /// UTF-8 text.
+    Text,
+}
+
+impl FileKind {
+    /// The kind that an extension asks for: JSON if the last suffix is `json`, else text.
+    ///
+    /// `extension` is lower-case and without leading dots, and may have several suffixes: that of
+    /// `pkl.b64` is `b64`.
+    #[must_use]
+    pub fn of_extension(extension: &str) -> Self {
+        match extension.rsplit('.').next() {
+            Some("json") => Self::Json,
+            _ => Self::Text,
+        }
+    }
+}
+
+/// The machine could not write or read a file.
+#[derive(Debug, thiserror::Error)]
+#[error("can't {action}: {source}; see to the disk that holds `ewms-pilot-data`")]
+pub struct FileError {
+    /// What was tried.
+    action: &'static str,
+    source: io::Error,
+}
+
+impl FileError {
+    fn new(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self { action, source }
+    }
+}
+
+/// Why an infile was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum InfileError {
+    /// Data that is not text needs a `.json` infile. The text is the Python pilot's.
+    #[error(
+        "Incoming-message data ('<class '{python_type}'>' type) must be JSON-serializable *and* \
+         use an infile with a '.json' extension (string or bytes data can have any file extension) \
+         for infile"
+    )]
+    NeedsJson {
+        /// What Python calls the data's type.
+        python_type: &'static str,
+    },
+    /// The data is a string that no file can hold.
+    #[error(transparent)]
+    Text(DecodeError),
+    /// The disk is full or broken.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl From<InfileError> for TaskError {
+    fn from(error: InfileError) -> Self {
+        let text = error.to_string();
+        match error {
+            InfileError::NeedsJson { .. } => Self::InvalidDataForInfile(text),
+            InfileError::Text(_) => Self::EventDecode(text),
+            InfileError::File(_) => Self::Os(text),
+        }
+    }
+}
+
+/// Why an outfile was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum OutfileError {
+    /// It is a link, a directory, a pipe, …
+    #[error("task left a {0} in place of its outfile; write a regular file for outfile")]
+    NotAFile(&'static str),
+    /// It has permissions that keep us out.
+    #[error("task left an outfile that its own user may not read; set its permissions for outfile")]
+    NotReadable,
+    /// It would take more memory than is allowed.
+    #[error(
+        "task wrote `{size}` bytes, and at most `{limit}` can be sent; write less, or put the data \
+         where others can fetch it and send its address for outfile"
+    )]
+    TooLarge {
+        /// Its size in bytes.
+        size: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// It is not UTF-8, so no JSON string can carry it.
+    #[error("data is not UTF-8 from byte {at} on; write text, or encode it (base64) for outfile")]
+    NotUtf8 {
+        /// Offset of the first byte that is not.
+        at: usize,
+    },
+    /// It is called `.json` but isn't.
+    #[error("data is not JSON ({0}); write one JSON value, or use another extension for outfile")]
+    NotJson(#[from] SyntaxError),
+    /// The disk is broken.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl From<OutfileError> for TaskError {
+    fn from(error: OutfileError) -> Self {
+        let text = error.to_string();
+        match error {
+            OutfileError::File(_) => Self::Os(text),
+            _ => Self::InvalidDataFromOutfile(text),
+        }
+    }
+}
+
+/// Reads an event that is a file of its own, as a spool directory has it.
+///
+/// # Errors
+/// Those of [`DecodeError`] that are about UTF-8, JSON and surrogates; all the event's own.
+pub fn decode_file(kind: FileKind, content: Vec<u8>) -> Result<Payload, DecodeError> {
+    let mut text =
+        String::from_utf8(content).map_err(|error| DecodeError::NotUtf8(error.utf8_error()))?;
+    match kind {
+        FileKind::Text => Ok(Payload::Text(text)),
+        FileKind::Json => {
+            let value = json::document(&text)?;
+            text.truncate(value.end);
+            text.drain(..value.start);
+            Ok(from_json_value(text.into_bytes())?)
+        }
+    }
+}
+
+/// A result as a file of its own, for a spool directory.
+#[must_use]
+pub fn into_file(payload: Payload) -> (FileKind, Vec<u8>) {
+    match payload {
+        Payload::Text(text) => (FileKind::Text, text.into_bytes()),
+        Payload::Json(value) => (FileKind::Json, value),
+    }
+}
+
+/// Writes a new infile and returns its size in bytes. Text is written as it is, whatever the
+/// extension; any other value needs an extension whose last suffix is `json`.
+///
+/// # Errors
+/// [`InfileError`]; with `NeedsJson` no file was made.
+pub fn write_infile(payload: &Payload, extension: &str, path: &Path) -> Result<u64, InfileError> {
+    let decoded;
+    let content = match payload {
+        Payload::Text(text) => text.as_bytes(),
+        Payload::Json(value) => match python_type(value) {
+            // Only what a task wrote is a string in JSON's clothes; as an event it is its content.
+            "str" => {
+                decoded = json::decode_string(value.trim_ascii().to_vec())
+                    .map_err(|error| InfileError::Text(error.into()))?;
+                decoded.as_bytes()
+            }
+            _ if FileKind::of_extension(extension) == FileKind::Json => value,
+            python_type => return Err(InfileError::NeedsJson { python_type }),
+        },
+    };
+    let mut file = File::create_new(path).map_err(FileError::new("create an infile"))?;
+    file.write_all(content)
+        .map_err(FileError::new("write an infile"))?;
+    Ok(content.len() as u64)
+}
+
+/// Python's name for the type of a JSON value.
+fn python_type(value: &[u8]) -> &'static str {
+    let value = value.trim_ascii();
+    match value.first() {
+        Some(b'{') => "dict",
+        Some(b'[') => "list",
+        Some(b'"') => "str",
+        Some(b't' | b'f') => "bool",
+        Some(b'n') => "NoneType",
+        // `NaN`, `Infinity` and `-Infinity` have an `N` or `I`; an integer has digits alone.
+        _ if value.iter().any(|b| b".eENI".contains(b)) => "float",
+        _ => "int",
+    }
+}
+
+/// Reads a task's outfile; `None` if the task wrote none. The content of a `.json` file is checked
+/// and kept verbatim, any other is text.
+///
+/// # Errors
+/// [`OutfileError`]; all but `File` are the task's.
+pub fn read_outfile(
+    path: &Path,
+    extension: &str,
+    limit_bytes: u64,
+) -> Result<Option<Payload>, OutfileError> {
+    let file = match open_untrusted(path) {
+        Ok(file) => file,
+        Err(error) => return explain_open(path, error),
+    };
+    let metadata = file
+        .metadata()
+        .map_err(FileError::new("look at an outfile"))?;
+    if !metadata.is_file() {
+        return Err(OutfileError::NotAFile(describe(metadata.file_type())));
+    }
+    let text = read_text(file, metadata.len(), limit_bytes)?;
+    Ok(Some(match FileKind::of_extension(extension) {
+        FileKind::Text => Payload::Text(text),
+        FileKind::Json => {
+            json::document(&text)?;
+            Payload::Json(text.into_bytes())
+        }
+    }))
+}
+
+/// A pipe would block until somebody writes, a link leads out of the task's directory.
+fn open_untrusted(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
+        .open(path)
+}
+
+fn explain_open(path: &Path, error: io::Error) -> Result<Option<Payload>, OutfileError> {
+    match error.kind() {
+        io::ErrorKind::NotFound => return Ok(None),
+        io::ErrorKind::PermissionDenied => return Err(OutfileError::NotReadable),
+        _ => {}
+    }
+    // Links (ELOOP) and sockets (ENXIO) can't be opened at all.
+    match path.symlink_metadata() {
+        Ok(metadata) if !metadata.is_file() => {
+            Err(OutfileError::NotAFile(describe(metadata.file_type())))
+        }
+        _ => Err(FileError::new("open an outfile")(error).into()),
+    }
+}
+
+fn describe(file_type: std::fs::FileType) -> &'static str {
+    if file_type.is_symlink() {
+        "symbolic link"
+    } else if file_type.is_dir() {
+        "directory"
+    } else if file_type.is_fifo() {
+        "named pipe"
+    } else if file_type.is_socket() {
+        "socket"
+    } else {
+        "device"
+    }
+}
+
+fn read_text(file: File, size: u64, limit: u64) -> Result<String, OutfileError> {
+    let too_large = |size| OutfileError::TooLarge { size, limit };
+    if size > limit {
+        return Err(too_large(size));
+    }
+    let cannot_read = || FileError::new("read an outfile");
+    let mut content = Vec::new();
+    content
+        .try_reserve_exact(usize::try_from(size).unwrap_or(usize::MAX))
+        .map_err(|error| cannot_read()(error.into()))?;
+    // A process that outlived its task may still be writing.
+    let read = file
+        .take(limit.saturating_add(1))
+        .read_to_end(&mut content)
+        .map_err(cannot_read())?;
+    if read as u64 > limit {
+        return Err(too_large(read as u64));
+    }
+    String::from_utf8(content).map_err(|error| OutfileError::NotUtf8 {
+        at: error.utf8_error().valid_up_to(),
+    })
+}

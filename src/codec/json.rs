@@ -1,0 +1,362 @@
+//! JSON as Python reads it, checked without being understood: where a value starts and ends, and
+//! what a string says. Works on bytes that are already known to be UTF-8; uses nothing of the crate.
+//!
+//! Why not `serde_json`: it rejects `NaN`, `Infinity` and strings with lone surrogates, all of which
+//! Python writes and reads, and its `Value` changes huge integers. Here a value is never taken
+//! apart, so nothing about it can change. Nesting costs a bit a level on the heap and no stack, so
+//! that an event of a million brackets is just an event.
+
+use std::ops::Range;
+
+/// Where a text stops being JSON.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected {expected} at byte {at}")]
+pub struct SyntaxError {
+    /// What would have been right there.
+    pub expected: &'static str,
+    /// Offset from the start of the text.
+    pub at: usize,
+}
+
+/// A JSON string that is no Unicode text, because it holds half of a surrogate pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct LoneSurrogate;
+
+/// Where the two values of a message lie in its text.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Envelope {
+    pub(super) headers: Option<Range<usize>>,
+    pub(super) data: Option<Range<usize>>,
+}
+
+/// Checks that a text is one JSON value with nothing but white space around it; says where it lies.
+pub(super) fn document(text: &str) -> Result<Range<usize>, SyntaxError> {
+    let mut scanner = Scanner::new(text);
+    let value = scanner.value()?;
+    scanner.end()?;
+    Ok(value)
+}
+
+/// Finds `headers` and `data` in the text of a message. Of a repeated key the last one counts, as
+/// in Python.
+pub(super) fn envelope(text: &str) -> Result<Envelope, SyntaxError> {
+    let mut found = Envelope {
+        headers: None,
+        data: None,
+    };
+    let mut scanner = Scanner::new(text);
+    scanner.skip_white_space();
+    scanner.take(b'{', "`{`")?;
+    scanner.skip_white_space();
+    if !scanner.take_if(b'}') {
+        loop {
+            let key = scanner.key()?;
+            let value = scanner.value()?;
+            match decode_string(text.as_bytes()[key].to_vec()).as_deref() {
+                Ok("headers") => found.headers = Some(value),
+                Ok("data") => found.data = Some(value),
+                _ => {}
+            }
+            scanner.skip_white_space();
+            if scanner.take_if(b'}') {
+                break;
+            }
+            scanner.take(b',', "`,` or `}`")?;
+        }
+    }
+    scanner.end()?;
+    Ok(found)
+}
+
+/// What a JSON string says, unescaped in place: a body of hundreds of megabytes is not copied.
+///
+/// `literal` is the string with its quotes, as [`document`] or [`envelope`] found it.
+pub(super) fn decode_string(mut literal: Vec<u8>) -> Result<String, LoneSurrogate> {
+    let closing_quote = literal.len() - 1;
+    let (mut read, mut write) = (1, 0);
+    while read < closing_quote {
+        let rest = &literal[read..closing_quote];
+        let plain = rest.iter().position(|&b| b == b'\\').unwrap_or(rest.len());
+        literal.copy_within(read..read + plain, write);
+        read += plain;
+        write += plain;
+        if read == closing_quote {
+            break;
+        }
+        let (character, length) = unescape(&literal[read..closing_quote])?;
+        // An escape is never shorter than the UTF-8 that it stands for: `write` stays behind `read`.
+        write += character.encode_utf8(&mut literal[write..]).len();
+        read += length;
+    }
+    literal.truncate(write);
+    Ok(String::from_utf8(literal).expect("valid UTF-8 with ASCII escapes replaced by characters"))
+}
+
+/// The character that the escape at the start of `text` stands for, and the escape's length.
+fn unescape(text: &[u8]) -> Result<(char, usize), LoneSurrogate> {
+    let character = match text[1] {
+        b'b' => '\u{8}',
+        b'f' => '\u{c}',
+        b'n' => '\n',
+        b'r' => '\r',
+        b't' => '\t',
+        b'u' => return unescape_unicode(text),
+        other => char::from(other),
+    };
+    Ok((character, 2))
+}
+
+fn unescape_unicode(text: &[u8]) -> Result<(char, usize), LoneSurrogate> {
+    let first = code_unit(text).ok_or(LoneSurrogate)?;
+    if let Some(character) = char::from_u32(u32::from(first)) {
+        return Ok((character, 6));
+    }
+    let second = code_unit(&text[6..]).ok_or(LoneSurrogate)?;
+    match char::decode_utf16([first, second]).next() {
+        Some(Ok(character)) => Ok((character, 12)),
+        _ => Err(LoneSurrogate),
+    }
+}
+
+/// The number in a `\uXXXX` at the start of `text`, if there is one.
+fn code_unit(text: &[u8]) -> Option<u16> {
+    let digits = text.strip_prefix(b"\\u")?.get(..4)?;
+    u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+}
+
+struct Scanner<'a> {
+    text: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Scanner<'a> {
+    fn new(text: &'a str) -> Self {
+        Self {
+            text: text.as_bytes(),
+            at: 0,
+        }
+    }
+
+    fn error(&self, expected: &'static str) -> SyntaxError {
+        SyntaxError {
+            expected,
+            at: self.at,
+        }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.text.get(self.at).copied()
+    }
+
+    fn take_if(&mut self, byte: u8) -> bool {
+        let found = self.peek() == Some(byte);
+        self.at += usize::from(found);
+        found
+    }
+
+    fn take(&mut self, byte: u8, expected: &'static str) -> Result<(), SyntaxError> {
+        if self.take_if(byte) {
+            Ok(())
+        } else {
+            Err(self.error(expected))
+        }
+    }
+
+    fn skip_white_space(&mut self) {
+        while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.peek() {
+            self.at += 1;
+        }
+    }
+
+    fn end(&mut self) -> Result<(), SyntaxError> {
+        self.skip_white_space();
+        match self.peek() {
+            None => Ok(()),
+            Some(_) => Err(self.error("nothing more")),
+        }
+    }
+
+    /// One value of any kind, white space before it skipped.
+    fn value(&mut self) -> Result<Range<usize>, SyntaxError> {
+        self.skip_white_space();
+        let start = self.at;
+        let mut open = Nesting::default();
+        loop {
+            self.skip_white_space();
+            if self.take_if(b'[') {
+                self.skip_white_space();
+                if !self.take_if(b']') {
+                    open.push(Container::Array);
+                    continue;
+                }
+            } else if self.take_if(b'{') {
+                self.skip_white_space();
+                if !self.take_if(b'}') {
+                    self.key()?;
+                    open.push(Container::Object);
+                    continue;
+                }
+            } else {
+                self.scalar()?;
+            }
+            if self.close(&mut open)? {
+                return Ok(start..self.at);
+            }
+        }
+    }
+
+    /// After a value: closes the containers that end here. Whether it was the outermost value; if
+    /// not, the next one is due.
+    fn close(&mut self, open: &mut Nesting) -> Result<bool, SyntaxError> {
+        while let Some(container) = open.last() {
+            self.skip_white_space();
+            match (self.peek(), container) {
+                (Some(b','), Container::Array) => {
+                    self.at += 1;
+                    return Ok(false);
+                }
+                (Some(b','), Container::Object) => {
+                    self.at += 1;
+                    self.key()?;
+                    return Ok(false);
+                }
+                (Some(b']'), Container::Array) | (Some(b'}'), Container::Object) => {
+                    self.at += 1;
+                    open.pop();
+                }
+                (_, Container::Array) => return Err(self.error("`,` or `]`")),
+                (_, Container::Object) => return Err(self.error("`,` or `}`")),
+            }
+        }
+        Ok(true)
+    }
+
+    /// An object's key and the colon after it; returns where the key's string lies.
+    fn key(&mut self) -> Result<Range<usize>, SyntaxError> {
+        self.skip_white_space();
+        let start = self.at;
+        self.take(b'"', "a key in double quotes")?;
+        self.string_after_quote()?;
+        let key = start..self.at;
+        self.skip_white_space();
+        self.take(b':', "`:`")?;
+        Ok(key)
+    }
+
+    fn scalar(&mut self) -> Result<(), SyntaxError> {
+        match self.peek() {
+            Some(b'"') => {
+                self.at += 1;
+                self.string_after_quote()
+            }
+            Some(b'-' | b'0'..=b'9') => self.number(),
+            _ if self.word("null") || self.word("true") || self.word("false") => Ok(()),
+            _ if self.word("NaN") || self.word("Infinity") => Ok(()),
+            _ => Err(self.error("a value")),
+        }
+    }
+
+    fn word(&mut self, word: &str) -> bool {
+        let found = self.text[self.at..].starts_with(word.as_bytes());
+        self.at += if found { word.len() } else { 0 };
+        found
+    }
+
+    fn string_after_quote(&mut self) -> Result<(), SyntaxError> {
+        loop {
+            let rest = &self.text[self.at..];
+            let plain = rest
+                .iter()
+                .position(|&b| b == b'"' || b == b'\\' || b < 0x20);
+            self.at += plain.unwrap_or(rest.len());
+            match self.peek() {
+                Some(b'"') => {
+                    self.at += 1;
+                    return Ok(());
+                }
+                Some(b'\\') => self.escape()?,
+                Some(_) => return Err(self.error("no bare control character in a string")),
+                None => return Err(self.error("the string's closing quote")),
+            }
+        }
+    }
+
+    fn escape(&mut self) -> Result<(), SyntaxError> {
+        let length = match self.text.get(self.at + 1) {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => 2,
+            Some(b'u') => match self.text.get(self.at + 2..self.at + 6) {
+                Some(digits) if digits.iter().all(u8::is_ascii_hexdigit) => 6,
+                _ => return Err(self.error("four hexadecimal digits after `\\u`")),
+            },
+            _ => return Err(self.error("an escape that JSON knows")),
+        };
+        self.at += length;
+        Ok(())
+    }
+
+    fn number(&mut self) -> Result<(), SyntaxError> {
+        if self.take_if(b'-') && self.word("Infinity") {
+            return Ok(());
+        }
+        if !self.take_if(b'0') {
+            self.digits()?;
+        }
+        if self.take_if(b'.') {
+            self.digits()?;
+        }
+        if self.take_if(b'e') || self.take_if(b'E') {
+            let _sign = self.take_if(b'+') || self.take_if(b'-');
+            self.digits()?;
+        }
+        Ok(())
+    }
+
+    fn digits(&mut self) -> Result<(), SyntaxError> {
+        let start = self.at;
+        while let Some(b'0'..=b'9') = self.peek() {
+            self.at += 1;
+        }
+        if self.at == start {
+            return Err(self.error("a digit"));
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Container {
+    Array,
+    Object,
+}
+
+/// The containers that are open, a bit each: 512 MB of brackets take 64 MB.
+#[derive(Debug, Default)]
+struct Nesting {
+    words: Vec<u64>,
+    depth: usize,
+}
+
+impl Nesting {
+    fn push(&mut self, container: Container) {
+        let (word, bit) = (self.depth / 64, self.depth % 64);
+        if word == self.words.len() {
+            self.words.push(0);
+        }
+        self.words[word] &= !(1 << bit);
+        self.words[word] |= u64::from(container == Container::Object) << bit;
+        self.depth += 1;
+    }
+
+    fn pop(&mut self) {
+        self.depth = self.depth.saturating_sub(1);
+    }
+
+    fn last(&self) -> Option<Container> {
+        let top = self.depth.checked_sub(1)?;
+        if self.words[top / 64] >> (top % 64) & 1 == 1 {
+            Some(Container::Object)
+        } else {
+            Some(Container::Array)
+        }
+    }
+}
