@@ -1,12 +1,34 @@
 //! The pilot's settings, read once from the environment and the job's env file, validated as a
 //! whole. Below this module nobody reads an environment variable.
+//!
+//! Here are the types that the rest of the pilot sees. [`variables`] is the one definition of every
+//! variable, for the parser, `--help` and the README; [`load`] turns text into these types.
+
+mod address;
+mod chirp;
+mod cores;
+mod env_json;
+mod envfile;
+mod list;
+mod load;
+mod problem;
+mod queues;
+mod reader;
+pub mod table;
+mod values;
+pub mod variables;
+
+pub use address::AddressError;
+pub use chirp::{ChirpConfig, ChirpDestination};
+pub use envfile::FILE_NAME as ENV_FILE_NAME;
+pub use load::{Environment, load};
+pub use problem::{ConfigErrors, Problem};
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
-
-use std::num::NonZeroU32;
 
 /// A token or password. Printing it in any form gives `***`.
 #[derive(Clone, PartialEq, Eq)]
@@ -81,10 +103,16 @@ pub struct Config {
     pub images: ImagePolicy,
     /// Levels of the log.
     pub log: LogLevels,
+    /// How HTCondor is told what the pilot does; nothing when it isn't.
+    pub chirp: Option<ChirpConfig>,
+    /// What is odd about the settings without being wrong, to be logged once the log is there.
+    pub warnings: Vec<String>,
+    /// Every variable and its value in a form that may be logged; see [`Config::dump`].
+    pub shown: Vec<(&'static str, String)>,
 }
 
 /// One container image and how to run it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ContainerConfig {
     /// The image as the user wrote it.
     pub image: String,
@@ -94,6 +122,19 @@ pub struct ContainerConfig {
     pub env: Vec<(String, String)>,
     /// Wall time after which the container is killed.
     pub timeout: Option<Duration>,
+}
+
+/// Shows the names of the variables only: users pass secrets to their tasks this way.
+impl fmt::Debug for ContainerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.env.iter().map(|(name, _)| name.as_str()).collect();
+        f.debug_struct("ContainerConfig")
+            .field("image", &self.image)
+            .field("args", &self.args)
+            .field("env", &names)
+            .field("timeout", &self.timeout)
+            .finish()
+    }
 }
 
 /// A queue and the broker that holds it.
@@ -206,7 +247,15 @@ impl Config {
     /// held here can't be run by another pilot.
     #[must_use]
     pub fn window(&self) -> NonZeroU32 {
-        let most = self.slots.saturating_mul(NonZeroU32::new(2).unwrap_or(NonZeroU32::MIN));
+        let most = self
+            .slots
+            .saturating_mul(NonZeroU32::new(2).unwrap_or(NonZeroU32::MIN));
         self.prefetch.max(self.slots).min(most)
+    }
+    /// Every variable with its value or default, fit for a log: tokens and passwords are `***`, of
+    /// the variables for containers only the names are there.
+    #[must_use]
+    pub fn dump(&self) -> &[(&'static str, String)] {
+        &self.shown
     }
 }

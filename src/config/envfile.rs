@@ -1,0 +1,382 @@
+//! Reads the env file that the submitting service ships with a job: `export NAME=<quoted>` lines
+//! between `set -x` and `set +x`. It is parsed, never run: what a shell would expand or execute is
+//! an error. Touches the file system to find and read that one file. No text that leaves here holds
+//! a value, since tokens are in it.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::Path;
+
+use super::env_json::is_name;
+use super::load::Environment;
+use super::problem::Problem;
+
+/// The file's name, in the working directory or in HTCondor's scratch directory.
+pub const FILE_NAME: &str = "ewms_htcondor_envfile.sh";
+
+/// Where HTCondor puts a job's files.
+const SCRATCH: &str = "_CONDOR_SCRATCH_DIR";
+
+/// The environment and, where it doesn't have a variable, the env file's. What is wrong with the
+/// file is added to `problems`; no file is fine.
+pub(super) fn merge(
+    environment: &Environment,
+    cwd: &Path,
+    problems: &mut Vec<Problem>,
+) -> Environment {
+    let mut merged = environment.clone();
+    let scratch = environment.get(OsStr::new(SCRATCH)).map(Path::new);
+    for directory in [Some(cwd), scratch].into_iter().flatten() {
+        let path = directory.join(FILE_NAME);
+        let file = path.display().to_string();
+        let unreadable = |reason: String| Problem::UnreadableEnvFile {
+            file: file.clone(),
+            reason,
+        };
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                continue;
+            }
+            Err(error) => {
+                problems.push(unreadable(format!(
+                    "{error}; make it readable or remove it"
+                )));
+                break;
+            }
+        };
+        let Ok(text) = String::from_utf8(bytes) else {
+            problems.push(unreadable(
+                "it is not UTF-8 text; write it again or remove it".to_owned(),
+            ));
+            break;
+        };
+        let mut exported = Environment::new();
+        for command in commands(&text) {
+            match command.assignment() {
+                Ok(None) => {}
+                Ok(Some((name, value))) => {
+                    exported.insert(OsString::from(name), OsString::from(value));
+                }
+                Err(advice) => {
+                    problems.push(Problem::EnvFile {
+                        file: file.clone(),
+                        line: command.line,
+                        advice,
+                    });
+                }
+            }
+        }
+        for (name, value) in exported {
+            merged.entry(name).or_insert(value);
+        }
+        break;
+    }
+    merged
+}
+
+/// One command of the file, which may span lines inside of quotes.
+#[derive(Debug, Default)]
+struct Command {
+    line: usize,
+    text: String,
+    flaw: Option<Flaw>,
+}
+
+/// What keeps a command from being a plain assignment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flaw {
+    /// A shell would do something at this character.
+    Special(char),
+    /// The file ends inside of quotes.
+    OpenQuote,
+}
+
+impl Command {
+    /// Whether the next character starts a word: not after a blank that a backslash made part of one.
+    fn between_words(&self) -> bool {
+        let text = &self.text;
+        text.is_empty() || (text.ends_with([' ', '\t']) && !text[..text.len() - 1].ends_with('\\'))
+    }
+
+    /// The variable that the command exports, or nothing when it does nothing.
+    fn assignment(&self) -> Result<Option<(String, String)>, String> {
+        match self.flaw {
+            Some(Flaw::OpenQuote) => {
+                return Err("a quote that is opened here is never closed".to_owned());
+            }
+            Some(Flaw::Special('\r')) => {
+                return Err(
+                    "the line ends as on Windows: write the file with Unix line ends".to_owned(),
+                );
+            }
+            Some(Flaw::Special(c)) => {
+                return Err(format!(
+                    "`{}` would be expanded or run by a shell, which this file never meets: put the \
+                     value between single quotes",
+                    c.escape_debug()
+                ));
+            }
+            None => {}
+        }
+        let expected =
+            || Err("expected `export NAME='value'`, `set -x`, `set +x` or a comment".to_owned());
+        let Ok(words) = shell_words::split(&self.text) else {
+            return expected();
+        };
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        match words[..] {
+            [] | ["set", "-x" | "+x"] => Ok(None),
+            ["export", assignment] => match assignment.split_once('=') {
+                Some((name, _)) if !is_name(name) => Err(
+                    "the name of the variable is none: use ASCII letters, digits and `_`"
+                        .to_owned(),
+                ),
+                Some((name, value)) if value.contains('\0') => {
+                    Err(format!("the value of `{name}` has a zero byte in it"))
+                }
+                Some((name, value)) => Ok(Some((name.to_owned(), value.to_owned()))),
+                None => expected(),
+            },
+            ["export", _, ..] => Err(
+                "one `export` sets one variable; put a value with spaces between quotes".to_owned(),
+            ),
+            _ => expected(),
+        }
+    }
+}
+
+/// Where in the quoting a character stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Quoting {
+    Bare,
+    Single,
+    Double,
+}
+
+/// Cuts the text into commands at the line ends that stand outside of quotes.
+fn commands(text: &str) -> Vec<Command> {
+    let mut commands = Vec::new();
+    let mut command = Command {
+        line: 1,
+        ..Command::default()
+    };
+    let mut quoting = Quoting::Bare;
+    let mut line = 1;
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        line += usize::from(c == '\n');
+        match (quoting, c) {
+            (Quoting::Bare, '\n') => {
+                let next = Command {
+                    line,
+                    ..Command::default()
+                };
+                commands.push(std::mem::replace(&mut command, next));
+                continue;
+            }
+            (Quoting::Bare, '#') if command.between_words() => {
+                while rest.next_if(|&c| c != '\n').is_some() {}
+                continue;
+            }
+            (Quoting::Bare, '\'') => quoting = Quoting::Single,
+            (Quoting::Bare, '"') => quoting = Quoting::Double,
+            (Quoting::Single, '\'') | (Quoting::Double, '"') => quoting = Quoting::Bare,
+            (Quoting::Bare | Quoting::Double, '\\') => {
+                command.text.push(c);
+                let Some(escaped) = rest.next() else { break };
+                line += usize::from(escaped == '\n');
+                command.text.push(escaped);
+                continue;
+            }
+            (Quoting::Bare, _) if !is_plain(c) => special(&mut command, c),
+            (Quoting::Double, '$' | '`') => special(&mut command, c),
+            _ => {}
+        }
+        command.text.push(c);
+    }
+    if quoting != Quoting::Bare {
+        command.flaw = Some(Flaw::OpenQuote);
+    }
+    commands.push(command);
+    commands
+}
+
+fn special(command: &mut Command, c: char) {
+    command.flaw.get_or_insert(Flaw::Special(c));
+}
+
+/// What Python's `shlex.quote` leaves without quotes, and blanks.
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || " \t@%+=:,./_-".contains(c)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Variables = Vec<(String, String)>;
+    type Problems = Vec<(usize, String)>;
+
+    fn read(text: &str) -> (Variables, Problems) {
+        let mut variables = Vec::new();
+        let mut problems = Vec::new();
+        for command in commands(text) {
+            match command.assignment() {
+                Ok(variable) => variables.extend(variable),
+                Err(advice) => problems.push((command.line, advice)),
+            }
+        }
+        (variables, problems)
+    }
+
+    fn value(text: &str) -> String {
+        let (variables, problems) = read(text);
+        assert_eq!(problems, [], "{text}");
+        assert_eq!(variables.len(), 1, "{text}");
+        variables[0].1.clone()
+    }
+
+    #[test]
+    fn what_the_service_writes_is_read() {
+        let text = "#!/bin/sh\nset -x\n\nexport A=plain/text-1\nexport B='with \"spaces\"'\n\
+                    export C=''\n  # a remark with $HOME and 'quote\nexport D=1 # more\nset +x\n";
+        let (variables, problems) = read(text);
+        assert_eq!(problems, []);
+        let variables: Vec<(&str, &str)> = variables.iter().map(|(n, v)| (&**n, &**v)).collect();
+        assert_eq!(
+            variables,
+            [
+                ("A", "plain/text-1"),
+                ("B", "with \"spaces\""),
+                ("C", ""),
+                ("D", "1")
+            ]
+        );
+    }
+
+    #[test]
+    fn quoting_is_the_shells() {
+        assert_eq!(value(r#"export A='it'"'"'s $HOME `x`'"#), "it's $HOME `x`");
+        assert_eq!(value(r#"export A="a\$b\"c\\d\e""#), r#"a$b"c\d\e"#);
+        assert_eq!(value(r"export A=a\ b\'c"), "a b'c");
+        assert_eq!(value("export A='x # y' # z"), "x # y");
+        assert_eq!(value("export A=b=c"), "b=c");
+        assert_eq!(value("export A=''"), "");
+    }
+
+    #[test]
+    fn values_span_lines() {
+        let (variables, problems) =
+            read("export A='import x\n\nexport B=$(no)\n'\nexport C=d\\\ne\nbad\n");
+        assert_eq!(variables[0].1, "import x\n\nexport B=$(no)\n");
+        assert_eq!(variables[1].1, "de");
+        assert_eq!(problems.len(), 1);
+        assert_eq!(problems[0].0, 7);
+    }
+
+    #[test]
+    fn what_a_shell_would_do_is_an_error_and_not_done() {
+        for text in [
+            "export A=$(touch x)",
+            "export A=`touch x`",
+            "export A=\"$HOME\"",
+            "export A=\"`x`\"",
+            "export A=$B",
+            "export A=~/x",
+            "export A=*",
+            "export A=a;touch x",
+            "export A=a|b",
+            "export A=a & b",
+            "export A=x>y",
+            "export A={1,2}",
+            r"export A=\ #b",
+            "export A=b#c",
+            "export A=$'x'",
+            "(export A=1)",
+        ] {
+            let (variables, problems) = read(text);
+            assert_eq!(variables, [], "{text}");
+            assert!(problems[0].1.contains("by a shell"), "{text}: {problems:?}");
+        }
+    }
+
+    #[test]
+    fn other_lines_are_errors_without_their_content() {
+        for text in [
+            "A=hidden",
+            "export hidden",
+            "export A=hidden hidden",
+            "export 1A=hidden",
+            "source hidden",
+            "set -e",
+            "unset hidden",
+            "export",
+            "export -n A=hidden",
+            "export A='hidden",
+            "export A=hidden\r",
+        ] {
+            let (variables, problems) = read(&format!("set -x\n{text}"));
+            assert_eq!(variables, [], "{text}");
+            assert_eq!(problems.len(), 1, "{text}");
+            assert_eq!(problems[0].0, 2, "{text}");
+            assert!(!problems[0].1.contains("hidden"), "{problems:?}");
+        }
+    }
+
+    fn environment(pairs: &[(&str, &str)]) -> Environment {
+        pairs
+            .iter()
+            .map(|(name, value)| (name.into(), value.into()))
+            .collect()
+    }
+
+    #[test]
+    fn variables_already_set_win_over_the_file() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        std::fs::write(
+            directory.path().join(FILE_NAME),
+            "export A=file\nexport B=1\nexport B=2\n",
+        )
+        .expect("written");
+        let mut problems = Vec::new();
+        let merged = merge(
+            &environment(&[("A", "set")]),
+            directory.path(),
+            &mut problems,
+        );
+        assert_eq!(problems, []);
+        assert_eq!(merged, environment(&[("A", "set"), ("B", "2")]));
+    }
+
+    #[test]
+    fn the_scratch_directory_is_looked_at_when_the_working_directory_has_no_file() {
+        let scratch = tempfile::tempdir().expect("a temporary directory");
+        let cwd = tempfile::tempdir().expect("a temporary directory");
+        std::fs::write(scratch.path().join(FILE_NAME), "export A=scratch\n").expect("written");
+        let mut base = Environment::new();
+        base.insert(SCRATCH.into(), scratch.path().into());
+        let a =
+            |base: &Environment| merge(base, cwd.path(), &mut Vec::new()).remove(OsStr::new("A"));
+        assert_eq!(a(&base), Some("scratch".into()));
+        std::fs::write(cwd.path().join(FILE_NAME), "export A=cwd\n").expect("written");
+        assert_eq!(a(&base), Some("cwd".into()));
+    }
+
+    #[test]
+    fn a_file_that_is_no_text_is_a_problem() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        std::fs::write(directory.path().join(FILE_NAME), b"export A='\xff'\n").expect("written");
+        let mut problems = Vec::new();
+        merge(&Environment::new(), directory.path(), &mut problems);
+        assert!(
+            problems[0].to_string().contains("not UTF-8"),
+            "{problems:?}"
+        );
+    }
+}

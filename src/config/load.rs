@@ -1,0 +1,291 @@
+//! Makes a [`Config`] of the environment: reads every variable, whatever was wrong with the ones
+//! before, and checks what concerns more than one of them. Touches the file system only to read the
+//! env file and HTCondor's machine ad.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::time::Duration;
+
+use super::chirp::{ChirpConfig, DESTINATIONS};
+use super::problem::{ConfigErrors, Lacking, Problem, one_line};
+use super::queues::{INCOMING, OUTGOING, queue};
+use super::reader::{Reader, shown};
+use super::variables::{self as var, ALL, Otherwise, Variable};
+use super::{
+    Config, ContainerConfig, DumpOutput, ImagePolicy, KeepFiles, LogLevels, OnTaskError, Verbosity,
+    cores, envfile, values,
+};
+
+/// A process's environment.
+pub type Environment = BTreeMap<OsString, OsString>;
+
+/// What every name of a variable of ours starts with, an optional `_` aside.
+const PREFIX: &str = "EWMS_PILOT_";
+
+/// Reads the settings from the environment and the job's env file. Relative paths start at `cwd`,
+/// which is absolute.
+///
+/// # Errors
+/// Everything that is wrong with them, at once.
+pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigErrors> {
+    let mut problems = Vec::new();
+    let environment = envfile::merge(environment, cwd, &mut problems);
+    let mut reader = Reader::new(&environment, problems);
+    let mut warnings = unknown_variables(&environment);
+
+    let task = task(&mut reader, &mut warnings);
+    let init = init(&mut reader, &mut warnings);
+    let incoming = queue(&mut reader, &INCOMING, cwd);
+    let outgoing = queue(&mut reader, &OUTGOING, cwd);
+    let data_parent = reader.directory(&var::DATA_DIR_PARENT, cwd);
+    let infile_ext = reader.suffix(&var::INFILE_EXT);
+    let outfile_ext = reader.suffix(&var::OUTFILE_EXT);
+    let prefetch = reader.count(&var::PREFETCH);
+    let first = reader.seconds(&var::TIMEOUT_FIRST);
+    let idle = reader.seconds(&var::TIMEOUT_INCOMING).unwrap_or_default();
+    let external_directories = reader.directories(&var::EXTERNAL_DIRECTORIES);
+    let slots = reader.cores(&var::MAX_CONCURRENT_TASKS);
+    let on_task_error = on_task_error(&mut reader);
+    let keep_files = if reader.boolean(&var::KEEP_ALL_TASK_FILES) {
+        KeepFiles::All
+    } else {
+        KeepFiles::Failed
+    };
+    let dump_output = if reader.boolean(&var::DUMP_TASK_OUTPUT) {
+        DumpOutput::All
+    } else {
+        DumpOutput::Failed
+    };
+    let kill_grace = reader.duration(&var::KILL_GRACE);
+    let quarantine = quarantine(&mut reader);
+    let log = LogLevels {
+        own: reader.level(&var::CL_LOG),
+        third_party: reader.level(&var::CL_LOG_THIRD_PARTY),
+    };
+    let verbosity = if reader.boolean(&var::CONTAINER_DEBUG) {
+        Verbosity::Debug
+    } else {
+        Verbosity::Normal
+    };
+    let chirp = chirp(&mut reader);
+    platform(&mut reader);
+    let images = images(&mut reader, cwd);
+
+    let (task, incoming, outgoing) = match (task, incoming, outgoing) {
+        (Some(task), Some(incoming), Some(outgoing)) if reader.problems.is_empty() => {
+            (task, incoming, outgoing)
+        }
+        _ => return Err(ConfigErrors::new(reader.problems, lacking(&environment))),
+    };
+    let slots = slots.map_or_else(|| cores::allotted(&environment), at_least_one);
+    Ok(Config {
+        task,
+        init,
+        incoming,
+        outgoing,
+        data_parent,
+        infile_ext,
+        outfile_ext,
+        prefetch: prefetch.map_or(NonZeroU32::MIN, at_least_one),
+        slots,
+        first_event_timeout: first.unwrap_or(idle),
+        idle_timeout: idle,
+        external_directories,
+        on_task_error,
+        quarantine,
+        kill_grace,
+        keep_files,
+        dump_output,
+        verbosity,
+        images,
+        log,
+        chirp,
+        warnings,
+        shown: dump(&environment, slots),
+    })
+}
+
+fn task(reader: &mut Reader<'_>, warnings: &mut Vec<String>) -> Option<ContainerConfig> {
+    let image = reader.required(&var::TASK_IMAGE).map(str::to_owned);
+    let args = reader.text(&var::TASK_ARGS);
+    let env = reader.env_json(&var::TASK_ENV_JSON);
+    let timeout = task_timeout(reader, warnings);
+    Some(ContainerConfig {
+        image: image?,
+        args,
+        env,
+        timeout,
+    })
+}
+
+/// The old variable counts only when the new one isn't set, and, as in the Python pilot, not when
+/// it is empty.
+fn task_timeout(reader: &mut Reader<'_>, warnings: &mut Vec<String>) -> Option<Duration> {
+    let (new, old) = (&var::TASK_TIMEOUT, &var::SUBPROC_TIMEOUT);
+    if reader.set(old).is_none_or(str::is_empty) {
+        return reader.seconds(new);
+    }
+    if reader.set(new).is_some() {
+        warnings.push(format!(
+            "`{}` is ignored, since `{}` is set",
+            old.name, new.name
+        ));
+        return reader.seconds(new);
+    }
+    warnings.push(format!(
+        "`{}` is an old name: set `{}` instead",
+        old.name, new.name
+    ));
+    reader.seconds(old)
+}
+
+fn init(reader: &mut Reader<'_>, warnings: &mut Vec<String>) -> Option<ContainerConfig> {
+    let image = reader.text(&var::INIT_IMAGE);
+    let args = reader.text(&var::INIT_ARGS);
+    let env = reader.env_json(&var::INIT_ENV_JSON);
+    let timeout = reader.seconds(&var::INIT_TIMEOUT);
+    if image.is_empty() {
+        if !args.is_empty() || !env.is_empty() {
+            warnings.push(format!(
+                "`{}` is not set, so no init container runs, though it has arguments or variables",
+                var::INIT_IMAGE.name
+            ));
+        }
+        return None;
+    }
+    Some(ContainerConfig {
+        image,
+        args,
+        env,
+        timeout,
+    })
+}
+
+fn on_task_error(reader: &mut Reader<'_>) -> OnTaskError {
+    let except = reader.list(&var::OKAY_ERRORS).into_iter().collect();
+    if reader.boolean(&var::STOP_LISTENING) {
+        OnTaskError::StopListening { except }
+    } else {
+        OnTaskError::Continue
+    }
+}
+
+/// A pilot that goes on after failures has no fatal end that a quarantine could follow: whoever
+/// sets both means something else.
+fn quarantine(reader: &mut Reader<'_>) -> Duration {
+    let quarantine = reader.seconds(&var::QUARANTINE_TIME).unwrap_or_default();
+    let goes_on = reader.set(&var::STOP_LISTENING).and_then(values::boolean) == Some(false);
+    if goes_on && !quarantine.is_zero() {
+        reader.problems.push(Problem::Conflict(format!(
+            "`{}` is `{}` while `{}` is false: a pilot that goes on after an error has no quarantine, \
+             set one of them only",
+            var::QUARANTINE_TIME.name,
+            quarantine.as_secs(),
+            var::STOP_LISTENING.name
+        )));
+    }
+    quarantine
+}
+
+fn chirp(reader: &mut Reader<'_>) -> Option<ChirpConfig> {
+    let enabled = reader.boolean(&var::HTCHIRP);
+    let destination = reader.choice(&var::HTCHIRP_DEST, &DESTINATIONS)?;
+    let interval = reader.duration(&var::HTCHIRP_INTERVAL);
+    enabled.then_some(ChirpConfig {
+        destination,
+        interval,
+    })
+}
+
+fn platform(reader: &mut Reader<'_>) {
+    let text = reader.text(&var::CONTAINER_PLATFORM);
+    if text.to_lowercase() != "apptainer" {
+        let advice =
+            "this pilot is Apptainer-native: leave the variable out, or set it to `apptainer`";
+        reader.refuse(&var::CONTAINER_PLATFORM, &text, advice);
+    }
+}
+
+fn images(reader: &mut Reader<'_>, cwd: &Path) -> ImagePolicy {
+    let workdir = reader.directory(&var::BUILD_WORKDIR, cwd);
+    if reader.boolean(&var::DIRECTORY_MUST_BE_PRESENT) {
+        ImagePolicy::DirectoryOnly
+    } else {
+        ImagePolicy::Convert { workdir }
+    }
+}
+
+fn at_least_one(number: u16) -> NonZeroU32 {
+    NonZeroU32::new(u32::from(number)).unwrap_or(NonZeroU32::MIN)
+}
+
+/// Which of the settings with a well-known error is missing.
+fn lacking(environment: &Environment) -> Lacking {
+    let missing = |variable: &Variable| {
+        environment
+            .get(&OsString::from(variable.name))
+            .is_none_or(|value| value.is_empty())
+    };
+    if missing(&var::TASK_IMAGE) {
+        Lacking::TaskImage
+    } else if missing(&var::QUEUE_INCOMING) || missing(&var::QUEUE_OUTGOING) {
+        Lacking::Queues
+    } else {
+        Lacking::Nothing
+    }
+}
+
+fn dump(environment: &Environment, slots: NonZeroU32) -> Vec<(&'static str, String)> {
+    ALL.iter()
+        .map(|&variable| {
+            let value = environment
+                .get(&OsString::from(variable.name))
+                .and_then(|value| value.to_str());
+            let text = match (value, variable.otherwise) {
+                (Some("auto"), _) if variable.name == var::MAX_CONCURRENT_TASKS.name => {
+                    format!("auto ({slots})")
+                }
+                (Some(value), _) => shown(variable, value),
+                (None, Otherwise::Default(text)) => text.to_owned(),
+                (None, otherwise) => otherwise.shown(),
+            };
+            (variable.name, text)
+        })
+        .collect()
+}
+
+/// A warning for each variable that looks like ours and isn't: most are misspelt.
+fn unknown_variables(environment: &Environment) -> Vec<String> {
+    let bare = |name: &str| {
+        name.trim_start_matches('_')
+            .strip_prefix(PREFIX)
+            .map(str::to_owned)
+    };
+    let mut warnings = Vec::new();
+    for name in environment.keys().map(|name| name.to_string_lossy()) {
+        let Some(rest) = bare(&name) else { continue };
+        if ALL.iter().any(|variable| variable.name == name) {
+            continue;
+        }
+        let nearest = ALL
+            .iter()
+            .filter_map(|variable| {
+                let distance = strsim::damerau_levenshtein(&rest, &bare(variable.name)?);
+                Some((distance, variable.name))
+            })
+            .min_by_key(|&(distance, _)| distance)
+            .filter(|&(distance, _)| distance <= 2.max(rest.len() / 3));
+        let help = nearest.map_or(String::new(), |(_, name)| format!("; is `{name}` meant?"));
+        warnings.push(format!(
+            "`{}` is no variable of this pilot and has no effect{help}",
+            one_line(&name)
+        ));
+    }
+    warnings
+}
+
+#[cfg(test)]
+#[path = "load_tests/mod.rs"]
+mod tests;

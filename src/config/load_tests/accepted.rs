@@ -1,0 +1,348 @@
+//! What the pilot makes of an environment that it accepts, and what it shows of it.
+
+use tracing::level_filters::LevelFilter;
+
+use super::*;
+use crate::config::{BrokerConfig, ChirpDestination, ENV_FILE_NAME, Transport};
+
+fn seconds(number: u64) -> Duration {
+    Duration::from_secs(number)
+}
+
+#[test]
+fn defaults_are_those_of_the_table() {
+    let config = read(&[]);
+    assert_eq!(config.task.image, "/images/task");
+    assert_eq!(config.task.args, "");
+    assert!(config.task.env.is_empty());
+    assert_eq!(config.task.timeout, None);
+    assert!(config.init.is_none());
+    assert_eq!(config.data_parent, Path::new(CWD));
+    assert_eq!((&*config.infile_ext, &*config.outfile_ext), ("in", "out"));
+    assert_eq!((config.prefetch.get(), config.slots.get()), (1, 1));
+    assert_eq!(
+        (config.first_event_timeout, config.idle_timeout),
+        (seconds(1), seconds(1))
+    );
+    assert!(config.external_directories.is_empty());
+    assert_eq!(
+        config.on_task_error,
+        OnTaskError::StopListening { except: [].into() }
+    );
+    assert_eq!(config.quarantine, Duration::ZERO);
+    assert_eq!(config.kill_grace, seconds(10));
+    assert_eq!(config.keep_files, KeepFiles::Failed);
+    assert_eq!(config.dump_output, DumpOutput::Failed);
+    assert_eq!(config.verbosity, Verbosity::Normal);
+    assert_eq!(config.images, ImagePolicy::DirectoryOnly);
+    assert_eq!(
+        config.log,
+        LogLevels {
+            own: LevelFilter::INFO,
+            third_party: LevelFilter::WARN
+        }
+    );
+    assert_eq!(config.chirp, None);
+    assert!(config.warnings.is_empty());
+    let BrokerConfig::RabbitMq(address) = config.incoming.broker else {
+        panic!("is RabbitMQ")
+    };
+    assert_eq!((&*address.host, address.port), ("localhost", 5672));
+}
+
+#[test]
+#[expect(
+    clippy::too_many_lines,
+    reason = "one environment with everything in it, and every field of its result"
+)]
+fn every_variable_has_its_effect() {
+    let config = read(&[
+        ("EWMS_PILOT_TASK_ARGS", "cp {{INFILE}} {{OUTFILE}} "),
+        ("EWMS_PILOT_TASK_ENV_JSON", r#"{"B": 1, "A": "x"}"#),
+        ("EWMS_PILOT_TASK_TIMEOUT", " 1_000 "),
+        ("EWMS_PILOT_INIT_IMAGE", "i"),
+        ("EWMS_PILOT_INIT_ARGS", "a"),
+        ("EWMS_PILOT_INIT_ENV_JSON", r#"{"C": true}"#),
+        ("EWMS_PILOT_INIT_TIMEOUT", "7"),
+        ("EWMS_PILOT_QUEUE_INCOMING_AUTH_TOKEN", "tok"),
+        (
+            "EWMS_PILOT_QUEUE_INCOMING_BROKER_ADDRESS",
+            "amqps://Me:pw@Host/v",
+        ),
+        ("EWMS_PILOT_QUEUE_OUTGOING_BROKER_TYPE", "spool"),
+        ("EWMS_PILOT_QUEUE_OUTGOING_BROKER_ADDRESS", "spool/dir"),
+        ("EWMS_PILOT_DATA_DIR_PARENT_PATH_ON_HOST", "data"),
+        ("EWMS_PILOT_INFILE_EXT", "..JSON"),
+        ("EWMS_PILOT_OUTFILE_EXT", "pkl.b64"),
+        ("EWMS_PILOT_PREFETCH", "3"),
+        ("EWMS_PILOT_TIMEOUT_QUEUE_WAIT_FOR_FIRST_MESSAGE", "60"),
+        ("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "5"),
+        ("EWMS_PILOT_EXTERNAL_DIRECTORIES", "/a,,/b c, /d ,"),
+        ("EWMS_PILOT_MAX_CONCURRENT_TASKS", "4"),
+        ("EWMS_PILOT_OKAY_ERRORS", "['TimeoutError', 'X']"),
+        ("EWMS_PILOT_KEEP_ALL_TASK_FILES", "yes"),
+        ("EWMS_PILOT_DUMP_TASK_OUTPUT", "On"),
+        ("EWMS_PILOT_KILL_GRACE", "2.5"),
+        ("EWMS_PILOT_QUARANTINE_TIME", "30"),
+        ("EWMS_PILOT_CL_LOG", "debug"),
+        ("EWMS_PILOT_CL_LOG_THIRD_PARTY", "CRITICAL"),
+        ("EWMS_PILOT_CONTAINER_DEBUG", "1"),
+        ("EWMS_PILOT_HTCHIRP", "t"),
+        ("EWMS_PILOT_HTCHIRP_DEST", "JOB_EVENT_LOG"),
+        ("EWMS_PILOT_HTCHIRP_RATELIMIT_INTERVAL", "1e2"),
+        ("_EWMS_PILOT_CONTAINER_PLATFORM", "Apptainer"),
+        ("_EWMS_PILOT_APPTAINER_BUILD_WORKDIR", "/big"),
+        (
+            "_EWMS_PILOT_APPTAINER_IMAGE_DIRECTORY_MUST_BE_PRESENT",
+            "False",
+        ),
+    ]);
+    assert_eq!(config.task.args, "cp {{INFILE}} {{OUTFILE}} ");
+    assert_eq!(
+        config.task.env,
+        [
+            ("B".to_owned(), "1".to_owned()),
+            ("A".to_owned(), "x".to_owned())
+        ]
+    );
+    assert_eq!(config.task.timeout, Some(seconds(1000)));
+    let init = config.init.as_ref().expect("an init container");
+    assert_eq!(
+        (&*init.image, &*init.args, init.timeout),
+        ("i", "a", Some(seconds(7)))
+    );
+    assert_eq!(init.env, [("C".to_owned(), "True".to_owned())]);
+    let BrokerConfig::RabbitMq(address) = &config.incoming.broker else {
+        panic!("is RabbitMQ")
+    };
+    assert_eq!(
+        (address.transport, &*address.host, &*address.user),
+        (Transport::Tls, "host", "Me")
+    );
+    assert_eq!(address.password.reveal(), "tok");
+    let BrokerConfig::Spool(directory) = &config.outgoing.broker else {
+        panic!("is a spool")
+    };
+    assert_eq!(directory, Path::new("/job/scratch/spool/dir"));
+    assert_eq!(config.data_parent, Path::new("/job/scratch/data"));
+    assert_eq!(
+        (&*config.infile_ext, &*config.outfile_ext),
+        ("json", "pkl.b64")
+    );
+    assert_eq!((config.prefetch.get(), config.slots.get()), (3, 4));
+    assert_eq!(
+        (config.first_event_timeout, config.idle_timeout),
+        (seconds(60), seconds(5))
+    );
+    assert_eq!(
+        config.external_directories,
+        ["/a", "/b c", "/d"].map(Path::new)
+    );
+    let except = ["TimeoutError".to_owned(), "X".to_owned()].into();
+    assert_eq!(config.on_task_error, OnTaskError::StopListening { except });
+    assert_eq!(config.quarantine, seconds(30));
+    assert_eq!(config.kill_grace, Duration::from_millis(2500));
+    assert_eq!(config.keep_files, KeepFiles::All);
+    assert_eq!(config.dump_output, DumpOutput::All);
+    assert_eq!(config.verbosity, Verbosity::Debug);
+    assert_eq!(
+        config.images,
+        ImagePolicy::Convert {
+            workdir: "/big".into()
+        }
+    );
+    assert_eq!(
+        config.log,
+        LogLevels {
+            own: LevelFilter::DEBUG,
+            third_party: LevelFilter::ERROR
+        }
+    );
+    let chirp = ChirpConfig {
+        destination: ChirpDestination::JobEventLog,
+        interval: seconds(100),
+    };
+    assert_eq!(config.chirp, Some(chirp));
+    assert!(config.warnings.is_empty());
+}
+
+#[test]
+fn stop_listening_false_means_continue() {
+    let config = read(&[
+        ("EWMS_PILOT_STOP_LISTENING_ON_TASK_ERROR", "no"),
+        ("EWMS_PILOT_QUARANTINE_TIME", "0"),
+    ]);
+    assert_eq!(config.on_task_error, OnTaskError::Continue);
+}
+
+#[test]
+fn the_first_event_may_take_as_long_as_others() {
+    assert_eq!(
+        read(&[("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "9")]).first_event_timeout,
+        seconds(9)
+    );
+}
+
+#[test]
+fn a_semicolon_in_a_token_or_password_is_no_list() {
+    read(&[("EWMS_PILOT_QUEUE_INCOMING_AUTH_TOKEN", "a;b")]);
+    read(&[("EWMS_PILOT_QUEUE_INCOMING_BROKER_ADDRESS", "me:p;w@x")]);
+}
+
+#[test]
+fn the_old_timeout_is_used_with_a_warning() {
+    let config = read(&[("EWMS_PILOT_SUBPROC_TIMEOUT", "5")]);
+    assert_eq!(config.task.timeout, Some(seconds(5)));
+    assert!(
+        config.warnings[0].contains("set `EWMS_PILOT_TASK_TIMEOUT` instead"),
+        "{:?}",
+        config.warnings
+    );
+    let config = read(&[
+        ("EWMS_PILOT_SUBPROC_TIMEOUT", "5"),
+        ("EWMS_PILOT_TASK_TIMEOUT", "6"),
+    ]);
+    assert_eq!(config.task.timeout, Some(seconds(6)));
+    assert!(
+        config.warnings[0].contains("is ignored"),
+        "{:?}",
+        config.warnings
+    );
+    let config = read(&[("EWMS_PILOT_SUBPROC_TIMEOUT", "")]);
+    assert_eq!((config.task.timeout, config.warnings.len()), (None, 0));
+}
+
+#[test]
+fn a_misspelt_variable_is_a_warning_with_the_nearest_name() {
+    let config = read(&[
+        ("EWMS_PILOT_PREFECH", "5"),
+        ("EWMS_PILOT_CONTAINER_PLATFORM", "apptainer"),
+        ("EWMS_PILOT_SOMETHING_ELSE_ALTOGETHER", "1"),
+        ("EWMS_OTHER", "1"),
+    ]);
+    let [platform, prefetch, other] = &config.warnings[..] else {
+        panic!("{:?}", config.warnings)
+    };
+    assert!(
+        prefetch.ends_with("is `EWMS_PILOT_PREFETCH` meant?"),
+        "{prefetch}"
+    );
+    assert!(
+        platform.ends_with("is `_EWMS_PILOT_CONTAINER_PLATFORM` meant?"),
+        "{platform}"
+    );
+    assert!(other.ends_with("has no effect"), "{other}");
+}
+
+#[test]
+fn init_settings_without_an_image_are_a_warning() {
+    assert!(read(&[("EWMS_PILOT_INIT_ARGS", "x")]).warnings[0].contains("EWMS_PILOT_INIT_IMAGE"));
+}
+
+#[test]
+fn auto_takes_the_cores_that_were_allotted() {
+    let config = read(&[
+        ("EWMS_PILOT_MAX_CONCURRENT_TASKS", "auto"),
+        ("OMP_NUM_THREADS", "6"),
+    ]);
+    assert_eq!(config.slots.get(), 6);
+    assert!(
+        config
+            .dump()
+            .contains(&("EWMS_PILOT_MAX_CONCURRENT_TASKS", "auto (6)".to_owned()))
+    );
+}
+
+#[test]
+fn the_env_file_is_read_and_its_problems_are_told_with_the_others() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join(ENV_FILE_NAME);
+    std::fs::write(
+        &file,
+        "set -x\nexport EWMS_PILOT_TASK_ARGS='a\nb'\nexport EWMS_PILOT_PREFETCH=3\nset +x\n",
+    )
+    .expect("written");
+    let base = environment(&[("EWMS_PILOT_PREFETCH", "2")]);
+    let config = load(&base, directory.path()).expect("a configuration");
+    assert_eq!((&*config.task.args, config.prefetch.get()), ("a\nb", 2));
+
+    std::fs::write(
+        &file,
+        "export EWMS_PILOT_QUEUE_INCOMING_AUTH_TOKEN=$(cat hunter2)\n",
+    )
+    .expect("written");
+    let base = environment(&[("EWMS_PILOT_PREFETCH", "0")]);
+    let text = load(&base, directory.path())
+        .expect_err("two problems")
+        .to_string();
+    assert!(
+        text.lines()
+            .next()
+            .is_some_and(|line| line.contains("envfile.sh`, line 1: ")),
+        "{text}"
+    );
+    assert!(
+        !text.contains("hunter2") && text.lines().count() == 3,
+        "{text}"
+    );
+}
+
+#[test]
+fn no_secret_is_in_dump_debug_or_problems() {
+    let secrets = [
+        ("EWMS_PILOT_QUEUE_INCOMING_AUTH_TOKEN", "hunter2"),
+        (
+            "EWMS_PILOT_QUEUE_OUTGOING_BROKER_ADDRESS",
+            "amqp://me:hunter2@host",
+        ),
+        ("EWMS_PILOT_TASK_ENV_JSON", r#"{"PASSWORD": "hunter2"}"#),
+        ("EWMS_PILOT_INIT_ENV_JSON", r#"{"PASSWORD": "hunter2"}"#),
+        ("EWMS_PILOT_INIT_IMAGE", "i"),
+    ];
+    let config = read(&secrets);
+    let debug = format!("{config:?} {config:#?}");
+    assert!(
+        !debug.contains("hunter2") && debug.contains("PASSWORD"),
+        "{debug}"
+    );
+    let dump = format!("{:?}", config.dump());
+    assert!(
+        !dump.contains("hunter2") && dump.contains("amqp://me:***@host"),
+        "{dump}"
+    );
+    assert_eq!(config.dump().len(), ALL.len());
+
+    let mut broken = environment(&secrets);
+    for (name, value) in [
+        (
+            "EWMS_PILOT_QUEUE_INCOMING_BROKER_ADDRESS",
+            "amqp://me:hunter2",
+        ),
+        (
+            "EWMS_PILOT_QUEUE_OUTGOING_BROKER_ADDRESS",
+            "amqp://me:hunter2/x@host",
+        ),
+        ("EWMS_PILOT_TASK_ENV_JSON", r#"{"PASSWORD": ["hunter2"]}"#),
+        ("EWMS_PILOT_INIT_ENV_JSON", r#""hunter2""#),
+    ] {
+        broken.insert(name.into(), value.into());
+    }
+    let text = errors(&broken);
+    assert_eq!(text.lines().count(), 5, "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+}
+
+#[test]
+fn the_window_fits_what_can_run() {
+    let window = |prefetch, slots| {
+        read(&[
+            ("EWMS_PILOT_PREFETCH", prefetch),
+            ("EWMS_PILOT_MAX_CONCURRENT_TASKS", slots),
+        ])
+        .window()
+        .get()
+    };
+    assert_eq!(window("1", "16"), 16);
+    assert_eq!(window("100", "4"), 8);
+    assert_eq!(window("65535", "65535"), 65535);
+}

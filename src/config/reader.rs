@@ -1,0 +1,225 @@
+//! Takes variables out of an environment one by one, as their kinds say, and collects what is wrong
+//! instead of stopping at it. Knows no single variable.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tracing::level_filters::LevelFilter;
+
+use super::address;
+use super::env_json;
+use super::list::list;
+use super::load::Environment;
+use super::problem::{Problem, one_line};
+use super::values;
+use super::variables::{Kind, MOST, MOST_SECONDS, Otherwise, Variable};
+
+/// An environment and the problems found in it so far. After a problem a reading function returns
+/// something harmless, which nobody sees: with a problem there is no configuration.
+pub(super) struct Reader<'a> {
+    environment: &'a Environment,
+    pub(super) problems: Vec<Problem>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(environment: &'a Environment, problems: Vec<Problem>) -> Self {
+        Self {
+            environment,
+            problems,
+        }
+    }
+
+    /// The value as it is, when it is set. Not Unicode is a problem.
+    pub(super) fn set(&mut self, variable: &Variable) -> Option<&'a str> {
+        let value = self.environment.get(OsStr::new(variable.name))?;
+        let text = value.to_str();
+        if text.is_none() {
+            let shown = match variable.kind {
+                Kind::Token | Kind::EnvJson | Kind::Address => "***".to_owned(),
+                _ => value.to_string_lossy().into_owned(),
+            };
+            let problem = Problem::value(variable.name, &shown, "expected text in UTF-8");
+            // A variable may be looked at twice.
+            if !self.problems.contains(&problem) {
+                self.problems.push(problem);
+            }
+        }
+        text
+    }
+
+    /// The value of a variable that the pilot can't run without; an empty one is none.
+    pub(super) fn required(&mut self, variable: &Variable) -> Option<&'a str> {
+        if self
+            .environment
+            .get(OsStr::new(variable.name))
+            .is_none_or(|value| value.is_empty())
+        {
+            let advice = format!("set the {}", variable.meaning);
+            self.problems.push(Problem::missing(variable.name, advice));
+            return None;
+        }
+        self.set(variable)
+    }
+
+    /// The value, else the default, else nothing.
+    fn text_or_default(&mut self, variable: &Variable) -> Option<&'a str> {
+        self.set(variable).or(match variable.otherwise {
+            Otherwise::Default(text) => Some(text),
+            Otherwise::Required | Otherwise::Phrase(_) => None,
+        })
+    }
+
+    /// Parses the value or default; what doesn't parse is a problem that says what is expected.
+    fn parse<T>(&mut self, variable: &Variable, parser: impl Fn(&str) -> Option<T>) -> Option<T> {
+        let text = self.text_or_default(variable)?;
+        let value = parser(text);
+        if value.is_none() {
+            self.refuse(
+                variable,
+                text,
+                format!("expected {}", variable.kind.expected()),
+            );
+        }
+        value
+    }
+
+    /// Notes that a value can't be used.
+    pub(super) fn refuse(&mut self, variable: &Variable, text: &str, advice: impl Into<String>) {
+        self.problems.push(Problem::value(
+            variable.name,
+            &shown(variable, text),
+            advice,
+        ));
+    }
+
+    pub(super) fn boolean(&mut self, variable: &Variable) -> bool {
+        self.parse(variable, values::boolean).unwrap_or_default()
+    }
+
+    pub(super) fn count(&mut self, variable: &Variable) -> Option<u16> {
+        self.parse(variable, count)
+    }
+
+    /// Nothing stands for `auto`.
+    pub(super) fn cores(&mut self, variable: &Variable) -> Option<u16> {
+        let cores = |text: &str| {
+            if text == "auto" {
+                Some(None)
+            } else {
+                count(text).map(Some)
+            }
+        };
+        self.parse(variable, cores).flatten()
+    }
+
+    pub(super) fn seconds(&mut self, variable: &Variable) -> Option<Duration> {
+        let least = match variable.kind {
+            Kind::Seconds { least } => u64::from(least),
+            _ => 0,
+        };
+        self.parse(variable, |text| {
+            let seconds = u64::try_from(values::integer(text)?).ok()?;
+            (least..=MOST_SECONDS)
+                .contains(&seconds)
+                .then(|| Duration::from_secs(seconds))
+        })
+    }
+
+    pub(super) fn duration(&mut self, variable: &Variable) -> Duration {
+        let most = Duration::from_secs(MOST_SECONDS);
+        self.parse(variable, |text| {
+            Duration::try_from_secs_f64(values::float(text)?)
+                .ok()
+                .filter(|duration| *duration <= most)
+        })
+        .unwrap_or_default()
+    }
+
+    pub(super) fn list(&mut self, variable: &Variable) -> Vec<String> {
+        self.parse(variable, list).unwrap_or_default()
+    }
+
+    pub(super) fn level(&mut self, variable: &Variable) -> LevelFilter {
+        self.parse(variable, values::level)
+            .unwrap_or(LevelFilter::INFO)
+    }
+
+    /// One of the words with its meaning.
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        variable: &Variable,
+        words: &[(&str, T)],
+    ) -> Option<T> {
+        self.parse(variable, |text| {
+            words
+                .iter()
+                .find(|(word, _)| *word == text)
+                .map(|&(_, meaning)| meaning)
+        })
+    }
+
+    pub(super) fn text(&mut self, variable: &Variable) -> String {
+        self.text_or_default(variable)
+            .unwrap_or_default()
+            .to_owned()
+    }
+
+    /// Without leading dots, in lower case, as the Python pilot makes it.
+    pub(super) fn suffix(&mut self, variable: &Variable) -> String {
+        self.parse(variable, |text| {
+            let suffix = text.trim_start_matches('.').to_lowercase();
+            let fits = !suffix.is_empty() && suffix.len() <= 100 && !suffix.contains('/');
+            fits.then_some(suffix)
+        })
+        .unwrap_or_default()
+    }
+
+    /// Absolute, `base` being where a relative path starts. Empty means `base`.
+    pub(super) fn directory(&mut self, variable: &Variable, base: &Path) -> PathBuf {
+        match self.text_or_default(variable) {
+            None | Some("") => base.to_owned(),
+            Some(text) => base.join(text),
+        }
+    }
+
+    pub(super) fn directories(&mut self, variable: &Variable) -> Vec<PathBuf> {
+        self.parse(variable, |text| {
+            text.split(',')
+                .map(str::trim)
+                .filter(|part| !part.is_empty())
+                .map(|part| Path::new(part).is_absolute().then(|| PathBuf::from(part)))
+                .collect()
+        })
+        .unwrap_or_default()
+    }
+
+    pub(super) fn env_json(&mut self, variable: &Variable) -> Vec<(String, String)> {
+        let text = self.text_or_default(variable).unwrap_or_default();
+        env_json::parse(text).unwrap_or_else(|problems| {
+            for problem in problems {
+                self.refuse(variable, text, problem);
+            }
+            Vec::new()
+        })
+    }
+}
+
+/// A value as it may be logged and told: without control characters and without secrets.
+pub(super) fn shown(variable: &Variable, text: &str) -> String {
+    let text = match variable.kind {
+        Kind::Token if text.is_empty() => String::new(),
+        Kind::Token => "***".to_owned(),
+        Kind::Address => address::masked(text),
+        Kind::EnvJson => env_json::masked(text),
+        _ => text.to_owned(),
+    };
+    one_line(&text)
+}
+
+fn count(text: &str) -> Option<u16> {
+    let number = values::integer(text)?;
+    u16::try_from(number)
+        .ok()
+        .filter(|number| (1..=MOST).contains(number))
+}

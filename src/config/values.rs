@@ -1,0 +1,158 @@
+//! Reads single values the way Python's `bool` words, `int()` and `float()` do, because the service
+//! that submits pilots writes them for a Python program. Pure: text in, value or nothing out.
+
+use tracing::level_filters::LevelFilter;
+
+/// White space as Python's `str.strip` and `str.split` see it: Unicode's, and the four ASCII
+/// separators.
+pub(super) fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
+}
+
+/// A truth value in words, in any case. White space around them is an error, as in Python.
+pub(super) fn boolean(text: &str) -> Option<bool> {
+    match text.to_lowercase().as_str() {
+        "y" | "yes" | "t" | "true" | "on" | "1" => Some(true),
+        "n" | "no" | "f" | "false" | "off" | "0" => Some(false),
+        _ => None,
+    }
+}
+
+/// What Python's `int()` takes in ASCII digits: spaces around, a sign, single `_` between digits.
+/// Nothing, too, for numbers beyond 128 bits; no variable allows one.
+pub(super) fn integer(text: &str) -> Option<i128> {
+    let text = text.trim_matches(is_space);
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    if !digits
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'_')
+    {
+        return None;
+    }
+    without_separators(text)?.parse().ok()
+}
+
+/// What Python's `float()` takes, `inf` and `nan` included.
+pub(super) fn float(text: &str) -> Option<f64> {
+    without_separators(text.trim_matches(is_space))?
+        .parse()
+        .ok()
+}
+
+/// A Python level name, in any case. `CRITICAL` has no equal here and becomes `ERROR`.
+pub(super) fn level(text: &str) -> Option<LevelFilter> {
+    match text.to_uppercase().as_str() {
+        "CRITICAL" | "FATAL" | "ERROR" => Some(LevelFilter::ERROR),
+        "WARNING" | "WARN" => Some(LevelFilter::WARN),
+        "INFO" => Some(LevelFilter::INFO),
+        "DEBUG" => Some(LevelFilter::DEBUG),
+        "NOTSET" => Some(LevelFilter::TRACE),
+        _ => None,
+    }
+}
+
+/// Drops `_` where it stands between two digits; nothing when one stands elsewhere.
+fn without_separators(text: &str) -> Option<String> {
+    let bytes = text.as_bytes();
+    let digit = |at: Option<usize>| {
+        at.and_then(|at| bytes.get(at))
+            .is_some_and(u8::is_ascii_digit)
+    };
+    let legal = bytes
+        .iter()
+        .enumerate()
+        .filter(|&(_, &byte)| byte == b'_')
+        .all(|(at, _)| digit(at.checked_sub(1)) && digit(at.checked_add(1)));
+    legal.then(|| text.replace('_', ""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bool_words_count_in_any_case() {
+        for word in ["y", "YES", "t", "True", "oN", "1"] {
+            assert_eq!(boolean(word), Some(true), "{word}");
+        }
+        for word in ["n", "No", "F", "FALSE", "off", "0"] {
+            assert_eq!(boolean(word), Some(false), "{word}");
+        }
+    }
+
+    #[test]
+    fn other_bool_words_are_errors() {
+        for word in ["", " ", "2", "yes ", " true", "None", "ja", "01"] {
+            assert_eq!(boolean(word), None, "{word:?}");
+        }
+    }
+
+    #[test]
+    fn integers_are_what_python_reads() {
+        for (text, value) in [
+            ("5", 5),
+            (" 5 ", 5),
+            ("\t5\n", 5),
+            ("\u{a0}5\x1f", 5),
+            ("1_000", 1000),
+            ("+5", 5),
+            ("-5", -5),
+            ("007", 7),
+            ("0_0", 0),
+            ("-0", 0),
+        ] {
+            assert_eq!(integer(text), Some(value), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_python_does_not_read_as_integer_is_an_error() {
+        for text in [
+            "", " ", "None", "1.0", "1e3", "0x10", "1__0", "_1", "1_", "+_1", "+ 5", "--5", "+",
+            "1 0", "5s", "inf",
+        ] {
+            assert_eq!(integer(text), None, "{text:?}");
+        }
+        assert_eq!(integer(&"9".repeat(60)), None);
+    }
+
+    #[test]
+    fn floats_are_what_python_reads() {
+        for (text, value) in [
+            ("60", 60.0),
+            ("1e2", 100.0),
+            (" 1_0.5 ", 10.5),
+            ("1.", 1.0),
+            (".5", 0.5),
+            ("+2E-1", 0.2),
+            ("1_0e1_0", 1e11),
+        ] {
+            assert_eq!(float(text), Some(value), "{text:?}");
+        }
+        assert_eq!(float("-Infinity"), Some(f64::NEG_INFINITY));
+        assert!(float("NaN").is_some_and(f64::is_nan));
+    }
+
+    #[test]
+    fn what_python_does_not_read_as_float_is_an_error() {
+        for text in [
+            "", ".", "e5", "1__0", "1_.5", "1._5", "1_e5", "0x1p3", "1,5", "10s", "None",
+        ] {
+            assert_eq!(float(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn python_level_names_have_a_level() {
+        assert_eq!(level("critical"), Some(LevelFilter::ERROR));
+        assert_eq!(level("FATAL"), Some(LevelFilter::ERROR));
+        assert_eq!(level("Error"), Some(LevelFilter::ERROR));
+        assert_eq!(level("WARN"), Some(LevelFilter::WARN));
+        assert_eq!(level("WARNING"), Some(LevelFilter::WARN));
+        assert_eq!(level("info"), Some(LevelFilter::INFO));
+        assert_eq!(level("DEBUG"), Some(LevelFilter::DEBUG));
+        assert_eq!(level("NOTSET"), Some(LevelFilter::TRACE));
+        assert_eq!(level("LOUD"), None);
+        assert_eq!(level(""), None);
+    }
+}

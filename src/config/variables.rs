@@ -1,0 +1,247 @@
+//! Every variable of the pilot: name, kind, unit, default, meaning. The only such list; the parser,
+//! `--help` and the README's table are made from it. To add a variable, add it here, to [`ALL`], and
+//! read it in `load.rs`.
+
+/// One environment variable.
+#[derive(Debug)]
+pub struct Variable {
+    /// Its name.
+    pub name: &'static str,
+    /// What its value may be.
+    pub kind: Kind,
+    /// What holds when it isn't set.
+    pub otherwise: Otherwise,
+    /// What it is for, in a phrase.
+    pub meaning: &'static str,
+}
+
+/// What a variable's value may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Yes or no, in one of Python's words.
+    Bool,
+    /// An integer of at least 1 that fits AMQP's 16 bits.
+    Count,
+    /// [`Kind::Count`], or `auto`.
+    Cores,
+    /// Whole seconds.
+    Seconds {
+        /// The least that makes sense.
+        least: u32,
+    },
+    /// Seconds, fractions allowed.
+    Duration,
+    /// Words, or a list literal.
+    List,
+    /// A Python level name.
+    Level,
+    /// One of a few words.
+    Choice(&'static [&'static str]),
+    /// Anything.
+    Text,
+    /// A file name's suffix.
+    Suffix,
+    /// A directory, taken from the working directory when relative.
+    Directory,
+    /// Absolute directories between commas.
+    Directories,
+    /// A JSON object of variables for a container. Its values are nobody's business.
+    EnvJson,
+    /// The address of a broker. May hold a password.
+    Address,
+    /// A secret.
+    Token,
+}
+
+/// What holds when a variable isn't set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Otherwise {
+    /// The pilot can't run.
+    Required,
+    /// This value, read like a set one.
+    Default(&'static str),
+    /// Something that no value says.
+    Phrase(&'static str),
+}
+
+/// The largest [`Kind::Count`]: AMQP counts prefetched messages in 16 bits.
+pub const MOST: u16 = u16::MAX;
+
+/// The most seconds that a variable may say, 31,000 years: enough for those who mean "never", and
+/// far from what overflows a clock.
+pub const MOST_SECONDS: u64 = 1_000_000_000_000;
+
+impl Kind {
+    /// What a value must be, as the end of an error's text and as a column of the table.
+    #[must_use]
+    pub fn expected(self) -> String {
+        match self {
+            Self::Bool => "`y yes t true on 1` or `n no f false off 0`".to_owned(),
+            Self::Count => format!("an integer from 1 to {MOST}"),
+            Self::Cores => format!("an integer from 1 to {MOST}, or `auto`"),
+            Self::Seconds { least } => format!("whole seconds, {least} or more"),
+            Self::Duration => "seconds, 0 or more, fractions allowed".to_owned(),
+            Self::List => "words between white space, or a list like `['A', 'B']`".to_owned(),
+            Self::Level => "`DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`".to_owned(),
+            Self::Choice(words) => {
+                let words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
+                words.join(" or ")
+            }
+            Self::Text => "text".to_owned(),
+            Self::Suffix => "a suffix of at most 100 bytes without `/`, like `.json`".to_owned(),
+            Self::Directory => "a directory".to_owned(),
+            Self::Directories => "absolute directories with commas between them".to_owned(),
+            Self::EnvJson => "a JSON object, values being strings, integers or booleans".to_owned(),
+            Self::Address => {
+                "`[SCHEME://][USER[:PASS]@]HOST[:PORT][/VHOST]`, or a directory".to_owned()
+            }
+            Self::Token => "a token or password".to_owned(),
+        }
+    }
+
+    /// The unit of a number.
+    #[must_use]
+    pub fn unit(self) -> Option<&'static str> {
+        match self {
+            Self::Seconds { .. } | Self::Duration => Some("s"),
+            _ => None,
+        }
+    }
+}
+
+impl Otherwise {
+    /// The default as a person reads it.
+    #[must_use]
+    pub fn shown(self) -> String {
+        match self {
+            Self::Required => "required".to_owned(),
+            Self::Default("") => "empty".to_owned(),
+            Self::Default(text) => format!("`{text}`"),
+            Self::Phrase(text) => text.to_owned(),
+        }
+    }
+}
+
+/// Declares the variables and, in the same order, [`ALL`].
+macro_rules! variables {
+    ($($constant:ident = $name:literal, $kind:expr, $otherwise:expr, $meaning:literal;)*) => {
+        $(
+            #[doc = concat!("`", $name, "`: ", $meaning)]
+            pub static $constant: Variable =
+                Variable { name: $name, kind: $kind, otherwise: $otherwise, meaning: $meaning };
+        )*
+
+        /// Every variable, in the order in which people see them.
+        pub static ALL: &[&Variable] = &[$(&$constant),*];
+    };
+}
+
+use Otherwise::{Default, Phrase, Required};
+
+variables! {
+    TASK_IMAGE = "EWMS_PILOT_TASK_IMAGE", Kind::Text, Required,
+        "image that every event is run with";
+    TASK_ARGS = "EWMS_PILOT_TASK_ARGS", Kind::Text, Default(""),
+        "its arguments, quoted as for a shell; {{INFILE}}, {{OUTFILE}} and {{DATA_HUB}} stand for paths";
+    TASK_ENV_JSON = "EWMS_PILOT_TASK_ENV_JSON", Kind::EnvJson, Default("{}"),
+        "variables for the task";
+    TASK_TIMEOUT = "EWMS_PILOT_TASK_TIMEOUT", Kind::Seconds { least: 1 }, Phrase("none"),
+        "wall time after which a task is ended";
+    SUBPROC_TIMEOUT = "EWMS_PILOT_SUBPROC_TIMEOUT", Kind::Seconds { least: 1 }, Phrase("none"),
+        "old name of the one above, used when that isn't set";
+    INIT_IMAGE = "EWMS_PILOT_INIT_IMAGE", Kind::Text, Default(""),
+        "image that is run once, before the broker is contacted";
+    INIT_ARGS = "EWMS_PILOT_INIT_ARGS", Kind::Text, Default(""),
+        "its arguments; {{DATA_HUB}} stands for a path";
+    INIT_ENV_JSON = "EWMS_PILOT_INIT_ENV_JSON", Kind::EnvJson, Default("{}"),
+        "variables for the init container";
+    INIT_TIMEOUT = "EWMS_PILOT_INIT_TIMEOUT", Kind::Seconds { least: 1 }, Phrase("none"),
+        "wall time after which the init container is ended";
+    QUEUE_INCOMING = "EWMS_PILOT_QUEUE_INCOMING", Kind::Text, Required,
+        "queue that events are taken from";
+    QUEUE_INCOMING_AUTH_TOKEN = "EWMS_PILOT_QUEUE_INCOMING_AUTH_TOKEN", Kind::Token, Default(""),
+        "replaces the password of the address";
+    QUEUE_INCOMING_BROKER_TYPE = "EWMS_PILOT_QUEUE_INCOMING_BROKER_TYPE",
+        Kind::Choice(&BROKER_TYPES), Required,
+        "kind of broker: a RabbitMQ server, or a spool directory";
+    QUEUE_INCOMING_BROKER_ADDRESS = "EWMS_PILOT_QUEUE_INCOMING_BROKER_ADDRESS",
+        Kind::Address, Phrase("`localhost`; required for a spool"),
+        "where that is: [SCHEME://][USER[:PASS]@]HOST[:PORT][/VHOST] with scheme amqp or amqps, or a directory";
+    QUEUE_OUTGOING = "EWMS_PILOT_QUEUE_OUTGOING", Kind::Text, Required,
+        "queue that results go to";
+    QUEUE_OUTGOING_AUTH_TOKEN = "EWMS_PILOT_QUEUE_OUTGOING_AUTH_TOKEN", Kind::Token, Default(""),
+        "like that of the incoming queue";
+    QUEUE_OUTGOING_BROKER_TYPE = "EWMS_PILOT_QUEUE_OUTGOING_BROKER_TYPE",
+        Kind::Choice(&BROKER_TYPES), Required,
+        "like that of the incoming queue";
+    QUEUE_OUTGOING_BROKER_ADDRESS = "EWMS_PILOT_QUEUE_OUTGOING_BROKER_ADDRESS",
+        Kind::Address, Phrase("`localhost`; required for a spool"),
+        "like that of the incoming queue";
+    DATA_DIR_PARENT = "EWMS_PILOT_DATA_DIR_PARENT_PATH_ON_HOST",
+        Kind::Directory, Phrase("working directory"),
+        "where `ewms-pilot-data/` is made";
+    INFILE_EXT = "EWMS_PILOT_INFILE_EXT", Kind::Suffix, Default(".in"),
+        "suffix of a task's infile; leading dots and upper case don't matter";
+    OUTFILE_EXT = "EWMS_PILOT_OUTFILE_EXT", Kind::Suffix, Default(".out"),
+        "suffix of a task's outfile";
+    PREFETCH = "EWMS_PILOT_PREFETCH", Kind::Count, Default("1"),
+        "events to take ahead; at least one for each task that may run is taken, at most two";
+    TIMEOUT_FIRST = "EWMS_PILOT_TIMEOUT_QUEUE_WAIT_FOR_FIRST_MESSAGE",
+        Kind::Seconds { least: 1 }, Phrase("the next one's value"),
+        "how long to wait for the first event";
+    TIMEOUT_INCOMING = "EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", Kind::Seconds { least: 1 }, Default("1"),
+        "how long to wait for a further event while there is room for one; then running tasks are waited for and the pilot ends";
+    EXTERNAL_DIRECTORIES = "EWMS_PILOT_EXTERNAL_DIRECTORIES", Kind::Directories, Default(""),
+        "directories that every container sees, read-only, at the same path";
+    MAX_CONCURRENT_TASKS = "EWMS_PILOT_MAX_CONCURRENT_TASKS", Kind::Cores, Default("1"),
+        "tasks that may run at once; `auto`: as many as HTCondor allotted cores";
+    STOP_LISTENING = "EWMS_PILOT_STOP_LISTENING_ON_TASK_ERROR", Kind::Bool, Default("True"),
+        "take no more events once a task has failed; running ones end";
+    OKAY_ERRORS = "EWMS_PILOT_OKAY_ERRORS", Kind::List, Default(""),
+        "names of errors that don't count for that, like TimeoutError";
+    KEEP_ALL_TASK_FILES = "EWMS_PILOT_KEEP_ALL_TASK_FILES", Kind::Bool, Default("False"),
+        "keep the directories of all tasks, not only of failed ones";
+    DUMP_TASK_OUTPUT = "EWMS_PILOT_DUMP_TASK_OUTPUT", Kind::Bool, Default("False"),
+        "copy the output of all containers into the log, not only of failed ones";
+    KILL_GRACE = "EWMS_PILOT_KILL_GRACE", Kind::Duration, Default("10"),
+        "time between telling a container to end and killing it";
+    QUARANTINE_TIME = "EWMS_PILOT_QUARANTINE_TIME", Kind::Seconds { least: 0 }, Default("0"),
+        "how long to sleep after a fatal error, so that a bad machine gets no next pilot at once";
+    CL_LOG = "EWMS_PILOT_CL_LOG", Kind::Level, Default("INFO"),
+        "level of the pilot's own log lines";
+    CL_LOG_THIRD_PARTY = "EWMS_PILOT_CL_LOG_THIRD_PARTY", Kind::Level, Default("WARNING"),
+        "level of the log lines of its libraries";
+    CONTAINER_DEBUG = "EWMS_PILOT_CONTAINER_DEBUG", Kind::Bool, Default("False"),
+        "run `apptainer --debug`";
+    HTCHIRP = "EWMS_PILOT_HTCHIRP", Kind::Bool, Default("False"),
+        "report to HTCondor what the pilot does";
+    HTCHIRP_DEST = "EWMS_PILOT_HTCHIRP_DEST",
+        Kind::Choice(&["JOB_ATTR", "JOB_EVENT_LOG"]), Default("JOB_ATTR"),
+        "where HTCondor puts it";
+    HTCHIRP_INTERVAL = "EWMS_PILOT_HTCHIRP_RATELIMIT_INTERVAL", Kind::Duration, Default("60.0"),
+        "least time between two reports of the counters";
+    CONTAINER_PLATFORM = "_EWMS_PILOT_CONTAINER_PLATFORM",
+        Kind::Choice(&["apptainer"]), Default("apptainer"),
+        "what runs containers; this pilot is Apptainer-native";
+    BUILD_WORKDIR = "_EWMS_PILOT_APPTAINER_BUILD_WORKDIR", Kind::Directory, Default("/var/tmp"),
+        "where an image is converted to a sandbox directory";
+    DIRECTORY_MUST_BE_PRESENT = "_EWMS_PILOT_APPTAINER_IMAGE_DIRECTORY_MUST_BE_PRESENT",
+        Kind::Bool, Default("True"),
+        "True: an image must be a sandbox directory; False: others are converted to one";
+}
+
+/// What `…_BROKER_TYPE` may say.
+pub(super) const BROKER_TYPES: [&str; 2] = ["rabbitmq", "spool"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_is_there_twice() {
+        let mut names: Vec<&str> = ALL.iter().map(|variable| variable.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+    }
+}
