@@ -1,0 +1,168 @@
+//! A short-lived child whose output is wanted rather than kept: a version, a probe, a conversion.
+//! [`supervise`] with temporary files, so that the same limits and the same sweep apply.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+
+use tokio::sync::watch;
+
+use super::job::{EndedBy, ExitStatus, Job, Leftovers, Limits, SpawnError};
+use super::output::tail_of;
+use super::supervise::supervise;
+use super::will::Will;
+
+/// How much of each stream is given back: its end, because errors stand there.
+const KEPT: usize = 64 * 1024;
+
+/// What to ask.
+#[derive(Debug, Clone)]
+pub struct Query {
+    /// Absolute path.
+    pub program: PathBuf,
+    /// Its arguments, without the program's name.
+    pub args: Vec<OsString>,
+    /// The whole environment.
+    pub env: Vec<(OsString, OsString)>,
+    /// Where it starts; `None` is the pilot's own working directory.
+    pub cwd: Option<PathBuf>,
+    /// A directory for its output while it runs; nothing in it has a name.
+    pub scratch: PathBuf,
+}
+
+/// What it answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Captured {
+    /// How it ended.
+    pub exit: ExitStatus,
+    /// Who wanted that.
+    pub ended_by: EndedBy,
+    /// What was left of it.
+    pub leftovers: Leftovers,
+    /// The last 64 KiB, beginning with a line.
+    pub stdout: Vec<u8>,
+    /// The last 64 KiB, beginning with a line.
+    pub stderr: Vec<u8>,
+}
+
+impl Captured {
+    /// Whether it ended by itself with exit code 0.
+    #[must_use]
+    pub fn succeeded(&self) -> bool {
+        self.ended_by == EndedBy::Itself && self.exit == ExitStatus::Code(0)
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// It couldn't be started.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// Its output couldn't be kept or read.
+    #[error(
+        "can't keep a command's output in `{scratch}`: {source}; check its free space and permissions"
+    )]
+    Output {
+        /// The directory.
+        scratch: PathBuf,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+}
+
+/// Runs `query` within `limits` and returns the end of what it wrote.
+///
+/// # Errors
+/// When it can't be started or its output not be kept. How it ended is no error here.
+pub async fn capture(
+    query: Query,
+    limits: Limits,
+    will: watch::Receiver<Will>,
+) -> Result<Captured, CaptureError> {
+    let Query {
+        program,
+        args,
+        env,
+        cwd,
+        scratch,
+    } = query;
+    let output = |source| CaptureError::Output {
+        scratch: scratch.clone(),
+        source,
+    };
+    let mut stdout = tempfile::tempfile_in(&scratch).map_err(output)?;
+    let mut stderr = tempfile::tempfile_in(&scratch).map_err(output)?;
+    let job = Job {
+        program,
+        args,
+        env,
+        cwd,
+        stdout: stdout.try_clone().map_err(output)?,
+        stderr: stderr.try_clone().map_err(output)?,
+    };
+    let ended = supervise(job, limits, will).await?;
+    Ok(Captured {
+        exit: ended.exit,
+        ended_by: ended.ended_by,
+        leftovers: ended.leftovers,
+        stdout: tail_of(&mut stdout, KEPT).map_err(output)?,
+        stderr: tail_of(&mut stderr, KEPT).map_err(output)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::process::WillSender;
+
+    async fn ask(script: &str, timeout: Duration) -> Captured {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let query = Query {
+            program: "/bin/sh".into(),
+            args: vec!["-c".into(), script.into()],
+            env: vec![("PATH".into(), "/usr/bin:/bin".into())],
+            cwd: None,
+            scratch: scratch.path().into(),
+        };
+        let limits = Limits {
+            timeout: Some(timeout),
+            grace: Duration::from_secs(1),
+        };
+        let captured = capture(query, limits, WillSender::new().subscribe())
+            .await
+            .expect("started");
+        let left = std::fs::read_dir(scratch.path()).expect("listed").count();
+        assert_eq!(left, 0, "capture left files behind");
+        captured
+    }
+
+    #[tokio::test]
+    async fn both_streams_and_the_code_come_back() {
+        let captured = ask("echo out; echo err >&2; exit 3", Duration::from_secs(30)).await;
+        assert_eq!(captured.exit, ExitStatus::Code(3));
+        assert_eq!(
+            (captured.stdout.as_slice(), captured.stderr.as_slice()),
+            (&b"out\n"[..], &b"err\n"[..])
+        );
+        assert!(!captured.succeeded());
+    }
+
+    #[tokio::test]
+    async fn only_the_end_of_a_long_answer_is_kept() {
+        let captured = ask("seq 1 100000", Duration::from_secs(30)).await;
+        assert!(captured.succeeded());
+        assert!(captured.stdout.len() <= KEPT);
+        assert!(captured.stdout.ends_with(b"\n99999\n100000\n"));
+    }
+
+    #[tokio::test]
+    async fn a_query_has_a_deadline() {
+        let captured = ask("echo before; exec sleep 1000", Duration::from_millis(200)).await;
+        assert_eq!(captured.ended_by, EndedBy::Timeout);
+        assert!(captured.stdout.is_empty() || captured.stdout == b"before\n");
+        assert!(!captured.succeeded());
+    }
+}

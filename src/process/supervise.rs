@@ -1,0 +1,340 @@
+//! One child from its start until nothing of it is left: spawn → told → killed → swept → reaped.
+//! Talks to the kernel through `group` alone. Apart from it, because this file decides and that one
+//! only does.
+//!
+//! The order of the kill was measured on containers: killing the container's first process lets the
+//! runtime above it unmount and clean up; killing the runtime first leaves the FUSE process of a SIF
+//! image behind. Signals are repeated, because one sent in the first 100 ms of a container's start
+//! may be lost.
+
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::libc;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+
+use super::group::{self, Delivery, Usage};
+use super::job::{Ended, EndedBy, ExitStatus, HardKill, Job, Leftovers, Limits, SpawnError};
+use super::will::Will;
+use crate::ids::ProcessGroup;
+
+/// How often a signal is repeated during the grace period.
+const REPEAT: Duration = Duration::from_secs(1);
+/// How long the runtime may clean up after the container's first process was killed.
+const CLEAN_UP: Duration = Duration::from_secs(3);
+/// How long a killed process may take to vanish; longer, and the kernel holds it (dead file server).
+const VANISH: Duration = Duration::from_secs(10);
+/// How often the sweep looks again; there is no event for the end of another's child.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// Runs `job` to its end and leaves nothing of it behind, however it ends. Dropping the future kills
+/// the child in the same order, on a thread of its own.
+///
+/// When `will` says to stop before the start, nothing is started, and that is reported as a child
+/// that the will ended. When the sender of `will` is gone, the child runs on.
+///
+/// # Errors
+/// When the child can't be started or watched.
+pub async fn supervise(
+    job: Job,
+    limits: Limits,
+    mut will: watch::Receiver<Will>,
+) -> Result<Ended, SpawnError> {
+    let initial = *will.borrow();
+    if initial != Will::Run {
+        return Ok(never_started(initial));
+    }
+    let program = job.program.clone();
+    // Before the start: a child that ends at once is not missed.
+    let ends = signal(SignalKind::child()).map_err(SpawnError::Watch)?;
+    let started = Instant::now();
+    let mut child = Child {
+        leader: spawn(job)?,
+        ends,
+        state: State::Unreaped,
+    };
+
+    let lost = |source| SpawnError::Lost {
+        program: program.clone(),
+        source,
+    };
+    let (ended_by, hard_kill) = child
+        .until_end(started, limits, &mut will)
+        .await
+        .map_err(lost)?;
+    let leftovers = child.sweep().await;
+    let (exit, usage) = child.reap().map_err(lost)?;
+    Ok(Ended {
+        exit,
+        ended_by,
+        usage,
+        wall: started.elapsed(),
+        hard_kill,
+        leftovers,
+    })
+}
+
+fn never_started(will: Will) -> Ended {
+    let number = if let Will::Terminate(number) = will {
+        number
+    } else {
+        libc::SIGKILL
+    };
+    Ended {
+        exit: ExitStatus::Signal(number),
+        ended_by: EndedBy::Will,
+        usage: Usage::default(),
+        wall: Duration::ZERO,
+        hard_kill: HardKill::NotNeeded,
+        leftovers: Leftovers::None,
+    }
+}
+
+fn spawn(job: Job) -> Result<ProcessGroup, SpawnError> {
+    let (program, cwd) = (job.program.clone(), job.cwd.clone());
+    let strings = job
+        .args
+        .iter()
+        .chain(job.env.iter().flat_map(|(name, value)| [name, value]));
+    let bytes = strings.map(|string| string.len() + 1).sum();
+    group::spawn(job).map_err(
+        |source| match (source.raw_os_error().map(Errno::from_raw), cwd) {
+            (Some(Errno::E2BIG), _) => SpawnError::TooLong { program, bytes },
+            (Some(Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE), _) => {
+                SpawnError::Exhausted { program, source }
+            }
+            // The kernel says ENOENT for either; the program is reported when the directory is there.
+            (_, Some(cwd)) if !cwd.is_dir() => SpawnError::Directory { cwd, source },
+            _ => SpawnError::Program { program, source },
+        },
+    )
+}
+
+/// A started child. Dropping it before [`Child::reap`] kills it.
+struct Child {
+    leader: ProcessGroup,
+    ends: Signal,
+    state: State,
+}
+
+#[derive(PartialEq, Eq)]
+enum State {
+    Unreaped,
+    Reaped,
+}
+
+/// What woke a child's supervisor.
+enum Event {
+    Ended,
+    Due,
+    Willed,
+}
+
+impl Child {
+    /// The child's life until its leader has ended, or can't be killed.
+    async fn until_end(
+        &mut self,
+        started: Instant,
+        limits: Limits,
+        will: &mut watch::Receiver<Will>,
+    ) -> nix::Result<(EndedBy, HardKill)> {
+        let deadline = limits.timeout.and_then(|limit| started.checked_add(limit));
+        let (ended_by, number) = match self.wait(deadline, will, Will::Terminate(0)).await? {
+            Event::Ended => return Ok((EndedBy::Itself, HardKill::NotNeeded)),
+            Event::Due => (EndedBy::Timeout, libc::SIGTERM),
+            Event::Willed => match *will.borrow() {
+                Will::Terminate(number) => (EndedBy::Will, number),
+                Will::Run | Will::Kill => (EndedBy::Will, libc::SIGKILL),
+            },
+        };
+        if number != libc::SIGKILL && self.tell(number, limits.grace, will).await? {
+            return Ok((ended_by, HardKill::NotNeeded));
+        }
+        Ok((ended_by, self.hard_kill().await?))
+    }
+
+    /// Sends a signal each second; whether the child ended before the grace period did.
+    async fn tell(
+        &mut self,
+        number: i32,
+        grace: Duration,
+        will: &mut watch::Receiver<Will>,
+    ) -> nix::Result<bool> {
+        let now = Instant::now();
+        let until = now.checked_add(grace);
+        let mut repeat = now;
+        loop {
+            if let Delivery::Refused = group::send(self.leader.0, number) {
+                tracing::warn!(pid = %self.leader, number, "the kernel refused us to signal a child");
+            }
+            repeat += REPEAT;
+            let next = until.map_or(repeat, |until| until.min(repeat));
+            match self.wait(Some(next), will, Will::Kill).await? {
+                Event::Ended => return Ok(true),
+                Event::Willed => return Ok(false),
+                Event::Due if until == Some(next) => return Ok(false),
+                Event::Due => {}
+            }
+        }
+    }
+
+    /// The next event: the end, `deadline`, or a will at least as far as `wanted`.
+    async fn wait(
+        &mut self,
+        deadline: Option<Instant>,
+        will: &mut watch::Receiver<Will>,
+        wanted: Will,
+    ) -> nix::Result<Event> {
+        let due = async {
+            match deadline {
+                Some(deadline) => sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        let willed = async {
+            if will
+                .wait_for(|now| now.stage() >= wanted.stage())
+                .await
+                .is_err()
+            {
+                std::future::pending::<()>().await;
+            }
+        };
+        // An end that came together with a deadline is an end.
+        tokio::select! {
+            biased;
+            ended = self.ended() => ended.map(|()| Event::Ended),
+            () = willed => Ok(Event::Willed),
+            () = due => Ok(Event::Due),
+        }
+    }
+
+    /// Returns when the leader has ended. Cancel-safe: it looks before it waits.
+    async fn ended(&mut self) -> nix::Result<()> {
+        while !self.has_ended()? {
+            if self.ends.recv().await.is_none() {
+                // Only a runtime that shuts down closes the stream; don't spin until it is gone.
+                sleep(LOOK_AGAIN).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// An error means that its pid may be another's by now: nothing may be sent to it any more.
+    fn has_ended(&mut self) -> nix::Result<bool> {
+        group::has_ended(self.leader).inspect_err(|_| self.state = State::Reaped)
+    }
+
+    async fn hard_kill(&mut self) -> nix::Result<HardKill> {
+        if let Some(init) = group::container_init(self.leader) {
+            group::send(init, libc::SIGKILL);
+            if let Ok(ended) = timeout(CLEAN_UP, self.ended()).await {
+                return ended.map(|()| HardKill::Container);
+            }
+        }
+        kill_session(self.leader);
+        // Not ended even so: the sweep reports it.
+        if let Ok(ended) = timeout(VANISH, self.ended()).await {
+            ended?;
+        }
+        Ok(HardKill::Session)
+    }
+
+    /// Kills what still has the session's id. The leader is unreaped until then, so that the id
+    /// can't come to mean another session.
+    async fn sweep(&mut self) -> Leftovers {
+        let deadline = Instant::now() + VANISH;
+        let mut outcome = Leftovers::None;
+        loop {
+            let members = group::members(self.leader);
+            if members.is_empty() {
+                break;
+            }
+            let mut survivors = Vec::new();
+            for member in members {
+                if group::send(member.pid, libc::SIGKILL) != Delivery::Gone {
+                    survivors.push(member.pid);
+                }
+            }
+            if Instant::now() >= deadline {
+                outcome = Leftovers::Survive(survivors);
+                break;
+            }
+            outcome = Leftovers::Swept;
+            // A sibling's end may be the one we wait for, but most are not our children.
+            let _ = timeout_at(deadline.min(Instant::now() + LOOK_AGAIN), self.ends.recv()).await;
+        }
+        if let Ok(false) = self.has_ended() {
+            match &mut outcome {
+                Leftovers::Survive(survivors) => survivors.push(self.leader.0),
+                Leftovers::None | Leftovers::Swept => {
+                    outcome = Leftovers::Survive(vec![self.leader.0]);
+                }
+            }
+        }
+        outcome
+    }
+
+    fn reap(mut self) -> nix::Result<(ExitStatus, Usage)> {
+        if !self.has_ended()? {
+            // Killed but held by the kernel: `drop` leaves a thread behind that reaps it.
+            return Ok((ExitStatus::Signal(libc::SIGKILL), Usage::default()));
+        }
+        self.state = State::Reaped;
+        group::reap(self.leader)
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if self.state == State::Reaped {
+            return;
+        }
+        let leader = self.leader;
+        // At once: the pilot itself may be on its way out. With the container's first process dead,
+        // the rest follows without us.
+        let init = group::container_init(leader);
+        match init {
+            Some(init) => {
+                group::send(init, libc::SIGKILL);
+            }
+            None => kill_session(leader),
+        }
+        // A thread, because the runtime may be gone; if there can't be one, no time for clean-up.
+        let spawned = std::thread::Builder::new()
+            .name("reaper".into())
+            .spawn(move || abandon(leader));
+        if spawned.is_err() {
+            kill_session(leader);
+        }
+    }
+}
+
+/// The end of a child that nobody waits for any more; blocks until it is reaped.
+fn abandon(leader: ProcessGroup) {
+    let patience = std::time::Instant::now() + CLEAN_UP;
+    while group::has_ended(leader) == Ok(false) && std::time::Instant::now() < patience {
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    kill_session(leader);
+    let patience = std::time::Instant::now() + VANISH;
+    while !group::members(leader).is_empty() && std::time::Instant::now() < patience {
+        kill_session(leader);
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    // An error means that it is no child of ours any more: then there is nothing to reap.
+    let _ = group::reap(leader);
+}
+
+fn kill_session(leader: ProcessGroup) {
+    group::send(leader.0, libc::SIGKILL);
+    for member in group::members(leader) {
+        group::send(member.pid, libc::SIGKILL);
+    }
+}
+
+#[cfg(test)]
+#[path = "supervise_tests.rs"]
+mod tests;

@@ -1,0 +1,369 @@
+//! Real children on the host: `sh` and `sleep`. Containers are tested through the pilot itself.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::*;
+use crate::process::WillSender;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_mins(10);
+const SHORT: Duration = Duration::from_millis(300);
+
+struct Bench {
+    dir: TempDir,
+    will: WillSender,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().expect("a directory"),
+            will: WillSender::new(),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A shell script that starts in the bench's own directory.
+    fn job(&self, script: &str) -> Job {
+        Job {
+            program: "/bin/sh".into(),
+            args: vec!["-c".into(), script.into()],
+            env: vec![("PATH".into(), "/usr/bin:/bin".into())],
+            cwd: Some(self.dir.path().into()),
+            stdout: File::create(self.path("stdout")).expect("created"),
+            stderr: File::create(self.path("stderr")).expect("created"),
+        }
+    }
+
+    async fn run(&self, script: &str, limits: Limits) -> Ended {
+        supervise(self.job(script), limits, self.will.subscribe())
+            .await
+            .expect("started")
+    }
+
+    fn stdout(&self) -> String {
+        fs::read_to_string(self.path("stdout")).expect("read")
+    }
+
+    /// The number in a file that a script writes, as soon as it is there.
+    async fn pid(&self, name: &str) -> Pid {
+        let path = self.path(name);
+        until("a pid is written", || {
+            fs::read_to_string(&path).is_ok_and(|content| content.ends_with('\n'))
+        })
+        .await;
+        let content = fs::read_to_string(&path).expect("read");
+        Pid::from_raw(content.trim().parse().expect("a number"))
+    }
+}
+
+fn limits(timeout: Duration, grace: Duration) -> Limits {
+    Limits {
+        timeout: Some(timeout),
+        grace,
+    }
+}
+
+/// Polls with a deadline.
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn runs(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+fn exists(pid: Pid) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+#[tokio::test]
+async fn exit_codes_and_signals_are_told_apart() {
+    let bench = Bench::new();
+    for code in [0, 1, 255] {
+        let ended = bench
+            .run(&format!("exit {code}"), limits(LONG, SHORT))
+            .await;
+        assert_eq!(
+            (ended.exit, ended.ended_by),
+            (ExitStatus::Code(code), EndedBy::Itself)
+        );
+        assert_eq!(
+            (ended.hard_kill, ended.leftovers),
+            (HardKill::NotNeeded, Leftovers::None)
+        );
+    }
+    let ended = bench.run("kill -SEGV $$", limits(LONG, SHORT)).await;
+    assert_eq!(ended.exit, ExitStatus::Signal(libc::SIGSEGV));
+}
+
+#[tokio::test]
+async fn two_hundred_children_that_end_at_once_are_all_noticed() {
+    let bench = Bench::new();
+    let all =
+        futures_util::future::join_all((0..200).map(|_| bench.run("exit 7", limits(LONG, SHORT))));
+    let ended = timeout(PATIENCE, all).await.expect("no end was missed");
+    assert!(ended.iter().all(|ended| ended.exit == ExitStatus::Code(7)));
+}
+
+#[tokio::test]
+async fn the_environment_starts_from_empty_and_stdin_is_empty() {
+    let bench = Bench::new();
+    bench.run("cat; exec env", limits(LONG, SHORT)).await;
+    let stdout = bench.stdout();
+    let names: Vec<&str> = stdout
+        .lines()
+        .filter_map(|line| line.split('=').next())
+        .collect();
+    assert!(names.contains(&"PATH"), "{names:?}");
+    // The shell adds PWD (and some add more of their own).
+    assert!(
+        names
+            .iter()
+            .all(|name| ["PATH", "PWD", "OLDPWD", "SHLVL", "_"].contains(name)),
+        "{names:?}"
+    );
+}
+
+#[tokio::test]
+async fn no_descriptor_of_ours_is_inherited() {
+    let bench = Bench::new();
+    // Without close-on-exec, as a careless parent of the pilot would leave it.
+    let leaked = nix::unistd::dup(File::open("/dev/null").expect("opened")).expect("duplicated");
+    bench.run("ls /proc/self/fd", limits(LONG, SHORT)).await;
+    drop(leaked);
+    // 3 is the directory that ls itself reads.
+    assert_eq!(
+        bench.stdout().split_whitespace().collect::<Vec<_>>(),
+        ["0", "1", "2", "3"]
+    );
+}
+
+#[tokio::test]
+async fn the_child_leads_a_session_of_its_own() {
+    let bench = Bench::new();
+    bench
+        .run("cut -d' ' -f1,5,6 /proc/$$/stat", limits(LONG, SHORT))
+        .await;
+    let stdout = bench.stdout();
+    let numbers: Vec<&str> = stdout.split_whitespace().collect();
+    assert!(
+        numbers.len() == 3 && numbers.iter().all(|number| *number == numbers[0]),
+        "{numbers:?}"
+    );
+}
+
+#[tokio::test]
+async fn cpu_time_and_memory_are_reported() {
+    let bench = Bench::new();
+    let script = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done";
+    let ended = bench.run(script, limits(LONG, SHORT)).await;
+    assert!(ended.usage.cpu_user > Duration::ZERO);
+    assert!(ended.usage.max_rss_bytes > 100 * 1024);
+    assert!(ended.wall > Duration::ZERO);
+}
+
+#[tokio::test]
+async fn a_timeout_tells_with_sigterm() {
+    let bench = Bench::new();
+    let script = "trap 'echo told; exit 0' TERM; while :; do sleep 0.05; done";
+    let ended = bench.run(script, limits(SHORT, LONG)).await;
+    assert_eq!(
+        (ended.ended_by, ended.hard_kill),
+        (EndedBy::Timeout, HardKill::NotNeeded)
+    );
+    assert_eq!(bench.stdout(), "told\n");
+}
+
+#[tokio::test]
+async fn a_child_that_ignores_sigterm_is_killed_after_the_grace() {
+    let bench = Bench::new();
+    let ended = bench
+        .run("trap '' TERM; sleep 1000", limits(SHORT, SHORT))
+        .await;
+    assert_eq!(ended.ended_by, EndedBy::Timeout);
+    assert_eq!(ended.exit, ExitStatus::Signal(libc::SIGKILL));
+    assert_eq!(ended.hard_kill, HardKill::Session);
+    assert!(
+        ended.wall >= SHORT + SHORT && ended.wall < PATIENCE,
+        "{:?}",
+        ended.wall
+    );
+}
+
+#[tokio::test]
+async fn the_signal_is_repeated_until_it_is_heard() {
+    let bench = Bench::new();
+    let script =
+        "n=0; trap 'n=$((n+1)); [ $n -ge 3 ] && exit 9' TERM; while :; do sleep 0.05; done";
+    let ended = bench.run(script, limits(SHORT, LONG)).await;
+    assert_eq!(
+        (ended.exit, ended.hard_kill),
+        (ExitStatus::Code(9), HardKill::NotNeeded)
+    );
+}
+
+#[tokio::test]
+async fn the_will_forwards_its_signal() {
+    let bench = Bench::new();
+    let script = "trap 'echo hup; exit 4' HUP; echo $$ > pid; while :; do sleep 0.05; done";
+    let (ended, _) = tokio::join!(bench.run(script, limits(LONG, LONG)), async {
+        bench.pid("pid").await;
+        bench.will.advance(Will::Terminate(libc::SIGHUP))
+    });
+    assert_eq!(
+        (ended.exit, ended.ended_by),
+        (ExitStatus::Code(4), EndedBy::Will)
+    );
+    assert_eq!(bench.stdout(), "hup\n");
+}
+
+#[tokio::test]
+async fn a_kill_during_the_grace_hastens_the_end() {
+    let bench = Bench::new();
+    let script = "trap 'echo told > told' TERM; echo $$ > pid; while :; do sleep 0.05; done";
+    let (ended, ()) = tokio::join!(bench.run(script, limits(LONG, LONG)), async {
+        bench.pid("pid").await;
+        bench.will.advance(Will::Terminate(libc::SIGTERM));
+        until("the child was told", || bench.path("told").exists()).await;
+        bench.will.advance(Will::Kill);
+    });
+    assert_eq!(
+        (ended.ended_by, ended.hard_kill),
+        (EndedBy::Will, HardKill::Session)
+    );
+    assert!(ended.wall < PATIENCE);
+}
+
+#[tokio::test]
+async fn a_kill_after_a_timeout_is_still_a_timeout() {
+    let bench = Bench::new();
+    let script = "trap 'echo told > told' TERM; while :; do sleep 0.05; done";
+    let (ended, ()) = tokio::join!(bench.run(script, limits(SHORT, LONG)), async {
+        until("the child was told", || bench.path("told").exists()).await;
+        bench.will.advance(Will::Kill);
+    });
+    assert_eq!(
+        (ended.ended_by, ended.hard_kill),
+        (EndedBy::Timeout, HardKill::Session)
+    );
+}
+
+#[tokio::test]
+async fn nothing_is_started_once_the_end_is_wanted() {
+    let bench = Bench::new();
+    bench.will.advance(Will::Terminate(libc::SIGTERM));
+    let ended = bench.run("echo started", limits(LONG, LONG)).await;
+    assert_eq!(
+        (ended.exit, ended.ended_by),
+        (ExitStatus::Signal(libc::SIGTERM), EndedBy::Will)
+    );
+    assert_eq!(bench.stdout(), "");
+}
+
+#[tokio::test]
+async fn a_lost_sender_lets_the_child_run() {
+    let bench = Bench::new();
+    let will = WillSender::new().subscribe();
+    let ended = supervise(bench.job("sleep 0.2; exit 5"), limits(LONG, LONG), will)
+        .await
+        .expect("started");
+    assert_eq!(
+        (ended.exit, ended.ended_by),
+        (ExitStatus::Code(5), EndedBy::Itself)
+    );
+}
+
+#[tokio::test]
+async fn what_a_successful_child_leaves_running_is_swept() {
+    let bench = Bench::new();
+    // As squashfuse_ll does it: a process group of its own in the same session.
+    let script = "set -m; sleep 1000 & echo $! > pid; trap '' HUP; exit 0";
+    let ended = bench.run(script, limits(LONG, LONG)).await;
+    assert_eq!(
+        (ended.exit, ended.leftovers),
+        (ExitStatus::Code(0), Leftovers::Swept)
+    );
+    assert!(!runs(bench.pid("pid").await));
+}
+
+#[tokio::test]
+async fn grandchildren_that_ignore_the_signal_die_with_the_child() {
+    let bench = Bench::new();
+    let script = "sh -c \"trap '' TERM HUP; echo \\$\\$ > pid; sleep 1000\" & wait";
+    let ended = bench
+        .run(script, limits(Duration::from_secs(1), SHORT))
+        .await;
+    assert_eq!(ended.leftovers, Leftovers::Swept);
+    assert!(!runs(bench.pid("pid").await));
+}
+
+#[tokio::test]
+async fn a_dropped_supervisor_kills_and_reaps_its_child() {
+    let bench = Bench::new();
+    let script =
+        "trap '' TERM; (trap '' HUP; sleep 1000) & echo $! > other; echo $$ > pid; sleep 1000";
+    let (pid, other) = tokio::select! {
+        ended = bench.run(script, limits(LONG, LONG)) => panic!("it ended: {ended:?}"),
+        pids = async { (bench.pid("pid").await, bench.pid("other").await) } => pids,
+    };
+    until("the leader is reaped", || !exists(pid)).await;
+    until("its session is gone", || !runs(other)).await;
+}
+
+#[tokio::test]
+async fn no_zombie_is_left_and_no_other_child_is_reaped() {
+    let bench = Bench::new();
+    let mut other = std::process::Command::new("/bin/true")
+        .spawn()
+        .expect("started");
+    bench.run("echo $$ > pid", limits(LONG, LONG)).await;
+    assert!(!exists(bench.pid("pid").await));
+    assert!(other.wait().expect("still ours to wait for").success());
+}
+
+#[tokio::test]
+async fn failures_to_start_are_told_apart() {
+    let bench = Bench::new();
+    let start = |job| supervise(job, limits(LONG, LONG), bench.will.subscribe());
+    let missing = start(Job {
+        program: "/nonexistent/x".into(),
+        ..bench.job("")
+    })
+    .await;
+    assert!(
+        matches!(missing, Err(SpawnError::Program { .. })),
+        "{missing:?}"
+    );
+    let nowhere = start(Job {
+        cwd: Some("/nonexistent".into()),
+        ..bench.job("")
+    })
+    .await;
+    assert!(
+        matches!(nowhere, Err(SpawnError::Directory { .. })),
+        "{nowhere:?}"
+    );
+    let long = start(Job {
+        args: vec!["x".repeat(200_000).into()],
+        ..bench.job("")
+    })
+    .await;
+    assert!(
+        matches!(long, Err(SpawnError::TooLong { bytes, .. }) if bytes > 200_000),
+        "{long:?}"
+    );
+}
