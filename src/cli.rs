@@ -1,1 +1,137 @@
-//! To be written.
+//! The command line: arguments in, a [`Command`] out. clap stops here; nothing below knows it.
+//!
+//! To add a subcommand, add a variant to [`Words`] and to [`Command`], and the row between them.
+
+use std::ffi::OsString;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::table;
+use crate::exit;
+
+/// What the user wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Be a pilot, configured by the environment.
+    Run,
+}
+
+/// Takes events from a queue, runs a container image once for each, publishes what it wrote.
+///
+/// Takes events from a queue, runs a container image once for each, publishes what it wrote, and
+/// only then acknowledges the event. Settings come from the environment variables below, or from
+/// the file ewms_htcondor_envfile.sh in the working directory or in HTCondor's scratch directory;
+/// a variable that is set wins over the file.
+#[derive(Debug, Parser)]
+#[expect(
+    clippy::doc_markdown,
+    reason = "clap shows the comment as it is, backticks included"
+)]
+#[command(name = "ewms-pilot", version, after_long_help = after_long_help())]
+struct Arguments {
+    #[command(subcommand)]
+    words: Option<Words>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Words {
+    /// Take events and run them; the same as no subcommand.
+    #[command(after_long_help = after_long_help())]
+    Run,
+}
+
+/// Reads the process's arguments. Doesn't return when they ask for help or the version (exit code
+/// 0), or are wrong (exit code 2, which is also that of wrong variables).
+#[must_use]
+pub fn parse() -> Command {
+    parse_from(std::env::args_os()).unwrap_or_else(|stop| stop.exit())
+}
+
+fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {
+    let Arguments { words } = Arguments::try_parse_from(arguments)?;
+    Ok(match words {
+        None | Some(Words::Run) => Command::Run,
+    })
+}
+
+fn after_long_help() -> String {
+    format!(
+        "{}\nExit codes:\n{}",
+        table::help(),
+        table::two_columns(exit::TABLE)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+    use crate::config::variables::ALL;
+
+    fn parse(words: &[&str]) -> Result<Command, clap::Error> {
+        parse_from(["ewms-pilot"].iter().chain(words).map(OsString::from))
+    }
+
+    fn text(words: &[&str]) -> String {
+        parse(words).expect_err("text to show").to_string()
+    }
+
+    #[test]
+    fn the_definition_has_no_contradiction() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn without_a_subcommand_it_is_the_pilot() {
+        assert_eq!(parse(&[]).expect("a command"), Command::Run);
+        assert_eq!(parse(&["run"]).expect("a command"), Command::Run);
+    }
+
+    #[test]
+    fn unknown_words_are_a_usage_error_with_the_configuration_exit_code() {
+        for words in [&["--nonsense"][..], &["nonsense"], &["run", "x"]] {
+            let error = parse(words).expect_err("a usage error");
+            assert_eq!(
+                error.exit_code(),
+                i32::from(exit::Exit::Configuration.code()),
+                "{words:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn long_help_has_every_variable_and_exit_code() {
+        for words in [&["--help"][..], &["run", "--help"]] {
+            let help = text(words);
+            for variable in ALL {
+                let line = format!("  {} [", variable.name);
+                assert!(help.contains(&line), "{words:?} lacks {}", variable.name);
+            }
+            for (code, _) in exit::TABLE {
+                assert!(
+                    help.contains(&format!("\n  {code} ")),
+                    "{words:?} lacks exit code {code}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn short_help_fits_a_screen() {
+        let help = text(&["-h"]);
+        assert!(help.lines().count() < 20, "{help}");
+        assert!(!help.contains("EWMS_PILOT_PREFETCH"), "{help}");
+    }
+
+    #[test]
+    fn version_is_the_crates() {
+        let error = parse(&["--version"]).expect_err("text to show");
+        assert_eq!(error.kind(), ErrorKind::DisplayVersion);
+        assert_eq!(
+            error.to_string(),
+            format!("ewms-pilot {}\n", env!("CARGO_PKG_VERSION"))
+        );
+    }
+}

@@ -1,1 +1,270 @@
-//! To be written.
+//! What a person sees while the pilot runs: log lines on stderr and, on a terminal, one line of
+//! progress below them. Knows levels and counts; what is logged is decided where it happens.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::config::LogLevels;
+
+/// The target of the pilot's own log lines: the crate's name.
+const OWN_TARGET: &str = "ewms_pilot";
+
+/// How often the progress line moves on its own, so that its clock does.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What [`init`] set up.
+#[derive(Debug, Clone)]
+pub struct Telemetry {
+    /// The progress line.
+    pub progress: Progress,
+}
+
+/// Sends log lines to stderr: UTC time, level, spans, target, text. Colours only on a terminal, and
+/// not when `NO_COLOR` is set. A second call leaves the first one's set-up as it is.
+#[must_use]
+pub fn init(levels: LogLevels) -> Telemetry {
+    let progress = if io::stderr().is_terminal() {
+        Progress::on(ProgressDrawTarget::stderr())
+    } else {
+        Progress::none()
+    };
+    let lines = fmt::layer().with_writer(Lines {
+        progress: progress.clone(),
+    });
+    // Left alone on a terminal, the layer looks at NO_COLOR itself.
+    let lines = if io::stderr().is_terminal() {
+        lines
+    } else {
+        lines.with_ansi(false)
+    };
+    // Fails when a subscriber is set already, which then goes on.
+    let _ = tracing_subscriber::registry()
+        .with(lines.with_filter(filter(levels)))
+        .try_init();
+    Telemetry { progress }
+}
+
+fn filter(levels: LogLevels) -> Targets {
+    Targets::new()
+        .with_default(levels.third_party)
+        .with_target(OWN_TARGET, levels.own)
+}
+
+/// How many events are where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Worked through, with success.
+    pub done: u64,
+    /// Being worked on.
+    pub running: u64,
+    /// Failed.
+    pub failed: u64,
+    /// Taken from the queue, waiting for a slot.
+    pub waiting: u64,
+}
+
+/// The progress line, when stderr is a terminal; otherwise nothing, at no cost.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    line: Option<Arc<Line>>,
+}
+
+#[derive(Debug)]
+struct Line {
+    bar: ProgressBar,
+    /// Set with the first counts: before them there is no line, and no rate to speak of.
+    since: OnceLock<Instant>,
+}
+
+impl Progress {
+    /// No line.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { line: None }
+    }
+
+    fn on(target: ProgressDrawTarget) -> Self {
+        let bar = ProgressBar::with_draw_target(None, target);
+        // Cut at the terminal's width: a line that wraps can't be taken back.
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}") {
+            bar.set_style(style);
+        }
+        Self {
+            line: Some(Arc::new(Line {
+                bar,
+                since: OnceLock::new(),
+            })),
+        }
+    }
+
+    /// Shows these counts.
+    pub fn update(&self, counts: Counts) {
+        let Some(line) = &self.line else { return };
+        let since = line.since.get_or_init(|| {
+            line.bar.reset_elapsed();
+            line.bar.enable_steady_tick(TICK);
+            Instant::now()
+        });
+        line.bar.set_message(message(counts, since.elapsed()));
+    }
+
+    /// Takes the line away. To be called before the last log lines.
+    pub fn finish(&self) {
+        if let Some(line) = &self.line {
+            line.bar.finish_and_clear();
+        }
+    }
+}
+
+fn message(counts: Counts, elapsed: Duration) -> String {
+    let Counts {
+        done,
+        running,
+        failed,
+        waiting,
+    } = counts;
+    format!(
+        "{done} done, {running} running, {failed} failed, {waiting} waiting, {}",
+        rate(done, elapsed)
+    )
+}
+
+/// Events a second, or a minute when they are slow.
+fn rate(done: u64, elapsed: Duration) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+    let per_second = if elapsed.is_zero() {
+        0.0
+    } else {
+        done as f64 / elapsed.as_secs_f64()
+    };
+    if per_second >= 1.0 {
+        format!("{per_second:.1}/s")
+    } else {
+        format!("{:.1}/min", per_second * 60.0)
+    }
+}
+
+/// Where log lines go: to stderr, the progress line being taken away for that moment.
+#[derive(Debug)]
+struct Lines {
+    progress: Progress,
+}
+
+/// Takes one log line, which the subscriber writes at once and whole.
+#[derive(Debug)]
+struct LineWriter<'a> {
+    progress: &'a Progress,
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = LineWriter<'a>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        LineWriter {
+            progress: &self.progress,
+        }
+    }
+}
+
+impl Write for LineWriter<'_> {
+    /// Never fails: a pilot whose stderr is closed, or on a full disk, still has its tasks to end,
+    /// and the subscriber would answer an error by a panic.
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        let write = || {
+            let _ = io::stderr().write_all(text);
+        };
+        match &self.progress.line {
+            Some(line) => line.bar.suspend(write),
+            None => write(),
+        }
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use indicatif::InMemoryTerm;
+    use tracing::Level;
+    use tracing::level_filters::LevelFilter;
+
+    use super::*;
+
+    #[test]
+    fn own_and_third_party_lines_have_levels_of_their_own() {
+        let filter = filter(LogLevels {
+            own: LevelFilter::DEBUG,
+            third_party: LevelFilter::WARN,
+        });
+        assert!(filter.would_enable("ewms_pilot::broker", &Level::DEBUG));
+        assert!(!filter.would_enable("ewms_pilot::broker", &Level::TRACE));
+        assert!(filter.would_enable("amqprs::api", &Level::WARN));
+        assert!(!filter.would_enable("amqprs::api", &Level::INFO));
+    }
+
+    #[test]
+    fn the_rate_has_a_unit_that_suits_it() {
+        assert_eq!(rate(0, Duration::ZERO), "0.0/min");
+        assert_eq!(rate(3, Duration::from_mins(1)), "3.0/min");
+        assert_eq!(rate(300, Duration::from_mins(1)), "5.0/s");
+    }
+
+    #[test]
+    fn the_line_shows_the_counts_and_goes() {
+        let terminal = InMemoryTerm::new(5, 79);
+        let progress = Progress::on(ProgressDrawTarget::term_like(Box::new(terminal.clone())));
+        assert_eq!(
+            terminal.contents(),
+            "",
+            "nothing is there before the first counts"
+        );
+        progress.update(Counts {
+            done: 12,
+            running: 4,
+            failed: 1,
+            waiting: 2,
+        });
+        let shown = terminal.contents();
+        assert!(
+            shown.contains("12 done, 4 running, 1 failed, 2 waiting, "),
+            "{shown}"
+        );
+        assert_eq!(shown.lines().count(), 1, "{shown}");
+        progress.finish();
+        assert_eq!(terminal.contents(), "");
+    }
+
+    #[test]
+    fn a_narrow_terminal_still_has_one_line() {
+        let terminal = InMemoryTerm::new(5, 30);
+        let progress = Progress::on(ProgressDrawTarget::term_like(Box::new(terminal.clone())));
+        progress.update(Counts {
+            done: 12_000_000,
+            running: 4,
+            failed: 1_000_000,
+            waiting: 2,
+        });
+        let shown = terminal.contents();
+        assert_eq!(shown.lines().count(), 1, "{shown}");
+        progress.finish();
+    }
+
+    #[test]
+    fn without_a_terminal_there_is_nothing_to_update() {
+        let progress = Progress::none();
+        progress.update(Counts::default());
+        progress.finish();
+        assert!(progress.line.is_none());
+    }
+}
