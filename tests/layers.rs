@@ -1,0 +1,186 @@
+//! Holds the source to its shape: who may use whom, and that every file says what it is for.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::support::source_dir;
+
+/// A module and those it may use besides itself; `lib`, `main` and `cli` may use all. Down only: the
+/// parts know nothing of each other, and nothing of what drives them.
+const MAY_USE: &[(&str, &[&str])] = &[
+    (
+        "pilot",
+        &[
+            "task",
+            "broker",
+            "container",
+            "process",
+            "codec",
+            "chirp",
+            "config",
+            "stats",
+            "telemetry",
+            "signals",
+            "fault",
+            "exit",
+            "ids",
+        ],
+    ),
+    (
+        "task",
+        &[
+            "broker",
+            "container",
+            "process",
+            "codec",
+            "chirp",
+            "config",
+            "fault",
+            "exit",
+            "ids",
+        ],
+    ),
+    ("broker", &["config", "fault", "exit", "ids"]),
+    ("container", &["config", "fault", "exit", "ids"]),
+    ("process", &["fault", "exit", "ids"]),
+    ("codec", &["fault", "exit", "ids"]),
+    ("chirp", &["fault", "exit", "ids"]),
+    ("config", &["fault", "exit", "ids"]),
+    ("telemetry", &["config", "stats", "fault", "exit", "ids"]),
+    ("stats", &["fault", "exit", "ids"]),
+    ("signals", &["fault", "exit", "ids"]),
+    ("fault", &["exit", "ids"]),
+    ("exit", &[]),
+    ("ids", &[]),
+];
+
+#[test]
+fn modules_use_only_what_lies_below_them() {
+    let mut wrong = Vec::new();
+    for file in rust_files(&source_dir().join("src")) {
+        let module = module_of(&file);
+        if matches!(module.as_str(), "lib" | "main" | "cli") {
+            continue;
+        }
+        let Some((_, allowed)) = MAY_USE.iter().find(|(name, _)| *name == module) else {
+            wrong.push(format!("`{module}` has no row in MAY_USE"));
+            continue;
+        };
+        let source = fs::read_to_string(&file).expect("it is text");
+        for used in used_modules(&source) {
+            if used != module && !allowed.contains(&used.as_str()) {
+                wrong.push(format!(
+                    "{}: `{module}` may not use `{used}`",
+                    file.display()
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn every_file_opens_with_its_purpose() {
+    let files = ["src", "tests"]
+        .map(|top| rust_files(&source_dir().join(top)))
+        .concat();
+    assert!(
+        files.len() > 20,
+        "the source is not where it should be: {files:?}"
+    );
+    let silent: Vec<_> = files
+        .into_iter()
+        .filter(|file| {
+            !fs::read_to_string(file)
+                .expect("it is text")
+                .starts_with("//! ")
+        })
+        .collect();
+    assert!(silent.is_empty(), "{silent:#?}");
+}
+
+#[test]
+fn the_reader_of_imports_sees_groups_and_nested_paths() {
+    let source = "
+        use crate::ids::TaskId;
+        use crate::{broker::{Sink, spool}, codec, fault as f};
+        // crate::comment
+        fn f() -> crate::exit::Exit {}
+    ";
+    let expected = ["broker", "codec", "exit", "fault", "ids"].map(str::to_owned);
+    assert_eq!(used_modules(source), BTreeSet::from(expected));
+}
+
+fn rust_files(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)
+        .expect("the source is there")
+        .flatten()
+    {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// The top-level module of a file below `src`.
+fn module_of(file: &Path) -> String {
+    let inside = file
+        .strip_prefix(source_dir().join("src"))
+        .expect("it is below src");
+    let first = inside
+        .iter()
+        .next()
+        .expect("it has a name")
+        .to_string_lossy();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+/// The names that follow `crate::`, alone or in a braced group.
+fn used_modules(source: &str) -> BTreeSet<String> {
+    let code: String = source
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let mut found = BTreeSet::new();
+    for after in code.split("crate::").skip(1) {
+        match after.strip_prefix('{') {
+            Some(group) => found.extend(first_names(group)),
+            None => found.extend(first_name(after)),
+        }
+    }
+    found
+}
+
+/// The first name of each member of a group whose opening brace was read.
+fn first_names(group: &str) -> Vec<String> {
+    let mut depth = 0_u32;
+    let mut members = vec![String::new()];
+    for letter in group.chars() {
+        match letter {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => members.push(String::new()),
+            _ if depth == 0 => members.last_mut().expect("there is one").push(letter),
+            _ => {}
+        }
+    }
+    members
+        .iter()
+        .filter_map(|member| first_name(member.trim()))
+        .collect()
+}
+
+fn first_name(text: &str) -> Option<String> {
+    let end = text.find(|letter: char| !letter.is_alphanumeric() && letter != '_');
+    let name = &text[..end.unwrap_or(text.len())];
+    // A macro or a type of the crate's root begins no module's name.
+    (name.starts_with(|letter: char| letter.is_ascii_lowercase())).then(|| name.to_owned())
+}
