@@ -1,1 +1,22 @@
-//! To be written.
+//! Apptainer: how it is called, what may be bound into a container, how an image becomes a directory,
+//! and what its stderr means. Starts no process itself: it gives an [`Invocation`], and who has it
+//! runs it. Apart, so that everything learned about Apptainer stands in one place and is tested
+//! without it.
+
+mod bind;
+mod command;
+mod diagnose;
+mod image;
+mod reference;
+mod template;
+mod tree;
+
+pub use bind::{Access, Bind, BindError, check_distinct};
+pub use command::{
+    Apptainer, CommandError, Invocation, LocateError, RunSpec, Surroundings, check_variable,
+    is_settable, run,
+};
+pub use diagnose::{READ, apptainer_error, failure_text, reason, scrub, timeout_reason};
+pub use image::{Conversion, ImageError, Locked, Plan, Turn};
+pub use template::{Places, Template, TemplateError};
+pub use tree::remove_tree;

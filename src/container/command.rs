@@ -1,0 +1,313 @@
+//! Apptainer's command line and environment. Pure, but for the search of its program.
+//!
+//! Every flag of Apptainer has variables of its own that stay active whatever is on the command
+//! line, and inside a container job `HTCondor` sets some of them. So nothing of the pilot's environment
+//! is passed on: it is rebuilt from a short list.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::Bind;
+use crate::config::Verbosity;
+
+/// What the kernel takes as one argument or variable, its final NUL included (`MAX_ARG_STRLEN`).
+const LONGEST: usize = 128 * 1024;
+/// Apptainer hands the value of such a variable into the container under the rest of the name.
+const PREFIX: &str = "APPTAINERENV_";
+
+/// What Apptainer is given of the pilot's environment.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// `PATH`; Apptainer is looked for in it, and finds its own helpers there.
+    pub path: OsString,
+    /// `HOME`, where Apptainer reads its registry logins.
+    pub home: Option<OsString>,
+    /// `LANG`.
+    pub lang: Option<OsString>,
+    /// A directory of the job that exists: temporary files and caches go there.
+    pub scratch: PathBuf,
+    /// Proxy variables, for fetching images; a container never sees them.
+    pub proxies: Vec<(OsString, OsString)>,
+}
+
+/// Apptainer on this machine.
+#[derive(Debug, Clone)]
+pub struct Apptainer {
+    program: PathBuf,
+    env: Vec<(OsString, OsString)>,
+    proxies: Vec<(OsString, OsString)>,
+}
+
+/// Apptainer isn't there.
+#[derive(Debug, thiserror::Error)]
+#[error("no executable `apptainer` in PATH `{}`; install Apptainer or correct PATH", path.display())]
+pub struct LocateError {
+    /// The PATH that was searched.
+    pub path: OsString,
+}
+
+/// A complete command: program, arguments, and the whole environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invocation {
+    /// Absolute path.
+    pub program: PathBuf,
+    /// Without the program's name.
+    pub args: Vec<OsString>,
+    /// To be started from nothing else.
+    pub env: Vec<(OsString, OsString)>,
+}
+
+/// One run of a container.
+#[derive(Debug, Clone, Copy)]
+pub struct RunSpec<'a> {
+    /// A sandbox directory or image file. Absolute.
+    pub image: &'a Path,
+    /// The container's arguments.
+    pub args: &'a [String],
+    /// Its variables; a later one wins over an earlier of the same name. Values arrive as they are,
+    /// but for a carriage return before a line feed, which Apptainer drops.
+    pub env: &'a [(String, String)],
+    /// The directories that it sees; see [`check_distinct`](super::check_distinct).
+    pub binds: &'a [Bind],
+    /// An existing directory on disk for its `/tmp`, `/var/tmp` and home, which would else share 64 MiB
+    /// of memory. Remove it afterwards, after `chmod -R u+rwX`.
+    pub workdir: &'a Path,
+    /// How much Apptainer says.
+    pub verbosity: Verbosity,
+}
+
+/// Why a container can't be run with these arguments or variables.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// Apptainer would lose this variable and silently others with it.
+    #[error(
+        "`{name}` is no name of a variable; use letters, digits and `_`, not beginning with a digit"
+    )]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// No variable or argument can hold a NUL character.
+    #[error("the value of `{what}` holds a NUL character; remove it, or give it as a file")]
+    Nul {
+        /// The variable's name, or which argument.
+        what: String,
+    },
+    /// The kernel doesn't take a string of this length.
+    #[error(
+        "the value of `{what}` has {bytes} bytes, and the kernel takes {LONGEST}; give it as a file"
+    )]
+    TooLong {
+        /// The variable's name, or which argument.
+        what: String,
+        /// Its length, with what Apptainer needs around it.
+        bytes: usize,
+    },
+}
+
+impl Apptainer {
+    /// Finds `apptainer` in `surroundings.path`. Not `singularity`: its flags differ.
+    ///
+    /// # Errors
+    /// When there is no executable file of this name.
+    pub fn locate(surroundings: Surroundings) -> Result<Self, LocateError> {
+        let Surroundings {
+            path,
+            home,
+            lang,
+            scratch,
+            proxies,
+        } = surroundings;
+        let program = std::env::split_paths(&path)
+            // A relative directory would mean another one once a child starts elsewhere.
+            .filter(|directory| directory.is_absolute())
+            .map(|directory| directory.join("apptainer"))
+            .find(|program| is_executable(program));
+        let Some(program) = program else {
+            return Err(LocateError { path });
+        };
+        let mut env = vec![("PATH".into(), path)];
+        env.extend(home.map(|home| ("HOME".into(), home)));
+        env.extend(lang.map(|lang| ("LANG".into(), lang)));
+        env.extend([
+            ("TMPDIR".into(), scratch.clone().into()),
+            ("APPTAINER_TMPDIR".into(), scratch.clone().into()),
+            (
+                "APPTAINER_CACHEDIR".into(),
+                scratch.join("apptainer-cache").into(),
+            ),
+        ]);
+        Ok(Self {
+            program,
+            env,
+            proxies,
+        })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// `apptainer --version`.
+    #[must_use]
+    pub fn version(&self) -> Invocation {
+        Invocation {
+            program: self.program.clone(),
+            args: vec!["--version".into()],
+            env: self.env.clone(),
+        }
+    }
+
+    /// `apptainer build` of a sandbox directory. `target` must not exist: Apptainer would remove it.
+    /// Everything temporary stays in `scratch`, which should be on the same file system.
+    /// `--fix-perms` makes the result deletable.
+    #[must_use]
+    pub fn build(
+        &self,
+        source: &OsStr,
+        target: &Path,
+        scratch: &Path,
+        verbosity: Verbosity,
+    ) -> Invocation {
+        let mut args = debug(verbosity);
+        args.extend(["build", "--fix-perms", "--sandbox"].map(Into::into));
+        args.extend([target.into(), source.into()]);
+        let mut env: Vec<_> = self
+            .env
+            .iter()
+            .filter(|(name, _)| name == "PATH" || name == "HOME" || name == "LANG")
+            .cloned()
+            .collect();
+        env.extend(self.proxies.iter().cloned());
+        for name in ["TMPDIR", "APPTAINER_TMPDIR", "APPTAINER_CACHEDIR"] {
+            env.push((name.into(), scratch.into()));
+        }
+        Invocation {
+            program: self.program.clone(),
+            args,
+            env,
+        }
+    }
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+}
+
+fn debug(verbosity: Verbosity) -> Vec<OsString> {
+    match verbosity {
+        Verbosity::Normal => Vec::new(),
+        Verbosity::Debug => vec!["--debug".into()],
+    }
+}
+
+/// Whether Apptainer lets a container have this variable. `HOME`, `UID` and `GID` it sets itself, so
+/// [`run`] leaves them out; a user who wants one deserves a warning.
+#[must_use]
+pub fn is_settable(name: &str) -> bool {
+    !["HOME", "UID", "GID"].contains(&name)
+}
+
+/// Checks one variable for a container, as [`run`] does, at configuration time.
+///
+/// # Errors
+/// When Apptainer or the kernel wouldn't pass it on.
+pub fn check_variable(name: &str, value: &str) -> Result<(), CommandError> {
+    let mut letters = name.bytes();
+    let is_name = letters
+        .next()
+        .is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
+        && letters.all(|letter| letter.is_ascii_alphanumeric() || letter == b'_');
+    if !is_name {
+        return Err(CommandError::Name {
+            name: name.to_owned(),
+        });
+    }
+    check_string(name, value, PREFIX.len() + name.len() + "=".len())
+}
+
+fn check_string(what: &str, value: &str, around: usize) -> Result<(), CommandError> {
+    if value.contains('\0') {
+        return Err(CommandError::Nul {
+            what: what.to_owned(),
+        });
+    }
+    let bytes = around + value.len() + 1;
+    if bytes > LONGEST {
+        return Err(CommandError::TooLong {
+            what: what.to_owned(),
+            bytes,
+        });
+    }
+    Ok(())
+}
+
+/// The command that runs a container: nothing of the machine is visible but the binds, and it has a
+/// pid namespace of its own, without which nothing in it would be sure to die.
+///
+/// Variables travel as `APPTAINERENV_NAME`: `--env` splits values at commas and shows them in `ps`.
+///
+/// # Errors
+/// When an argument or a variable can't be passed on as it is.
+pub fn run(apptainer: &Apptainer, spec: &RunSpec<'_>) -> Result<Invocation, CommandError> {
+    let mut args = debug(spec.verbosity);
+    args.extend(["run", "--containall", "--no-eval", "--workdir"].map(Into::into));
+    args.push(spec.workdir.into());
+    for bind in spec.binds {
+        args.extend(["--bind".into(), bind_argument(bind)]);
+    }
+    // A name with a dash in front would be a flag; options end at the image, so arguments may have one.
+    args.push(match spec.image.as_os_str().as_bytes().first() {
+        Some(b'-') => Path::new(".").join(spec.image).into(),
+        _ => spec.image.into(),
+    });
+    for (index, arg) in spec.args.iter().enumerate() {
+        check_string(&format!("argument {}", index + 1), arg, 0)?;
+        args.push(arg.into());
+    }
+
+    let mut env = apptainer.env.clone();
+    for (index, (name, value)) in spec.env.iter().enumerate() {
+        check_variable(name, value)?;
+        let is_last = spec.env[index + 1..].iter().all(|(later, _)| later != name);
+        if is_last && is_settable(name) {
+            env.push((format!("{PREFIX}{name}").into(), value.into()));
+        }
+    }
+    Ok(Invocation {
+        program: apptainer.program.clone(),
+        args,
+        env,
+    })
+}
+
+/// `SOURCE:TARGET[:ro]`, with `:` and `,` of the source escaped. A backslash is only special in front of
+/// these, and then can't be escaped itself; it needn't be, because the last one counts.
+fn bind_argument(bind: &Bind) -> OsString {
+    let mut argument = Vec::new();
+    for byte in bind.source().as_os_str().as_bytes() {
+        if matches!(byte, b':' | b',') {
+            argument.push(b'\\');
+        }
+        argument.push(*byte);
+    }
+    if argument.ends_with(b"\\") {
+        // Else it would escape the colon that follows.
+        argument.push(b'/');
+    }
+    argument.push(b':');
+    argument.extend_from_slice(bind.target().as_os_str().as_bytes());
+    if bind.access() == super::Access::ReadOnly {
+        argument.extend_from_slice(b":ro");
+    }
+    OsString::from_vec(argument)
+}
+
+#[cfg(test)]
+#[path = "command_tests.rs"]
+mod tests;

@@ -1,0 +1,289 @@
+//! The command line as it was seen to work with the real Apptainer.
+
+use std::fs;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::container::Access;
+
+fn apptainer(scratch: &str) -> Apptainer {
+    Apptainer {
+        program: "/usr/bin/apptainer".into(),
+        env: vec![
+            ("PATH".into(), "/usr/bin".into()),
+            ("TMPDIR".into(), scratch.into()),
+        ],
+        proxies: vec![("http_proxy".into(), "http://proxy:3128".into())],
+    }
+}
+
+fn run_with(
+    args: &[&str],
+    env: &[(&str, &str)],
+    binds: &[Bind],
+) -> Result<Invocation, CommandError> {
+    let args: Vec<String> = args.iter().map(ToString::to_string).collect();
+    let env: Vec<_> = env
+        .iter()
+        .map(|(name, value)| (name.to_string(), value.to_string()))
+        .collect();
+    let spec = RunSpec {
+        image: Path::new("/images/x"),
+        args: &args,
+        env: &env,
+        binds,
+        workdir: Path::new("/scratch/work"),
+        verbosity: Verbosity::Normal,
+    };
+    run(&apptainer("/scratch"), &spec)
+}
+
+fn variables(invocation: &Invocation) -> Vec<(&str, &str)> {
+    let text =
+        |string: &OsString| -> &str { Box::leak(string.to_string_lossy().into_owned().into()) };
+    invocation
+        .env
+        .iter()
+        .map(|(name, value)| (text(name), text(value)))
+        .filter(|(name, _)| name.starts_with(PREFIX))
+        .collect()
+}
+
+/// An executable of this name in a directory of its own.
+fn directory_with(name: &str, mode: u32) -> TempDir {
+    let dir = tempfile::tempdir().expect("a directory");
+    let program = dir.path().join(name);
+    fs::write(&program, "#!/bin/sh\n").expect("written");
+    fs::set_permissions(&program, fs::Permissions::from_mode(mode)).expect("set");
+    dir
+}
+
+#[test]
+fn a_run_contains_all_and_evaluates_nothing() {
+    let invocation = run_with(&["bash", "-c", "a b"], &[], &[]).expect("is allowed");
+    assert_eq!(
+        invocation.args,
+        [
+            "run",
+            "--containall",
+            "--no-eval",
+            "--workdir",
+            "/scratch/work",
+            "/images/x",
+            "bash",
+            "-c",
+            "a b"
+        ]
+    );
+    assert_eq!(invocation.program, Path::new("/usr/bin/apptainer"));
+}
+
+#[test]
+fn debug_is_an_option_of_apptainer_and_not_of_run() {
+    let spec = RunSpec {
+        image: Path::new("/images/x"),
+        args: &[],
+        env: &[],
+        binds: &[],
+        workdir: Path::new("/w"),
+        verbosity: Verbosity::Debug,
+    };
+    let invocation = run(&apptainer("/scratch"), &spec).expect("is allowed");
+    assert_eq!(invocation.args[..2], ["--debug", "run"]);
+}
+
+#[test]
+fn an_image_with_a_dash_is_no_flag() {
+    let spec = RunSpec {
+        image: Path::new("--fakeroot"),
+        args: &[],
+        env: &[],
+        binds: &[],
+        workdir: Path::new("/w"),
+        verbosity: Verbosity::Normal,
+    };
+    let invocation = run(&apptainer("/scratch"), &spec).expect("is allowed");
+    assert_eq!(invocation.args.last().expect("an image"), "./--fakeroot");
+}
+
+#[test]
+fn binds_escape_their_source() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let rows = [
+        ("plain", "plain"),
+        ("a:b,c", "a\\:b\\,c"),
+        ("a\\b", "a\\b"),
+        ("a\\:b", "a\\\\:b"),
+        ("end\\", "end\\/"),
+        ("sp ace\"'", "sp ace\"'"),
+    ];
+    for (name, written) in rows {
+        let source = dir.path().join(name);
+        fs::create_dir(&source).expect("made");
+        let binds = [
+            Bind::new(&source, "/t/rw", Access::ReadWrite).expect("is allowed"),
+            Bind::new(&source, "/t/ro", Access::ReadOnly).expect("is allowed"),
+        ];
+        let args = run_with(&[], &[], &binds).expect("is allowed").args;
+        let expected =
+            |rest: &str| OsString::from(format!("{}/{written}{rest}", dir.path().display()));
+        assert_eq!(args[5], "--bind");
+        assert_eq!(
+            (&args[6], &args[8]),
+            (&expected(":/t/rw"), &expected(":/t/ro:ro"))
+        );
+    }
+}
+
+#[test]
+fn variables_travel_under_apptainers_prefix_and_the_last_one_wins() {
+    let env = [
+        ("A", "a=1,B=2"),
+        ("PATH", "/opt"),
+        ("A", "{\"x\": \"$y\nz\"}"),
+        ("E", ""),
+    ];
+    let invocation = run_with(&[], &env, &[]).expect("is allowed");
+    assert_eq!(
+        variables(&invocation),
+        [
+            ("APPTAINERENV_PATH", "/opt"),
+            ("APPTAINERENV_A", "{\"x\": \"$y\nz\"}"),
+            ("APPTAINERENV_E", "")
+        ]
+    );
+    assert!(invocation.args.iter().all(|arg| arg != "--env"));
+    assert_eq!(
+        invocation.env[0],
+        ("PATH".into(), "/usr/bin".into()),
+        "apptainer's own PATH is changed"
+    );
+}
+
+#[test]
+fn what_apptainer_sets_itself_is_left_out() {
+    let env = [("HOME", "/x"), ("UID", "0"), ("GID", "0"), ("HOMER", "doh")];
+    let invocation = run_with(&[], &env, &[]).expect("is allowed");
+    assert_eq!(variables(&invocation), [("APPTAINERENV_HOMER", "doh")]);
+}
+
+#[test]
+fn names_that_would_lose_other_variables_are_refused() {
+    for name in ["", "1A", "A-B", "A B", "Ä", "A=B", "A\n"] {
+        assert_eq!(
+            check_variable(name, ""),
+            Err(CommandError::Name { name: name.into() }),
+            "{name:?}"
+        );
+    }
+    for name in ["_", "a", "A1_b"] {
+        assert_eq!(check_variable(name, ""), Ok(()), "{name:?}");
+    }
+}
+
+#[test]
+fn what_the_kernel_would_refuse_is_refused_by_name() {
+    assert_eq!(
+        check_variable("A", "x\0y"),
+        Err(CommandError::Nul { what: "A".into() })
+    );
+    // APPTAINERENV_A= and the final NUL.
+    let around = "APPTAINERENV_A=".len() + 1;
+    assert_eq!(check_variable("A", &"x".repeat(LONGEST - around)), Ok(()));
+    let error = check_variable("A", &"x".repeat(LONGEST - around + 1)).expect_err("is refused");
+    assert_eq!(
+        error.to_string(),
+        "the value of `A` has 131073 bytes, and the kernel takes 131072; give it as a file"
+    );
+    let long = "x".repeat(LONGEST);
+    let error = run_with(&["a", &long], &[], &[]).expect_err("is refused");
+    assert_eq!(
+        error,
+        CommandError::TooLong {
+            what: "argument 2".into(),
+            bytes: LONGEST + 1
+        }
+    );
+}
+
+#[test]
+fn only_an_executable_apptainer_in_an_absolute_directory_is_found() {
+    let wrong = directory_with("singularity", 0o755);
+    let plain = directory_with("apptainer", 0o644);
+    let right = directory_with("apptainer", 0o755);
+    let path = std::env::join_paths([Path::new("."), wrong.path(), plain.path(), right.path()])
+        .expect("joined");
+    let surroundings = Surroundings {
+        path: path.clone(),
+        scratch: "/s".into(),
+        ..Surroundings::default()
+    };
+    let found = Apptainer::locate(surroundings).expect("is found");
+    assert_eq!(found.program(), right.path().join("apptainer"));
+    assert_eq!(found.env[0], ("PATH".into(), path));
+
+    let surroundings = Surroundings {
+        path: wrong.path().into(),
+        ..Surroundings::default()
+    };
+    let error = Apptainer::locate(surroundings).expect_err("is not found");
+    assert!(
+        error
+            .to_string()
+            .contains(wrong.path().to_str().expect("UTF-8")),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_environment_is_built_from_the_list_alone() {
+    let right = directory_with("apptainer", 0o755);
+    let surroundings = Surroundings {
+        path: right.path().into(),
+        home: Some("/home/x".into()),
+        lang: Some("C.UTF-8".into()),
+        scratch: "/scratch".into(),
+        proxies: vec![("https_proxy".into(), "p".into())],
+    };
+    let apptainer = Apptainer::locate(surroundings).expect("is found");
+    let names = |invocation: &Invocation| -> Vec<String> {
+        invocation
+            .env
+            .iter()
+            .map(|(name, _)| name.to_string_lossy().into_owned())
+            .collect()
+    };
+    let own = [
+        "PATH",
+        "HOME",
+        "LANG",
+        "TMPDIR",
+        "APPTAINER_TMPDIR",
+        "APPTAINER_CACHEDIR",
+    ];
+    assert_eq!(names(&apptainer.version()), own);
+
+    let build = apptainer.build(
+        OsStr::new("docker://x"),
+        Path::new("/t"),
+        Path::new("/b"),
+        Verbosity::Normal,
+    );
+    assert_eq!(
+        build.args,
+        ["build", "--fix-perms", "--sandbox", "/t", "docker://x"]
+    );
+    assert_eq!(
+        names(&build),
+        [
+            "PATH",
+            "HOME",
+            "LANG",
+            "https_proxy",
+            "TMPDIR",
+            "APPTAINER_TMPDIR",
+            "APPTAINER_CACHEDIR"
+        ]
+    );
+}

@@ -1,0 +1,175 @@
+//! What a container's stderr says about its end: a reason for people and for the service that counts
+//! equal ones. Pure. Apart, because Apptainer and the task write into the same stream, and telling
+//! them apart is guesswork that must stand in one place.
+
+/// How much of stderr's end is worth reading.
+pub const READ: usize = 64 * 1024;
+
+/// Levels of Apptainer's lines, the worst first.
+const LEVELS: &[&str] = &[
+    "FATAL", "ABORT", "ERROR", "WARNING", "INFO", "LOG", "VERBOSE", "DEBUG",
+];
+/// How many of [`LEVELS`] are errors.
+const ERRORS: usize = 3;
+
+/// One line of Apptainer's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct OwnLine<'a> {
+    /// Index in [`LEVELS`].
+    level: usize,
+    message: &'a str,
+}
+
+impl<'a> OwnLine<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        Self::parse_plain(line).or_else(|| Self::parse_debug(line))
+    }
+
+    /// `FATAL:   message` or, from the part of Apptainer that is written in C, `ERROR  : message`. The
+    /// padding is part of it: a task's own `ERROR: message` is no line of Apptainer's. `WARNING: ` has
+    /// none, and is taken for Apptainer's.
+    fn parse_plain(line: &'a str) -> Option<Self> {
+        LEVELS.iter().enumerate().find_map(|(level, name)| {
+            let message = line
+                .strip_prefix(&format!("{:<9}", format!("{name}:")))
+                .or_else(|| line.strip_prefix(&format!("{name:<7}: ")))?;
+            Some(Self {
+                level,
+                message: message.trim(),
+            })
+        })
+    }
+
+    /// `LEVEL   [U=1000,P=1]   Function()   message`.
+    fn parse_debug(line: &'a str) -> Option<Self> {
+        let name = line
+            .split(|letter: char| !letter.is_ascii_uppercase())
+            .next()
+            .filter(|name| !name.is_empty())?;
+        let rest = line[name.len()..]
+            .strip_prefix(char::is_whitespace)?
+            .trim_start();
+        let rest = digits(rest.strip_prefix("[U=")?)?;
+        let rest = digits(rest.strip_prefix(",P=")?)?.strip_prefix(']')?;
+        let message = rest.strip_prefix(char::is_whitespace)?.trim();
+        // The function's name differs between versions and says nothing to a physicist.
+        let message = match message.split_once(char::is_whitespace) {
+            Some((function, message)) if function.ends_with("()") => message.trim_start(),
+            _ => message,
+        };
+        let level = LEVELS
+            .iter()
+            .position(|level| *level == name)
+            .unwrap_or(LEVELS.len());
+        Some(Self { level, message })
+    }
+}
+
+/// What follows one or more digits.
+fn digits(text: &str) -> Option<&str> {
+    let rest = text.trim_start_matches(|letter: char| letter.is_ascii_digit());
+    (rest.len() < text.len()).then_some(rest)
+}
+
+/// Why a container failed, from the end of its stderr:
+///
+/// 1. the last Python traceback, and what the task wrote after it;
+/// 2. else the last line that isn't Apptainer's own;
+/// 3. else, when only Apptainer spoke, `[Apptainer-Error]` and its worst message, the last of these;
+/// 4. `<no stderr logs>`.
+#[must_use]
+pub fn reason(stderr: &[u8]) -> String {
+    let text = readable(stderr);
+    let tasks: Vec<&str> = lines(&text)
+        .filter(|line| OwnLine::parse(line).is_none())
+        .collect();
+    if let Some(start) = tasks.iter().rposition(|line| line.starts_with("Traceback")) {
+        return tasks[start..].join("\n");
+    }
+    if let Some(last) = tasks.last() {
+        return (*last).to_owned();
+    }
+    match worst(&text) {
+        Some(line) => format!("[Apptainer-Error] {}", line.message),
+        None => "<no stderr logs>".to_owned(),
+    }
+}
+
+/// What Apptainer itself complains about, whoever else wrote to stderr: its last error lines, at most
+/// three, joined. `None` when it complains about nothing.
+#[must_use]
+pub fn apptainer_error(stderr: &[u8]) -> Option<String> {
+    let text = readable(stderr);
+    let errors: Vec<&str> = lines(&text)
+        .filter_map(OwnLine::parse)
+        .filter(|line| line.level < ERRORS)
+        .map(|line| line.message)
+        .collect();
+    let last = &errors[errors.len().saturating_sub(3)..];
+    (!last.is_empty()).then(|| last.join("; "))
+}
+
+/// The last of the lines with the worst level; below an error, just the last.
+fn worst(text: &str) -> Option<OwnLine<'_>> {
+    let own: Vec<OwnLine<'_>> = lines(text).filter_map(OwnLine::parse).collect();
+    let worst = own.iter().map(|line| line.level).min()?;
+    own.iter()
+        .rfind(|line| line.level == worst || worst >= ERRORS)
+        .copied()
+}
+
+/// The reason of a container that was ended because its time was up.
+#[must_use]
+pub fn timeout_reason(seconds: u64) -> String {
+    format!("[Timeout-Error] timed out after {seconds}s")
+}
+
+/// The error's whole text. `alias` is `task` or `init-container`.
+#[must_use]
+pub fn failure_text(alias: &str, exit_code: Option<i32>, reason: &str) -> String {
+    match exit_code {
+        Some(code) => format!("{alias} failed (exit code {code}): {reason}"),
+        None => format!("{alias} failed: {reason}"),
+    }
+}
+
+/// Replaces what is different in every run (a task's id, its directory) so that equal failures have
+/// equal texts: each first text by the second, in this order.
+#[must_use]
+pub fn scrub(reason: &str, replacements: &[(&str, &str)]) -> String {
+    replacements
+        .iter()
+        .filter(|(from, _)| !from.is_empty())
+        .fold(reason.to_owned(), |text, (from, to)| text.replace(from, to))
+}
+
+/// Lines that aren't blank. A lone carriage return ends one too: progress bars write so.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.split(['\n', '\r'])
+        .filter(|line| !line.trim().is_empty())
+}
+
+/// As text, without colours: Apptainer's C part writes them into files as well.
+fn readable(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text.as_ref();
+    while let Some(start) = rest.find("\x1b[") {
+        plain.push_str(&rest[..start]);
+        let after = &rest[start + 2..];
+        let parameters =
+            after.trim_start_matches(|letter: char| letter.is_ascii_digit() || letter == ';');
+        rest = if let Some(after_colour) = parameters.strip_prefix('m') {
+            after_colour
+        } else {
+            plain.push_str("\x1b[");
+            after
+        };
+    }
+    plain.push_str(rest);
+    plain
+}
+
+#[cfg(test)]
+#[path = "diagnose_tests.rs"]
+mod tests;

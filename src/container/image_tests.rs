@@ -1,0 +1,239 @@
+//! Everything around the conversion; the conversion itself is tested with the real Apptainer.
+
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::container::Surroundings;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Bench {
+    dir: TempDir,
+    policy: ImagePolicy,
+}
+
+impl Bench {
+    /// With an image file `x.sif`.
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::write(dir.path().join("x.sif"), "an image").expect("written");
+        let workdir = dir.path().join("work");
+        fs::create_dir(&workdir).expect("made");
+        Self {
+            policy: ImagePolicy::Convert { workdir },
+            dir,
+        }
+    }
+
+    fn conversion(&self) -> Conversion {
+        match Plan::of("x.sif", self.dir.path(), &self.policy).expect("can be converted") {
+            Plan::Convert(conversion) => conversion,
+            Plan::Ready(path) => panic!("{} is ready", path.display()),
+        }
+    }
+
+    async fn ours(&self) -> Locked {
+        match self.conversion().turn(PATIENCE).await.expect("a turn") {
+            Turn::Ours(locked) => locked,
+            Turn::Done(path) => panic!("{} is done", path.display()),
+        }
+    }
+
+    /// Does what Apptainer would, and returns the target of its command.
+    fn convert(&self, locked: &Locked) -> PathBuf {
+        let bin = self.dir.path().join("bin");
+        fs::create_dir_all(&bin).expect("made");
+        let program = bin.join("apptainer");
+        fs::write(&program, "").expect("written");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("set");
+        let surroundings = Surroundings {
+            path: bin.into(),
+            scratch: "/s".into(),
+            ..Surroundings::default()
+        };
+        let apptainer = Apptainer::locate(surroundings).expect("is found");
+        let invocation = locked
+            .build(&apptainer, Verbosity::Normal)
+            .expect("a command");
+        let target = PathBuf::from(&invocation.args[3]);
+        assert_eq!(invocation.args[4], self.dir.path().join("x.sif"));
+        fs::create_dir(&target).expect("its parent is there and it isn't");
+        fs::write(target.join("content"), "").expect("written");
+        target
+    }
+
+    fn names_in_store(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.conversion().store).expect("listed");
+        let mut names: Vec<String> = entries
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+fn refusal(image: &str, cwd: &Path, policy: &ImagePolicy) -> String {
+    Plan::of(image, cwd, policy)
+        .expect_err("is refused")
+        .to_string()
+}
+
+#[test]
+fn a_directory_is_ready_whatever_the_policy() {
+    let bench = Bench::new();
+    fs::create_dir_all(bench.dir.path().join("image/bin")).expect("made");
+    for policy in [&bench.policy, &ImagePolicy::DirectoryOnly] {
+        let plan = Plan::of("image", bench.dir.path(), policy).expect("can be used");
+        assert_eq!(plan, Plan::Ready(bench.dir.path().join("image")));
+    }
+}
+
+#[test]
+fn what_cannot_be_used_is_said_before_anything_runs() {
+    let bench = Bench::new();
+    fs::create_dir(bench.dir.path().join("empty")).expect("made");
+    let read = |image: &str, policy: &ImagePolicy| refusal(image, bench.dir.path(), policy);
+    for policy in [&bench.policy, &ImagePolicy::DirectoryOnly] {
+        assert!(read("empty", policy).contains("`empty` is an empty directory"));
+        assert!(read("/missing/x.sif", policy).contains("`/missing/x.sif` does not exist"));
+    }
+    for image in ["x.sif", "docker://busybox", "busybox"] {
+        assert!(
+            read(image, &ImagePolicy::DirectoryOnly).contains("DIRECTORY_MUST_BE_PRESENT=False"),
+            "{image}"
+        );
+    }
+}
+
+#[test]
+fn another_content_is_another_target() {
+    let bench = Bench::new();
+    let before = bench.conversion();
+    assert_eq!(before, bench.conversion());
+    assert!(before.target().to_string_lossy().contains("/x.sif-"));
+    fs::write(bench.dir.path().join("x.sif"), "another image").expect("written");
+    assert_ne!(before.target(), bench.conversion().target());
+}
+
+#[tokio::test]
+async fn a_committed_image_is_found_by_the_next() {
+    let bench = Bench::new();
+    let locked = bench.ours().await;
+    bench.convert(&locked);
+    let target = locked.commit().expect("is renamed");
+    assert!(target.join("content").exists());
+    assert!(
+        matches!(bench.conversion().turn(PATIENCE).await, Ok(Turn::Done(path)) if path == target)
+    );
+    assert_eq!(bench.names_in_store().len(), 2, "the lock and the image");
+}
+
+#[tokio::test]
+async fn a_failed_conversion_leaves_nothing_and_quotes_apptainer() {
+    let bench = Bench::new();
+    let locked = bench.ours().await;
+    let half_made = bench.convert(&locked);
+    let stderr = format!(
+        "INFO:    Starting build...\nFATAL:   While extracting to {}: no space left on device\n",
+        half_made.display()
+    );
+    let error = locked.failed(stderr.as_bytes()).to_string();
+    drop(locked);
+    assert!(
+        error.ends_with(
+            "can't be converted: While extracting to <scratch>/sandbox: no space left on device"
+        ),
+        "{error}"
+    );
+    assert_eq!(bench.names_in_store().len(), 1, "the lock");
+    bench.ours().await;
+}
+
+#[tokio::test]
+async fn a_success_without_a_directory_is_a_failure() {
+    let bench = Bench::new();
+    let error = bench
+        .ours()
+        .await
+        .commit()
+        .expect_err("there is nothing to rename");
+    assert!(matches!(error, ImageError::Build { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn what_a_dead_builder_left_is_removed_and_never_used() {
+    let bench = Bench::new();
+    let locked = bench.ours().await;
+    let half_made = bench.convert(&locked);
+    // As after SIGKILL: the lock goes, the files stay.
+    let Locked { making, .. } = &locked;
+    let kept = making.with_file_name(
+        making
+            .file_name()
+            .expect("a name")
+            .to_string_lossy()
+            .replace("making-", "making-x"),
+    );
+    fs::rename(making, &kept).expect("renamed");
+    fs::set_permissions(kept.join("sandbox"), fs::Permissions::from_mode(0o000)).expect("closed");
+    drop(locked);
+    assert!(!half_made.exists() && kept.exists());
+
+    let locked = bench.ours().await;
+    bench.convert(&locked);
+    assert!(!kept.exists());
+    locked.commit().expect("is renamed");
+}
+
+#[tokio::test]
+async fn the_second_pilot_waits_for_the_first_and_uses_its_result() {
+    let bench = Bench::new();
+    let locked = bench.ours().await;
+    let second = tokio::spawn(bench.conversion().turn(PATIENCE));
+    tokio::task::yield_now().await;
+    assert!(!second.is_finished());
+    bench.convert(&locked);
+    let target = locked.commit().expect("is renamed");
+    let turn = second.await.expect("no panic");
+    assert!(matches!(turn, Ok(Turn::Done(path)) if path == target));
+}
+
+#[tokio::test]
+async fn the_second_pilots_patience_ends() {
+    let bench = Bench::new();
+    let _locked = bench.ours().await;
+    let error = bench
+        .conversion()
+        .turn(Duration::from_millis(1))
+        .await
+        .expect_err("is busy");
+    assert!(matches!(error, ImageError::Busy { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_store_that_others_can_write_to_is_not_trusted() {
+    let bench = Bench::new();
+    let store = bench.conversion().store;
+    fs::create_dir(&store).expect("made");
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o777)).expect("opened");
+    let error = bench
+        .conversion()
+        .turn(PATIENCE)
+        .await
+        .expect_err("is refused")
+        .to_string();
+    assert!(error.contains("other users can write"), "{error}");
+
+    fs::remove_dir(&store).expect("removed");
+    symlink("/tmp", &store).expect("linked");
+    let error = bench
+        .conversion()
+        .turn(PATIENCE)
+        .await
+        .expect_err("is refused")
+        .to_string();
+    assert!(error.contains("no directory"), "{error}");
+}

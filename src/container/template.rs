@@ -1,0 +1,223 @@
+//! A container's arguments: one string with placeholders, as users write it, to a list of words.
+//! Pure.
+//!
+//! Placeholders are replaced first, so that one inside quotes stays inside them; then the string is
+//! split as a POSIX shell splits words, without any expansion. No shell ever sees it.
+
+/// The arguments as configured, known to be splittable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template(String);
+
+/// What the placeholders stand for: paths inside the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Places<'a> {
+    /// For `{{INFILE}}` and `{{IN_FILE}}`; `None`, as for the init container, leaves them.
+    pub infile: Option<&'a str>,
+    /// For `{{OUTFILE}}` and `{{OUT_FILE}}`; `None`, as for the init container, leaves them.
+    pub outfile: Option<&'a str>,
+    /// For `{{DATA_HUB}}` and `{{DATAHUB}}`.
+    pub data_hub: &'a str,
+}
+
+/// Why arguments can't be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TemplateError {
+    /// A quote isn't closed.
+    #[error("a quote in `{args}` is never closed; close it, or escape it with a backslash")]
+    Quote {
+        /// The arguments.
+        args: String,
+    },
+    /// A NUL character, which no argument can hold.
+    #[error("`{args}` holds a NUL character; remove it")]
+    Nul {
+        /// The arguments, the character shown as `\0`.
+        args: String,
+    },
+}
+
+impl Template {
+    /// Checks `args`, quotes above all.
+    ///
+    /// # Errors
+    /// When they can't be split into words.
+    pub fn parse(args: &str) -> Result<Self, TemplateError> {
+        if args.contains('\0') {
+            return Err(TemplateError::Nul {
+                args: args.replace('\0', "\\0"),
+            });
+        }
+        // No path that will stand here has a quote or backslash, so what can be split now can be later.
+        if split(args).is_none() {
+            return Err(TemplateError::Quote {
+                args: args.to_owned(),
+            });
+        }
+        Ok(Self(args.to_owned()))
+    }
+
+    /// The words for one run. Unknown placeholders stay.
+    ///
+    /// # Errors
+    /// When a path brought in a quote or a NUL that the arguments didn't have.
+    pub fn render(&self, places: &Places<'_>) -> Result<Vec<String>, TemplateError> {
+        let mut args = self.0.clone();
+        for (names, path) in [
+            (["{{INFILE}}", "{{IN_FILE}}"], places.infile),
+            (["{{OUTFILE}}", "{{OUT_FILE}}"], places.outfile),
+            (["{{DATA_HUB}}", "{{DATAHUB}}"], Some(places.data_hub)),
+        ] {
+            let Some(path) = path else { continue };
+            for name in names {
+                args = args.replace(name, path);
+            }
+        }
+        if args.contains('\0') {
+            return Err(TemplateError::Nul {
+                args: args.replace('\0', "\\0"),
+            });
+        }
+        split(&args).ok_or(TemplateError::Quote { args })
+    }
+}
+
+/// `None` when a quote isn't closed. `args` holds no NUL.
+fn split(args: &str) -> Option<Vec<String>> {
+    // To a shell `#` opens a comment, and so it does to shell_words; users' workflows were written
+    // for Python's shlex.split, where it is a character like others (`--color #fff`). NUL, which is
+    // not in the string, keeps its place.
+    let words = shell_words::split(&args.replace('#', "\0")).ok()?;
+    Some(
+        words
+            .into_iter()
+            .map(|word| word.replace('\0', "#"))
+            .collect(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TASK: Places<'static> = Places {
+        infile: Some("/io/in.json"),
+        outfile: Some("/io/out.json"),
+        data_hub: "/hub",
+    };
+    const INIT: Places<'static> = Places {
+        infile: None,
+        outfile: None,
+        data_hub: "/hub",
+    };
+
+    fn render(args: &str, places: &Places<'_>) -> Vec<String> {
+        Template::parse(args)
+            .expect("parses")
+            .render(places)
+            .expect("renders")
+    }
+
+    #[test]
+    fn real_strings_of_workflows_become_the_words_their_authors_meant() {
+        let rows: &[(&str, &[&str])] = &[
+            ("", &[]),
+            ("   ", &[]),
+            (
+                r#"bash -c "sleep 10 && cp {{INFILE}} {{OUTFILE}}""#,
+                &["bash", "-c", "sleep 10 && cp /io/in.json /io/out.json"],
+            ),
+            (
+                "python3 -c \"\nimport sys\nprint('a  b', '{{IN_FILE}}')\n\"",
+                &[
+                    "python3",
+                    "-c",
+                    "\nimport sys\nprint('a  b', '/io/in.json')\n",
+                ],
+            ),
+            (
+                r#"bash -c "curl --fail-with-body -o {{DATA_HUB}}/startup.json 'https://x.org/a?b=1&c=2'" "#,
+                &[
+                    "bash",
+                    "-c",
+                    "curl --fail-with-body -o /hub/startup.json 'https://x.org/a?b=1&c=2'",
+                ],
+            ),
+            (
+                "python -m reco --in {{INFILE}} --out {{OUT_FILE}} --gcdqp {{DATAHUB}}/g",
+                &[
+                    "python",
+                    "-m",
+                    "reco",
+                    "--in",
+                    "/io/in.json",
+                    "--out",
+                    "/io/out.json",
+                    "--gcdqp",
+                    "/hub/g",
+                ],
+            ),
+        ];
+        for (args, words) in rows {
+            assert_eq!(&render(args, &TASK), words, "{args}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_expanded_and_no_operator_is_special() {
+        let rows: &[(&str, &[&str])] = &[
+            (
+                "echo $HOME ~ * `date` $(date)",
+                &["echo", "$HOME", "~", "*", "`date`", "$(date)"],
+            ),
+            ("a;b | c && d > e", &["a;b", "|", "c", "&&", "d", ">", "e"]),
+            ("x '' \"\" y", &["x", "", "", "y"]),
+            (r"a\ b 'c\d' e''f", &["a b", r"c\d", "ef"]),
+            (r#""a\"b" 'it'\''s'"#, &[r#"a"b"#, "it's"]),
+            ("K=V --x=y", &["K=V", "--x=y"]),
+        ];
+        for (args, words) in rows {
+            assert_eq!(&render(args, &TASK), words, "{args}");
+        }
+    }
+
+    #[test]
+    fn a_hash_is_no_comment() {
+        let words = render(r##"--color #fff "#1" '#2' \#3 a#b # c"##, &TASK);
+        assert_eq!(
+            words,
+            ["--color", "#fff", "#1", "#2", "#3", "a#b", "#", "c"]
+        );
+    }
+
+    #[test]
+    fn unknown_placeholders_stay() {
+        assert_eq!(
+            render("{{OTHER}} {INFILE} {{ INFILE }}", &TASK),
+            ["{{OTHER}}", "{INFILE}", "{{", "INFILE", "}}"]
+        );
+    }
+
+    #[test]
+    fn the_init_container_knows_only_the_hub() {
+        assert_eq!(
+            render("{{INFILE}} {{OUT_FILE}} {{DATAHUB}}", &INIT),
+            ["{{INFILE}}", "{{OUT_FILE}}", "/hub"]
+        );
+    }
+
+    #[test]
+    fn an_open_quote_is_found_when_configured() {
+        for args in ["bash -c \"echo", "it's", "'"] {
+            let error = Template::parse(args).expect_err("is refused");
+            assert!(error.to_string().contains(&format!("`{args}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_nul_is_refused() {
+        assert!(matches!(
+            Template::parse("a\0b"),
+            Err(TemplateError::Nul { .. })
+        ));
+    }
+}
