@@ -16,12 +16,10 @@ pub enum Command {
     Run,
 }
 
-/// Takes events from a queue, runs a container image once for each, publishes what it wrote.
+/// Takes events from a queue, runs a container image once for each, publishes what it wrote, and only then acknowledges the event.
 ///
-/// Takes events from a queue, runs a container image once for each, publishes what it wrote, and
-/// only then acknowledges the event. Settings come from the environment variables below, or from
-/// the file ewms_htcondor_envfile.sh in the working directory or in HTCondor's scratch directory;
-/// a variable that is set wins over the file.
+/// Settings come from the environment variables below, or from the file ewms_htcondor_envfile.sh in
+/// the working directory or in HTCondor's scratch directory; a variable that is set wins over it.
 #[derive(Debug, Parser)]
 #[expect(
     clippy::doc_markdown,

@@ -92,7 +92,7 @@ async fn next(stream: Option<&mut unix::Signal>) {
     {
         return;
     }
-    pending().await;
+    pending::<()>().await;
 }
 
 /// The signals that the process ignores, as the bits of `SigIgn` in `/proc/self/status`. Read there

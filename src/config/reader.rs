@@ -55,7 +55,10 @@ impl<'a> Reader<'a> {
             .get(OsStr::new(variable.name))
             .is_none_or(|value| value.is_empty())
         {
-            let advice = format!("set the {}", variable.meaning);
+            let advice = match variable.kind {
+                Kind::Text => format!("expected the {}", variable.meaning),
+                kind => format!("expected {}", kind.expected()),
+            };
             self.problems.push(Problem::missing(variable.name, advice));
             return None;
         }

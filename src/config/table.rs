@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::variables::{ALL, Variable};
+use super::variables::{ALL, Kind, Variable};
 
 /// The columns that `--help` fills at most; a terminal of 80 shows it unbroken.
 const WIDTH: usize = 78;
@@ -46,8 +46,11 @@ pub fn help() -> String {
             variable.name,
             default_with_unit(variable).replace('`', "")
         );
-        let sentence =
-            format!("{}: {}", variable.meaning, variable.kind.expected()).replace('`', "");
+        let sentence = match variable.kind {
+            Kind::Text => variable.meaning.to_owned(),
+            kind => format!("{}: {}", variable.meaning, kind.expected()),
+        };
+        let sentence = sentence.replace('`', "");
         for line in wrap(&sentence, WIDTH - INDENT) {
             let _ = writeln!(text, "{:INDENT$}{line}", "");
         }

@@ -166,7 +166,7 @@ variables! {
         "kind of broker: a RabbitMQ server, or a spool directory";
     QUEUE_INCOMING_BROKER_ADDRESS = "EWMS_PILOT_QUEUE_INCOMING_BROKER_ADDRESS",
         Kind::Address, Phrase("`localhost`; required for a spool"),
-        "where that is: [SCHEME://][USER[:PASS]@]HOST[:PORT][/VHOST] with scheme amqp or amqps, or a directory";
+        "where that is; the scheme is amqp (TCP, port 5672) or amqps (TLS, port 5671)";
     QUEUE_OUTGOING = "EWMS_PILOT_QUEUE_OUTGOING", Kind::Text, Required,
         "queue that results go to";
     QUEUE_OUTGOING_AUTH_TOKEN = "EWMS_PILOT_QUEUE_OUTGOING_AUTH_TOKEN", Kind::Token, Default(""),
