@@ -42,11 +42,26 @@ impl Exit {
 /// The table that `--help` and the README show: code and meaning.
 pub const TABLE: &[(&str, &str)] = &[
     ("0", "success: every task succeeded, or there was no event"),
-    ("1", "one or more tasks failed; their events are back in the queue"),
-    ("2", "configuration: a variable or argument is wrong; nothing was contacted"),
-    ("3", "execution point: this machine can't run containers or write files"),
+    (
+        "1",
+        "one or more tasks failed; their events are back in the queue",
+    ),
+    (
+        "2",
+        "configuration: a variable or argument is wrong; nothing was contacted",
+    ),
+    (
+        "3",
+        "execution point: this machine can't run containers or write files",
+    ),
     ("4", "broker: it can't be reached, refused us, or was lost"),
     ("5", "the init container failed or timed out"),
-    ("6", "image: it is missing, is no image, or can't be converted"),
-    ("128+N", "ended by signal N; unfinished events are back in the queue"),
+    (
+        "6",
+        "image: it is missing, is no image, or can't be converted",
+    ),
+    (
+        "128+N",
+        "ended by signal N; unfinished events are back in the queue",
+    ),
 ];

@@ -1,11 +1,27 @@
 //! Where events come from and results go. Knows queues, deliveries and confirms; knows nothing of
 //! tasks, files' meaning or message formats.
 //!
-//! A broker is added by one more variant in [`Source`], [`Sink`] and [`ReceiptKind`].
+//! A [`Source`] hands out deliveries, each with a [`Receipt`] that settles it once, by value. A
+//! [`Sink`] takes results and says when each is safe. Neither reconnects: a lost session is an
+//! error of [`Source::recv`], [`Receipt::settle`] and [`Sink::publish`].
+//!
+//! A broker is added by one more variant in [`Address`], [`Source`], [`Sink`] and `ReceiptKind`.
 
+use std::fmt;
+use std::future::Future;
+use std::num::NonZeroU32;
+use std::path::Path;
 
+use futures_util::future::Either;
+
+use crate::config::AmqpAddress;
+use crate::ids::Generation;
+
+mod error;
 pub mod rabbitmq;
 pub mod spool;
+
+pub use error::{BrokerError, Direction, Place, PublishError, SettleError};
 
 /// What a queue carries for one event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +75,208 @@ pub enum Verdict {
     Released,
 }
 
-/// Settles one delivery, once.
-#[derive(Debug)]
-pub struct Receipt;
+/// Settles one delivery, once. Dropped unsettled it logs an error, unless its session is gone,
+/// when nothing is left that could be settled.
+pub struct Receipt(Option<ReceiptKind>);
+
+enum ReceiptKind {
+    RabbitMq(rabbitmq::Receipt),
+    Spool(spool::Receipt),
+}
+
+impl Receipt {
+    fn new(kind: ReceiptKind) -> Self {
+        Self(Some(kind))
+    }
+
+    /// The session through which the event came.
+    #[must_use]
+    pub fn generation(&self) -> Option<Generation> {
+        self.0.as_ref().map(|kind| match kind {
+            ReceiptKind::RabbitMq(receipt) => receipt.generation(),
+            ReceiptKind::Spool(receipt) => receipt.generation(),
+        })
+    }
+
+    /// Tells the broker. For RabbitMQ, `Ok` means that the acknowledgement is on its way; that it
+    /// arrived is proven by the round trips of the session, the last one in [`Source::close`].
+    ///
+    /// # Errors
+    /// [`SettleError::SessionLost`] when the session that delivered the event has ended; nothing
+    /// was sent then, and nothing can be: its tags mean nothing elsewhere.
+    pub fn settle(
+        mut self,
+        verdict: Verdict,
+    ) -> impl Future<Output = Result<(), SettleError>> + Send + use<> + 'static {
+        async move {
+            match self.0.take() {
+                Some(ReceiptKind::RabbitMq(receipt)) => receipt.settle(verdict).await,
+                Some(ReceiptKind::Spool(receipt)) => receipt.settle(verdict).await,
+                None => Ok(()),
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Receipt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receipt")
+            .field("generation", &self.generation())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        match self.0.take() {
+            Some(ReceiptKind::RabbitMq(receipt)) => receipt.report_drop(),
+            Some(ReceiptKind::Spool(receipt)) => receipt.report_drop(),
+            None => {}
+        }
+    }
+}
+
+/// Where a queue is.
+#[derive(Debug, Clone, Copy)]
+pub enum Address<'a> {
+    /// On a RabbitMQ server.
+    RabbitMq(&'a AmqpAddress),
+    /// In a directory, as the subdirectory of its name.
+    Spool(&'a Path),
+}
+
+/// Opens the queue that events come from. At most `window` events are unsettled at any time.
+///
+/// # Errors
+/// A [`BrokerError`]; transient ones only after three tries within about 20 s.
+pub async fn open_source(
+    queue: &str,
+    broker: Address<'_>,
+    window: NonZeroU32,
+) -> Result<Source, BrokerError> {
+    match broker {
+        Address::RabbitMq(address) => rabbitmq::open_source(queue, address, window)
+            .await
+            .map(Source::RabbitMq),
+        Address::Spool(directory) => spool::Source::open(queue, directory, window)
+            .await
+            .map(Source::Spool),
+    }
+}
+
+/// Opens the queue that results go to.
+///
+/// # Errors
+/// As [`open_source`].
+pub async fn open_sink(queue: &str, broker: Address<'_>) -> Result<Sink, BrokerError> {
+    match broker {
+        Address::RabbitMq(address) => rabbitmq::open_sink(queue, address)
+            .await
+            .map(Sink::RabbitMq),
+        Address::Spool(directory) => spool::Sink::open(queue, directory).await.map(Sink::Spool),
+    }
+}
+
+/// Hands out events.
+pub enum Source {
+    /// From RabbitMQ.
+    RabbitMq(rabbitmq::Source),
+    /// From a directory.
+    Spool(spool::Source),
+}
+
+impl Source {
+    /// The next event; waits while there is none. Cancel-safe. After [`Source::stop`] it waits
+    /// until the session is lost, or for ever.
+    ///
+    /// # Errors
+    /// The session is lost; so are all receipts that it handed out.
+    pub async fn recv(&mut self) -> Result<Delivery, BrokerError> {
+        match self {
+            Self::RabbitMq(source) => source.recv().await,
+            Self::Spool(source) => source.recv().await,
+        }
+    }
+
+    /// Takes no more events and gives back those that were taken ahead and not handed out.
+    /// Receipts that were handed out stay usable. Idempotent; bounded in time.
+    ///
+    /// # Errors
+    /// The session is lost, or was before; then the broker takes the events back by itself.
+    pub async fn stop(&mut self) -> Result<(), BrokerError> {
+        match self {
+            Self::RabbitMq(source) => source.stop().await,
+            Self::Spool(source) => source.stop().await,
+        }
+    }
+
+    /// Ends the session in the order that loses no acknowledgement. To be called after all
+    /// receipts are settled; bounded in time. What fails is logged.
+    pub async fn close(self) {
+        match self {
+            Self::RabbitMq(source) => source.close().await,
+            Self::Spool(source) => source.close().await,
+        }
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::RabbitMq(_) => "Source::RabbitMq",
+            Self::Spool(_) => "Source::Spool",
+        })
+    }
+}
+
+/// Takes results.
+pub enum Sink {
+    /// Into RabbitMQ.
+    RabbitMq(rabbitmq::Sink),
+    /// Into a directory.
+    Spool(spool::Sink),
+}
+
+impl Sink {
+    /// The only kind of [`Content`] that [`Sink::publish`] takes.
+    #[must_use]
+    pub fn encoding(&self) -> Encoding {
+        match self {
+            Self::RabbitMq(_) => Encoding::Frame,
+            Self::Spool(_) => Encoding::File,
+        }
+    }
+
+    /// Resolves when the broker has confirmed the result, or the file is durably in place. Many
+    /// may be under way at once; how many, and how many bytes, is bounded here, by waiting.
+    ///
+    /// # Errors
+    /// [`PublishError::TooLarge`], [`PublishError::Unroutable`], [`PublishError::Nacked`]: the
+    /// result is not there. [`PublishError::SessionLost`]: nobody knows.
+    pub fn publish(
+        &self,
+        content: Content,
+    ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
+        match self {
+            Self::RabbitMq(sink) => Either::Left(sink.publish(content)),
+            Self::Spool(sink) => Either::Right(sink.publish(content)),
+        }
+    }
+
+    /// Ends the session. Bounded in time. What fails is logged.
+    pub async fn close(self) {
+        match self {
+            Self::RabbitMq(sink) => sink.close().await,
+            Self::Spool(_) => {}
+        }
+    }
+}
+
+impl fmt::Debug for Sink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::RabbitMq(_) => "Sink::RabbitMq",
+            Self::Spool(_) => "Sink::Spool",
+        })
+    }
+}

@@ -1,0 +1,346 @@
+//! What can go wrong between the pilot and a queue, in words that say which variable to look at.
+//! Pure: it talks to nothing. Apart, because RabbitMQ and the spool share it.
+//!
+//! No text holds a password or token: an error is built from the host, the port, the queue and
+//! what the server said, never from the address as the user wrote it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use thiserror::Error;
+
+/// Which of the two queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// Events come from it.
+    Incoming,
+    /// Results go to it.
+    Outgoing,
+}
+
+impl Direction {
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Incoming => "EWMS_PILOT_QUEUE_INCOMING",
+            Self::Outgoing => "EWMS_PILOT_QUEUE_OUTGOING",
+        }
+    }
+}
+
+/// A queue and where it is, as errors name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Which variables describe it.
+    pub direction: Direction,
+    /// `host:port`, or the spool directory.
+    pub address: String,
+    /// The queue's name.
+    pub queue: String,
+}
+
+impl Place {
+    fn address_variable(&self) -> String {
+        format!("{}_BROKER_ADDRESS", self.direction.prefix())
+    }
+
+    fn token_variable(&self) -> String {
+        format!("{}_AUTH_TOKEN", self.direction.prefix())
+    }
+
+    fn queue_variable(&self) -> &'static str {
+        self.direction.prefix()
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` (queue `{}`)", self.address, self.queue)
+    }
+}
+
+/// Why a queue can't be used, or can't be used any more.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum BrokerError {
+    /// The host's name has no address.
+    #[error("unknown host in broker address {at}: {detail}; check {}", at.address_variable())]
+    UnknownHost {
+        /// Where.
+        at: Place,
+        /// The resolver's words.
+        detail: String,
+    },
+    /// Nothing listens there.
+    #[error("the broker at {at} refused the connection: {detail}; check host and port in {}, and whether the broker is running", at.address_variable())]
+    Refused {
+        /// Where.
+        at: Place,
+        /// The kernel's words.
+        detail: String,
+    },
+    /// No way to the host.
+    #[error("the broker at {at} can't be reached: {detail}; check {}, and whether this site lets jobs connect to that port", at.address_variable())]
+    Unreachable {
+        /// Where.
+        at: Place,
+        /// The kernel's words.
+        detail: String,
+    },
+    /// No answer in time.
+    #[error("the broker at {at} did not answer within `{}` s ({step}); check {}, and whether this site lets jobs connect to that port", after.as_secs(), at.address_variable())]
+    TimedOut {
+        /// Where.
+        at: Place,
+        /// What was waited for.
+        step: &'static str,
+        /// How long.
+        after: Duration,
+    },
+    /// No encrypted connection.
+    #[error("no TLS connection to the broker at {at}: {detail}; check the scheme, host and port in {}, and the system's CA certificates", at.address_variable())]
+    Tls {
+        /// Where.
+        at: Place,
+        /// What TLS said.
+        detail: String,
+    },
+    /// The broker doesn't know us, as far as can be told: RabbitMQ just drops the connection
+    /// about three seconds after it got credentials that it doesn't accept.
+    #[error("the broker at {at} did not accept the credentials: {detail}; check {} and user and password in {}", at.token_variable(), at.address_variable())]
+    Authentication {
+        /// Where.
+        at: Place,
+        /// What was seen.
+        detail: String,
+    },
+    /// There is no such virtual host, or it isn't ours.
+    #[error("virtual host `{vhost}` can't be used at broker {at}: {detail}; check what follows the host in {}", at.address_variable())]
+    Vhost {
+        /// Where.
+        at: Place,
+        /// The virtual host.
+        vhost: String,
+        /// The server's words.
+        detail: String,
+    },
+    /// We are known, but may not do this.
+    #[error("the broker at {at} denies access: {detail}; check {}, and what {} may do there", at.queue_variable(), at.token_variable())]
+    Permission {
+        /// Where.
+        at: Place,
+        /// The server's words.
+        detail: String,
+    },
+    /// The queue exists and isn't a durable quorum queue.
+    #[error("the queue at {at} exists with other properties than durable and x-queue-type=quorum: {detail}; check {}, or have the queue deleted", at.queue_variable())]
+    OtherQueueType {
+        /// Where.
+        at: Place,
+        /// The server's words.
+        detail: String,
+    },
+    /// A name that AMQP can't carry.
+    #[error("{what} of `{bytes}` bytes is too long for the broker at {at}, at most `255` fit; check {} and {}", at.queue_variable(), at.address_variable())]
+    NameTooLong {
+        /// Where.
+        at: Place,
+        /// Which name.
+        what: &'static str,
+        /// Its length.
+        bytes: usize,
+    },
+    /// Anything else that the server refuses.
+    #[error("the broker at {at} refused: {detail}; check {} and {}", at.queue_variable(), at.address_variable())]
+    Rejected {
+        /// Where.
+        at: Place,
+        /// The server's words.
+        detail: String,
+    },
+    /// The session with the broker ended without us.
+    #[error(
+        "connection to the broker at {at} lost: {detail}; unsettled events will be delivered again"
+    )]
+    ConnectionLost {
+        /// Where.
+        at: Place,
+        /// What was seen.
+        detail: String,
+    },
+    /// The spool directory can't be used.
+    #[error("spool directory {at}: can't {action} `{}`: {detail}; check {}, the directory's permissions and its free space", path.display(), at.address_variable())]
+    Spool {
+        /// Where.
+        at: Place,
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The kernel's words.
+        detail: String,
+    },
+    /// The queue's name is no name of a directory.
+    #[error("queue name `{}` can't be a directory in the spool `{}`: {why}; check {}", at.queue, at.address, at.queue_variable())]
+    SpoolName {
+        /// Where.
+        at: Place,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// The machine doesn't let us talk to anyone.
+    #[error(
+        "can't start the thread that talks to the broker at {at}: {detail}; check the limits on processes and memory of this job"
+    )]
+    Thread {
+        /// Where.
+        at: Place,
+        /// The kernel's words.
+        detail: String,
+    },
+}
+
+impl BrokerError {
+    /// Whether the same address may work a moment later.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Refused { .. }
+            | Self::Unreachable { .. }
+            | Self::TimedOut { .. }
+            | Self::ConnectionLost { .. } => true,
+            Self::UnknownHost { .. }
+            | Self::Tls { .. }
+            | Self::Authentication { .. }
+            | Self::Vhost { .. }
+            | Self::Permission { .. }
+            | Self::OtherQueueType { .. }
+            | Self::NameTooLong { .. }
+            | Self::Rejected { .. }
+            | Self::Spool { .. }
+            | Self::SpoolName { .. }
+            | Self::Thread { .. } => false,
+        }
+    }
+}
+
+/// Why a result is not in the outgoing queue, or not known to be.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum PublishError {
+    /// It can never be published.
+    #[error(
+        "the result is too large for the broker: `{bytes}` bytes after compression, the limit is `{limit}`; let the task write a smaller outfile"
+    )]
+    TooLarge {
+        /// Size of the message's body.
+        bytes: usize,
+        /// The most that the broker takes.
+        limit: usize,
+    },
+    /// The broker knows no such queue (any more).
+    #[error(
+        "the broker returned the result as unroutable (`{code} {text}`): queue `{queue}` is gone; check EWMS_PILOT_QUEUE_OUTGOING"
+    )]
+    Unroutable {
+        /// The queue.
+        queue: String,
+        /// AMQP's code, 312.
+        code: u16,
+        /// The server's words.
+        text: String,
+    },
+    /// The broker took it and then said no: the queue is full, or its leader is lost.
+    #[error(
+        "the broker did not accept the result for queue `{queue}`; check the queue's length limit and its replicas"
+    )]
+    Nacked {
+        /// The queue.
+        queue: String,
+    },
+    /// The session ended before the broker confirmed: the result may be there or not.
+    #[error("no confirm for the result, the session with the broker was lost: {detail}")]
+    SessionLost {
+        /// What was seen.
+        detail: String,
+    },
+    /// The file could not be written.
+    #[error("can't {action} `{}`: {detail}; check EWMS_PILOT_QUEUE_OUTGOING_BROKER_ADDRESS, the directory's permissions and its free space", path.display())]
+    Spool {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The kernel's words.
+        detail: String,
+    },
+    /// The content isn't of the sink's [`Encoding`](super::Encoding).
+    #[error("the content is not of the encoding that this sink asks for; a bug in the pilot")]
+    WrongEncoding,
+}
+
+/// Why a delivery could not be settled. The event will be delivered again.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum SettleError {
+    /// The session or claim through which the event came is no more.
+    #[error("the session that delivered the event is lost; the event will be delivered again")]
+    SessionLost,
+    /// The spool's file can't be moved.
+    #[error("can't {action} `{}`: {detail}; the event stays claimed until this pilot ends", path.display())]
+    Spool {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The kernel's words.
+        detail: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(direction: Direction) -> Place {
+        Place {
+            direction,
+            address: "mq.example:5672".into(),
+            queue: "pixels".into(),
+        }
+    }
+
+    #[test]
+    fn text_names_address_queue_and_the_variable_of_its_direction() {
+        for (direction, variable) in [
+            (
+                Direction::Incoming,
+                "EWMS_PILOT_QUEUE_INCOMING_BROKER_ADDRESS",
+            ),
+            (
+                Direction::Outgoing,
+                "EWMS_PILOT_QUEUE_OUTGOING_BROKER_ADDRESS",
+            ),
+        ] {
+            let text = BrokerError::Refused {
+                at: at(direction),
+                detail: "nobody".into(),
+            }
+            .to_string();
+            assert!(text.contains("`mq.example:5672`"), "{text}");
+            assert!(text.contains("`pixels`"), "{text}");
+            assert!(text.contains(variable), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_faults_of_the_network_are_tried_again() {
+        let at = at(Direction::Incoming);
+        let detail = String::new();
+        assert!(
+            BrokerError::Refused {
+                at: at.clone(),
+                detail: detail.clone()
+            }
+            .is_transient()
+        );
+        assert!(!BrokerError::Authentication { at, detail }.is_transient());
+    }
+}

@@ -1,0 +1,164 @@
+//! From a validated address to the arguments of amqprs: names, credentials, TLS. Talks to the
+//! system's certificate store and to nothing else. Apart, because amqprs' own reading of
+//! addresses differs from what pilots' users rely on, so that none of it is used.
+
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+
+use amqprs::connection::OpenConnectionArguments;
+use amqprs::tls::TlsAdaptor;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use crate::broker::{BrokerError, Direction, Place};
+use crate::config::{AmqpAddress, Transport};
+
+/// Seconds. Two missed ones end a session; below 2 amqprs floods the broker, and its default of
+/// 60 would hide a dead connection for two minutes.
+const HEARTBEAT_SECS: u16 = 15;
+
+/// AMQP's short strings. amqprs panics on longer ones.
+const SHORT_STRING_MAX: usize = 255;
+
+/// How errors name the queue.
+pub(super) fn place(direction: Direction, queue: &str, address: &AmqpAddress) -> Place {
+    Place {
+        direction,
+        address: format!("{}:{}", dial_host(&address.host), address.port),
+        queue: queue.to_owned(),
+    }
+}
+
+/// What amqprs needs to open a connection.
+pub(super) fn arguments(
+    address: &AmqpAddress,
+    at: &Place,
+) -> Result<OpenConnectionArguments, BrokerError> {
+    for (what, name) in [
+        ("a queue name", &at.queue),
+        ("a virtual host", &address.vhost),
+    ] {
+        if name.len() > SHORT_STRING_MAX {
+            return Err(BrokerError::NameTooLong {
+                at: at.clone(),
+                what,
+                bytes: name.len(),
+            });
+        }
+    }
+    let mut arguments = OpenConnectionArguments::new(
+        &dial_host(&address.host),
+        address.port,
+        &address.user,
+        address.password.reveal(),
+    );
+    arguments
+        .virtual_host(&address.vhost)
+        .heartbeat(HEARTBEAT_SECS)
+        .connection_name(&connection_name());
+    if address.transport == Transport::Tls {
+        let connector = tls().map_err(|detail| BrokerError::Tls {
+            at: at.clone(),
+            detail,
+        })?;
+        arguments.tls_adaptor(TlsAdaptor::new(connector, address.host.clone()));
+    }
+    Ok(arguments)
+}
+
+/// amqprs joins host and port by a colon; only a bracketed IPv6 literal survives that.
+fn dial_host(host: &str) -> String {
+    if host.parse::<Ipv6Addr>().is_ok() {
+        format!("[{host}]")
+    } else {
+        host.to_owned()
+    }
+}
+
+/// Operators see it in RabbitMQ's list of connections.
+fn connection_name() -> String {
+    let host = nix::unistd::gethostname().map_or_else(
+        |_| "unknown-host".into(),
+        |name| name.to_string_lossy().into_owned(),
+    );
+    format!("ewms-pilot {host} {}", std::process::id())
+}
+
+/// The system's roots. The provider is named, because rustls panics when it has to guess.
+fn tls() -> Result<TlsConnector, String> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    let (usable, _unusable) = roots.add_parsable_certificates(found.certs);
+    if usable == 0 {
+        let why = found
+            .errors
+            .first()
+            .map_or_else(String::new, |error| format!(" ({error})"));
+        return Err(format!("this machine has no CA certificates{why}"));
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Secret;
+
+    fn address(host: &str, vhost: &str) -> AmqpAddress {
+        AmqpAddress {
+            transport: Transport::Tcp,
+            host: host.into(),
+            port: 5672,
+            vhost: vhost.into(),
+            user: String::new(),
+            password: Secret::new("hush".into()),
+        }
+    }
+
+    #[test]
+    fn vhost_and_host_reach_amqprs_as_they_were_written() {
+        let address = address("mq.example", "a%2fb/c");
+        let at = place(Direction::Incoming, "q", &address);
+        let arguments = arguments(&address, &at).unwrap();
+        assert_eq!(arguments.get_virtual_host(), "a%2fb/c");
+        assert_eq!(arguments.get_host(), "mq.example");
+        assert_eq!(arguments.get_heartbeat(), HEARTBEAT_SECS);
+    }
+
+    #[test]
+    fn an_ipv6_literal_is_dialled_in_brackets() {
+        let address = address("::1", "/");
+        let at = place(Direction::Incoming, "q", &address);
+        assert_eq!(arguments(&address, &at).unwrap().get_host(), "[::1]");
+        assert_eq!(at.address, "[::1]:5672");
+    }
+
+    #[test]
+    fn names_that_amqp_cannot_carry_are_refused_before_amqprs_panics() {
+        let address = address("mq.example", "/");
+        let at = place(Direction::Outgoing, &"q".repeat(256), &address);
+        let Err(error) = arguments(&address, &at) else {
+            panic!("accepted")
+        };
+        assert!(
+            matches!(error, BrokerError::NameTooLong { bytes: 256, .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn no_text_or_debug_form_of_an_error_holds_the_password() {
+        let address = address(&"h".repeat(10), &"v".repeat(300));
+        let at = place(Direction::Incoming, "q", &address);
+        let Err(error) = arguments(&address, &at) else {
+            panic!("accepted")
+        };
+        assert!(!format!("{error} {error:?}").contains("hush"));
+    }
+}

@@ -1,0 +1,268 @@
+//! The table of publishes that wait for the broker's confirm. Pure: no I/O, no clock but what it
+//! is given. Apart, because its rules (several at once, returns, loss) are easy to get wrong.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::Instant;
+
+use crate::broker::PublishError;
+
+/// Whether a confirm speaks for one tag or for all up to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    One,
+    UpTo,
+}
+
+impl From<bool> for Reach {
+    fn from(multiple: bool) -> Self {
+        if multiple { Self::UpTo } else { Self::One }
+    }
+}
+
+/// One publish that waits.
+#[derive(Debug)]
+pub(super) struct Pending {
+    /// Who waits.
+    pub(super) outcome: oneshot::Sender<Result<(), PublishError>>,
+    /// Since when.
+    pub(super) since: Instant,
+    /// Size of the body.
+    pub(super) bytes: usize,
+    /// What bounds the publishes in flight. Here, and not with whoever waits, because the body is
+    /// in memory until the broker has it.
+    pub(super) _permits: [OwnedSemaphorePermit; 2],
+}
+
+/// All publishes of one channel that wait.
+#[derive(Debug)]
+pub(super) struct Confirms {
+    queue: String,
+    /// Makes message ids unique over sessions and pilots.
+    session: String,
+    last_tag: u64,
+    pending: BTreeMap<u64, (Pending, Option<PublishError>)>,
+    lost: Option<String>,
+}
+
+impl Confirms {
+    pub(super) fn new(queue: &str, session: String) -> Self {
+        Self {
+            queue: queue.to_owned(),
+            session,
+            last_tag: 0,
+            pending: BTreeMap::new(),
+            lost: None,
+        }
+    }
+
+    /// Enters the next publish and gives its message id. It must be published on the channel in
+    /// this order, and before the next call; the confirm may come before publishing returns.
+    /// `None` when the channel is gone; whoever waits was told.
+    pub(super) fn insert(&mut self, pending: Pending) -> Option<String> {
+        if let Some(detail) = &self.lost {
+            settle(
+                pending,
+                Err(PublishError::SessionLost {
+                    detail: detail.clone(),
+                }),
+            );
+            return None;
+        }
+        self.last_tag += 1;
+        self.pending.insert(self.last_tag, (pending, None));
+        Some(format!("{}:{}", self.session, self.last_tag))
+    }
+
+    /// The broker has it, or has returned it before.
+    pub(super) fn ack(&mut self, tag: u64, reach: Reach) {
+        for (pending, returned) in self.take(tag, reach) {
+            settle(pending, returned.map_or(Ok(()), Err));
+        }
+    }
+
+    /// The broker won't have it.
+    pub(super) fn nack(&mut self, tag: u64, reach: Reach) {
+        for (pending, returned) in self.take(tag, reach) {
+            let nacked = || PublishError::Nacked {
+                queue: self.queue.clone(),
+            };
+            settle(pending, Err(returned.unwrap_or_else(nacked)));
+        }
+    }
+
+    /// The broker found no queue for it. Its ack still comes, and settles it.
+    pub(super) fn returned(&mut self, message_id: &str, code: u16, text: &str) {
+        let tag = message_id
+            .strip_prefix(self.session.as_str())
+            .and_then(|rest| rest.strip_prefix(':'))
+            .and_then(|tag| tag.parse().ok());
+        let Some((_, returned)) = tag.and_then(|tag: u64| self.pending.get_mut(&tag)) else {
+            tracing::error!(
+                message_id,
+                "the broker returned a message that nobody waits for"
+            );
+            return;
+        };
+        *returned = Some(PublishError::Unroutable {
+            queue: self.queue.clone(),
+            code,
+            text: text.to_owned(),
+        });
+    }
+
+    /// The channel is gone: what waits is told so, and what comes later too. The first reason
+    /// counts; later ones only follow from it.
+    pub(super) fn lose_all(&mut self, detail: &str) {
+        let detail = self.lost.get_or_insert_with(|| detail.to_owned()).clone();
+        for (_, (pending, returned)) in std::mem::take(&mut self.pending) {
+            let lost = || PublishError::SessionLost {
+                detail: detail.clone(),
+            };
+            settle(pending, Err(returned.unwrap_or_else(lost)));
+        }
+    }
+
+    /// How many wait, their bytes, and since when the oldest does.
+    pub(super) fn waiting(&self) -> Option<(usize, usize, Instant)> {
+        let (oldest, _) = self.pending.values().next()?;
+        let bytes = self
+            .pending
+            .values()
+            .map(|(pending, _)| pending.bytes)
+            .sum();
+        Some((self.pending.len(), bytes, oldest.since))
+    }
+
+    fn take(&mut self, tag: u64, reach: Reach) -> Vec<(Pending, Option<PublishError>)> {
+        match reach {
+            Reach::One => self.pending.remove(&tag).into_iter().collect(),
+            Reach::UpTo => {
+                // Tag 0 means: all so far.
+                let later = match tag {
+                    0 => BTreeMap::new(),
+                    tag => self.pending.split_off(&(tag + 1)),
+                };
+                std::mem::replace(&mut self.pending, later)
+                    .into_values()
+                    .collect()
+            }
+        }
+    }
+}
+
+fn settle(pending: Pending, outcome: Result<(), PublishError>) {
+    // Nobody may wait any more: the pilot was told to stop.
+    let _gone = pending.outcome.send(outcome);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::Semaphore;
+    use tokio::sync::oneshot::Receiver;
+
+    use super::*;
+
+    struct Table {
+        confirms: Confirms,
+        permits: Arc<Semaphore>,
+    }
+
+    impl Table {
+        fn new() -> Self {
+            Self {
+                confirms: Confirms::new("results", "s".into()),
+                permits: Arc::new(Semaphore::new(20)),
+            }
+        }
+
+        fn publish(&mut self) -> Receiver<Result<(), PublishError>> {
+            let (outcome, waits) = oneshot::channel();
+            let permit = || Arc::clone(&self.permits).try_acquire_owned().unwrap();
+            let _permits = [permit(), permit()];
+            let pending = Pending {
+                outcome,
+                since: Instant::now(),
+                bytes: 10,
+                _permits,
+            };
+            self.confirms.insert(pending);
+            waits
+        }
+    }
+
+    #[test]
+    fn an_ack_settles_its_own_publish_and_frees_its_permits() {
+        let mut table = Table::new();
+        let (mut first, mut second) = (table.publish(), table.publish());
+        table.confirms.ack(2, Reach::One);
+        assert_eq!(second.try_recv(), Ok(Ok(())));
+        assert!(first.try_recv().is_err());
+        assert_eq!(table.permits.available_permits(), 18);
+    }
+
+    #[test]
+    fn an_ack_of_several_settles_all_up_to_its_tag_and_none_beyond() {
+        let mut table = Table::new();
+        let mut waits: Vec<_> = (0..5).map(|_| table.publish()).collect();
+        table.confirms.ack(2, Reach::One);
+        table.confirms.ack(4, Reach::UpTo);
+        for waits in &mut waits[..4] {
+            assert_eq!(waits.try_recv(), Ok(Ok(())));
+        }
+        assert!(waits[4].try_recv().is_err());
+        assert_eq!(
+            table
+                .confirms
+                .waiting()
+                .map(|(count, bytes, _)| (count, bytes)),
+            Some((1, 10))
+        );
+    }
+
+    #[test]
+    fn tag_zero_settles_all() {
+        let mut table = Table::new();
+        let (mut first, mut second) = (table.publish(), table.publish());
+        table.confirms.nack(0, Reach::UpTo);
+        let nacked = PublishError::Nacked {
+            queue: "results".into(),
+        };
+        assert_eq!(first.try_recv(), Ok(Err(nacked.clone())));
+        assert_eq!(second.try_recv(), Ok(Err(nacked)));
+    }
+
+    #[test]
+    fn a_returned_message_is_unroutable_although_it_is_acked() {
+        let mut table = Table::new();
+        let (mut first, mut second) = (table.publish(), table.publish());
+        table.confirms.returned("s:1", 312, "NO_ROUTE");
+        table.confirms.returned("other:2", 312, "NO_ROUTE");
+        table.confirms.ack(2, Reach::UpTo);
+        let unroutable = PublishError::Unroutable {
+            queue: "results".into(),
+            code: 312,
+            text: "NO_ROUTE".into(),
+        };
+        assert_eq!(first.try_recv(), Ok(Err(unroutable)));
+        assert_eq!(second.try_recv(), Ok(Ok(())));
+    }
+
+    #[test]
+    fn after_the_channel_died_every_publish_is_lost_with_the_first_reason() {
+        let mut table = Table::new();
+        let mut before = table.publish();
+        table.confirms.lose_all("CONNECTION_FORCED");
+        table.confirms.lose_all("the channel ended");
+        let mut after = table.publish();
+        let lost = PublishError::SessionLost {
+            detail: "CONNECTION_FORCED".into(),
+        };
+        assert_eq!(before.try_recv(), Ok(Err(lost.clone())));
+        assert_eq!(after.try_recv(), Ok(Err(lost)));
+        assert_eq!(table.permits.available_permits(), 20);
+    }
+}

@@ -1,0 +1,249 @@
+//! From what amqprs and the server say to an error with a name. Pure. Apart, because amqprs turns
+//! every I/O error into text, so that only that text is left to judge by; all of that judging is
+//! here, and was checked against RabbitMQ 4.0 and amqprs 2.1.5.
+
+use std::time::Duration;
+
+use amqprs::error::Error;
+use nix::errno::Errno;
+
+use super::watch::Signal;
+use crate::broker::{BrokerError, Place};
+use crate::config::{AmqpAddress, Transport};
+
+/// A server that doesn't accept the credentials drops the connection after this time: RabbitMQ
+/// waits 3.0 s so that guessing is slow.
+const REFUSES_CREDENTIALS_AFTER: Duration = Duration::from_millis(2_500);
+
+/// The handshake's frame holds 4,096 bytes, of which other things take about 200.
+const CREDENTIALS_MAX: usize = 3_900;
+
+/// Why opening a connection failed after `elapsed`.
+pub(super) fn of_open(
+    error: &Error,
+    elapsed: Duration,
+    address: &AmqpAddress,
+    at: &Place,
+) -> BrokerError {
+    let at = at.clone();
+    let detail = error.to_string();
+    match error {
+        Error::ConnectionOpenError(text) if text.contains("530") => BrokerError::Vhost {
+            at,
+            vhost: address.vhost.clone(),
+            detail,
+        },
+        Error::ConnectionOpenError(text) if text.contains("403") || text.contains("authentic") => {
+            BrokerError::Authentication { at, detail }
+        }
+        Error::ConnectionOpenError(_) => BrokerError::Rejected { at, detail },
+        _ => of_network(detail, elapsed, address, at),
+    }
+}
+
+fn of_network(detail: String, elapsed: Duration, address: &AmqpAddress, at: Place) -> BrokerError {
+    if detail.contains("failed to lookup address") {
+        return BrokerError::UnknownHost { at, detail };
+    }
+    match os_error(&detail) {
+        Some(Errno::ECONNREFUSED) => return BrokerError::Refused { at, detail },
+        Some(
+            Errno::ETIMEDOUT
+            | Errno::EHOSTUNREACH
+            | Errno::ENETUNREACH
+            | Errno::ENETDOWN
+            | Errno::EACCES
+            | Errno::EPERM,
+        ) => return BrokerError::Unreachable { at, detail },
+        _ => {}
+    }
+    // The handshake was cut off. Waiting before it is what a refusal of credentials looks like.
+    if elapsed >= REFUSES_CREDENTIALS_AFTER {
+        let size = address.user.len() + address.password.reveal().len();
+        let detail = if size > CREDENTIALS_MAX {
+            format!(
+                "it dropped the connection; user and token have `{size}` bytes, about `{CREDENTIALS_MAX}` fit into the handshake"
+            )
+        } else {
+            format!(
+                "it dropped the connection after {:.1} s, as RabbitMQ does with a wrong user, password or token",
+                elapsed.as_secs_f32()
+            )
+        };
+        return BrokerError::Authentication { at, detail };
+    }
+    match address.transport {
+        Transport::Tls if os_error(&detail).is_none() => BrokerError::Tls { at, detail },
+        Transport::Tls | Transport::Tcp => {
+            let detail = format!("it was cut off during the handshake ({detail})");
+            BrokerError::ConnectionLost { at, detail }
+        }
+    }
+}
+
+/// Why the server closed the channel or connection.
+pub(super) fn of_signal(signal: &Signal, at: &Place) -> BrokerError {
+    let at = at.clone();
+    match signal {
+        Signal::Closed { code, text } => {
+            let detail = format!("{code} {text}");
+            match code {
+                403 if text.contains("token") => BrokerError::Authentication { at, detail },
+                403 => BrokerError::Permission { at, detail },
+                406 if text.contains("inequivalent arg") => {
+                    BrokerError::OtherQueueType { at, detail }
+                }
+                // Closed by an operator or a stopping server, and channel time-outs.
+                320 | 406 | 541 => BrokerError::ConnectionLost { at, detail },
+                _ => BrokerError::Rejected { at, detail },
+            }
+        }
+        Signal::ConsumerCancelled => BrokerError::ConnectionLost {
+            at,
+            detail: "the server cancelled the consumer: the queue was deleted or lost its leader"
+                .into(),
+        },
+        Signal::Dropped => BrokerError::ConnectionLost {
+            at,
+            detail: "it ended without a word".into(),
+        },
+    }
+}
+
+/// Rust writes an I/O error as `text (os error N)`.
+fn os_error(text: &str) -> Option<Errno> {
+    let (_, rest) = text.rsplit_once("(os error ")?;
+    rest.split_once(')')?.0.parse().ok().map(Errno::from_raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::Direction;
+    use crate::config::Secret;
+
+    fn address(transport: Transport) -> AmqpAddress {
+        AmqpAddress {
+            transport,
+            host: "mq".into(),
+            port: 5672,
+            vhost: "physics".into(),
+            user: "me".into(),
+            password: Secret::new("hush".into()),
+        }
+    }
+
+    fn at() -> Place {
+        Place {
+            direction: Direction::Incoming,
+            address: "mq:5672".into(),
+            queue: "q".into(),
+        }
+    }
+
+    fn open(error: Error, elapsed: u64) -> BrokerError {
+        open_by(Transport::Tcp, error, elapsed)
+    }
+
+    fn open_by(transport: Transport, error: Error, elapsed: u64) -> BrokerError {
+        of_open(
+            &error,
+            Duration::from_secs(elapsed),
+            &address(transport),
+            &at(),
+        )
+    }
+
+    fn network(text: &str) -> Error {
+        Error::NetworkError(format!("network io error: {text}"))
+    }
+
+    fn closed(code: u16, text: &str) -> BrokerError {
+        of_signal(
+            &Signal::Closed {
+                code,
+                text: text.into(),
+            },
+            &at(),
+        )
+    }
+
+    #[test]
+    fn what_the_kernel_and_resolver_say_is_told_apart() {
+        let refused = open(network("Connection refused (os error 111)"), 0);
+        assert!(matches!(refused, BrokerError::Refused { .. }), "{refused}");
+        let unreachable = open(network("No route to host (os error 113)"), 3);
+        assert!(
+            matches!(unreachable, BrokerError::Unreachable { .. }),
+            "{unreachable}"
+        );
+        let unknown = "failed to lookup address information: Name or service not known";
+        let unknown = open(network(unknown), 0);
+        assert!(
+            matches!(unknown, BrokerError::UnknownHost { .. }),
+            "{unknown}"
+        );
+    }
+
+    #[test]
+    fn a_handshake_cut_off_late_is_a_refusal_of_credentials_and_early_a_lost_connection() {
+        let reset = || network("Connection reset by peer (os error 104)");
+        let late = open(reset(), 3);
+        assert!(matches!(late, BrokerError::Authentication { .. }), "{late}");
+        let early = open(reset(), 0);
+        assert!(
+            matches!(early, BrokerError::ConnectionLost { .. }),
+            "{early}"
+        );
+    }
+
+    #[test]
+    fn a_tls_failure_is_one_only_when_tls_was_asked_for() {
+        let broken = || network("invalid peer certificate: UnknownIssuer");
+        let tls = open_by(Transport::Tls, broken(), 0);
+        assert!(matches!(tls, BrokerError::Tls { .. }), "{tls}");
+        let refused = open_by(
+            Transport::Tls,
+            network("Connection refused (os error 111)"),
+            0,
+        );
+        assert!(matches!(refused, BrokerError::Refused { .. }), "{refused}");
+    }
+
+    #[test]
+    fn a_virtual_host_that_is_not_there_is_named() {
+        let text = "failed to open connection, reason: '530: NOT_ALLOWED - vhost not found'";
+        let error = open(Error::ConnectionOpenError(text.into()), 0);
+        assert!(
+            matches!(&error, BrokerError::Vhost { vhost, .. } if vhost == "physics"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_servers_reasons_are_told_apart() {
+        let permission = closed(403, "ACCESS_REFUSED - access to queue 'q' refused");
+        assert!(
+            matches!(permission, BrokerError::Permission { .. }),
+            "{permission}"
+        );
+        let expired = closed(403, "ACCESS_REFUSED - Provided JWT token has expired");
+        assert!(
+            matches!(expired, BrokerError::Authentication { .. }),
+            "{expired}"
+        );
+        let classic = closed(406, "PRECONDITION_FAILED - inequivalent arg 'x-queue-type'");
+        assert!(
+            matches!(classic, BrokerError::OtherQueueType { .. }),
+            "{classic}"
+        );
+        let late_ack = closed(
+            406,
+            "PRECONDITION_FAILED - delivery acknowledgement timed out",
+        );
+        assert!(
+            matches!(late_ack, BrokerError::ConnectionLost { .. }),
+            "{late_ack}"
+        );
+    }
+}

@@ -1,0 +1,111 @@
+//! Which file comes next. Remembers a bounded number of names from the last look into the
+//! directory, so that a queue of many thousands is neither looked through for every event nor kept
+//! in memory. Blocks.
+//!
+//! Order: by name among what a look found, then what was announced since, as it came.
+
+use std::collections::{BinaryHeap, VecDeque};
+use std::ffi::OsString;
+use std::fs;
+use std::sync::Arc;
+
+use super::claim::{Claim, Desk, Outcome, Sighting};
+use super::layout::{Trouble, is_event_name};
+
+/// Names kept: about 1.5 MB. A queue of 100,000 is looked through seven times.
+const NAMES_MAX: usize = 16 * 1024;
+
+/// What looking for an event came to.
+#[derive(Debug)]
+pub(super) enum Next {
+    Claimed(Box<Claim>),
+    /// Nothing there.
+    Empty,
+    /// Something there that can't be taken just now.
+    NotYet,
+}
+
+/// Names of files that may be waiting.
+#[derive(Debug, Default)]
+pub(super) struct Backlog {
+    found: VecDeque<OsString>,
+    announced: VecDeque<OsString>,
+    /// There is, or may be, more in the directory than is remembered.
+    more: bool,
+}
+
+impl Backlog {
+    pub(super) fn new() -> Self {
+        Self {
+            more: true,
+            ..Self::default()
+        }
+    }
+
+    /// The kernel reports a complete file.
+    pub(super) fn announce(&mut self, name: OsString) {
+        if !is_event_name(&name) {
+            return;
+        }
+        if self.announced.len() < NAMES_MAX {
+            self.announced.push_back(name);
+        } else {
+            self.more = true;
+        }
+    }
+
+    /// There may be files that were not announced.
+    pub(super) fn look_again(&mut self) {
+        self.more = true;
+    }
+
+    /// Whether there is a name to try without looking.
+    pub(super) fn has_names(&self) -> bool {
+        !self.found.is_empty() || !self.announced.is_empty()
+    }
+
+    /// Claims the next event.
+    pub(super) fn claim_next(&mut self, desk: &Arc<Desk>) -> Result<Next, Trouble> {
+        let mut not_yet = false;
+        loop {
+            let (name, sighting) = if let Some(name) = self.found.pop_front() {
+                (name, Sighting::Found)
+            } else if let Some(name) = self.announced.pop_front() {
+                (name, Sighting::Announced)
+            } else if self.more && !not_yet {
+                self.look(desk)?;
+                continue;
+            } else {
+                self.more = not_yet;
+                return Ok(if not_yet { Next::NotYet } else { Next::Empty });
+            };
+            match desk.claim(&name, sighting)? {
+                Outcome::Claimed(claim) => return Ok(Next::Claimed(claim)),
+                Outcome::Gone => {}
+                Outcome::NotYet => not_yet = true,
+            }
+        }
+    }
+
+    /// Remembers the first names of the directory.
+    fn look(&mut self, desk: &Desk) -> Result<(), Trouble> {
+        let waiting = &desk.layout.waiting;
+        let mut first = BinaryHeap::new();
+        self.more = false;
+        for entry in fs::read_dir(waiting).map_err(Trouble::on("read directory", waiting))? {
+            let entry = entry.map_err(Trouble::on("read directory", waiting))?;
+            let name = entry.file_name();
+            let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+            if !is_file || !is_event_name(&name) {
+                continue;
+            }
+            first.push(name);
+            if first.len() > NAMES_MAX {
+                first.pop();
+                self.more = true;
+            }
+        }
+        self.found = first.into_sorted_vec().into();
+        Ok(())
+    }
+}

@@ -1,0 +1,242 @@
+//! One event: claimed by renaming it into the holder's directory, read, and moved on as its
+//! verdict says. Talks to the file system; blocks.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use super::holder::Holder;
+use super::layout::{Layout, Trouble, error_name, format_of, move_beside};
+use crate::broker::{Content, Verdict};
+
+/// An event that failed so often is given up.
+pub(super) const TRIES_MAX: u64 = 3;
+
+/// More than any broker would carry; what is larger is not an event but a mistake, and would end
+/// the pilot for lack of memory.
+const EVENT_BYTES_MAX: u64 = 512 * 1024 * 1024;
+
+/// A file found by looking may still be written by somebody who doesn't write under a temporary
+/// name, as `cp` doesn't. If it was changed so short ago, it is left alone for a moment.
+const SETTLED_AFTER: Duration = Duration::from_millis(300);
+
+/// How it is known that there is such a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sighting {
+    /// The kernel said that it was closed or moved here: it is complete.
+    Announced,
+    /// It was in the directory.
+    Found,
+}
+
+/// What came of trying to claim one file.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Claimed(Box<Claim>),
+    /// Somebody else has it, or it is no event.
+    Gone,
+    /// Look again in a moment.
+    NotYet,
+}
+
+/// A pilot's claims and where they are. Shared by its claims.
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub(super) layout: Layout,
+    pub(super) holder: Holder,
+    /// Names now in the holder's directory. A second event of the same name has to wait, since
+    /// its rename would replace the first.
+    names: Mutex<HashSet<OsString>>,
+}
+
+/// One claimed event.
+#[derive(Debug)]
+pub(super) struct Claim {
+    desk: Arc<Desk>,
+    name: OsString,
+    inode: u64,
+    pub(super) failures: u64,
+}
+
+impl Desk {
+    pub(super) fn new(layout: Layout, holder: Holder) -> Self {
+        Self {
+            layout,
+            holder,
+            names: Mutex::default(),
+        }
+    }
+
+    fn names(&self) -> MutexGuard<'_, HashSet<OsString>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tries to claim a waiting file.
+    pub(super) fn claim(
+        self: &Arc<Self>,
+        name: &OsStr,
+        sighting: Sighting,
+    ) -> Result<Outcome, Trouble> {
+        let from = self.layout.waiting.join(name);
+        let found = match fs::symlink_metadata(&from) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Outcome::Gone),
+            found => found.map_err(Trouble::on("look at", &from))?,
+        };
+        if !found.is_file() {
+            return Ok(Outcome::Gone);
+        }
+        if sighting == Sighting::Found && is_young(&found) {
+            return Ok(Outcome::NotYet);
+        }
+        if !self.names().insert(name.to_owned()) {
+            return Ok(Outcome::NotYet);
+        }
+        let to = self.holder.directory.join(name);
+        match fs::rename(&from, &to) {
+            Ok(()) => {}
+            Err(error) => {
+                self.names().remove(name);
+                // Without a directory to claim into, we were taken for dead.
+                if error.kind() == io::ErrorKind::NotFound && self.holder.directory.exists() {
+                    return Ok(Outcome::Gone);
+                }
+                return Err(Trouble::on("claim", &from)(error));
+            }
+        }
+        let inode = found.ino();
+        let failures = self.failures(name, inode);
+        let name = name.to_owned();
+        Ok(Outcome::Claimed(Box::new(Claim {
+            desk: Arc::clone(self),
+            name,
+            inode,
+            failures,
+        })))
+    }
+
+    /// The file beside the queue that counts an event's failures. It names the inode, since
+    /// another event may come under the same name.
+    fn tries_file(&self, name: &OsStr) -> PathBuf {
+        self.layout.tries.join(name)
+    }
+
+    fn failures(&self, name: &OsStr, inode: u64) -> u64 {
+        let count = || {
+            let text = fs::read_to_string(self.tries_file(name)).ok()?;
+            let mut words = text.split_whitespace();
+            let (of, count): (u64, u64) =
+                (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+            (of == inode).then_some(count)
+        };
+        count().unwrap_or(0)
+    }
+}
+
+fn is_young(found: &fs::Metadata) -> bool {
+    // A clock that differs from the file system's makes a file look old or from the future:
+    // either way it isn't waited for.
+    let age = || {
+        SystemTime::now()
+            .duration_since(found.modified().ok()?)
+            .ok()
+    };
+    age().is_some_and(|age| age < SETTLED_AFTER)
+}
+
+impl Claim {
+    pub(super) fn desk(&self) -> &Desk {
+        &self.desk
+    }
+
+    pub(super) fn name(&self) -> &OsStr {
+        &self.name
+    }
+
+    fn path(&self) -> PathBuf {
+        self.desk.holder.directory.join(&self.name)
+    }
+
+    /// The event's data.
+    pub(super) fn read(&self) -> Result<Content, Trouble> {
+        let path = self.path();
+        let size = fs::metadata(&path)
+            .map_err(Trouble::on("look at", &path))?
+            .len();
+        if size > EVENT_BYTES_MAX {
+            let text = format!("it has `{size}` bytes, at most `{EVENT_BYTES_MAX}` are read");
+            let error = io::Error::new(io::ErrorKind::FileTooLarge, text);
+            return Err(Trouble::on("read", &path)(error));
+        }
+        let bytes = fs::read(&path).map_err(Trouble::on("read", &path))?;
+        Ok(Content::File(format_of(&self.name), bytes))
+    }
+
+    /// Moves the event to where its verdict says.
+    pub(super) fn settle(self, verdict: &Verdict) -> Result<(), Trouble> {
+        let layout = &self.desk.layout;
+        match verdict {
+            Verdict::Done => {
+                move_beside(&self.path(), &layout.done, &self.name)?;
+                self.forget_failures();
+            }
+            Verdict::Released => {
+                let name = move_beside(&self.path(), &layout.waiting, &self.name)?;
+                self.rename_failures(&name)?;
+            }
+            Verdict::Failed { reason } if self.failures + 1 < TRIES_MAX => {
+                // Counted first: should we die in between, it failed all the same.
+                let file = self.desk.tries_file(&self.name);
+                let text = format!("{} {}\n{reason}\n", self.inode, self.failures + 1);
+                fs::write(&file, text).map_err(Trouble::on("write", &file))?;
+                let name = move_beside(&self.path(), &layout.waiting, &self.name)?;
+                self.rename_failures(&name)?;
+            }
+            Verdict::Failed { reason } => {
+                let name = move_beside(&self.path(), &layout.failed, &self.name)?;
+                let file = layout.failed.join(error_name(&name));
+                let text = format!(
+                    "failed {} times; the last time:\n{reason}\n",
+                    self.failures + 1
+                );
+                fs::write(&file, text).map_err(Trouble::on("write", &file))?;
+                self.forget_failures();
+            }
+        }
+        Ok(())
+    }
+
+    fn forget_failures(&self) {
+        if self.failures > 0 {
+            // What stays behind names an inode that no waiting event has.
+            let _stale = fs::remove_file(self.desk.tries_file(&self.name));
+        }
+    }
+
+    fn rename_failures(&self, name: &OsStr) -> Result<(), Trouble> {
+        if name == self.name {
+            return Ok(());
+        }
+        let file = self.desk.tries_file(&self.name);
+        match fs::rename(&file, self.desk.tries_file(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Trouble::on("move", &file)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let name = std::mem::take(&mut self.name);
+        // A claim dropped unsettled still has its file here, and so its name.
+        if !self.desk.holder.directory.join(&name).exists() {
+            self.desk.names().remove(&name);
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! Where everything of a spool queue lies, which files are events, and how a file moves without
+//! ever replacing another. Talks to the file system; knows nothing of pilots and leases.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+use uuid::Uuid;
+
+use crate::broker::{BrokerError, Direction, FileFormat, Place, PublishError, SettleError};
+
+/// The longest file name of every file system that counts.
+const NAME_MAX: usize = 255;
+
+/// What could not be done to which file.
+#[derive(Debug)]
+pub(super) struct Trouble {
+    pub(super) action: &'static str,
+    pub(super) path: PathBuf,
+    pub(super) error: io::Error,
+}
+
+impl Trouble {
+    pub(super) fn on(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |error| Self {
+            action,
+            path: path.to_owned(),
+            error,
+        }
+    }
+
+    pub(super) fn into_broker(self, at: &Place) -> BrokerError {
+        let Self {
+            action,
+            path,
+            error,
+        } = self;
+        BrokerError::Spool {
+            at: at.clone(),
+            action,
+            path,
+            detail: error.to_string(),
+        }
+    }
+
+    pub(super) fn into_publish(self) -> PublishError {
+        let Self {
+            action,
+            path,
+            error,
+        } = self;
+        PublishError::Spool {
+            action,
+            path,
+            detail: error.to_string(),
+        }
+    }
+
+    /// A claim that isn't where we put it was taken back by another pilot.
+    pub(super) fn into_settle(self) -> SettleError {
+        let Self {
+            action,
+            path,
+            error,
+        } = self;
+        match error.kind() {
+            io::ErrorKind::NotFound => SettleError::SessionLost,
+            _ => SettleError::Spool {
+                action,
+                path,
+                detail: error.to_string(),
+            },
+        }
+    }
+}
+
+/// A queue's directories.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    pub(super) at: Place,
+    /// Waiting events.
+    pub(super) waiting: PathBuf,
+    /// A directory for each pilot that holds events.
+    pub(super) claimed: PathBuf,
+    /// Events that were worked through.
+    pub(super) done: PathBuf,
+    /// Events given up, each with a `.error.txt` beside it.
+    pub(super) failed: PathBuf,
+    /// How often an event failed so far.
+    pub(super) tries: PathBuf,
+}
+
+impl Layout {
+    pub(super) fn new(
+        direction: Direction,
+        queue: &str,
+        directory: &Path,
+    ) -> Result<Self, BrokerError> {
+        let at = Place {
+            direction,
+            address: directory.display().to_string(),
+            queue: queue.to_owned(),
+        };
+        let why = match queue {
+            "" => Some("it is empty"),
+            "." | ".." => Some("it is no name"),
+            name if name.contains('/') => Some("it contains a slash"),
+            name if name.contains('\0') => Some("it contains a zero byte"),
+            _ => None,
+        };
+        if let Some(why) = why {
+            return Err(BrokerError::SpoolName { at, why });
+        }
+        let waiting = directory.join(queue);
+        Ok(Self {
+            at,
+            claimed: waiting.join("claimed"),
+            done: waiting.join("done"),
+            failed: waiting.join("failed"),
+            tries: waiting.join(".tries"),
+            waiting,
+        })
+    }
+
+    /// Makes the directories that are missing: for results only the queue's own.
+    pub(super) fn create(&self) -> Result<(), Trouble> {
+        let all = [
+            &self.waiting,
+            &self.claimed,
+            &self.done,
+            &self.failed,
+            &self.tries,
+        ];
+        let needed = match self.at.direction {
+            Direction::Incoming => &all[..],
+            Direction::Outgoing => &all[..1],
+        };
+        for directory in needed {
+            fs::create_dir_all(directory).map_err(Trouble::on("create directory", directory))?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a file of this name is an event. Hidden files and the names that editors, copying
+/// programs and careful producers give to files that they still write are not.
+pub(super) fn is_event_name(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    let unfinished: [&[u8]; 4] = [b"~", b".tmp", b".part", b".partial"];
+    !name.starts_with(b".") && !unfinished.iter().any(|suffix| name.ends_with(suffix))
+}
+
+/// What a file's name says about its content.
+pub(super) fn format_of(name: &OsStr) -> FileFormat {
+    match Path::new(name).extension() {
+        Some(suffix) if suffix.eq_ignore_ascii_case("json") => FileFormat::Json,
+        _ => FileFormat::Text,
+    }
+}
+
+/// Moves a file into a directory, under its name or, if that is taken there, under a similar one.
+/// Atomic wherever the file system can do that, and never over another file. Returns the name.
+pub(super) fn move_beside(
+    from: &Path,
+    directory: &Path,
+    name: &OsStr,
+) -> Result<OsString, Trouble> {
+    let mut target = name.to_owned();
+    loop {
+        let to = directory.join(&target);
+        match move_new(from, &to) {
+            Ok(()) => return Ok(target),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let tag = Uuid::new_v4().simple().to_string();
+                target = similar(name, &tag[..8]);
+            }
+            Err(error) => return Err(Trouble::on("move", from)(error)),
+        }
+    }
+}
+
+/// Not every file system knows "rename unless there is one" (NFS doesn't); a hard link and, where
+/// there are none, a look before the rename stand in.
+fn move_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP | Errno::PERM) => {}
+        outcome => return outcome.map_err(io::Error::from),
+    }
+    match fs::hard_link(from, to) {
+        Ok(()) => match fs::remove_file(from) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound
+            ) =>
+        {
+            Err(error)
+        }
+        Err(_no_links) if to.try_exists()? => Err(io::ErrorKind::AlreadyExists.into()),
+        Err(_no_links) => fs::rename(from, to),
+    }
+}
+
+/// `a.b.json` becomes `a.b.TAG.json`: the suffix says what is in the file, so it stays last.
+fn similar(name: &OsStr, tag: &str) -> OsString {
+    let path = Path::new(name);
+    let stem = path.file_stem().unwrap_or(name).as_bytes();
+    let suffix = path.extension().map_or(&b""[..], OsStrExt::as_bytes);
+    let dot: &[u8] = if suffix.is_empty() { b"" } else { b"." };
+    let room = NAME_MAX.saturating_sub(1 + tag.len() + dot.len() + suffix.len());
+    let stem = &stem[..stem.len().min(room)];
+    OsString::from_vec([stem, b".", tag.as_bytes(), dot, suffix].concat())
+}
+
+/// The file that says why an event was given up.
+pub(super) fn error_name(name: &OsStr) -> OsString {
+    let suffix = b".error.txt";
+    let stem = name.as_bytes();
+    let stem = &stem[..stem.len().min(NAME_MAX - suffix.len())];
+    OsString::from_vec([stem, suffix].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hidden_and_unfinished_files_are_no_events() {
+        for name in [
+            ".x.json",
+            "x.json.tmp",
+            "x.part",
+            "x.partial",
+            "x~",
+            ".tries",
+        ] {
+            assert!(!is_event_name(OsStr::new(name)), "{name}");
+        }
+        for name in ["x.json", "x", "tmp", "a b.txt"] {
+            assert!(is_event_name(OsStr::new(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn only_the_suffix_json_means_json() {
+        assert_eq!(format_of(OsStr::new("a.JSON")), FileFormat::Json);
+        assert_eq!(format_of(OsStr::new("json")), FileFormat::Text);
+        assert_eq!(format_of(OsStr::new("a.json.gz")), FileFormat::Text);
+    }
+
+    #[test]
+    fn a_move_never_replaces_a_file_and_keeps_the_suffix() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, into) = (
+            directory.path().join("a.json"),
+            directory.path().join("into"),
+        );
+        fs::create_dir(&into).unwrap();
+        fs::write(into.join("a.json"), "old").unwrap();
+        fs::write(&from, "new").unwrap();
+        let name = move_beside(&from, &into, OsStr::new("a.json")).unwrap();
+        assert_eq!(fs::read_to_string(into.join("a.json")).unwrap(), "old");
+        assert_eq!(fs::read_to_string(into.join(&name)).unwrap(), "new");
+        assert_eq!(format_of(&name), FileFormat::Json);
+        assert!(!from.exists());
+    }
+
+    #[test]
+    fn derived_names_fit_into_a_directory() {
+        let long = OsString::from("x".repeat(250) + ".json");
+        assert_eq!(similar(&long, "12345678").len(), NAME_MAX);
+        assert_eq!(error_name(&long).len(), NAME_MAX);
+    }
+
+    #[test]
+    fn names_that_are_no_directory_are_refused() {
+        for queue in ["", ".", "..", "a/b"] {
+            let layout = Layout::new(Direction::Incoming, queue, Path::new("/spool"));
+            assert!(
+                matches!(layout, Err(BrokerError::SpoolName { .. })),
+                "{queue}"
+            );
+        }
+    }
+}
