@@ -34,3 +34,61 @@ pub mod signals;
 pub mod stats;
 pub mod task;
 pub mod telemetry;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use color_eyre::eyre::{Result, WrapErr};
+use tracing::{debug, info, warn};
+
+use cli::Command;
+use exit::Exit;
+use signals::Signals;
+
+/// Does what the command line asks for.
+///
+/// # Errors
+/// What no part of the pilot has a name for: there is no working directory, no runtime.
+pub fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Run => run_pilot(),
+    }
+}
+
+fn run_pilot() -> Result<ExitCode> {
+    let cwd = std::env::current_dir()
+        .wrap_err("the working directory is gone; start in one that exists")?;
+    let environment: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+    let config = match config::load(&environment, &cwd) {
+        Ok(config) => config,
+        Err(problems) => {
+            eprintln!("{problems}");
+            return Ok(Exit::Configuration.code().into());
+        }
+    };
+    let telemetry = telemetry::init(config.log);
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        pid = std::process::id(),
+        "ewms-pilot"
+    );
+    for warning in &config.warnings {
+        warn!("{warning}");
+    }
+    for (name, value) in config.dump() {
+        debug!(name, value, "setting");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .wrap_err("can't start the event loop")?;
+    let ended = runtime.block_on(async {
+        let signals = Signals::install().wrap_err("can't take signals over")?;
+        Ok::<_, color_eyre::Report>(pilot::run(config, signals, telemetry.progress).await)
+    })?;
+    if let Some(line) = &ended.last_line {
+        eprintln!("{line}");
+    }
+    Ok(ended.exit.code().into())
+}

@@ -164,6 +164,23 @@ struct LineWriter<'a> {
     progress: &'a Progress,
 }
 
+impl Progress {
+    /// Writes to stderr, with the progress line out of the way and no log line in between.
+    ///
+    /// # Errors
+    /// Those of `write`.
+    pub fn aside(
+        &self,
+        write: impl FnOnce(&mut io::StderrLock<'static>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let write = || write(&mut io::stderr().lock());
+        match &self.line {
+            Some(line) => line.bar.suspend(write),
+            None => write(),
+        }
+    }
+}
+
 impl<'a> MakeWriter<'a> for Lines {
     type Writer = LineWriter<'a>;
 

@@ -36,6 +36,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "codec",
             "chirp",
             "config",
+            "telemetry",
             "fault",
             "exit",
             "ids",

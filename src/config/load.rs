@@ -3,7 +3,7 @@
 //! env file and HTCondor's machine ad.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use super::queues::{INCOMING, OUTGOING, queue};
 use super::reader::{Reader, shown};
 use super::variables::{self as var, ALL, Otherwise, Variable};
 use super::{
-    Config, ContainerConfig, DumpOutput, ImagePolicy, KeepFiles, LogLevels, OnTaskError, Verbosity,
-    cores, envfile, values,
+    Config, ContainerConfig, DumpOutput, HostVariables, ImagePolicy, KeepFiles, LogLevels,
+    OnTaskError, Verbosity, cores, envfile, values,
 };
 
 /// A process's environment.
@@ -85,6 +85,7 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
         init,
         incoming,
         outgoing,
+        cwd: cwd.to_owned(),
         data_parent,
         infile_ext,
         outfile_ext,
@@ -101,15 +102,39 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
         verbosity,
         images,
         log,
+        host: host(&environment),
         chirp,
         warnings,
         shown: dump(&environment, slots),
     })
 }
 
+fn host(environment: &Environment) -> HostVariables {
+    const PROXIES: [&str; 8] = [
+        "http_proxy",
+        "https_proxy",
+        "ftp_proxy",
+        "no_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "FTP_PROXY",
+        "NO_PROXY",
+    ];
+    let value = |name: &str| environment.get(OsStr::new(name)).cloned();
+    HostVariables {
+        path: value("PATH").unwrap_or_default(),
+        home: value("HOME"),
+        lang: value("LANG"),
+        proxies: PROXIES
+            .into_iter()
+            .filter_map(|name| Some((name.into(), value(name)?)))
+            .collect(),
+    }
+}
+
 fn task(reader: &mut Reader<'_>, warnings: &mut Vec<String>) -> Option<ContainerConfig> {
     let image = reader.required(&var::TASK_IMAGE).map(str::to_owned);
-    let args = reader.text(&var::TASK_ARGS);
+    let args = reader.arguments(&var::TASK_ARGS);
     let env = reader.env_json(&var::TASK_ENV_JSON);
     let timeout = task_timeout(reader, warnings);
     Some(ContainerConfig {
@@ -143,7 +168,7 @@ fn task_timeout(reader: &mut Reader<'_>, warnings: &mut Vec<String>) -> Option<D
 
 fn init(reader: &mut Reader<'_>, warnings: &mut Vec<String>) -> Option<ContainerConfig> {
     let image = reader.text(&var::INIT_IMAGE);
-    let args = reader.text(&var::INIT_ARGS);
+    let args = reader.arguments(&var::INIT_ARGS);
     let env = reader.env_json(&var::INIT_ENV_JSON);
     let timeout = reader.seconds(&var::INIT_TIMEOUT);
     if image.is_empty() {

@@ -25,6 +25,7 @@ pub use load::{Environment, load};
 pub use problem::{ConfigErrors, Problem};
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fmt;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -71,6 +72,8 @@ pub struct Config {
     pub incoming: QueueConfig,
     /// Where results go.
     pub outgoing: QueueConfig,
+    /// The working directory, where relative paths begin. Absolute.
+    pub cwd: PathBuf,
     /// The directory in which `ewms-pilot-data/` is made. Absolute.
     pub data_parent: PathBuf,
     /// Suffix of a task's infile, without a leading dot, lower-case.
@@ -103,12 +106,27 @@ pub struct Config {
     pub images: ImagePolicy,
     /// Levels of the log.
     pub log: LogLevels,
+    /// What Apptainer is given of the pilot's own environment.
+    pub host: HostVariables,
     /// How HTCondor is told what the pilot does; nothing when it isn't.
     pub chirp: Option<ChirpConfig>,
     /// What is odd about the settings without being wrong, to be logged once the log is there.
     pub warnings: Vec<String>,
     /// Every variable and its value in a form that may be logged; see [`Config::dump`].
     pub shown: Vec<(&'static str, String)>,
+}
+
+/// What Apptainer is given of the pilot's own environment; a container sees none of it.
+#[derive(Debug, Clone, Default)]
+pub struct HostVariables {
+    /// `PATH`
+    pub path: OsString,
+    /// `HOME`
+    pub home: Option<OsString>,
+    /// `LANG`
+    pub lang: Option<OsString>,
+    /// Proxy variables, for fetching images.
+    pub proxies: Vec<(OsString, OsString)>,
 }
 
 /// One container image and how to run it.

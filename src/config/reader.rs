@@ -168,6 +168,15 @@ impl<'a> Reader<'a> {
             .to_owned()
     }
 
+    /// A container's arguments, not split yet: placeholders are replaced first. None of what replaces
+    /// them holds a quote, so what can be split now can be split then.
+    pub(super) fn arguments(&mut self, variable: &Variable) -> String {
+        self.parse(variable, |text| {
+            shell_words::split(text).is_ok().then(|| text.to_owned())
+        })
+        .unwrap_or_default()
+    }
+
     /// Without leading dots, in lower case, as the Python pilot makes it.
     pub(super) fn suffix(&mut self, variable: &Variable) -> String {
         self.parse(variable, |text| {

@@ -39,6 +39,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// Anything.
     Text,
+    /// Words, quoted as for a shell.
+    Arguments,
     /// A file name's suffix.
     Suffix,
     /// A directory, taken from the working directory when relative.
@@ -88,6 +90,7 @@ impl Kind {
                 words.join(" or ")
             }
             Self::Text => "text".to_owned(),
+            Self::Arguments => "words, quoted as for a shell, every quote closed".to_owned(),
             Self::Suffix => "a suffix of at most 100 bytes without `/`, like `.json`".to_owned(),
             Self::Directory => "a directory".to_owned(),
             Self::Directories => "absolute directories with commas between them".to_owned(),
@@ -141,7 +144,7 @@ use Otherwise::{Default, Phrase, Required};
 variables! {
     TASK_IMAGE = "EWMS_PILOT_TASK_IMAGE", Kind::Text, Required,
         "image that every event is run with";
-    TASK_ARGS = "EWMS_PILOT_TASK_ARGS", Kind::Text, Default(""),
+    TASK_ARGS = "EWMS_PILOT_TASK_ARGS", Kind::Arguments, Default(""),
         "its arguments, quoted as for a shell; {{INFILE}}, {{OUTFILE}} and {{DATA_HUB}} stand for paths";
     TASK_ENV_JSON = "EWMS_PILOT_TASK_ENV_JSON", Kind::EnvJson, Default("{}"),
         "variables for the task";
@@ -151,7 +154,7 @@ variables! {
         "old name of the one above, used when that isn't set";
     INIT_IMAGE = "EWMS_PILOT_INIT_IMAGE", Kind::Text, Default(""),
         "image that is run once, before the broker is contacted";
-    INIT_ARGS = "EWMS_PILOT_INIT_ARGS", Kind::Text, Default(""),
+    INIT_ARGS = "EWMS_PILOT_INIT_ARGS", Kind::Arguments, Default(""),
         "its arguments; {{DATA_HUB}} stands for a path";
     INIT_ENV_JSON = "EWMS_PILOT_INIT_ENV_JSON", Kind::EnvJson, Default("{}"),
         "variables for the init container";

@@ -1,1 +1,59 @@
-//! To be written.
+//! One event in, one report out: stages the files, runs the container, reads what it wrote. Uses
+//! codec, container and process; never sees a delivery, so it can't ack anything.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::{DumpOutput, KeepFiles, Verbosity};
+use crate::container::{Apptainer, Bind, Template};
+use crate::telemetry::Progress;
+
+pub mod image;
+mod init;
+mod launch;
+mod run;
+pub mod staging;
+
+pub use run::{Report, Runner, TaskEnd};
+
+use staging::DataDirs;
+
+/// What all containers of a pilot have in common.
+#[derive(Debug)]
+pub struct Workbench {
+    /// The runtime.
+    pub apptainer: Apptainer,
+    /// Where files go.
+    pub dirs: DataDirs,
+    /// The user's external directories.
+    pub external: Vec<Bind>,
+    /// Time between telling a container and killing it.
+    pub grace: Duration,
+    /// Which directories survive.
+    pub keep: KeepFiles,
+    /// Whose output goes to the log.
+    pub dump: DumpOutput,
+    /// How much Apptainer says.
+    pub verbosity: Verbosity,
+    /// Where containers' output is shown.
+    pub log: Progress,
+}
+
+/// What to run: the tasks' container, or the init container.
+#[derive(Debug)]
+pub struct ContainerPlan {
+    /// A sandbox directory.
+    pub image: PathBuf,
+    /// Arguments, placeholders not replaced yet.
+    pub args: Template,
+    /// The user's variables.
+    pub env: Vec<(String, String)>,
+    /// Wall time after which it is killed.
+    pub timeout: Option<Duration>,
+}
+
+pub use init::{Initialized, run_init};
+
+/// A workbench is shared with the threads that do blocking file work.
+pub type SharedWorkbench = Arc<Workbench>;

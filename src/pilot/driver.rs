@@ -1,0 +1,298 @@
+//! Performs what [`super::state`] decides: waits for whatever happens next, turns it into an event,
+//! carries out the actions. Owns the receipts, the results on their way out, and the timers.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use futures_util::StreamExt;
+use futures_util::future::LocalBoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::{Instant, sleep_until};
+use tracing::{error, info, warn};
+
+use super::events::{Action, Event, Outcome, Publication, Status};
+use super::state::{Conclusion, Rules, State};
+use crate::broker::{
+    BrokerError, Content, Delivery, PublishError, Receipt, SettleError, Sink, Source,
+};
+use crate::fault::{FaultClass, TaskError};
+use crate::ids::TaskId;
+use crate::process::WillSender;
+use crate::signals::{Signal, Signals};
+use crate::stats::Runtimes;
+use crate::task::{Report, Runner, TaskEnd};
+use crate::telemetry::{Counts, Progress};
+
+/// How the loop ended, and how long its tasks ran.
+#[derive(Debug)]
+pub struct Finished {
+    /// Counts, failures, and what ended the loop.
+    pub conclusion: Conclusion,
+    /// Run times of the tasks that succeeded.
+    pub runtimes: Runtimes,
+}
+
+/// One taken and unsettled event.
+struct Held {
+    receipt: Receipt,
+    /// The event until its task starts, the result once it ended.
+    content: Option<Content>,
+}
+
+/// Something that was under way came to its end.
+enum Done {
+    Task(TaskId, Report),
+    Published(TaskId, Result<(), PublishError>),
+    Settled(TaskId, Result<(), SettleError>),
+    IntakeStopped(Source, Result<(), BrokerError>),
+}
+
+/// What the loop waited for.
+enum Woken {
+    Signal(Signal),
+    Done(Done),
+    Delivered(Result<Delivery, BrokerError>),
+    Idle,
+}
+
+struct Driver<'a> {
+    runner: Rc<Runner>,
+    sink: Sink,
+    /// Absent while the intake is being stopped.
+    source: Option<Source>,
+    will: WillSender,
+    held: HashMap<TaskId, Held>,
+    /// Bounded by the window: a task, a publish or a settlement for each held event, and one stop.
+    under_way: FuturesUnordered<LocalBoxFuture<'static, Done>>,
+    idle_deadline: Option<Instant>,
+    runtimes: Runtimes,
+    on_status: &'a mut dyn FnMut(Status),
+}
+
+/// Runs events until the queue is idle, a failure or a signal closes the intake, and everything
+/// taken is settled.
+pub async fn run(
+    rules: Rules,
+    source: Source,
+    sink: Sink,
+    runner: Rc<Runner>,
+    signals: &mut Signals,
+    progress: &Progress,
+    on_status: &mut dyn FnMut(Status),
+) -> Finished {
+    let (mut state, first) = State::new(rules);
+    let mut driver = Driver {
+        runner,
+        sink,
+        source: Some(source),
+        will: WillSender::new(),
+        held: HashMap::new(),
+        under_way: FuturesUnordered::new(),
+        idle_deadline: None,
+        runtimes: Runtimes::default(),
+        on_status,
+    };
+    driver.perform_all(first);
+    while !state.is_over() {
+        let woken = driver.next(&state, signals).await;
+        let event = driver.event_of(woken);
+        let actions = state.on_event(event);
+        driver.perform_all(actions);
+        progress.update(counts(&state));
+    }
+    driver.sink.close().await;
+    if let Some(source) = driver.source {
+        source.close().await;
+    }
+    Finished {
+        conclusion: state.conclude(),
+        runtimes: driver.runtimes,
+    }
+}
+
+fn counts(state: &State) -> Counts {
+    let tally = state.tally();
+    let running = u64::try_from(state.running()).unwrap_or(u64::MAX);
+    Counts {
+        done: tally.succeeded,
+        running,
+        failed: tally.failed,
+        waiting: tally.pending().saturating_sub(running),
+    }
+}
+
+impl Driver<'_> {
+    /// Waits; decides nothing. Every future here may be dropped at any await.
+    async fn next(&mut self, state: &State, signals: &mut Signals) -> Woken {
+        let idle = self.idle_deadline;
+        let source = self.source.as_mut().filter(|_| state.wants_event());
+        tokio::select! {
+            biased;
+            signal = signals.recv() => Woken::Signal(signal),
+            Some(done) = self.under_way.next() => Woken::Done(done),
+            delivery = receive(source) => Woken::Delivered(delivery),
+            () = sleep_until(idle.unwrap_or_else(Instant::now)), if idle.is_some() => Woken::Idle,
+        }
+    }
+
+    /// Keeps what an event carries and says what it means.
+    fn event_of(&mut self, woken: Woken) -> Event {
+        match woken {
+            Woken::Signal(signal) => {
+                warn!(signal = signal.name(), "signal received");
+                Event::Signal(signal.number())
+            }
+            Woken::Idle => {
+                info!("no event came for as long as configured: taking no more");
+                Event::IdleTimeout
+            }
+            Woken::Delivered(Ok(delivery)) => {
+                let id = TaskId::random();
+                let Delivery {
+                    content, receipt, ..
+                } = delivery;
+                self.held.insert(
+                    id,
+                    Held {
+                        receipt,
+                        content: Some(content),
+                    },
+                );
+                Event::Delivered(id)
+            }
+            Woken::Delivered(Err(error)) => {
+                error!(%error, "no more events can be taken");
+                Event::IntakeLost(error.to_string())
+            }
+            Woken::Done(done) => self.event_of_done(done),
+        }
+    }
+
+    fn event_of_done(&mut self, done: Done) -> Event {
+        match done {
+            Done::Task(id, report) => Event::TaskEnded(id, self.outcome_of(id, report)),
+            Done::Published(id, result) => Event::Published(id, publication_of(id, result)),
+            Done::Settled(id, result) => {
+                if let Err(error) = result {
+                    error!(task_id = %id, %error, "an event could not be settled: the broker will deliver it again");
+                }
+                Event::Settled(id)
+            }
+            Done::IntakeStopped(source, result) => {
+                if let Err(error) = result {
+                    warn!(%error, "the intake did not stop in order: the broker takes back what it sent ahead");
+                }
+                self.source = Some(source);
+                Event::IntakeStopped
+            }
+        }
+    }
+
+    fn outcome_of(&mut self, id: TaskId, report: Report) -> Outcome {
+        match report.end {
+            TaskEnd::Output(content) => {
+                self.runtimes.record(report.wall);
+                if let Some(held) = self.held.get_mut(&id) {
+                    held.content = Some(content);
+                }
+                Outcome::Output
+            }
+            TaskEnd::NoOutput => {
+                self.runtimes.record(report.wall);
+                Outcome::NoOutput
+            }
+            TaskEnd::Failed(error) => Outcome::Failed(error),
+            TaskEnd::Interrupted => Outcome::Interrupted,
+        }
+    }
+
+    fn perform_all(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            self.perform(action);
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Start(id) => {
+                let Some(content) = self.take_content(id) else {
+                    return;
+                };
+                let runner = Rc::clone(&self.runner);
+                let will = self.will.subscribe();
+                self.go(async move { Done::Task(id, runner.run(id, content, will).await) });
+            }
+            Action::Publish(id) => {
+                let Some(content) = self.take_content(id) else {
+                    return;
+                };
+                let confirmed = self.sink.publish(content);
+                self.go(async move { Done::Published(id, confirmed.await) });
+            }
+            Action::Settle(id, verdict) => {
+                let Some(held) = self.held.remove(&id) else {
+                    return;
+                };
+                let settled = held.receipt.settle(verdict);
+                self.go(async move { Done::Settled(id, settled.await) });
+            }
+            Action::StopIntake => {
+                let Some(mut source) = self.source.take() else {
+                    return;
+                };
+                self.go(async move {
+                    let result = source.stop().await;
+                    Done::IntakeStopped(source, result)
+                });
+            }
+            Action::Tell(will) => {
+                self.will.advance(will);
+            }
+            Action::StartIdleTimer(wait) => self.idle_deadline = Some(Instant::now() + wait),
+            Action::StopIdleTimer => self.idle_deadline = None,
+            Action::Report(status) => (self.on_status)(status),
+        }
+    }
+
+    fn take_content(&mut self, id: TaskId) -> Option<Content> {
+        self.held.get_mut(&id).and_then(|held| held.content.take())
+    }
+
+    fn go(&self, work: impl Future<Output = Done> + 'static) {
+        self.under_way.push(Box::pin(work));
+    }
+}
+
+/// The next delivery, or never while no event is wanted.
+async fn receive(source: Option<&mut Source>) -> Result<Delivery, BrokerError> {
+    match source {
+        Some(source) => source.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn publication_of(id: TaskId, result: Result<(), PublishError>) -> Publication {
+    match result {
+        Ok(()) => Publication::Confirmed,
+        Err(error @ (PublishError::SessionLost { .. } | PublishError::Spool { .. })) => {
+            error!(task_id = %id, %error, "a result was not confirmed");
+            Publication::Lost(error.to_string())
+        }
+        Err(
+            error @ (PublishError::TooLarge { .. }
+            | PublishError::Unroutable { .. }
+            | PublishError::Nacked { .. }
+            | PublishError::WrongEncoding),
+        ) => {
+            error!(task_id = %id, %error, "the broker refused a result");
+            let class = match error {
+                PublishError::TooLarge { .. } => FaultClass::Task,
+                _ => FaultClass::Broker,
+            };
+            Publication::Refused(TaskError::Publish {
+                message: error.to_string(),
+                class,
+            })
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! What can happen to the event loop, and what it can decide to do. Data only.
+
+use crate::broker::Verdict;
+use crate::fault::TaskError;
+use crate::ids::TaskId;
+use crate::process::Will;
+
+use std::time::Duration;
+
+/// Something happened.
+#[derive(Debug)]
+pub enum Event {
+    /// The broker handed out an event; it is to be run as this task.
+    Delivered(TaskId),
+    /// No event came for as long as a slot was free.
+    IdleTimeout,
+    /// The connection that events come from is gone.
+    IntakeLost(String),
+    /// The broker hands out no more events, and has back what it had sent ahead.
+    IntakeStopped,
+    /// A task's container ended and its files were read.
+    TaskEnded(TaskId, Outcome),
+    /// The broker answered, or never will, for a task's result.
+    Published(TaskId, Publication),
+    /// A task's event was settled, or can't be any more.
+    Settled(TaskId),
+    /// The pilot got this signal.
+    Signal(i32),
+}
+
+/// How a task ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It succeeded and wrote an output event.
+    Output,
+    /// It succeeded and wrote none.
+    NoOutput,
+    /// It failed.
+    Failed(TaskError),
+    /// It was ended because the pilot is ending.
+    Interrupted,
+}
+
+/// What became of a result.
+#[derive(Debug)]
+pub enum Publication {
+    /// The broker has it for good.
+    Confirmed,
+    /// The broker will not take this result, however often it is sent.
+    Refused(TaskError),
+    /// The connection is gone before the broker answered.
+    Lost(String),
+}
+
+/// Something is to be done, in this order.
+#[derive(Debug, PartialEq)]
+pub enum Action {
+    /// Run the container.
+    Start(TaskId),
+    /// Take no more events, give back what was sent ahead; answered by [`Event::IntakeStopped`].
+    StopIntake,
+    /// Send a task's result; answered by [`Event::Published`].
+    Publish(TaskId),
+    /// Settle a task's event; answered by [`Event::Settled`].
+    Settle(TaskId, Verdict),
+    /// Make every running task know the pilot's will.
+    Tell(Will),
+    /// Fire [`Event::IdleTimeout`] after this long, instead of when it was to fire before.
+    StartIdleTimer(Duration),
+    /// Do not fire [`Event::IdleTimeout`].
+    StopIdleTimer,
+    /// The pilot entered this status.
+    Report(Status),
+}
+
+/// The phases of a pilot's life, by the names that the services around it know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// The process runs.
+    Started,
+    /// The init container runs.
+    RunningInitCommand,
+    /// Connected; no event yet.
+    AwaitingFirstMessage,
+    /// At least one event came.
+    Tasking,
+    /// No more events are taken; tasks still run.
+    PendingRemainingTasks,
+    /// Ended well.
+    Done,
+    /// Ended badly.
+    FatalError,
+}
+
+impl Status {
+    /// The name as services know it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Started => "Started",
+            Self::RunningInitCommand => "RunningInitCommand",
+            Self::AwaitingFirstMessage => "AwaitingFirstMessage",
+            Self::Tasking => "Tasking",
+            Self::PendingRemainingTasks => "PendingRemainingTasks",
+            Self::Done => "Done",
+            Self::FatalError => "FatalError",
+        }
+    }
+}

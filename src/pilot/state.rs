@@ -1,0 +1,308 @@
+//! The event loop's decisions: an event in, actions out. Pure and synchronous; it starts nothing,
+//! reads no clock and talks to nobody, so that every rule about acks is tested without a process.
+//!
+//! The rules about an event:
+//! - it is acknowledged only when its task succeeded and its result, if any, is confirmed;
+//! - a failed one goes back to the queue, and if the failure closes the intake, only after the
+//!   intake is closed, so that this pilot does not get it again;
+//! - whatever else happens, it goes back.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::events::{Action, Event, Outcome, Publication, Status};
+use crate::broker::Verdict;
+use crate::config::OnTaskError;
+use crate::fault::{Failures, TaskError};
+use crate::ids::TaskId;
+use crate::process::Will;
+use crate::stats::Tally;
+
+/// What the loop was told to do; the part of the configuration that decisions need.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// How many tasks may run at once.
+    pub slots: usize,
+    /// How many unsettled events to hold at most, results on their way to the broker included.
+    pub window: usize,
+    /// What a failed task means for further events.
+    pub on_task_error: OnTaskError,
+    /// How long to wait for the first event.
+    pub first_event_timeout: Duration,
+    /// How long to wait for any other, while a slot is free.
+    pub idle_timeout: Duration,
+}
+
+/// Everything the loop remembers.
+#[derive(Debug)]
+pub struct State {
+    rules: Rules,
+    intake: Intake,
+    will: Will,
+    signal: Option<i32>,
+    tasks: HashMap<TaskId, Stage>,
+    tally: Tally,
+    failures: Failures,
+    fatal: Option<String>,
+}
+
+/// Whether events are taken. Moves forward only.
+#[derive(Debug)]
+enum Intake {
+    Open,
+    /// The broker was asked to stop; verdicts that must not come back to us wait here.
+    Stopping(Vec<(TaskId, Verdict)>),
+    Stopped,
+}
+
+/// Where an unsettled event is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Running,
+    Publishing,
+    Settling,
+}
+
+/// How the loop ended.
+#[derive(Debug)]
+pub struct Conclusion {
+    /// Counts of events.
+    pub tally: Tally,
+    /// The failed tasks.
+    pub failures: Failures,
+    /// What ended the pilot before its time, if anything did.
+    pub fatal: Option<String>,
+    /// The first signal that the pilot got.
+    pub signal: Option<i32>,
+}
+
+impl State {
+    /// A pilot that is connected and has no event yet, and what it does first.
+    #[must_use]
+    pub fn new(rules: Rules) -> (Self, Vec<Action>) {
+        let first = vec![
+            Action::Report(Status::AwaitingFirstMessage),
+            Action::StartIdleTimer(rules.first_event_timeout),
+        ];
+        let state = Self {
+            rules,
+            intake: Intake::Open,
+            will: Will::Run,
+            signal: None,
+            tasks: HashMap::new(),
+            tally: Tally::default(),
+            failures: Failures::default(),
+            fatal: None,
+        };
+        (state, first)
+    }
+
+    /// Whether another event could be started now.
+    #[must_use]
+    pub fn wants_event(&self) -> bool {
+        matches!(self.intake, Intake::Open)
+            && self.running() < self.rules.slots
+            && self.tasks.len() < self.rules.window
+    }
+
+    /// How many containers run.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.tasks
+            .values()
+            .filter(|stage| **stage == Stage::Running)
+            .count()
+    }
+
+    /// Counts so far.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// Whether nothing is left to do.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        matches!(self.intake, Intake::Stopped) && self.tasks.is_empty()
+    }
+
+    /// What remains to be said at the end.
+    #[must_use]
+    pub fn conclude(self) -> Conclusion {
+        Conclusion {
+            tally: self.tally,
+            failures: self.failures,
+            fatal: self.fatal,
+            signal: self.signal,
+        }
+    }
+
+    /// Decides. An event about a task that is not in the stage it speaks of changes nothing.
+    pub fn on_event(&mut self, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Delivered(id) => self.delivered(id, &mut actions),
+            Event::IdleTimeout => self.stop_intake(&mut actions),
+            Event::IntakeLost(reason) => {
+                self.fatal.get_or_insert(reason);
+                self.stop_intake(&mut actions);
+            }
+            Event::IntakeStopped => self.intake_stopped(&mut actions),
+            Event::TaskEnded(id, outcome) => self.task_ended(id, outcome, &mut actions),
+            Event::Published(id, publication) => self.published(id, publication, &mut actions),
+            Event::Settled(id) => self.settled(id, &mut actions),
+            Event::Signal(signal) => {
+                self.signal.get_or_insert(signal);
+                self.will = match self.will {
+                    Will::Run => Will::Terminate(signal),
+                    Will::Terminate(_) | Will::Kill => Will::Kill,
+                };
+                self.stop_intake(&mut actions);
+                actions.push(Action::Tell(self.will));
+            }
+        }
+        actions
+    }
+
+    fn delivered(&mut self, id: TaskId, actions: &mut Vec<Action>) {
+        self.tally.received += 1;
+        if !matches!(self.intake, Intake::Open) {
+            self.released(id, actions);
+            return;
+        }
+        if self.tally.received == 1 {
+            actions.push(Action::Report(Status::Tasking));
+        }
+        self.tally.started += 1;
+        self.tasks.insert(id, Stage::Running);
+        actions.push(Action::Start(id));
+        actions.push(if self.wants_event() {
+            Action::StartIdleTimer(self.rules.idle_timeout)
+        } else {
+            Action::StopIdleTimer
+        });
+    }
+
+    fn task_ended(&mut self, id: TaskId, outcome: Outcome, actions: &mut Vec<Action>) {
+        let wanted_event = self.wants_event();
+        if !self.advance(id, Stage::Running, Stage::Publishing) {
+            return;
+        }
+        match outcome {
+            Outcome::Output => actions.push(Action::Publish(id)),
+            Outcome::NoOutput => {
+                self.tally.no_output += 1;
+                self.succeeded(id, actions);
+            }
+            Outcome::Failed(error) => self.failed(id, error, actions),
+            Outcome::Interrupted => self.released(id, actions),
+        }
+        self.restart_idle_timer(wanted_event, actions);
+    }
+
+    fn settled(&mut self, id: TaskId, actions: &mut Vec<Action>) {
+        let wanted_event = self.wants_event();
+        self.tasks.remove(&id);
+        self.restart_idle_timer(wanted_event, actions);
+    }
+
+    /// The idle time runs only while an event could be started.
+    fn restart_idle_timer(&self, wanted_event: bool, actions: &mut Vec<Action>) {
+        if !wanted_event && self.wants_event() {
+            actions.push(Action::StartIdleTimer(self.rules.idle_timeout));
+        }
+    }
+
+    fn published(&mut self, id: TaskId, publication: Publication, actions: &mut Vec<Action>) {
+        if self.tasks.get(&id) != Some(&Stage::Publishing) {
+            return;
+        }
+        match publication {
+            Publication::Confirmed => {
+                self.tally.published += 1;
+                self.succeeded(id, actions);
+            }
+            Publication::Refused(error) => self.failed(id, error, actions),
+            Publication::Lost(reason) => {
+                self.fatal.get_or_insert(reason);
+                self.stop_intake(actions);
+                self.released(id, actions);
+            }
+        }
+    }
+
+    fn succeeded(&mut self, id: TaskId, actions: &mut Vec<Action>) {
+        self.tally.succeeded += 1;
+        self.tasks.insert(id, Stage::Settling);
+        actions.push(Action::Settle(id, Verdict::Done));
+    }
+
+    fn failed(&mut self, id: TaskId, error: TaskError, actions: &mut Vec<Action>) {
+        self.tally.failed += 1;
+        let verdict = Verdict::Failed {
+            reason: error.repr(),
+        };
+        if self.closes_intake(&error) {
+            self.stop_intake(actions);
+        }
+        self.failures.record(&error);
+        self.give_back(id, verdict, actions);
+    }
+
+    fn released(&mut self, id: TaskId, actions: &mut Vec<Action>) {
+        self.tally.given_back += 1;
+        self.give_back(id, Verdict::Released, actions);
+    }
+
+    /// Settles at once, or, while the intake is closing, once it is closed.
+    fn give_back(&mut self, id: TaskId, verdict: Verdict, actions: &mut Vec<Action>) {
+        self.tasks.insert(id, Stage::Settling);
+        match &mut self.intake {
+            Intake::Stopping(held) => held.push((id, verdict)),
+            Intake::Open | Intake::Stopped => actions.push(Action::Settle(id, verdict)),
+        }
+    }
+
+    fn closes_intake(&self, error: &TaskError) -> bool {
+        match &self.rules.on_task_error {
+            OnTaskError::Continue => false,
+            OnTaskError::StopListening { except } => {
+                !error.names().iter().any(|name| except.contains(*name))
+            }
+        }
+    }
+
+    fn stop_intake(&mut self, actions: &mut Vec<Action>) {
+        if matches!(self.intake, Intake::Open) {
+            self.intake = Intake::Stopping(Vec::new());
+            actions.push(Action::StopIdleTimer);
+            if self.running() > 0 {
+                actions.push(Action::Report(Status::PendingRemainingTasks));
+            }
+            actions.push(Action::StopIntake);
+        }
+    }
+
+    fn intake_stopped(&mut self, actions: &mut Vec<Action>) {
+        if let Intake::Stopping(held) = std::mem::replace(&mut self.intake, Intake::Stopped) {
+            actions.extend(
+                held.into_iter()
+                    .map(|(id, verdict)| Action::Settle(id, verdict)),
+            );
+        }
+    }
+
+    /// Moves a task from one stage to the next; false when it is not there.
+    fn advance(&mut self, id: TaskId, from: Stage, to: Stage) -> bool {
+        match self.tasks.get_mut(&id) {
+            Some(stage) if *stage == from => {
+                *stage = to;
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,260 @@
+//! The loop's rules, a claim each.
+
+use super::*;
+use crate::fault::{ContainerRole, FaultClass};
+
+const SIGTERM: i32 = 15;
+
+fn rules(slots: usize) -> Rules {
+    Rules {
+        slots,
+        window: slots,
+        on_task_error: OnTaskError::StopListening {
+            except: ["TimeoutError".to_owned()].into(),
+        },
+        first_event_timeout: Duration::from_secs(60),
+        idle_timeout: Duration::from_secs(2),
+    }
+}
+
+fn state(slots: usize) -> State {
+    State::new(rules(slots)).0
+}
+
+fn deliver(state: &mut State) -> TaskId {
+    let id = TaskId::random();
+    let actions = state.on_event(Event::Delivered(id));
+    assert!(actions.contains(&Action::Start(id)), "{actions:?}");
+    id
+}
+
+fn broken() -> TaskError {
+    TaskError::ContainerRun {
+        role: ContainerRole::Task,
+        exit_code: Some(1),
+        reason: "boom".to_owned(),
+        class: FaultClass::Task,
+    }
+}
+
+fn timed_out() -> TaskError {
+    TaskError::Timeout {
+        role: ContainerRole::Task,
+        after: Duration::from_secs(5),
+    }
+}
+
+fn settles(actions: &[Action]) -> Vec<(TaskId, Verdict)> {
+    actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Settle(id, verdict) => Some((*id, verdict.clone())),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn a_result_is_confirmed_before_its_event_is_acknowledged() {
+    let mut state = state(1);
+    let id = deliver(&mut state);
+    let ended = state.on_event(Event::TaskEnded(id, Outcome::Output));
+    assert_eq!(ended[0], Action::Publish(id));
+    assert_eq!(settles(&ended), []);
+    let confirmed = state.on_event(Event::Published(id, Publication::Confirmed));
+    assert_eq!(settles(&confirmed), [(id, Verdict::Done)]);
+}
+
+#[test]
+fn success_without_output_is_acknowledged_at_once() {
+    let mut state = state(1);
+    let id = deliver(&mut state);
+    let actions = state.on_event(Event::TaskEnded(id, Outcome::NoOutput));
+    assert_eq!(settles(&actions), [(id, Verdict::Done)]);
+}
+
+#[test]
+fn a_failure_closes_the_intake_before_its_event_goes_back() {
+    let mut state = state(1);
+    let id = deliver(&mut state);
+    let failed = state.on_event(Event::TaskEnded(id, Outcome::Failed(broken())));
+    assert!(failed.contains(&Action::StopIntake));
+    assert_eq!(
+        settles(&failed),
+        [],
+        "it would be delivered to this pilot again"
+    );
+    let stopped = state.on_event(Event::IntakeStopped);
+    assert!(matches!(&settles(&stopped)[..], [(back, Verdict::Failed { .. })] if *back == id));
+    assert!(!state.is_over(), "not settled yet");
+    state.on_event(Event::Settled(id));
+    assert!(state.is_over());
+}
+
+#[test]
+fn an_okay_error_goes_back_and_the_intake_stays_open() {
+    let mut state = state(1);
+    let id = deliver(&mut state);
+    let failed = state.on_event(Event::TaskEnded(id, Outcome::Failed(timed_out())));
+    assert!(!failed.contains(&Action::StopIntake));
+    assert!(matches!(
+        &settles(&failed)[..],
+        [(_, Verdict::Failed { .. })]
+    ));
+    state.on_event(Event::Settled(id));
+    assert!(state.wants_event());
+}
+
+#[test]
+fn with_continue_no_failure_closes_the_intake() {
+    let (mut state, _) = State::new(Rules {
+        on_task_error: OnTaskError::Continue,
+        ..rules(1)
+    });
+    let id = deliver(&mut state);
+    let failed = state.on_event(Event::TaskEnded(id, Outcome::Failed(broken())));
+    assert!(!failed.contains(&Action::StopIntake));
+}
+
+#[test]
+fn running_tasks_finish_and_are_published_after_the_intake_closed() {
+    let mut state = state(2);
+    let (bad, good) = (deliver(&mut state), deliver(&mut state));
+    let failed = state.on_event(Event::TaskEnded(bad, Outcome::Failed(broken())));
+    assert!(failed.contains(&Action::Report(Status::PendingRemainingTasks)));
+    state.on_event(Event::IntakeStopped);
+    let ended = state.on_event(Event::TaskEnded(good, Outcome::Output));
+    assert_eq!(ended, [Action::Publish(good)]);
+    let confirmed = state.on_event(Event::Published(good, Publication::Confirmed));
+    assert_eq!(settles(&confirmed), [(good, Verdict::Done)]);
+}
+
+#[test]
+fn no_event_is_wanted_while_every_slot_is_busy_or_the_window_is_full() {
+    let mut state = state(1);
+    assert!(state.wants_event());
+    let id = deliver(&mut state);
+    assert!(!state.wants_event(), "the slot is busy");
+    state.on_event(Event::TaskEnded(id, Outcome::Output));
+    assert!(
+        !state.wants_event(),
+        "the window is full until the event is settled"
+    );
+    state.on_event(Event::Published(id, Publication::Confirmed));
+    let settled = state.on_event(Event::Settled(id));
+    assert!(state.wants_event());
+    assert_eq!(settled, [Action::StartIdleTimer(Duration::from_secs(2))]);
+}
+
+#[test]
+fn the_idle_time_stops_while_every_slot_is_busy() {
+    let mut state = state(2);
+    let first = state.on_event(Event::Delivered(TaskId::random()));
+    assert!(first.contains(&Action::StartIdleTimer(Duration::from_secs(2))));
+    let second = state.on_event(Event::Delivered(TaskId::random()));
+    assert!(second.contains(&Action::StopIdleTimer));
+}
+
+#[test]
+fn an_idle_pilot_waits_for_its_running_tasks() {
+    let mut state = state(2);
+    let id = deliver(&mut state);
+    let idle = state.on_event(Event::IdleTimeout);
+    assert!(idle.contains(&Action::StopIntake));
+    state.on_event(Event::IntakeStopped);
+    assert!(!state.is_over());
+    state.on_event(Event::TaskEnded(id, Outcome::NoOutput));
+    state.on_event(Event::Settled(id));
+    assert!(state.is_over());
+}
+
+#[test]
+fn a_signal_is_forwarded_and_a_second_one_kills() {
+    let mut state = state(1);
+    deliver(&mut state);
+    let first = state.on_event(Event::Signal(SIGTERM));
+    assert!(first.contains(&Action::StopIntake));
+    assert!(first.contains(&Action::Tell(Will::Terminate(SIGTERM))));
+    let second = state.on_event(Event::Signal(2));
+    assert_eq!(second, [Action::Tell(Will::Kill)]);
+    let third = state.on_event(Event::Signal(1));
+    assert_eq!(
+        third,
+        [Action::Tell(Will::Kill)],
+        "the will only moves forward"
+    );
+    assert_eq!(state.conclude().signal, Some(SIGTERM));
+}
+
+#[test]
+fn an_interrupted_task_is_no_failure_and_its_event_goes_back() {
+    let mut state = state(1);
+    let id = deliver(&mut state);
+    state.on_event(Event::Signal(SIGTERM));
+    state.on_event(Event::IntakeStopped);
+    let actions = state.on_event(Event::TaskEnded(id, Outcome::Interrupted));
+    assert_eq!(settles(&actions), [(id, Verdict::Released)]);
+    state.on_event(Event::Settled(id));
+    let conclusion = state.conclude();
+    assert_eq!(
+        (conclusion.tally.failed, conclusion.tally.given_back),
+        (0, 1)
+    );
+}
+
+#[test]
+fn an_event_that_comes_after_the_intake_closed_goes_back_unstarted() {
+    let mut state = state(2);
+    state.on_event(Event::IdleTimeout);
+    let id = TaskId::random();
+    let actions = state.on_event(Event::Delivered(id));
+    assert_eq!(actions, [], "held until the intake is closed");
+    let stopped = state.on_event(Event::IntakeStopped);
+    assert_eq!(settles(&stopped), [(id, Verdict::Released)]);
+}
+
+#[test]
+fn a_refused_result_fails_its_event_not_the_pilot() {
+    let mut state = state(1);
+    let id = deliver(&mut state);
+    state.on_event(Event::TaskEnded(id, Outcome::Output));
+    state.on_event(Event::Published(id, Publication::Refused(broken())));
+    let stopped = state.on_event(Event::IntakeStopped);
+    assert!(matches!(
+        &settles(&stopped)[..],
+        [(_, Verdict::Failed { .. })]
+    ));
+    state.on_event(Event::Settled(id));
+    let conclusion = state.conclude();
+    assert_eq!(conclusion.fatal, None);
+    assert_eq!(conclusion.tally.failed, 1);
+}
+
+#[test]
+fn a_lost_broker_ends_the_pilot_after_its_tasks_ended() {
+    let mut state = state(2);
+    let id = deliver(&mut state);
+    let lost = state.on_event(Event::IntakeLost("connection lost".to_owned()));
+    assert!(lost.contains(&Action::StopIntake));
+    state.on_event(Event::IntakeStopped);
+    assert!(!state.is_over(), "the task still runs");
+    state.on_event(Event::TaskEnded(id, Outcome::Output));
+    let unpublished = state.on_event(Event::Published(id, Publication::Lost("gone".to_owned())));
+    assert_eq!(settles(&unpublished), [(id, Verdict::Released)]);
+    state.on_event(Event::Settled(id));
+    assert!(state.is_over());
+    assert_eq!(state.conclude().fatal.as_deref(), Some("connection lost"));
+}
+
+#[test]
+fn a_report_about_a_task_that_is_not_there_changes_nothing() {
+    let mut state = state(1);
+    let id = deliver(&mut state);
+    state.on_event(Event::TaskEnded(id, Outcome::NoOutput));
+    assert_eq!(state.on_event(Event::TaskEnded(id, Outcome::NoOutput)), []);
+    assert_eq!(
+        state.on_event(Event::Published(id, Publication::Confirmed)),
+        []
+    );
+    assert_eq!(state.tally().succeeded, 1);
+}

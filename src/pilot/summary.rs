@@ -1,0 +1,52 @@
+//! The end of a pilot: what its log says last, and its exit code.
+
+use tracing::{error, info, warn};
+
+use super::driver::Finished;
+use super::state::Conclusion;
+use super::{Ended, Fatal};
+use crate::exit::Exit;
+
+/// Tallies, statistics and histogram, failures included.
+pub(super) fn log(finished: &Finished) {
+    let tally = finished.conclusion.tally;
+    info!(
+        received = tally.received,
+        published = tally.published,
+        no_output = tally.no_output,
+        given_back = tally.given_back,
+        "done tasking"
+    );
+    info!("{tally}");
+    if tally.received == 0 {
+        warn!("No Messages Were Received.");
+        return;
+    }
+    for line in finished.runtimes.report() {
+        info!("{line}");
+    }
+    for (text, count) in finished.conclusion.failures.by_frequency() {
+        error!(count, error = %text, "tasks failed alike");
+    }
+}
+
+/// Failed tasks first: whoever reads the last line wants to know of them whatever else happened.
+pub(super) fn ended(conclusion: Conclusion) -> Result<Ended, Fatal> {
+    let failed = conclusion.failures.fatal_line();
+    let exit = match (&conclusion.fatal, conclusion.signal) {
+        (_, Some(signal)) => Exit::Signal(signal),
+        (Some(reason), None) => {
+            error!(%reason, "the broker was lost");
+            if failed.is_none() {
+                return Err(Fatal::Broker(reason.clone()));
+            }
+            Exit::Broker
+        }
+        (None, None) if failed.is_some() => Exit::TasksFailed,
+        (None, None) => Exit::Success,
+    };
+    Ok(Ended {
+        exit,
+        last_line: failed,
+    })
+}

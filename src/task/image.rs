@@ -1,0 +1,72 @@
+//! Makes an image usable: ties the container module's plan to the process module's supervision.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::watch;
+use tracing::info;
+
+use super::Workbench;
+use crate::config::ImagePolicy;
+use crate::container::{ImageError, Plan, Turn};
+use crate::process::{CaptureError, Limits, Query, Will, capture};
+
+/// How long a conversion may take, our own or that of another pilot on this EP that we wait for. Large
+/// images of registries take minutes.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+/// Why an image can't be used.
+#[derive(Debug, Error)]
+pub enum PrepareError {
+    /// The image's, or its converter's.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The converter could not be run.
+    #[error(transparent)]
+    Run(#[from] CaptureError),
+}
+
+/// The sandbox directory of `image`, converted first if the policy wants that.
+///
+/// # Errors
+/// When there is none and none can be made.
+pub async fn prepare(
+    bench: &Workbench,
+    image: &str,
+    cwd: &Path,
+    policy: &ImagePolicy,
+    will: watch::Receiver<Will>,
+) -> Result<PathBuf, PrepareError> {
+    let conversion = match Plan::of(image, cwd, policy)? {
+        Plan::Ready(directory) => return Ok(directory),
+        Plan::Convert(conversion) => conversion,
+    };
+    let locked = match conversion.turn(PATIENCE).await? {
+        Turn::Done(directory) => {
+            info!(image, directory = %directory.display(), "image is converted already");
+            return Ok(directory);
+        }
+        Turn::Ours(locked) => locked,
+    };
+    info!(image, "converting the image to a sandbox directory");
+    let invocation = locked.build(&bench.apptainer, bench.verbosity)?;
+    let query = Query {
+        program: invocation.program,
+        args: invocation.args,
+        env: invocation.env,
+        cwd: None,
+        scratch: bench.dirs.apptainer(),
+    };
+    let limits = Limits {
+        timeout: Some(PATIENCE),
+        grace: bench.grace,
+    };
+    let built = capture(query, limits, will).await?;
+    if !built.succeeded() {
+        return Err(locked.failed(&built.stderr).into());
+    }
+    let directory = locked.commit()?;
+    info!(image, directory = %directory.display(), "image converted");
+    Ok(directory)
+}

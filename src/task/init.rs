@@ -1,0 +1,56 @@
+//! The init container: runs once, before the broker is contacted, to fill the data hub.
+
+use tokio::sync::watch;
+use tracing::{Instrument, info, info_span};
+
+use super::launch::{Judgement, launch, staging_error};
+use super::staging::Disposal;
+use super::{ContainerPlan, Workbench};
+use crate::config::KeepFiles;
+use crate::fault::{ContainerRole, TaskError};
+use crate::ids::TaskId;
+use crate::process::Will;
+
+/// How the init container ended, when it did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Initialized {
+    /// The data hub is ready.
+    Ready,
+    /// The pilot was told to end while it ran.
+    Interrupted,
+}
+
+/// Runs the init container to its end.
+///
+/// # Errors
+/// When it failed, timed out or could not be started; no event may be taken then.
+pub async fn run_init(
+    bench: &Workbench,
+    plan: &ContainerPlan,
+    will: watch::Receiver<Will>,
+) -> Result<Initialized, TaskError> {
+    let name = format!("init-{}", TaskId::random());
+    async {
+        info!("init container started");
+        let stage = bench
+            .dirs
+            .stage(&name)
+            .map_err(|error| staging_error("directories", &error))?;
+        let result = match launch(bench, plan, ContainerRole::Init, &stage, None, will).await {
+            Ok(Judgement::Succeeded) => Ok(Initialized::Ready),
+            Ok(Judgement::Interrupted) => Ok(Initialized::Interrupted),
+            Ok(Judgement::Failed(error)) | Err(error) => Err(error),
+        };
+        let disposal = match (&result, bench.keep) {
+            (Ok(_), KeepFiles::Failed) => Disposal::Remove,
+            _ => Disposal::Keep,
+        };
+        stage
+            .dispose(disposal)
+            .map_err(|error| staging_error("directories", &error))?;
+        info!("init container ended");
+        result
+    }
+    .instrument(info_span!("init"))
+    .await
+}

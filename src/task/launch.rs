@@ -1,0 +1,172 @@
+//! What a task's container and the init container have in common: from a stage to a judgement.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use tokio::sync::watch;
+use tracing::{error, warn};
+
+use super::staging::{HUB_IN_CONTAINER, IO_IN_CONTAINER, Stage, TaskIo};
+use super::{ContainerPlan, Workbench};
+use crate::config::DumpOutput;
+use crate::container::{self, Access, Bind, Places, RunSpec};
+use crate::fault::{ContainerRole, FaultClass, TaskError};
+use crate::process::{self, EndedBy, ExitStatus, Job, Leftovers, Limits, Will, output};
+
+/// How a container ended, in the pilot's terms.
+#[derive(Debug)]
+pub(super) enum Judgement {
+    /// Exit code 0.
+    Succeeded,
+    /// Anything else that is its own doing, its time limit included.
+    Failed(TaskError),
+    /// It was told to end, and did not finish before.
+    Interrupted,
+}
+
+/// Runs a container to its end.
+///
+/// # Errors
+/// When it could not even be started: the EP's fault, or the user's variables can't be passed on.
+pub(super) async fn launch(
+    bench: &Workbench,
+    plan: &ContainerPlan,
+    role: ContainerRole,
+    stage: &Stage,
+    io: Option<&TaskIo>,
+    will: watch::Receiver<Will>,
+) -> Result<Judgement, TaskError> {
+    let mut binds = vec![own_bind(&bench.dirs.hub(), HUB_IN_CONTAINER)?];
+    if let Some(io) = io {
+        binds.push(own_bind(&io.dir, IO_IN_CONTAINER)?);
+    }
+    binds.extend(bench.external.iter().cloned());
+
+    let (infile, outfile) = match io {
+        Some(io) => (
+            Some(io.infile_in_container()),
+            Some(io.outfile_in_container()),
+        ),
+        None => (None, None),
+    };
+    let args = plan
+        .args
+        .render(&Places {
+            infile: infile.as_deref(),
+            outfile: outfile.as_deref(),
+            data_hub: HUB_IN_CONTAINER,
+        })
+        .map_err(|error| setup_error(&error, FaultClass::Task))?;
+
+    // Later ones win, so ours come last.
+    let mut env = plan.env.clone();
+    let own = [
+        ("EWMS_TASK_DATA_HUB_DIR", Some(HUB_IN_CONTAINER)),
+        ("EWMS_TASK_INFILE", infile.as_deref()),
+        ("EWMS_TASK_OUTFILE", outfile.as_deref()),
+    ];
+    for (name, value) in own
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
+    {
+        env.retain(|(other, _)| other != name);
+        env.push((name.to_owned(), value.to_owned()));
+    }
+
+    let invocation = container::run(
+        &bench.apptainer,
+        &RunSpec {
+            image: &plan.image,
+            args: &args,
+            env: &env,
+            binds: &binds,
+            workdir: stage.scratch(),
+            verbosity: bench.verbosity,
+        },
+    )
+    .map_err(|error| setup_error(&error, FaultClass::Task))?;
+
+    let job = Job {
+        program: invocation.program,
+        args: invocation.args,
+        env: invocation.env,
+        cwd: Some(stage.scratch().to_path_buf()),
+        stdout: create(&stage.stdout(), "stdoutfile")?,
+        stderr: create(&stage.stderr(), "stderrfile")?,
+    };
+    let limits = Limits {
+        timeout: plan.timeout,
+        grace: bench.grace,
+    };
+    let ended = process::supervise(job, limits, will)
+        .await
+        .map_err(|error| setup_error(&error, FaultClass::Ep))?;
+
+    if let Leftovers::Survive(pids) = &ended.leftovers {
+        error!(?pids, "processes of a container can't be killed");
+    }
+    let judgement = match (ended.ended_by, ended.exit) {
+        (EndedBy::Timeout, _) => {
+            let limit = plan.timeout.unwrap_or_default();
+            Judgement::Failed(TaskError::Timeout { role, after: limit })
+        }
+        (EndedBy::Itself | EndedBy::Will, ExitStatus::Code(0)) => Judgement::Succeeded,
+        (EndedBy::Will, _) => Judgement::Interrupted,
+        (EndedBy::Itself, exit) => {
+            let stderr = output::tail(&stage.stderr(), container::READ)
+                .map_err(|error| staging_error("stderrfile", &error))?;
+            Judgement::Failed(TaskError::ContainerRun {
+                role,
+                exit_code: Some(python_code(exit)),
+                reason: container::reason(&stderr),
+                class: FaultClass::Task,
+            })
+        }
+    };
+    let failed = matches!(judgement, Judgement::Failed(_));
+    if failed || bench.dump == DumpOutput::All {
+        let dumped = bench.log.aside(|log| {
+            output::dump(&stage.stdout(), &format!("{role} (stdout)"), log)?;
+            output::dump(&stage.stderr(), &format!("{role} (stderr)"), log)
+        });
+        if let Err(error) = dumped {
+            warn!(%error, "a container's output can't be shown");
+        }
+    }
+    Ok(judgement)
+}
+
+/// Our own directories are bound under fixed names.
+fn own_bind(source: &Path, target: &str) -> Result<Bind, TaskError> {
+    Bind::new(source, Path::new(target), Access::ReadWrite)
+        .map_err(|error| TaskError::InvalidBindMount(error.to_string()))
+}
+
+fn create(path: &Path, what: &'static str) -> Result<File, TaskError> {
+    File::create(path).map_err(|error| staging_error(what, &error))
+}
+
+/// A file or directory of a task that can't be written or read. Names what it is for, not its path,
+/// which is different for every task: services count equal texts.
+pub(super) fn staging_error(what: &'static str, error: &io::Error) -> TaskError {
+    TaskError::Os(format!(
+        "can't handle the task's {what}: {error}; see to the disk that holds `ewms-pilot-data`"
+    ))
+}
+
+fn setup_error(error: &dyn std::error::Error, class: FaultClass) -> TaskError {
+    TaskError::ContainerSetup {
+        message: error.to_string(),
+        class,
+    }
+}
+
+/// A process's return code as Python has it, and with it every service that counts our errors:
+/// that of a process ended by signal N is -N.
+fn python_code(exit: ExitStatus) -> i32 {
+    match exit {
+        ExitStatus::Code(code) => code,
+        ExitStatus::Signal(signal) => -signal,
+    }
+}

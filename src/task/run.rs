@@ -1,0 +1,192 @@
+//! One event through its container: infile, run, outfile. Blocking file work happens off the loop.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tracing::{Instrument, error, info, info_span, warn};
+
+use super::launch::{Judgement, launch, staging_error};
+use super::staging::{Disposal, Stage, TaskIo};
+use super::{ContainerPlan, SharedWorkbench};
+use crate::broker::{Content, Encoding, FileFormat};
+use crate::codec::{self, FileKind};
+use crate::config::KeepFiles;
+use crate::fault::{ContainerRole, TaskError};
+use crate::ids::TaskId;
+use crate::process::Will;
+
+/// Runs tasks, any number at once.
+#[derive(Debug)]
+pub struct Runner {
+    /// What it shares with the init container.
+    pub bench: SharedWorkbench,
+    /// What it runs.
+    pub plan: ContainerPlan,
+    /// Suffix of the infile, without the leading dot.
+    pub infile_ext: String,
+    /// Suffix of the outfile, without the leading dot.
+    pub outfile_ext: String,
+    /// How the sink wants results.
+    pub encoding: Encoding,
+}
+
+/// What came of a task.
+#[derive(Debug)]
+pub struct Report {
+    /// How it ended.
+    pub end: TaskEnd,
+    /// From the start of staging to the end of collecting.
+    pub wall: Duration,
+}
+
+/// How a task ended.
+#[derive(Debug)]
+pub enum TaskEnd {
+    /// With this output event.
+    Output(Content),
+    /// Well, without an output event.
+    NoOutput,
+    /// Badly.
+    Failed(TaskError),
+    /// Not by itself, and before it finished.
+    Interrupted,
+}
+
+impl Runner {
+    /// Runs one event to its end. Dropping the future kills the container.
+    pub async fn run(
+        self: std::rc::Rc<Self>,
+        id: TaskId,
+        event: Content,
+        will: watch::Receiver<Will>,
+    ) -> Report {
+        let span = info_span!("task", task_id = %id);
+        async {
+            let started = Instant::now();
+            info!("task started");
+            let end = self
+                .run_staged(id, event, will)
+                .await
+                .unwrap_or_else(TaskEnd::Failed);
+            let wall = started.elapsed();
+            log_end(&end, wall);
+            Report { end, wall }
+        }
+        .instrument(span)
+        .await
+    }
+
+    async fn run_staged(
+        &self,
+        id: TaskId,
+        event: Content,
+        will: watch::Receiver<Will>,
+    ) -> Result<TaskEnd, TaskError> {
+        let bench = Arc::clone(&self.bench);
+        let (infile_ext, outfile_ext) = (self.infile_ext.clone(), self.outfile_ext.clone());
+        let (stage, staged) = blocking(move || {
+            let stage = bench
+                .dirs
+                .stage(&id.to_string())
+                .map_err(|error| staging_error("directories", &error))?;
+            let io = stage
+                .task_io(id, &infile_ext, &outfile_ext)
+                .map_err(|error| staging_error("directories", &error))
+                .and_then(|io| write_event(event, &infile_ext, &io).map(|()| io));
+            Ok((stage, io))
+        })
+        .await?;
+        let end = match &staged {
+            Ok(io) => self.run_container(&stage, io, will).await,
+            Err(error) => Err(error.clone()),
+        };
+        let disposal = match (&end, self.bench.keep) {
+            (_, KeepFiles::All) | (Err(_), KeepFiles::Failed) => Disposal::Keep,
+            (Ok(_), KeepFiles::Failed) => Disposal::Remove,
+        };
+        blocking(move || {
+            if let Err(error) = stage.dispose(disposal) {
+                warn!(%error, "a task's directories could not be removed");
+            }
+            Ok(())
+        })
+        .await?;
+        end
+    }
+
+    async fn run_container(
+        &self,
+        stage: &Stage,
+        io: &TaskIo,
+        will: watch::Receiver<Will>,
+    ) -> Result<TaskEnd, TaskError> {
+        match launch(
+            &self.bench,
+            &self.plan,
+            ContainerRole::Task,
+            stage,
+            Some(io),
+            will,
+        )
+        .await?
+        {
+            Judgement::Failed(error) => Err(error),
+            Judgement::Interrupted => Ok(TaskEnd::Interrupted),
+            Judgement::Succeeded => {
+                let (outfile, ext, encoding) =
+                    (io.outfile(), self.outfile_ext.clone(), self.encoding);
+                blocking(move || read_result(&outfile, &ext, encoding)).await
+            }
+        }
+    }
+}
+
+/// Decodes an event and writes it where its task reads it.
+fn write_event(event: Content, infile_ext: &str, io: &TaskIo) -> Result<(), TaskError> {
+    let payload = match event {
+        Content::Frame(body) => codec::decode_frame(&body, codec::DEFAULT_LIMIT_BYTES)?,
+        Content::File(FileFormat::Json, bytes) => codec::decode_file(FileKind::Json, bytes)?,
+        Content::File(FileFormat::Text, bytes) => codec::decode_file(FileKind::Text, bytes)?,
+    };
+    codec::write_infile(&payload, infile_ext, &io.infile())?;
+    Ok(())
+}
+
+/// Reads what a task wrote, as the sink wants it.
+fn read_result(outfile: &Path, ext: &str, encoding: Encoding) -> Result<TaskEnd, TaskError> {
+    let Some(payload) = codec::read_outfile(outfile, ext, codec::DEFAULT_LIMIT_BYTES)? else {
+        return Ok(TaskEnd::NoOutput);
+    };
+    Ok(TaskEnd::Output(match encoding {
+        Encoding::Frame => Content::Frame(codec::encode_frame(&payload)?),
+        Encoding::File => match codec::into_file(payload) {
+            (FileKind::Json, bytes) => Content::File(FileFormat::Json, bytes),
+            (FileKind::Text, bytes) => Content::File(FileFormat::Text, bytes),
+        },
+    }))
+}
+
+/// Runs file work on a thread of its own, inside the current span.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, TaskError> + Send + 'static,
+) -> Result<T, TaskError> {
+    let span = tracing::Span::current();
+    match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
+        Ok(result) => result,
+        Err(error) => Err(TaskError::Os(format!(
+            "the pilot's file work stopped: {error}"
+        ))),
+    }
+}
+
+fn log_end(end: &TaskEnd, wall: Duration) {
+    let wall_secs = wall.as_secs_f64();
+    match end {
+        TaskEnd::Output(_) => info!(wall_secs, output = true, "task succeeded"),
+        TaskEnd::NoOutput => info!(wall_secs, output = false, "task succeeded"),
+        TaskEnd::Failed(error) => error!(wall_secs, error = %error.repr(), "task failed"),
+        TaskEnd::Interrupted => warn!(wall_secs, "task ended with the pilot, its event goes back"),
+    }
+}

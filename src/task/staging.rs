@@ -1,0 +1,216 @@
+//! The directories of the pilot and of each container on the EP: made before a container starts,
+//! removed or kept after it. Knows paths and files; starts nothing.
+//!
+//! ```text
+//! <parent>/ewms-pilot-data/data-hub/                     shared by all tasks, never removed
+//!                         /<task id>/outputs/            stdoutfile, stderrfile
+//!                         /<task id>/task-io/            infile-<task id>.EXT, outfile-<task id>.EXT
+//!                         /init-<id>/outputs/
+//! <parent>/ewms-pilot-scratch/<name>/                    the container's /tmp, /var/tmp and $HOME
+//!                            /apptainer/                 Apptainer's own
+//! ```
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use crate::container::remove_tree;
+use crate::ids::TaskId;
+
+/// The directory, on the EP, that everything about tasks is in; also its name in the container.
+pub const DATA_DIR: &str = "ewms-pilot-data";
+/// The directory that all tasks of a pilot share.
+pub const HUB_DIR: &str = "data-hub";
+/// Where the data hub is in every container.
+pub const HUB_IN_CONTAINER: &str = "/ewms-pilot-data/data-hub";
+/// Where a task's own directory is in its container.
+pub const IO_IN_CONTAINER: &str = "/ewms-pilot-data/task-io";
+const SCRATCH_DIR: &str = "ewms-pilot-scratch";
+
+/// The directories that outlive a task.
+#[derive(Debug, Clone)]
+pub struct DataDirs {
+    data: PathBuf,
+    scratch: PathBuf,
+}
+
+impl DataDirs {
+    /// Makes them below `parent`.
+    ///
+    /// # Errors
+    /// When a directory can't be made.
+    pub fn create(parent: &Path) -> io::Result<Self> {
+        let dirs = Self {
+            data: parent.join(DATA_DIR),
+            scratch: parent.join(SCRATCH_DIR),
+        };
+        fs::create_dir_all(dirs.hub())?;
+        fs::create_dir_all(dirs.apptainer())?;
+        Ok(dirs)
+    }
+
+    /// The data hub.
+    #[must_use]
+    pub fn hub(&self) -> PathBuf {
+        self.data.join(HUB_DIR)
+    }
+
+    /// For Apptainer's own caches and temporary files.
+    #[must_use]
+    pub fn apptainer(&self) -> PathBuf {
+        self.scratch.join("apptainer")
+    }
+
+    /// Makes a container's directories, under a name that is new.
+    ///
+    /// # Errors
+    /// When a directory can't be made or is there already.
+    pub fn stage(&self, name: &str) -> io::Result<Stage> {
+        let dir = self.data.join(name);
+        let scratch = self.scratch.join(name);
+        let stage = Stage { dir, scratch };
+        fs::create_dir(&stage.dir)?;
+        fs::create_dir(stage.outputs())?;
+        // Apptainer wants the three to exist when it is given the directory above them.
+        for sub in ["tmp", "var_tmp", "home"] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(stage.scratch.join(sub))?;
+        }
+        Ok(stage)
+    }
+}
+
+/// The directories of one container.
+#[derive(Debug)]
+pub struct Stage {
+    dir: PathBuf,
+    scratch: PathBuf,
+}
+
+/// What happens to a container's files once it ended. Its scratch never stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disposal {
+    /// They stay, for whoever looks into it.
+    Keep,
+    /// They go.
+    Remove,
+}
+
+impl Stage {
+    /// Holds `stdoutfile` and `stderrfile`.
+    #[must_use]
+    pub fn outputs(&self) -> PathBuf {
+        self.dir.join("outputs")
+    }
+
+    /// The container's standard output.
+    #[must_use]
+    pub fn stdout(&self) -> PathBuf {
+        self.outputs().join("stdoutfile")
+    }
+
+    /// The container's standard error.
+    #[must_use]
+    pub fn stderr(&self) -> PathBuf {
+        self.outputs().join("stderrfile")
+    }
+
+    /// The directory for `apptainer --workdir`.
+    #[must_use]
+    pub fn scratch(&self) -> &Path {
+        &self.scratch
+    }
+
+    /// Makes the directory through which a task gets its infile and returns its outfile.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub fn task_io(&self, id: TaskId, infile_ext: &str, outfile_ext: &str) -> io::Result<TaskIo> {
+        let dir = self.dir.join("task-io");
+        fs::create_dir(&dir)?;
+        Ok(TaskIo {
+            dir,
+            infile: format!("infile-{id}.{infile_ext}"),
+            outfile: format!("outfile-{id}.{outfile_ext}"),
+        })
+    }
+
+    /// Removes what is to be removed.
+    ///
+    /// # Errors
+    /// When something can't be removed.
+    pub fn dispose(self, disposal: Disposal) -> io::Result<()> {
+        let scratch = remove_tree(&self.scratch);
+        match disposal {
+            Disposal::Keep => scratch,
+            Disposal::Remove => remove_tree(&self.dir).and(scratch),
+        }
+    }
+}
+
+/// The directory of a task's infile and outfile.
+#[derive(Debug)]
+pub struct TaskIo {
+    /// On the EP.
+    pub dir: PathBuf,
+    infile: String,
+    outfile: String,
+}
+
+impl TaskIo {
+    /// The infile on the EP.
+    #[must_use]
+    pub fn infile(&self) -> PathBuf {
+        self.dir.join(&self.infile)
+    }
+
+    /// The outfile on the EP.
+    #[must_use]
+    pub fn outfile(&self) -> PathBuf {
+        self.dir.join(&self.outfile)
+    }
+
+    /// The infile as the task sees it.
+    #[must_use]
+    pub fn infile_in_container(&self) -> String {
+        format!("{IO_IN_CONTAINER}/{}", self.infile)
+    }
+
+    /// The outfile as the task sees it.
+    #[must_use]
+    pub fn outfile_in_container(&self) -> String {
+        format!("{IO_IN_CONTAINER}/{}", self.outfile)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kept_stage_loses_only_its_scratch() {
+        let top = tempfile::tempdir().unwrap();
+        let stage = DataDirs::create(top.path()).unwrap().stage("one").unwrap();
+        let (outputs, scratch) = (stage.outputs(), stage.scratch().to_path_buf());
+        stage.dispose(Disposal::Keep).unwrap();
+        assert!(outputs.is_dir());
+        assert!(!scratch.exists());
+    }
+
+    #[test]
+    fn nothing_but_the_hub_and_the_stages_stands_in_the_data_directory() {
+        let top = tempfile::tempdir().unwrap();
+        let dirs = DataDirs::create(top.path()).unwrap();
+        let stage = dirs.stage("one").unwrap();
+        stage.task_io(TaskId::random(), "in", "out").unwrap();
+        let mut names: Vec<_> = fs::read_dir(top.path().join(DATA_DIR))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(names, [HUB_DIR, "one"]);
+    }
+}
