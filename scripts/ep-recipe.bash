@@ -119,9 +119,10 @@ write_runscript() {
 # Packages are only unpacked, from a tar so that every file belongs to whoever builds it: what a slim
 # image looks like.
 build_python_image() {
-  local image=$1 mirror=$2
+  local image=$1 mirror=$2 mode=root
   mkdir -p "$image"
-  mmdebstrap --quiet --variant=extract --aptopt='Acquire::Retries "3"' \
+  [[ $(id -u) == 0 ]] || mode=unshare
+  mmdebstrap --quiet --mode=$mode --variant=extract --aptopt='Acquire::Retries "3"' \
     --include="$(IFS=,; echo "${IMAGE_PACKAGES[*]}")" --format=tar \
     "$SUITE" - "deb $mirror $SUITE main" |
     tar -x -C "$image" --no-same-owner --exclude='./dev/*' --exclude='./usr/share/doc/*' \
