@@ -14,6 +14,9 @@ use crate::config::Verbosity;
 
 /// What the kernel takes as one argument or variable, its final NUL included (`MAX_ARG_STRLEN`).
 const LONGEST: usize = 128 * 1024;
+/// What Apptainer takes of arguments and variables together, a little below the 1,048,448 bytes at
+/// which it fails with `engine configuration too big`, for it adds some of its own.
+const MOST: usize = 1_000_000;
 /// Apptainer hands the value of such a variable into the container under the rest of the name.
 const PREFIX: &str = "APPTAINERENV_";
 
@@ -103,6 +106,15 @@ pub enum CommandError {
         /// The variable's name, or which argument.
         what: String,
         /// Its length, with what Apptainer needs around it.
+        bytes: usize,
+    },
+    /// Apptainer doesn't take all of them together.
+    #[error(
+        "arguments and variables have {bytes} bytes together, and Apptainer takes {MOST}; \
+         give large ones as files"
+    )]
+    TooMuch {
+        /// The length of all.
         bytes: usize,
     },
 }
@@ -278,6 +290,11 @@ pub fn run(apptainer: &Apptainer, spec: &RunSpec<'_>) -> Result<Invocation, Comm
         if is_last && is_settable(name) {
             env.push((format!("{PREFIX}{name}").into(), value.into()));
         }
+    }
+    let variables = env.iter().map(|(name, value)| name.len() + value.len());
+    let bytes = variables.chain(args.iter().map(|arg| arg.len())).sum();
+    if bytes > MOST {
+        return Err(CommandError::TooMuch { bytes });
     }
     Ok(Invocation {
         program: apptainer.program.clone(),

@@ -205,6 +205,14 @@ fn what_the_kernel_would_refuse_is_refused_by_name() {
             bytes: LONGEST + 1
         }
     );
+    let large = "x".repeat(100_000);
+    let all = vec![large.as_str(); 9];
+    assert!(run_with(&all, &[], &[]).is_ok());
+    let error = run_with(&all, &[("A", large.as_str())], &[]).expect_err("is refused");
+    assert!(
+        matches!(error, CommandError::TooMuch { bytes } if bytes > MOST),
+        "{error}"
+    );
 }
 
 #[test]

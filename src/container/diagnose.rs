@@ -11,6 +11,8 @@ const LEVELS: &[&str] = &[
 ];
 /// How many of [`LEVELS`] are errors.
 const ERRORS: usize = 3;
+/// The index of the level below them.
+const WARNING: usize = 3;
 
 /// One line of Apptainer's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +77,7 @@ fn digits(text: &str) -> Option<&str> {
 ///
 /// 1. the last Python traceback, and what the task wrote after it;
 /// 2. else the last line that isn't Apptainer's own;
-/// 3. else, when only Apptainer spoke, `[Apptainer-Error]` and its worst message, the last of these;
+/// 3. else, when only Apptainer complained, `[Apptainer-Error]` and its worst message, the last of these;
 /// 4. `<no stderr logs>`.
 #[must_use]
 pub fn reason(stderr: &[u8]) -> String {
@@ -109,9 +111,15 @@ pub fn apptainer_error(stderr: &[u8]) -> Option<String> {
     (!last.is_empty()).then(|| last.join("; "))
 }
 
-/// The last of the lines with the worst level; below an error, just the last.
+/// The last of the lines with the worst level; below an error, just the last. Without `--debug`, what
+/// is below a warning is chatter (`INFO:    gocryptfs not found`, at every start of a SIF) and no reason.
 fn worst(text: &str) -> Option<OwnLine<'_>> {
-    let own: Vec<OwnLine<'_>> = lines(text).filter_map(OwnLine::parse).collect();
+    let is_chatter =
+        |line: &&str| OwnLine::parse_plain(line).is_some_and(|own| own.level > WARNING);
+    let own: Vec<OwnLine<'_>> = lines(text)
+        .filter(|line| !is_chatter(line))
+        .filter_map(OwnLine::parse)
+        .collect();
     let worst = own.iter().map(|line| line.level).min()?;
     own.iter()
         .rfind(|line| line.level == worst || worst >= ERRORS)

@@ -85,8 +85,8 @@ fn when_only_apptainer_spoke_its_worst_message_is_the_reason() {
             "No runscript and no /bin/sh executable found in container, failing",
         ),
         (
-            "INFO:    Converting SIF file to temporary sandbox...\nINFO:    Cleaning up image...\n",
-            "Cleaning up image...",
+            "INFO:    x\nWARNING: y\nINFO:    Cleaning up image...\n",
+            "y",
         ),
         (
             "DEBUG   [U=613,P=1]        sylogBuiltin()                Running action command run\n\
@@ -111,8 +111,9 @@ fn when_only_apptainer_spoke_its_worst_message_is_the_reason() {
 }
 
 #[test]
-fn nothing_at_all_is_said_so() {
-    for stderr in ["", "\n", " \n\r\n\t\n", "\x1b[0m\n"] {
+fn nothing_at_all_and_chatter_is_said_so() {
+    let chatter = "INFO:    gocryptfs not found, will not be able to use gocryptfs\n";
+    for stderr in ["", "\n", " \n\r\n\t\n", "\x1b[0m\n", chatter] {
         assert_eq!(reason_of(stderr), "<no stderr logs>", "{stderr:?}");
     }
 }

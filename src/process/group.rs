@@ -118,7 +118,7 @@ fn close_others_on_exec() {
     }
 }
 
-/// Sends `number` to one process; 0 only asks.
+/// Sends `number` to one process, or with a negative pid to that process group; 0 only asks.
 pub(super) fn send(pid: Pid, number: i32) -> Delivery {
     // SAFETY: kill takes two integers.
     let answer = Errno::result(unsafe { libc::kill(pid.as_raw(), number) });

@@ -54,7 +54,7 @@ pub enum EndedBy {
     Itself,
     /// Its time was up.
     Timeout,
-    /// The pilot's [`Will`].
+    /// The pilot's [`Will`](super::Will).
     Will,
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::unistd::Pid;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
@@ -328,8 +329,9 @@ fn abandon(leader: ProcessGroup) {
     let _ = group::reap(leader);
 }
 
+/// The leader's own group first, which needs no `/proc`.
 fn kill_session(leader: ProcessGroup) {
-    group::send(leader.0, libc::SIGKILL);
+    group::send(Pid::from_raw(-leader.0.as_raw()), libc::SIGKILL);
     for member in group::members(leader) {
         group::send(member.pid, libc::SIGKILL);
     }

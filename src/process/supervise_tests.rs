@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::*;
