@@ -94,7 +94,11 @@ impl Desk {
             return Ok(Outcome::NotYet);
         }
         if !self.names().insert(name.to_owned()) {
-            return Ok(Outcome::NotYet);
+            // Ours, unless we were taken for dead and it is back in the queue.
+            return match self.holder.directory.try_exists() {
+                Ok(false) => Err(Trouble::on("claim", &from)(io::ErrorKind::NotFound.into())),
+                _ => Ok(Outcome::NotYet),
+            };
         }
         let to = self.holder.directory.join(name);
         match fs::rename(&from, &to) {
