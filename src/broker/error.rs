@@ -96,6 +96,14 @@ pub enum BrokerError {
         /// How long.
         after: Duration,
     },
+    /// It was reached, and ended the connection before it said a word.
+    #[error("the broker at {at} cut the connection off during the handshake: {detail}; check scheme and port in {}, and whether a RabbitMQ server is there", at.address_variable())]
+    CutOff {
+        /// Where.
+        at: Place,
+        /// What was seen.
+        detail: String,
+    },
     /// No encrypted connection.
     #[error("no TLS connection to the broker at {at}: {detail}; check the scheme, host and port in {}, and the system's CA certificates", at.address_variable())]
     Tls {
@@ -207,6 +215,7 @@ impl BrokerError {
             Self::Refused { .. }
             | Self::Unreachable { .. }
             | Self::TimedOut { .. }
+            | Self::CutOff { .. }
             | Self::ConnectionLost { .. } => true,
             Self::UnknownHost { .. }
             | Self::Tls { .. }

@@ -104,16 +104,11 @@ impl Receipt {
     /// # Errors
     /// [`SettleError::SessionLost`] when the session that delivered the event has ended; nothing
     /// was sent then, and nothing can be: its tags mean nothing elsewhere.
-    pub fn settle(
-        mut self,
-        verdict: Verdict,
-    ) -> impl Future<Output = Result<(), SettleError>> + Send + use<> + 'static {
-        async move {
-            match self.0.take() {
-                Some(ReceiptKind::RabbitMq(receipt)) => receipt.settle(verdict).await,
-                Some(ReceiptKind::Spool(receipt)) => receipt.settle(verdict).await,
-                None => Ok(()),
-            }
+    pub async fn settle(mut self, verdict: Verdict) -> Result<(), SettleError> {
+        match self.0.take() {
+            Some(ReceiptKind::RabbitMq(receipt)) => receipt.settle(verdict).await,
+            Some(ReceiptKind::Spool(receipt)) => receipt.settle(verdict).await,
+            None => Ok(()),
         }
     }
 }

@@ -32,7 +32,8 @@ pub(super) struct Pending {
     pub(super) bytes: usize,
     /// What bounds the publishes in flight. Here, and not with whoever waits, because the body is
     /// in memory until the broker has it.
-    pub(super) _permits: [OwnedSemaphorePermit; 2],
+    #[expect(dead_code, reason = "it is held, not read")]
+    pub(super) permits: [OwnedSemaphorePermit; 2],
 }
 
 /// All publishes of one channel that wait.
@@ -182,12 +183,12 @@ mod tests {
         fn publish(&mut self) -> Receiver<Result<(), PublishError>> {
             let (outcome, waits) = oneshot::channel();
             let permit = || Arc::clone(&self.permits).try_acquire_owned().unwrap();
-            let _permits = [permit(), permit()];
+            let permits = [permit(), permit()];
             let pending = Pending {
                 outcome,
                 since: Instant::now(),
                 bytes: 10,
-                _permits,
+                permits,
             };
             self.confirms.insert(pending);
             waits
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ack_settles_its_own_publish_and_frees_its_permits() {
+    fn an_ack_settles_its_own_publish_and_frees_itspermits() {
         let mut table = Table::new();
         let (mut first, mut second) = (table.publish(), table.publish());
         table.confirms.ack(2, Reach::One);

@@ -142,10 +142,9 @@ impl Consumer {
             return Ok(());
         };
         match intake.arrivals.try_send(arrival) {
-            Ok(()) => Ok(()),
             Err(TrySendError::Full(_)) => Err(lost("the server sent more than it was asked for")),
-            // The source is being dropped; the owner's signal follows.
-            Err(TrySendError::Closed(_)) => Ok(()),
+            // Closed: the source is being dropped; the owner's signal follows.
+            Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
         }
     }
 

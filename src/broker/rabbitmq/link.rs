@@ -71,7 +71,7 @@ impl Link {
             Ok(Err(error)) => {
                 let error: Error = error;
                 let detail = error.to_string();
-                return Err(BrokerError::ConnectionLost {
+                return Err(BrokerError::CutOff {
                     at: at.clone(),
                     detail,
                 });

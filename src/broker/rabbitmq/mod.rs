@@ -132,8 +132,8 @@ async fn with_retries<T>(
 fn pause_after(generation: Generation, random: u128) -> Duration {
     let tried = u32::try_from(generation.0.min(5)).unwrap_or(5);
     let longest = Duration::from_secs(1 << (tried - 1));
-    let thousandths = u32::try_from(random % 500).unwrap_or(0);
-    longest - longest * thousandths / 1000
+    let thousandths = 500 + u32::try_from(random % 501).unwrap_or(0);
+    longest * thousandths / 1000
 }
 
 impl Source {
@@ -354,7 +354,7 @@ impl Sink {
                 outcome,
                 since: Instant::now(),
                 bytes: size,
-                _permits: [slot, room],
+                permits: [slot, room],
             };
             let command = publish::Command::Publish { body, pending };
             commands.send(command).await.map_err(|_closed| gone())?;

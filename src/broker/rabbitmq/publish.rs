@@ -19,10 +19,10 @@ use super::watch::{SharedConfirms, Signal, with};
 use crate::broker::BrokerError;
 
 /// How often somebody who waits for a confirm is told so in the log.
-const LATE_EVERY: Duration = Duration::from_secs(60);
+const LATE_EVERY: Duration = Duration::from_mins(1);
 /// A broker out of memory or disk confirms nothing until it is well again; giving up early would
 /// publish results twice. A dead connection is noticed by its heartbeats long before.
-const CONFIRM_WITHIN: Duration = Duration::from_secs(15 * 60);
+const CONFIRM_WITHIN: Duration = Duration::from_mins(15);
 /// For handing one message to amqprs' writer.
 const WRITE_WITHIN: Duration = Duration::from_secs(8);
 const PERSISTENT: u8 = 2;
@@ -85,7 +85,7 @@ impl Publisher {
             };
             if let Err(error) = step {
                 with(&self.confirms, |confirms| {
-                    confirms.lose_all(&error.to_string())
+                    confirms.lose_all(&error.to_string());
                 });
                 return End::Lost(error);
             }

@@ -26,7 +26,7 @@ pub(super) fn of_open(
     at: &Place,
 ) -> BrokerError {
     let at = at.clone();
-    let detail = error.to_string();
+    let detail = plain(&error.to_string());
     match error {
         Error::ConnectionOpenError(text) if text.contains("530") => BrokerError::Vhost {
             at,
@@ -74,10 +74,7 @@ fn of_network(detail: String, elapsed: Duration, address: &AmqpAddress, at: Plac
     }
     match address.transport {
         Transport::Tls if os_error(&detail).is_none() => BrokerError::Tls { at, detail },
-        Transport::Tls | Transport::Tcp => {
-            let detail = format!("it was cut off during the handshake ({detail})");
-            BrokerError::ConnectionLost { at, detail }
-        }
+        Transport::Tls | Transport::Tcp => BrokerError::CutOff { at, detail },
     }
 }
 
@@ -108,6 +105,20 @@ pub(super) fn of_signal(signal: &Signal, at: &Place) -> BrokerError {
             detail: "it ended without a word".into(),
         },
     }
+}
+
+/// amqprs wraps words of the kernel in its own, and prints the server's as a data structure.
+fn plain(text: &str) -> String {
+    if let Some((_, rest)) = text.split_once("reply_text: ShortStr(")
+        && let Some((_, rest)) = rest.split_once('"')
+        && let Some((words, _)) = rest.split_once("\")")
+    {
+        return words.to_owned();
+    }
+    let text = text.strip_prefix("AMQP network error: ").unwrap_or(text);
+    text.strip_prefix("network io error: ")
+        .unwrap_or(text)
+        .to_owned()
 }
 
 /// Rust writes an I/O error as `text (os error N)`.
@@ -141,11 +152,11 @@ mod tests {
         }
     }
 
-    fn open(error: Error, elapsed: u64) -> BrokerError {
+    fn open(error: &Error, elapsed: u64) -> BrokerError {
         open_by(Transport::Tcp, error, elapsed)
     }
 
-    fn open_by(transport: Transport, error: Error, elapsed: u64) -> BrokerError {
+    fn open_by(transport: Transport, error: &Error, elapsed: u64) -> BrokerError {
         of_open(
             &error,
             Duration::from_secs(elapsed),
@@ -170,15 +181,15 @@ mod tests {
 
     #[test]
     fn what_the_kernel_and_resolver_say_is_told_apart() {
-        let refused = open(network("Connection refused (os error 111)"), 0);
+        let refused = open(&network("Connection refused (os error 111)"), 0);
         assert!(matches!(refused, BrokerError::Refused { .. }), "{refused}");
-        let unreachable = open(network("No route to host (os error 113)"), 3);
+        let unreachable = open(&network("No route to host (os error 113)"), 3);
         assert!(
             matches!(unreachable, BrokerError::Unreachable { .. }),
             "{unreachable}"
         );
         let unknown = "failed to lookup address information: Name or service not known";
-        let unknown = open(network(unknown), 0);
+        let unknown = open(&network(unknown), 0);
         assert!(
             matches!(unknown, BrokerError::UnknownHost { .. }),
             "{unknown}"
@@ -186,25 +197,22 @@ mod tests {
     }
 
     #[test]
-    fn a_handshake_cut_off_late_is_a_refusal_of_credentials_and_early_a_lost_connection() {
+    fn a_handshake_cut_off_late_is_a_refusal_of_credentials_and_early_it_is_not() {
         let reset = || network("Connection reset by peer (os error 104)");
-        let late = open(reset(), 3);
+        let late = open(&reset(), 3);
         assert!(matches!(late, BrokerError::Authentication { .. }), "{late}");
-        let early = open(reset(), 0);
-        assert!(
-            matches!(early, BrokerError::ConnectionLost { .. }),
-            "{early}"
-        );
+        let early = open(&reset(), 0);
+        assert!(matches!(early, BrokerError::CutOff { .. }), "{early}");
     }
 
     #[test]
     fn a_tls_failure_is_one_only_when_tls_was_asked_for() {
         let broken = || network("invalid peer certificate: UnknownIssuer");
-        let tls = open_by(Transport::Tls, broken(), 0);
+        let tls = open_by(Transport::Tls, &broken(), 0);
         assert!(matches!(tls, BrokerError::Tls { .. }), "{tls}");
         let refused = open_by(
             Transport::Tls,
-            network("Connection refused (os error 111)"),
+            &network("Connection refused (os error 111)"),
             0,
         );
         assert!(matches!(refused, BrokerError::Refused { .. }), "{refused}");
@@ -212,11 +220,17 @@ mod tests {
 
     #[test]
     fn a_virtual_host_that_is_not_there_is_named() {
-        let text = "failed to open connection, reason: '530: NOT_ALLOWED - vhost not found'";
-        let error = open(Error::ConnectionOpenError(text.into()), 0);
-        assert!(
-            matches!(&error, BrokerError::Vhost { vhost, .. } if vhost == "physics"),
-            "{error}"
+        // As amqprs 2.1.5 prints it.
+        let text = "failed to open connection, reason: Close(MethodHeader { class_id: 10, \
+                    method_id: 50 }, Close { reply_code: 530, reply_text: ShortStr(39, \
+                    \"NOT_ALLOWED - vhost physics not found\"), class_id: 10, method_id: 40 })";
+        let error = open(&Error::ConnectionOpenError(text.into()), 0);
+        let BrokerError::Vhost { vhost, detail, .. } = &error else {
+            panic!("{error}")
+        };
+        assert_eq!(
+            (&**vhost, &**detail),
+            ("physics", "NOT_ALLOWED - vhost physics not found")
         );
     }
 

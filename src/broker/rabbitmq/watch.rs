@@ -94,7 +94,7 @@ impl ChannelWatch {
 impl Drop for ChannelWatch {
     fn drop(&mut self) {
         with(&self.confirms, |confirms| {
-            confirms.lose_all("the channel ended")
+            confirms.lose_all("the channel ended");
         });
         let _session_ended = self.signals.send(Signal::Dropped);
     }
@@ -120,13 +120,13 @@ impl ChannelCallback for ChannelWatch {
 
     async fn publish_ack(&mut self, _: &Channel, ack: Ack) {
         with(&self.confirms, |confirms| {
-            confirms.ack(ack.delivery_tag(), ack.mutiple().into())
+            confirms.ack(ack.delivery_tag(), ack.mutiple().into());
         });
     }
 
     async fn publish_nack(&mut self, _: &Channel, nack: Nack) {
         with(&self.confirms, |confirms| {
-            confirms.nack(nack.delivery_tag(), nack.multiple().into())
+            confirms.nack(nack.delivery_tag(), nack.multiple().into());
         });
     }
 

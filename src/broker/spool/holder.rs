@@ -26,7 +26,7 @@ use super::layout::{Layout, Trouble, move_beside};
 use crate::ids::Generation;
 
 /// A lease that was not set for so long belongs to a dead pilot. Six refreshes may fail before.
-pub(super) const STALE_AFTER: Duration = Duration::from_secs(60);
+pub(super) const STALE_AFTER: Duration = Duration::from_mins(1);
 /// How often it is set.
 pub(super) const REFRESH_EVERY: Duration = Duration::from_secs(10);
 
@@ -50,7 +50,7 @@ pub(super) struct Holder {
     pub(super) directory: PathBuf,
     id: String,
     mark: Mark,
-    _locked: Option<File>,
+    _lock: Option<File>,
 }
 
 /// What tells whether a lock says anything: the kernel and the mount it was taken through.
@@ -113,13 +113,12 @@ impl Holder {
         file.write_all(text.as_bytes())
             .map_err(Trouble::on("write", &lease))?;
         fs::rename(&hidden, &directory).map_err(Trouble::on("move", &hidden))?;
-        let _locked = locked.then_some(file);
         Ok(Self {
             generation,
             directory,
             id,
             mark,
-            _locked,
+            _lock: locked.then_some(file),
         })
     }
 
@@ -176,9 +175,7 @@ impl Holder {
         put_back(layout, &self.directory)
     }
 
-    /// The lease, locked if the lock was the proof, so that no other pilot of this machine gets
-    /// there at the same time.
-    fn proof_of_death(&self, path: &Path, now: Option<SystemTime>) -> Option<Option<File>> {
+    fn proof_of_death(&self, path: &Path, now: Option<SystemTime>) -> Option<Proof> {
         let lease = path.join(LEASE);
         // Opened, not just looked at: network file systems answer from a cache otherwise. And for
         // writing, if we may: they lock nothing else.
@@ -188,7 +185,7 @@ impl Holder {
             .open(&lease)
             .or_else(|_not_ours| File::open(&lease));
         let Ok(mut lease) = lease else {
-            return is_stale(fs::metadata(path), now).then_some(None);
+            return is_stale(fs::metadata(path), now).then_some(Proof::Lease);
         };
         let mut text = String::new();
         let mark = Read::by_ref(&mut lease)
@@ -198,13 +195,22 @@ impl Holder {
             .and_then(|_| Mark::parse(&text));
         if mark.is_some_and(|mark| self.mark.decides_for(&mark)) {
             match lease.try_lock() {
-                Ok(()) => return Some(Some(lease)),
+                Ok(()) => return Some(Proof::Lock { _held: lease }),
                 Err(TryLockError::WouldBlock) => return None,
                 Err(TryLockError::Error(_locks_broke)) => {}
             }
         }
-        is_stale(lease.metadata(), now).then_some(None)
+        is_stale(lease.metadata(), now).then_some(Proof::Lease)
     }
+}
+
+/// How it is known that a holder is dead.
+enum Proof {
+    /// Its lock was free. Held until its directory is taken, so that no other pilot of this
+    /// machine gets there at the same time.
+    Lock { _held: File },
+    /// Its lease is old.
+    Lease,
 }
 
 fn is_stale(written: io::Result<fs::Metadata>, now: Option<SystemTime>) -> bool {

@@ -91,7 +91,7 @@ async fn nothing(source: &mut Source) {
 /// Makes a holder look as if its pilot, on another machine, had died long ago.
 fn bury(holder: &Holder) {
     let lease = holder.directory.join(".lease");
-    let long_ago = SystemTime::now() - Duration::from_secs(600);
+    let long_ago = SystemTime::now() - Duration::from_mins(10);
     fs::write(&lease, "boot=another\ndevice=1\nlock=flock\n").unwrap();
     File::options()
         .write(true)
