@@ -1,0 +1,342 @@
+//! The wire between a job and the starter's I/O proxy: one line a command, one number a reply.
+//!
+//! Encodes, decodes and reads the configuration file; no network. Knows nothing of pilots, intervals
+//! or retries. The cookie in the configuration file is a secret: it is in no error and in no `Debug`
+//! output, and a reply's text, which could be an echo of it, isn't either.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::time::timeout;
+
+/// The longest command, its newline included (`CHIRP_LINE_MAX` of HTCondor's `chirp_protocol.h`).
+pub const COMMAND_MAX: usize = 5_120;
+
+/// No reply to our commands is longer than a number.
+pub(super) const REPLY_MAX: u64 = 64;
+
+/// The starter writes one short line.
+const CONFIG_MAX: u64 = 4_096;
+
+/// Why a report did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub enum ChirpError {
+    /// The configuration file can't be read.
+    #[error(
+        "can't read the chirp configuration `{path}`: {source}; does the job have `+WantIOProxy = true`?"
+    )]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The configuration file isn't one.
+    #[error(
+        "the chirp configuration `{path}` is not `host port cookie`; its writer, HTCondor's starter, may be at fault"
+    )]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No connection.
+    #[error("can't connect to the chirp server at `{address}`: {source}; see the starter's log")]
+    Unreachable {
+        /// Host and port.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No answer in time.
+    #[error("the chirp server did not answer within `{}` s; see the starter's log", patience.as_secs_f64())]
+    Silent {
+        /// How long we waited.
+        patience: Duration,
+    },
+    /// The connection broke.
+    #[error("the connection to the chirp server broke: {0}; see the starter's log")]
+    Broken(#[from] io::Error),
+    /// The server hung up.
+    #[error("the chirp server closed the connection instead of answering; see the starter's log")]
+    Closed,
+    /// The reply is no number.
+    #[error("the chirp server's reply is not a number; is something else listening on its port?")]
+    Garbled,
+    /// A negative reply.
+    #[error("the chirp server answered `{code}` ({}); see the starter's log", meaning(*code))]
+    Refused {
+        /// The reply.
+        code: i64,
+    },
+    /// A command that the server would refuse.
+    #[error(
+        "a chirp command of `{length}` bytes is over the limit of {COMMAND_MAX}; shorten the value"
+    )]
+    TooLong {
+        /// Bytes, the newline included.
+        length: usize,
+    },
+}
+
+/// What a negative reply means (`chirp_protocol.h`).
+fn meaning(code: i64) -> &'static str {
+    match code {
+        -1 => "not authenticated",
+        -2 => "not authorized",
+        -3 => "no such object",
+        -5 => "too big",
+        -6 => "no space",
+        -7 => "no memory",
+        -8 => "invalid request",
+        -9 => "too many resources in use",
+        -10 => "busy",
+        -11 => "try again",
+        -17 => "offline",
+        _ => "unknown error",
+    }
+}
+
+/// Where the chirp server is and what it lets us in for.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Contact {
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) cookie: String,
+}
+
+impl fmt::Debug for Contact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Contact({}:{}, cookie ***)", self.host, self.port)
+    }
+}
+
+impl Contact {
+    /// Reads `host port cookie`; none if `text` is anything else.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split_ascii_whitespace();
+        let contact = Self {
+            host: words.next()?.to_owned(),
+            port: words.next()?.parse().ok()?,
+            cookie: words.next()?.to_owned(),
+        };
+        words.next().is_none().then_some(contact)
+    }
+
+    /// Reads the configuration file.
+    ///
+    /// # Errors
+    /// [`ChirpError::Unreadable`], [`ChirpError::Malformed`], [`ChirpError::Silent`].
+    pub async fn read(path: &Path, patience: Duration) -> Result<Self, ChirpError> {
+        let read = async {
+            let mut text = Vec::new();
+            tokio::fs::File::open(path)
+                .await?
+                .take(CONFIG_MAX)
+                .read_to_end(&mut text)
+                .await?;
+            Ok(text)
+        };
+        let text = in_time(patience, read)
+            .await?
+            .map_err(|source| ChirpError::Unreadable {
+                path: path.to_owned(),
+                source,
+            })?;
+        std::str::from_utf8(&text)
+            .ok()
+            .and_then(Self::parse)
+            .ok_or_else(|| ChirpError::Malformed {
+                path: path.to_owned(),
+            })
+    }
+}
+
+/// What we ask of the server once it knows us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command<'a> {
+    /// Sets an attribute of the job ad.
+    SetJobAttr {
+        /// The attribute.
+        name: &'a str,
+        /// A ClassAd expression.
+        expression: &'a str,
+    },
+    /// Writes an event of the user's own into the job event log.
+    Ulog {
+        /// Its text, not empty.
+        text: &'a str,
+    },
+}
+
+impl Command<'_> {
+    /// The command's line.
+    ///
+    /// # Errors
+    /// [`ChirpError::TooLong`].
+    pub fn encode(self) -> Result<Vec<u8>, ChirpError> {
+        let line = match self {
+            Self::SetJobAttr { name, expression } => {
+                format!("set_job_attr {} {}\n", word(name), word(expression))
+            }
+            Self::Ulog { text } => format!("ulog {}\n", word(text)),
+        };
+        if line.len() > COMMAND_MAX {
+            return Err(ChirpError::TooLong { length: line.len() });
+        }
+        Ok(line.into_bytes())
+    }
+}
+
+/// `text` as one word of a command.
+fn word(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for character in text.chars() {
+        if matches!(character, '\\' | ' ' | '\t' | '\n' | '\r') {
+            escaped.push('\\');
+        }
+        escaped.push(character);
+    }
+    escaped
+}
+
+/// Whether a reply, its newline included, is one of success.
+pub(super) fn judge(reply: &[u8]) -> Result<(), ChirpError> {
+    let Some(number) = reply.strip_suffix(b"\n") else {
+        // A number that was cut off could have meant anything.
+        let full = u64::try_from(reply.len()).is_ok_and(|length| length >= REPLY_MAX);
+        return Err(if full {
+            ChirpError::Garbled
+        } else {
+            ChirpError::Closed
+        });
+    };
+    let number = std::str::from_utf8(number)
+        .ok()
+        .and_then(|text| text.trim().parse::<i64>().ok());
+    match number {
+        None => Err(ChirpError::Garbled),
+        Some(code) if code < 0 => Err(ChirpError::Refused { code }),
+        Some(_) => Ok(()),
+    }
+}
+
+pub(super) async fn in_time<T>(
+    patience: Duration,
+    wait: impl Future<Output = T>,
+) -> Result<T, ChirpError> {
+    timeout(patience, wait)
+        .await
+        .map_err(|_elapsed| ChirpError::Silent { patience })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chirp::quote;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn contact() -> Contact {
+        Contact::parse("127.0.0.1 9618 s3cret\n").unwrap()
+    }
+
+    #[test]
+    fn commands_are_encoded_as_htcondors_client_does() {
+        let long = "x".repeat(5_120 - "ulog \n".len());
+        for (command, line) in [
+            (Command::Ulog { text: "A: \"b\"" }, "ulog A:\\ \"b\"\n"),
+            (
+                Command::Ulog { text: "\\ \t\n\r" },
+                "ulog \\\\\\ \\\t\\\n\\\r\n",
+            ),
+            (
+                Command::Ulog {
+                    text: &quote("a b\n"),
+                },
+                "ulog \"a\\ b\\\\n\"\n",
+            ),
+            (
+                Command::SetJobAttr {
+                    name: "A",
+                    expression: "5",
+                },
+                "set_job_attr A 5\n",
+            ),
+            (
+                Command::SetJobAttr {
+                    name: "A",
+                    expression: &quote("é \""),
+                },
+                "set_job_attr A \"\\\\303\\\\251\\ \\\\\"\"\n",
+            ),
+            (Command::Ulog { text: &long }, &format!("ulog {long}\n")),
+        ] {
+            assert_eq!(String::from_utf8(command.encode().unwrap()).unwrap(), line);
+        }
+    }
+
+    #[test]
+    fn a_command_over_the_limit_is_not_sent() {
+        let text = " ".repeat(2_558);
+        let error = Command::Ulog { text: &text }.encode().unwrap_err();
+        assert!(
+            matches!(error, ChirpError::TooLong { length: 5_122 }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_longest_report_fits_into_a_command() {
+        let text = "\\".repeat(crate::chirp::value::REPORT_MAX);
+        assert!(
+            Command::SetJobAttr {
+                name: &text,
+                expression: &text
+            }
+            .encode()
+            .is_ok()
+        );
+    }
+
+    #[test]
+    fn a_configuration_is_three_words() {
+        for text in ["", "h 1", "h 1 c d", "h x c", "h 65536 c", "h -1 c"] {
+            assert_eq!(Contact::parse(text), None, "{text:?}");
+        }
+        for text in ["h 1 c", "h 1 c\n", " h\t1\n c \r\n"] {
+            assert!(Contact::parse(text).is_some(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_cookie_is_not_printed() {
+        assert_eq!(
+            format!("{:?}", contact()),
+            "Contact(127.0.0.1:9618, cookie ***)"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_missing_and_a_malformed_configuration_are_told_apart() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(".chirp.config");
+        let missing = Contact::read(&path, PATIENCE).await.unwrap_err();
+        assert!(
+            matches!(missing, ChirpError::Unreadable { .. }),
+            "{missing}"
+        );
+        std::fs::write(&path, "127.0.0.1 s3cret").unwrap();
+        let malformed = Contact::read(&path, PATIENCE).await.unwrap_err();
+        assert!(
+            matches!(malformed, ChirpError::Malformed { .. }),
+            "{malformed}"
+        );
+        assert!(!malformed.to_string().contains("s3cret"), "{malformed}");
+        std::fs::write(&path, "127.0.0.1 9618 s3cret\n").unwrap();
+        assert_eq!(Contact::read(&path, PATIENCE).await.unwrap(), contact());
+    }
+}

@@ -1,0 +1,314 @@
+//! The reporter: takes values from the pilot without ever making it wait, and sends them to the
+//! chirp server in rounds, each over a connection of its own.
+//!
+//! A connection lives for one round because rounds are rare (one an interval, and one a status):
+//! none can have gone stale in between, and a restarted starter's new configuration is found.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{debug, info, warn};
+
+use super::board::{Board, Entry, Refusal, Scope, Urgency};
+use super::client::Client;
+use super::protocol::{ChirpError, Command, Contact};
+use super::{ChirpSettings, Destination, Value};
+
+/// Begins every attribute's name; services pick ours out by it.
+const PREFIX: &str = "HTChirpEWMSPilot";
+
+/// Ends every round.
+const LAST_UPDATED: &str = "LastUpdatedTimestamp";
+
+/// How long the actor waits for the server, and between failures.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// For connecting, and for each reply.
+    patience: Duration,
+    /// After the first failure; doubled by each further one.
+    first_pause: Duration,
+    longest_pause: Duration,
+}
+
+const PACE: Pace = Pace {
+    patience: Duration::from_secs(10),
+    first_pause: Duration::from_secs(1),
+    longest_pause: Duration::from_mins(1),
+};
+
+impl Pace {
+    fn pause(&self, failures: u32) -> Duration {
+        let doublings = failures.saturating_sub(1).min(16);
+        (self.first_pause * 2_u32.pow(doublings)).min(self.longest_pause)
+    }
+}
+
+/// The pilot's end: sets values, and never waits but in [`Reporter::flush`]. When the last clone
+/// is dropped, the sending ends.
+#[derive(Debug, Clone)]
+pub struct Reporter(Option<Handle>);
+
+#[derive(Debug, Clone)]
+struct Handle {
+    destination: Destination,
+    shared: Arc<Shared>,
+    flushes: mpsc::Sender<oneshot::Sender<()>>,
+}
+
+/// What pilot and actor share. The lock is held for moves in memory only, never across an await.
+#[derive(Debug)]
+struct Shared {
+    board: Mutex<Board>,
+    changed: Notify,
+}
+
+impl Shared {
+    fn board(&self) -> MutexGuard<'_, Board> {
+        // A board is consistent after every line of its methods.
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reporter {
+    /// A reporter that reports nothing.
+    #[must_use]
+    pub fn off() -> Self {
+        Self(None)
+    }
+
+    /// Starts the sending on the current tokio runtime; there must be one. Without a configuration
+    /// file it is [`Reporter::off`] and says so in the log.
+    #[must_use]
+    pub fn start(settings: ChirpSettings) -> Self {
+        Self::start_at(settings, PACE)
+    }
+
+    fn start_at(settings: ChirpSettings, pace: Pace) -> Self {
+        if let Err(error) = std::fs::metadata(&settings.config_file) {
+            let path = settings.config_file.display();
+            info!(%path, %error, "no chirp configuration: nothing is reported to HTCondor; a job with `+WantIOProxy = true` has one");
+            return Self::off();
+        }
+        let shared = Arc::new(Shared {
+            board: Mutex::new(Board::new(settings.interval)),
+            changed: Notify::new(),
+        });
+        let (flushes, requests) = mpsc::channel(1);
+        let actor = Actor {
+            destination: settings.destination,
+            config_file: settings.config_file,
+            pace,
+            shared: Arc::clone(&shared),
+            requests,
+            failures: 0,
+            not_before: None,
+            timestamp: Timestamp::Current,
+        };
+        tokio::spawn(actor.run());
+        Self(Some(Handle {
+            destination: settings.destination,
+            shared,
+            flushes,
+        }))
+    }
+
+    /// Notes that `attribute`, named without its prefix, is now `value`. Only changes are sent.
+    pub fn set(&self, attribute: &'static str, value: Value, urgency: Urgency) {
+        let Some(handle) = &self.0 else { return };
+        let Some(text) = value.render(&prefixed(attribute), handle.destination) else {
+            return;
+        };
+        handle.shared.board().set(attribute, text, urgency);
+        handle.shared.changed.notify_one();
+    }
+
+    /// Tries once to send all that is left, whatever the interval and past failures say; returns
+    /// when it is sent, when that failed, or at the `deadline`.
+    pub async fn flush(&self, deadline: Duration) {
+        let Some(handle) = &self.0 else { return };
+        let (done, is_done) = oneshot::channel();
+        let flush = async {
+            if handle.flushes.send(done).await.is_ok() {
+                // An error means that the actor is gone, and with it any reason to wait.
+                let _ = is_done.await;
+            }
+        };
+        if timeout(deadline, flush).await.is_err() {
+            debug!(?deadline, "the last chirp did not arrive in time");
+        }
+    }
+}
+
+/// Whether the timestamp belongs to the last value that was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Timestamp {
+    Current,
+    Owed,
+}
+
+/// Why the actor wakes up.
+#[derive(Debug)]
+enum Event {
+    Flush(oneshot::Sender<()>),
+    Changed,
+    Due,
+    NobodyReports,
+}
+
+/// The only one that talks to the server.
+#[derive(Debug)]
+struct Actor {
+    destination: Destination,
+    config_file: PathBuf,
+    pace: Pace,
+    shared: Arc<Shared>,
+    requests: mpsc::Receiver<oneshot::Sender<()>>,
+    /// Rounds in a row that failed.
+    failures: u32,
+    /// After a failure: when to try again.
+    not_before: Option<Instant>,
+    timestamp: Timestamp,
+}
+
+impl Actor {
+    async fn run(mut self) {
+        loop {
+            match self.next_event().await {
+                Event::Changed => {}
+                Event::Due => self.round(Scope::Due).await,
+                Event::Flush(done) => {
+                    self.round(Scope::Everything).await;
+                    // Whoever asked may have stopped waiting.
+                    let _ = done.send(());
+                }
+                Event::NobodyReports => return,
+            }
+        }
+    }
+
+    async fn next_event(&mut self) -> Event {
+        let due = self.due(Instant::now());
+        tokio::select! {
+            biased;
+            request = self.requests.recv() => request.map_or(Event::NobodyReports, Event::Flush),
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => Event::Due,
+            () = self.shared.changed.notified() => Event::Changed,
+        }
+    }
+
+    fn due(&self, now: Instant) -> Option<Instant> {
+        let due = match self.timestamp {
+            Timestamp::Owed => Some(now),
+            Timestamp::Current => self.shared.board().due(now),
+        };
+        due.max(due.and(self.not_before))
+    }
+
+    /// Sends a batch and notes how that went.
+    async fn round(&mut self, scope: Scope) {
+        let batch = self.shared.board().take(scope, Instant::now());
+        if batch.is_empty() && self.timestamp == Timestamp::Current {
+            return;
+        }
+        match self.send(&batch).await {
+            Ok(()) => {
+                if self.failures > 0 {
+                    info!(failures = self.failures, "chirp works again");
+                }
+                self.failures = 0;
+                self.not_before = None;
+            }
+            Err(error) => {
+                self.failures = self.failures.saturating_add(1);
+                let pause = self.pace.pause(self.failures);
+                self.not_before = Some(Instant::now() + pause);
+                // One line an outage; there may be no chirp server for days.
+                if self.failures == 1 {
+                    warn!(%error, "chirp failed; the pilot goes on, and tries again now and then");
+                } else {
+                    debug!(%error, failures = self.failures, ?pause, "chirp failed again");
+                }
+            }
+        }
+    }
+
+    /// Sends `batch`, and after it the timestamp. A refused value stops no other; the last refusal
+    /// is the round's error.
+    async fn send(&mut self, batch: &[Entry]) -> Result<(), ChirpError> {
+        let contact = Contact::read(&self.config_file, self.pace.patience).await?;
+        let mut client = Client::connect(&contact, self.pace.patience).await?;
+        let mut outcome = Ok(());
+        for entry in batch {
+            match self.put(&mut client, entry.attribute, &entry.text).await {
+                Ok(()) => {
+                    self.timestamp = Timestamp::Owed;
+                    self.shared.board().delivered(entry, Instant::now());
+                }
+                Err(error @ (ChirpError::Refused { .. } | ChirpError::TooLong { .. })) => {
+                    if self.shared.board().refused(entry) == Refusal::GivenUp {
+                        debug!(attribute = entry.attribute, %error, "a chirp value is given up");
+                    }
+                    outcome = Err(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if self.timestamp == Timestamp::Owed {
+            let stamp = Value::Int(unix_time()).render(&prefixed(LAST_UPDATED), self.destination);
+            let answer = self
+                .put(&mut client, LAST_UPDATED, &stamp.unwrap_or_default())
+                .await;
+            if matches!(answer, Ok(()) | Err(ChirpError::Refused { .. })) {
+                self.timestamp = Timestamp::Current;
+            }
+            outcome = outcome.and(answer);
+        }
+        outcome
+    }
+
+    async fn put(
+        &self,
+        client: &mut Client,
+        attribute: &str,
+        text: &str,
+    ) -> Result<(), ChirpError> {
+        let name = prefixed(attribute);
+        debug!(name, text, "chirp");
+        match self.destination {
+            Destination::JobAttr => {
+                client
+                    .send(Command::SetJobAttr {
+                        name: &name,
+                        expression: text,
+                    })
+                    .await
+            }
+            Destination::JobEventLog => {
+                client
+                    .send(Command::Ulog {
+                        text: &format!("{name}: {text}"),
+                    })
+                    .await
+            }
+        }
+    }
+}
+
+fn prefixed(attribute: &str) -> String {
+    format!("{PREFIX}{attribute}")
+}
+
+/// Seconds since 1970.
+fn unix_time() -> i64 {
+    let elapsed = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+#[path = "reporter_tests.rs"]
+mod tests;
