@@ -115,7 +115,7 @@ mod tests {
         let error = outcome(b"-1\n").await.0.unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the chirp server answered `-1` (not authenticated); see the starter's log"
+            "the chirp server answered `-1`: not authenticated; was the chirp configuration replaced?"
         );
     }
 

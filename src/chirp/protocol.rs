@@ -66,7 +66,7 @@ pub enum ChirpError {
     #[error("the chirp server's reply is not a number; is something else listening on its port?")]
     Garbled,
     /// A negative reply.
-    #[error("the chirp server answered `{code}` ({}); see the starter's log", meaning(*code))]
+    #[error("the chirp server answered `{code}`: {}", meaning(*code))]
     Refused {
         /// The reply.
         code: i64,
@@ -81,21 +81,18 @@ pub enum ChirpError {
     },
 }
 
-/// What a negative reply means (`chirp_protocol.h`).
+/// What a negative reply means (`chirp_protocol.h`) and what to do.
 fn meaning(code: i64) -> &'static str {
     match code {
-        -1 => "not authenticated",
-        -2 => "not authorized",
-        -3 => "no such object",
-        -5 => "too big",
-        -6 => "no space",
-        -7 => "no memory",
-        -8 => "invalid request",
-        -9 => "too many resources in use",
-        -10 => "busy",
-        -11 => "try again",
-        -17 => "offline",
-        _ => "unknown error",
+        -1 => "not authenticated; was the chirp configuration replaced?",
+        -2 => "not authorized; HTCondor lets jobs set no such attribute",
+        -5 => "too big; shorten the value",
+        // The starter's answer to all that a job without an I/O proxy isn't allowed.
+        -8 => "invalid request; does the job have `+WantIOProxy = true`?",
+        -10 => "busy; see the starter's log",
+        -11 => "try again; see the starter's log",
+        -17 => "offline; see the starter's log",
+        _ => "see the starter's log",
     }
 }
 

@@ -6,10 +6,14 @@ use std::fmt::Write as _;
 
 use super::Destination;
 
-/// The most bytes a report has: an attribute's name and its value, quoted. HTCondor 23.9 cuts a
-/// text in the job event log after 1,023 bytes (measured), its closing quote included. Values
-/// bound for the job ad keep to it too, because HTCondor repeats them, uncut, in the same log.
-pub const REPORT_MAX: usize = 1_000;
+/// The most bytes a report has: an attribute's name and its value, quoted.
+///
+/// HTCondor 23.9 writes 1,023 bytes of text into the job event log, but its reader takes no more
+/// than 1,023 of the whole line, which begins with job id and time (both measured). Those are 38
+/// bytes for a young pool, more for large job ids and finer times; what is cut there loses its
+/// closing quote, and no ClassAd parser reads it any more. Values bound for the job ad keep to it
+/// too, because HTCondor repeats them in the same log.
+pub const REPORT_MAX: usize = 950;
 
 /// Stands where text was left out.
 const ELLIPSIS: &str = " [...] ";
