@@ -10,7 +10,7 @@ use crate::config::table;
 use crate::exit;
 
 /// What the user wants.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
     /// Be a pilot, configured by the environment.
     Run,

@@ -13,14 +13,16 @@
 //! | [`codec`] | message body ⇄ payload ⇄ infile and outfile |
 //! | [`container`] | Apptainer's command line, images, and what its stderr means |
 //! | [`process`] | one supervised child: session, signals, grace, kill, reap |
+//! | [`chirp`] | what HTCondor is told while the pilot runs |
 //! | [`stats`] | tallies, run-time statistics and their histogram |
 //! | [`telemetry`] | logging and the progress line |
 //! | [`fault`], [`exit`], [`ids`], [`signals`] | error names, exit codes, identities, signals of the pilot |
 //!
 //! A module uses only those below it: `cli` → `pilot` → `task` → `broker`, `container`, `process`,
-//! `codec` (which never import each other) → `ids`, `fault`, `exit`. A test holds them to it.
+//! `codec`, `chirp` (which never import each other) → `ids`, `fault`, `exit`. A test holds them to it.
 
 pub mod broker;
+pub mod chirp;
 pub mod cli;
 pub mod codec;
 pub mod config;
@@ -87,6 +89,8 @@ fn run_pilot() -> Result<ExitCode> {
         let signals = Signals::install().wrap_err("can't take signals over")?;
         Ok::<_, color_eyre::Report>(pilot::run(config, signals, telemetry.progress).await)
     })?;
+    // A call that hangs in the system, on a dead network or file system, must not hold up the end.
+    runtime.shutdown_background();
     if let Some(line) = &ended.last_line {
         eprintln!("{line}");
     }

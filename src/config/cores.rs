@@ -3,22 +3,20 @@
 
 use std::ffi::OsStr;
 use std::num::NonZeroU32;
-use std::path::Path;
 
+use super::ad::Ad;
 use super::load::Environment;
 
 /// The cores of the slot: from the machine ad (`Cpus = 4`), else what HTCondor told `OpenMP`, else
 /// what the system lets this process use, which may be more than the slot has.
 pub(super) fn allotted(environment: &Environment) -> NonZeroU32 {
-    let machine_ad = environment
-        .get(OsStr::new("_CONDOR_MACHINE_AD"))
-        .map(Path::new);
     let openmp = environment
         .get(OsStr::new("OMP_NUM_THREADS"))
         .and_then(|value| value.to_str());
-    machine_ad
-        .and_then(|path| std::fs::read(path).ok())
-        .and_then(|ad| cpus(&String::from_utf8_lossy(&ad)))
+    Ad::of_machine(environment)
+        .integer("Cpus")
+        .and_then(|cpus| u32::try_from(cpus).ok())
+        .and_then(NonZeroU32::new)
         .or_else(|| openmp.and_then(|value| value.split(',').next()?.trim().parse().ok()))
         .or_else(|| {
             u32::try_from(std::thread::available_parallelism().ok()?.get())
@@ -27,14 +25,6 @@ pub(super) fn allotted(environment: &Environment) -> NonZeroU32 {
                 .ok()
         })
         .unwrap_or(NonZeroU32::MIN)
-}
-
-/// The attribute `Cpus` of a `ClassAd` in its long form. Names have no case there.
-fn cpus(ad: &str) -> Option<NonZeroU32> {
-    ad.lines()
-        .filter_map(|line| line.split_once('='))
-        .find(|(name, _)| name.trim().eq_ignore_ascii_case("Cpus"))
-        .and_then(|(_, value)| value.trim().parse().ok())
 }
 
 #[cfg(test)]
@@ -63,7 +53,5 @@ mod tests {
         environment.insert("OMP_NUM_THREADS".into(), "0".into());
         environment.insert("_CONDOR_MACHINE_AD".into(), "/nowhere/at/all".into());
         assert_eq!(allotted(&environment), alone);
-        assert_eq!(cpus("Cpus = ifThenElse(true, 1, 2)"), None);
-        assert_eq!(cpus(""), None);
     }
 }

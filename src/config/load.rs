@@ -14,8 +14,8 @@ use super::queues::{INCOMING, OUTGOING, queue};
 use super::reader::{Reader, shown};
 use super::variables::{self as var, ALL, Otherwise, Variable};
 use super::{
-    Config, ContainerConfig, DumpOutput, HostVariables, ImagePolicy, KeepFiles, LogLevels,
-    OnTaskError, Verbosity, cores, envfile, values,
+    CondorJob, Config, ContainerConfig, DumpOutput, HostVariables, ImagePolicy, KeepFiles,
+    LogLevels, OnTaskError, Verbosity, cores, envfile, values,
 };
 
 /// A process's environment.
@@ -103,6 +103,7 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
         images,
         log,
         host: host(&environment),
+        condor: CondorJob::find(&environment),
         chirp,
         warnings,
         shown: dump(&environment, slots),

@@ -4,8 +4,10 @@
 //! Here are the types that the rest of the pilot sees. [`variables`] is the one definition of every
 //! variable, for the parser, `--help` and the README; [`load`] turns text into these types.
 
+mod ad;
 mod address;
 mod chirp;
+mod condor;
 mod cores;
 mod env_json;
 mod envfile;
@@ -20,6 +22,7 @@ pub mod variables;
 
 pub use address::AddressError;
 pub use chirp::{ChirpConfig, ChirpDestination};
+pub use condor::CondorJob;
 pub use envfile::FILE_NAME as ENV_FILE_NAME;
 pub use load::{Environment, load};
 pub use problem::{ConfigErrors, Problem};
@@ -108,6 +111,8 @@ pub struct Config {
     pub log: LogLevels,
     /// What Apptainer is given of the pilot's own environment.
     pub host: HostVariables,
+    /// What HTCondor says of this job.
+    pub condor: CondorJob,
     /// How HTCondor is told what the pilot does; nothing when it isn't.
     pub chirp: Option<ChirpConfig>,
     /// What is odd about the settings without being wrong, to be logged once the log is there.

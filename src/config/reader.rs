@@ -171,10 +171,10 @@ impl<'a> Reader<'a> {
     /// A container's arguments, not split yet: placeholders are replaced first. None of what replaces
     /// them holds a quote, so what can be split now can be split then.
     pub(super) fn arguments(&mut self, variable: &Variable) -> String {
-        self.parse(variable, |text| {
-            shell_words::split(text).is_ok().then(|| text.to_owned())
-        })
-        .unwrap_or_default()
+        // shell_words takes `#` for the start of a comment; in arguments it is a letter like others.
+        let splits = |text: &str| shell_words::split(&text.replace('#', "_")).is_ok();
+        self.parse(variable, |text| splits(text).then(|| text.to_owned()))
+            .unwrap_or_default()
     }
 
     /// Without leading dots, in lower case, as the Python pilot makes it.

@@ -17,6 +17,8 @@ pub struct Places<'a> {
     pub outfile: Option<&'a str>,
     /// For `{{DATA_HUB}}` and `{{DATAHUB}}`.
     pub data_hub: &'a str,
+    /// For `{{INPUT_FILES}}` and `{{INPUTFILES}}`.
+    pub input_files: &'a str,
 }
 
 /// Why arguments can't be used.
@@ -66,6 +68,10 @@ impl Template {
             (["{{INFILE}}", "{{IN_FILE}}"], places.infile),
             (["{{OUTFILE}}", "{{OUT_FILE}}"], places.outfile),
             (["{{DATA_HUB}}", "{{DATAHUB}}"], Some(places.data_hub)),
+            (
+                ["{{INPUT_FILES}}", "{{INPUTFILES}}"],
+                Some(places.input_files),
+            ),
         ] {
             let Some(path) = path else { continue };
             for name in names {
@@ -103,11 +109,13 @@ mod tests {
         infile: Some("/io/in.json"),
         outfile: Some("/io/out.json"),
         data_hub: "/hub",
+        input_files: "/inputs",
     };
     const INIT: Places<'static> = Places {
         infile: None,
         outfile: None,
         data_hub: "/hub",
+        input_files: "/inputs",
     };
 
     fn render(args: &str, places: &Places<'_>) -> Vec<String> {

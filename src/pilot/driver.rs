@@ -10,7 +10,8 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
-use super::events::{Action, Event, Outcome, Publication, Status};
+use super::Reports;
+use super::events::{Action, Event, Outcome, Publication};
 use super::state::{Conclusion, Rules, State};
 use crate::broker::{
     BrokerError, Content, Delivery, PublishError, Receipt, SettleError, Sink, Source,
@@ -21,7 +22,6 @@ use crate::process::WillSender;
 use crate::signals::{Signal, Signals};
 use crate::stats::Runtimes;
 use crate::task::{Report, Runner, TaskEnd};
-use crate::telemetry::{Counts, Progress};
 
 /// How the loop ended, and how long its tasks ran.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ enum Done {
     Task(TaskId, Report),
     Published(TaskId, Result<(), PublishError>),
     Settled(TaskId, Result<(), SettleError>),
-    IntakeStopped(Source, Result<(), BrokerError>),
+    IntakeStopped(Box<Source>, Result<(), BrokerError>),
 }
 
 /// What the loop waited for.
@@ -66,7 +66,7 @@ struct Driver<'a> {
     under_way: FuturesUnordered<LocalBoxFuture<'static, Done>>,
     idle_deadline: Option<Instant>,
     runtimes: Runtimes,
-    on_status: &'a mut dyn FnMut(Status),
+    reports: &'a Reports,
 }
 
 /// Runs events until the queue is idle, a failure or a signal closes the intake, and everything
@@ -77,8 +77,7 @@ pub async fn run(
     sink: Sink,
     runner: Rc<Runner>,
     signals: &mut Signals,
-    progress: &Progress,
-    on_status: &mut dyn FnMut(Status),
+    reports: &Reports,
 ) -> Finished {
     let (mut state, first) = State::new(rules);
     let mut driver = Driver {
@@ -90,7 +89,7 @@ pub async fn run(
         under_way: FuturesUnordered::new(),
         idle_deadline: None,
         runtimes: Runtimes::default(),
-        on_status,
+        reports,
     };
     driver.perform_all(first);
     while !state.is_over() {
@@ -98,8 +97,10 @@ pub async fn run(
         let event = driver.event_of(woken);
         let actions = state.on_event(event);
         driver.perform_all(actions);
-        progress.update(counts(&state));
+        let running = u64::try_from(state.running()).unwrap_or(u64::MAX);
+        reports.counts(state.tally(), running);
     }
+    reports.final_counts(state.tally());
     driver.sink.close().await;
     if let Some(source) = driver.source {
         source.close().await;
@@ -107,17 +108,6 @@ pub async fn run(
     Finished {
         conclusion: state.conclude(),
         runtimes: driver.runtimes,
-    }
-}
-
-fn counts(state: &State) -> Counts {
-    let tally = state.tally();
-    let running = u64::try_from(state.running()).unwrap_or(u64::MAX);
-    Counts {
-        done: tally.succeeded,
-        running,
-        failed: tally.failed,
-        waiting: tally.pending().saturating_sub(running),
     }
 }
 
@@ -182,7 +172,7 @@ impl Driver<'_> {
                 if let Err(error) = result {
                     warn!(%error, "the intake did not stop in order: the broker takes back what it sent ahead");
                 }
-                self.source = Some(source);
+                self.source = Some(*source);
                 Event::IntakeStopped
             }
         }
@@ -242,7 +232,7 @@ impl Driver<'_> {
                 };
                 self.go(async move {
                     let result = source.stop().await;
-                    Done::IntakeStopped(source, result)
+                    Done::IntakeStopped(Box::new(source), result)
                 });
             }
             Action::Tell(will) => {
@@ -250,7 +240,7 @@ impl Driver<'_> {
             }
             Action::StartIdleTimer(wait) => self.idle_deadline = Some(Instant::now() + wait),
             Action::StopIdleTimer => self.idle_deadline = None,
-            Action::Report(status) => (self.on_status)(status),
+            Action::Report(status) => self.reports.status(status),
         }
     }
 

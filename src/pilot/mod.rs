@@ -10,10 +10,12 @@ use tracing::{error, info, warn};
 pub mod driver;
 pub mod events;
 mod fatal;
+mod reports;
 pub mod state;
 mod summary;
 
 pub use fatal::Fatal;
+pub use reports::Reports;
 
 use crate::broker;
 use crate::config::{BrokerConfig, Config, ContainerConfig};
@@ -21,7 +23,7 @@ use crate::container::{Access, Apptainer, Bind, Surroundings, Template, check_di
 use crate::exit::Exit;
 use crate::process::{Will, WillSender};
 use crate::signals::Signals;
-use crate::task::staging::{DataDirs, HUB_IN_CONTAINER, IO_IN_CONTAINER};
+use crate::task::staging::{DataDirs, HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER};
 use crate::task::{ContainerPlan, Initialized, Runner, Workbench, image, run_init};
 use crate::telemetry::Progress;
 use events::Status;
@@ -34,28 +36,35 @@ pub struct Ended {
     pub exit: Exit,
     /// `RuntimeError: …` and its like.
     pub last_line: Option<String>,
+    /// More about it than a line holds, for whoever looks into it.
+    pub details: Option<String>,
+}
+
+impl From<Fatal> for Ended {
+    fn from(fatal: Fatal) -> Self {
+        Self {
+            exit: fatal.exit(),
+            last_line: Some(fatal.to_string()),
+            details: None,
+        }
+    }
 }
 
 /// Runs a pilot to its end.
 pub async fn run(config: Config, mut signals: Signals, progress: Progress) -> Ended {
-    let mut on_status = |status: Status| info!(status = status.name(), "status");
-    on_status(Status::Started);
-    let ended = match live(&config, &mut signals, &progress, &mut on_status).await {
-        Ok(ended) => ended,
-        Err(fatal) => Ended {
-            exit: fatal.exit(),
-            last_line: Some(fatal.to_string()),
-        },
-    };
-    progress.finish();
-    if let Some(line) = &ended.last_line {
-        on_status(Status::FatalError);
-        if !config.quarantine.is_zero() && !matches!(ended.exit, Exit::Signal(_)) {
-            error!(error = %line, "fatal error");
-            quarantine(&config, &mut signals).await;
-        }
-    } else {
-        on_status(Status::Done);
+    let reports = Reports::start(&config, progress.clone());
+    reports.status(Status::Started);
+    let ended = live(&config, &mut signals, &progress, &reports)
+        .await
+        .unwrap_or_else(Ended::from);
+    reports.ended(&ended).await;
+    if let Some(line) = &ended.last_line
+        && !config.quarantine.is_zero()
+        && !matches!(ended.exit, Exit::Signal(_))
+    {
+        error!(error = %line, "fatal error");
+        quarantine(&config, &mut signals).await;
+        reports.flush().await;
     }
     ended
 }
@@ -76,12 +85,12 @@ async fn live(
     config: &Config,
     signals: &mut Signals,
     progress: &Progress,
-    on_status: &mut dyn FnMut(Status),
+    reports: &Reports,
 ) -> Result<Ended, Fatal> {
     let bench = Arc::new(workbench(config, progress)?);
 
     if let Some(init) = &config.init {
-        on_status(Status::RunningInitCommand);
+        reports.status(Status::RunningInitCommand);
         let plan = plan(&bench, config, init, signals).await?;
         initialize(&bench, &plan, signals).await?;
     }
@@ -119,10 +128,9 @@ async fn live(
         window = config.window(),
         "taking events"
     );
-    let finished = driver::run(rules, source, sink, runner, signals, progress, on_status).await;
-    progress.finish();
+    let finished = driver::run(rules, source, sink, runner, signals, reports).await;
     summary::log(&finished);
-    summary::ended(finished.conclusion)
+    summary::ended(&finished.conclusion)
 }
 
 fn workbench(config: &Config, progress: &Progress) -> Result<Workbench, Fatal> {
@@ -140,7 +148,7 @@ fn workbench(config: &Config, progress: &Progress) -> Result<Workbench, Fatal> {
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| Fatal::Bind(error.to_string()))?;
     let mut targets = external.clone();
-    for target in [HUB_IN_CONTAINER, IO_IN_CONTAINER] {
+    for target in [HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER] {
         targets.push(
             Bind::new(dirs.hub(), target, Access::ReadWrite)
                 .map_err(|error| Fatal::Bind(error.to_string()))?,
@@ -156,8 +164,10 @@ fn workbench(config: &Config, progress: &Progress) -> Result<Workbench, Fatal> {
     })
     .map_err(|error| Fatal::ExecutionPoint(error.to_string()))?;
     info!(program = %apptainer.program().display(), "apptainer found");
+    let inputs = inputs(config, &dirs)?;
     Ok(Workbench {
         apptainer,
+        inputs,
         dirs,
         external,
         grace: config.kill_grace,
@@ -166,6 +176,26 @@ fn workbench(config: &Config, progress: &Progress) -> Result<Workbench, Fatal> {
         verbosity: config.verbosity,
         log: progress.clone(),
     })
+}
+
+/// The files that HTCondor transferred with the job, as one bind.
+fn inputs(config: &Config, dirs: &DataDirs) -> Result<Option<Bind>, Fatal> {
+    let files = &config.condor.input_files;
+    if files.is_empty() {
+        return Ok(None);
+    }
+    info!(
+        count = files.len(),
+        "the job's input files are in every container"
+    );
+    let directory = dirs.gather_inputs(files).map_err(|error| {
+        Fatal::ExecutionPoint(format!(
+            "can't gather the job's input files: {error}; look at the rights and free space of the data directory"
+        ))
+    })?;
+    Bind::new(directory, INPUTS_IN_CONTAINER, Access::ReadOnly)
+        .map(Some)
+        .map_err(|error| Fatal::Bind(error.to_string()))
 }
 
 async fn plan(

@@ -194,7 +194,7 @@ impl State {
                 self.tally.no_output += 1;
                 self.succeeded(id, actions);
             }
-            Outcome::Failed(error) => self.failed(id, error, actions),
+            Outcome::Failed(error) => self.failed(id, &error, actions),
             Outcome::Interrupted => self.released(id, actions),
         }
         self.restart_idle_timer(wanted_event, actions);
@@ -222,7 +222,7 @@ impl State {
                 self.tally.published += 1;
                 self.succeeded(id, actions);
             }
-            Publication::Refused(error) => self.failed(id, error, actions),
+            Publication::Refused(error) => self.failed(id, &error, actions),
             Publication::Lost(reason) => {
                 self.fatal.get_or_insert(reason);
                 self.stop_intake(actions);
@@ -237,15 +237,15 @@ impl State {
         actions.push(Action::Settle(id, Verdict::Done));
     }
 
-    fn failed(&mut self, id: TaskId, error: TaskError, actions: &mut Vec<Action>) {
+    fn failed(&mut self, id: TaskId, error: &TaskError, actions: &mut Vec<Action>) {
         self.tally.failed += 1;
         let verdict = Verdict::Failed {
             reason: error.repr(),
         };
-        if self.closes_intake(&error) {
+        if self.closes_intake(error) {
             self.stop_intake(actions);
         }
-        self.failures.record(&error);
+        self.failures.record(error);
         self.give_back(id, verdict, actions);
     }
 

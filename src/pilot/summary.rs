@@ -31,7 +31,7 @@ pub(super) fn log(finished: &Finished) {
 }
 
 /// Failed tasks first: whoever reads the last line wants to know of them whatever else happened.
-pub(super) fn ended(conclusion: Conclusion) -> Result<Ended, Fatal> {
+pub(super) fn ended(conclusion: &Conclusion) -> Result<Ended, Fatal> {
     let failed = conclusion.failures.fatal_line();
     let exit = match (&conclusion.fatal, conclusion.signal) {
         (_, Some(signal)) => Exit::Signal(signal),
@@ -45,8 +45,11 @@ pub(super) fn ended(conclusion: Conclusion) -> Result<Ended, Fatal> {
         (None, None) if failed.is_some() => Exit::TasksFailed,
         (None, None) => Exit::Success,
     };
+    let most_frequent = conclusion.failures.by_frequency();
+    let details = most_frequent.first().map(|(text, _)| (*text).to_owned());
     Ok(Ended {
         exit,
         last_line: failed,
+        details,
     })
 }

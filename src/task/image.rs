@@ -14,7 +14,7 @@ use crate::process::{CaptureError, Limits, Query, Will, capture};
 
 /// How long a conversion may take, our own or that of another pilot on this EP that we wait for. Large
 /// images of registries take minutes.
-const PATIENCE: Duration = Duration::from_secs(3600);
+const PATIENCE: Duration = Duration::from_hours(1);
 
 /// Why an image can't be used.
 #[derive(Debug, Error)]

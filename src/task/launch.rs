@@ -7,12 +7,12 @@ use std::path::Path;
 use tokio::sync::watch;
 use tracing::{error, warn};
 
-use super::staging::{HUB_IN_CONTAINER, IO_IN_CONTAINER, Stage, TaskIo};
+use super::staging::{HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER, Stage, TaskIo};
 use super::{ContainerPlan, Workbench};
 use crate::config::DumpOutput;
-use crate::container::{self, Access, Bind, Places, RunSpec};
+use crate::container::{self, Access, Bind, Invocation, Places, RunSpec};
 use crate::fault::{ContainerRole, FaultClass, TaskError};
-use crate::process::{self, EndedBy, ExitStatus, Job, Leftovers, Limits, Will, output};
+use crate::process::{self, Ended, EndedBy, ExitStatus, Job, Leftovers, Limits, Will, output};
 
 /// How a container ended, in the pilot's terms.
 #[derive(Debug)]
@@ -37,56 +37,7 @@ pub(super) async fn launch(
     io: Option<&TaskIo>,
     will: watch::Receiver<Will>,
 ) -> Result<Judgement, TaskError> {
-    let mut binds = vec![own_bind(&bench.dirs.hub(), HUB_IN_CONTAINER)?];
-    if let Some(io) = io {
-        binds.push(own_bind(&io.dir, IO_IN_CONTAINER)?);
-    }
-    binds.extend(bench.external.iter().cloned());
-
-    let (infile, outfile) = match io {
-        Some(io) => (
-            Some(io.infile_in_container()),
-            Some(io.outfile_in_container()),
-        ),
-        None => (None, None),
-    };
-    let args = plan
-        .args
-        .render(&Places {
-            infile: infile.as_deref(),
-            outfile: outfile.as_deref(),
-            data_hub: HUB_IN_CONTAINER,
-        })
-        .map_err(|error| setup_error(&error, FaultClass::Task))?;
-
-    // Later ones win, so ours come last.
-    let mut env = plan.env.clone();
-    let own = [
-        ("EWMS_TASK_DATA_HUB_DIR", Some(HUB_IN_CONTAINER)),
-        ("EWMS_TASK_INFILE", infile.as_deref()),
-        ("EWMS_TASK_OUTFILE", outfile.as_deref()),
-    ];
-    for (name, value) in own
-        .into_iter()
-        .filter_map(|(name, value)| Some((name, value?)))
-    {
-        env.retain(|(other, _)| other != name);
-        env.push((name.to_owned(), value.to_owned()));
-    }
-
-    let invocation = container::run(
-        &bench.apptainer,
-        &RunSpec {
-            image: &plan.image,
-            args: &args,
-            env: &env,
-            binds: &binds,
-            workdir: stage.scratch(),
-            verbosity: bench.verbosity,
-        },
-    )
-    .map_err(|error| setup_error(&error, FaultClass::Task))?;
-
+    let invocation = invocation(bench, plan, stage, io)?;
     let job = Job {
         program: invocation.program,
         args: invocation.args,
@@ -106,11 +57,78 @@ pub(super) async fn launch(
     if let Leftovers::Survive(pids) = &ended.leftovers {
         error!(?pids, "processes of a container can't be killed");
     }
-    let judgement = match (ended.ended_by, ended.exit) {
-        (EndedBy::Timeout, _) => {
-            let limit = plan.timeout.unwrap_or_default();
-            Judgement::Failed(TaskError::Timeout { role, after: limit })
-        }
+    let judgement = judge(role, &ended, plan, stage)?;
+    if bench.dump == DumpOutput::All || matches!(judgement, Judgement::Failed(_)) {
+        show_output(bench, role, stage);
+    }
+    Ok(judgement)
+}
+
+/// The command: what this container sees, under the names that it knows it by.
+fn invocation(
+    bench: &Workbench,
+    plan: &ContainerPlan,
+    stage: &Stage,
+    io: Option<&TaskIo>,
+) -> Result<Invocation, TaskError> {
+    let mut binds = vec![own_bind(&bench.dirs.hub(), HUB_IN_CONTAINER)?];
+    if let Some(io) = io {
+        binds.push(own_bind(&io.dir, IO_IN_CONTAINER)?);
+    }
+    binds.extend(bench.inputs.iter().chain(&bench.external).cloned());
+
+    let infile = io.map(TaskIo::infile_in_container);
+    let outfile = io.map(TaskIo::outfile_in_container);
+    let args = plan
+        .args
+        .render(&Places {
+            infile: infile.as_deref(),
+            outfile: outfile.as_deref(),
+            data_hub: HUB_IN_CONTAINER,
+            input_files: INPUTS_IN_CONTAINER,
+        })
+        .map_err(|error| setup_error(&error, FaultClass::Task))?;
+
+    let inputs = bench.inputs.as_ref().map(|_| INPUTS_IN_CONTAINER);
+    let own = [
+        ("EWMS_TASK_DATA_HUB_DIR", Some(HUB_IN_CONTAINER)),
+        ("EWMS_TASK_INPUT_FILES_DIR", inputs),
+        ("EWMS_TASK_INFILE", infile.as_deref()),
+        ("EWMS_TASK_OUTFILE", outfile.as_deref()),
+    ];
+    // Of two variables of one name the later wins.
+    let mut env = plan.env.clone();
+    env.extend(
+        own.into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))),
+    );
+
+    container::run(
+        &bench.apptainer,
+        &RunSpec {
+            image: &plan.image,
+            args: &args,
+            env: &env,
+            binds: &binds,
+            workdir: stage.scratch(),
+            verbosity: bench.verbosity,
+        },
+    )
+    .map_err(|error| setup_error(&error, FaultClass::Task))
+}
+
+/// What the end of a container means. One that was told to end and exits with 0 finished its work.
+fn judge(
+    role: ContainerRole,
+    ended: &Ended,
+    plan: &ContainerPlan,
+    stage: &Stage,
+) -> Result<Judgement, TaskError> {
+    Ok(match (ended.ended_by, ended.exit) {
+        (EndedBy::Timeout, _) => Judgement::Failed(TaskError::Timeout {
+            role,
+            after: plan.timeout.unwrap_or_default(),
+        }),
         (EndedBy::Itself | EndedBy::Will, ExitStatus::Code(0)) => Judgement::Succeeded,
         (EndedBy::Will, _) => Judgement::Interrupted,
         (EndedBy::Itself, exit) => {
@@ -123,18 +141,17 @@ pub(super) async fn launch(
                 class: FaultClass::Task,
             })
         }
-    };
-    let failed = matches!(judgement, Judgement::Failed(_));
-    if failed || bench.dump == DumpOutput::All {
-        let dumped = bench.log.aside(|log| {
-            output::dump(&stage.stdout(), &format!("{role} (stdout)"), log)?;
-            output::dump(&stage.stderr(), &format!("{role} (stderr)"), log)
-        });
-        if let Err(error) = dumped {
-            warn!(%error, "a container's output can't be shown");
-        }
+    })
+}
+
+fn show_output(bench: &Workbench, role: ContainerRole, stage: &Stage) {
+    let shown = bench.log.aside(|log| {
+        output::dump(&stage.stdout(), &format!("{role} (stdout)"), log)?;
+        output::dump(&stage.stderr(), &format!("{role} (stderr)"), log)
+    });
+    if let Err(error) = shown {
+        warn!(%error, "a container's output can't be shown");
     }
-    Ok(judgement)
 }
 
 /// Our own directories are bound under fixed names.

@@ -26,6 +26,8 @@ pub struct Workbench {
     pub apptainer: Apptainer,
     /// Where files go.
     pub dirs: DataDirs,
+    /// The files that came with the job.
+    pub inputs: Option<Bind>,
     /// The user's external directories.
     pub external: Vec<Bind>,
     /// Time between telling a container and killing it.

@@ -70,9 +70,9 @@ impl Runner {
                 .run_staged(id, event, will)
                 .await
                 .unwrap_or_else(TaskEnd::Failed);
-            let wall = started.elapsed();
-            log_end(&end, wall);
-            Report { end, wall }
+            let elapsed = started.elapsed();
+            log_end(&end, elapsed);
+            Report { end, wall: elapsed }
         }
         .instrument(span)
         .await

@@ -24,6 +24,8 @@ pub const DATA_DIR: &str = "ewms-pilot-data";
 pub const HUB_DIR: &str = "data-hub";
 /// Where the data hub is in every container.
 pub const HUB_IN_CONTAINER: &str = "/ewms-pilot-data/data-hub";
+/// Where the files that came with the job are in every container.
+pub const INPUTS_IN_CONTAINER: &str = "/ewms-pilot-data/input-files";
 /// Where a task's own directory is in its container.
 pub const IO_IN_CONTAINER: &str = "/ewms-pilot-data/task-io";
 const SCRATCH_DIR: &str = "ewms-pilot-scratch";
@@ -60,6 +62,22 @@ impl DataDirs {
     #[must_use]
     pub fn apptainer(&self) -> PathBuf {
         self.scratch.join("apptainer")
+    }
+
+    /// Makes a directory of the files that came with the job, under their own names, so that one
+    /// read-only bind shows them all. They are linked, not copied, where the file system can.
+    ///
+    /// # Errors
+    /// When that can't be done.
+    pub fn gather_inputs(&self, files: &[PathBuf]) -> io::Result<PathBuf> {
+        let inputs = self.scratch.join("input-files");
+        fs::create_dir_all(&inputs)?;
+        for file in files {
+            if let Some(name) = file.file_name() {
+                link_tree(file, &inputs.join(name))?;
+            }
+        }
+        Ok(inputs)
     }
 
     /// Makes a container's directories, under a name that is new.
@@ -183,6 +201,24 @@ impl TaskIo {
     #[must_use]
     pub fn outfile_in_container(&self) -> String {
         format!("{IO_IN_CONTAINER}/{}", self.outfile)
+    }
+}
+
+fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
+    let found = fs::metadata(from)?;
+    if found.is_dir() {
+        fs::create_dir_all(to)?;
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            link_tree(&entry.path(), &to.join(entry.file_name()))?;
+        }
+        return Ok(());
+    }
+    // A second pilot in the same place finds them linked already.
+    match fs::hard_link(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(_) => fs::copy(from, to).map(drop),
+        Ok(()) => Ok(()),
     }
 }
 

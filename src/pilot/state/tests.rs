@@ -12,7 +12,7 @@ fn rules(slots: usize) -> Rules {
         on_task_error: OnTaskError::StopListening {
             except: ["TimeoutError".to_owned()].into(),
         },
-        first_event_timeout: Duration::from_secs(60),
+        first_event_timeout: Duration::from_mins(1),
         idle_timeout: Duration::from_secs(2),
     }
 }

@@ -1,0 +1,138 @@
+//! Where the pilot's progress is told: the log, the terminal's progress line, and HTCondor.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tracing::info;
+
+use super::Ended;
+use super::events::Status;
+use crate::chirp::{ChirpSettings, Destination, Reporter, Urgency, Value};
+use crate::config::{ChirpDestination, Config};
+use crate::exit::Exit;
+use crate::stats::Tally;
+use crate::telemetry::{Counts, Progress};
+
+/// How long the end of a pilot waits for HTCondor to take its last words. On a sound EP it takes
+/// milliseconds.
+const FLUSH: Duration = Duration::from_secs(5);
+
+/// Tells everybody.
+#[derive(Debug)]
+pub struct Reports {
+    progress: Progress,
+    chirp: Reporter,
+}
+
+impl Reports {
+    /// Starts reporting to HTCondor, if it is there and wanted.
+    #[must_use]
+    pub fn start(config: &Config, progress: Progress) -> Self {
+        let chirp = match (config.chirp, &config.condor.chirp_file) {
+            (Some(chirp), Some(config_file)) => Reporter::start(ChirpSettings {
+                destination: match chirp.destination {
+                    ChirpDestination::JobAttributes => Destination::JobAttr,
+                    ChirpDestination::JobEventLog => Destination::JobEventLog,
+                },
+                interval: chirp.interval,
+                config_file: config_file.clone(),
+            }),
+            (Some(_), None) => {
+                info!("this is no HTCondor job: nothing is chirped");
+                Reporter::off()
+            }
+            (None, _) => Reporter::off(),
+        };
+        if let Some(site) = &config.condor.site {
+            chirp.set("Site", Value::Text(site.clone()), Urgency::AtOnce);
+        }
+        Self { progress, chirp }
+    }
+
+    /// The pilot entered a phase of its life.
+    pub fn status(&self, status: Status) {
+        info!(status = status.name(), "status");
+        if status == Status::Started {
+            let now = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_secs();
+            let now = Value::Int(i64::try_from(now).unwrap_or(i64::MAX));
+            self.chirp.set("StartedTimestamp", now, Urgency::AtOnce);
+        }
+        self.chirp.set(
+            "Status",
+            Value::Text(status.name().to_owned()),
+            Urgency::AtOnce,
+        );
+    }
+
+    /// Events and tasks are now where these counts say.
+    pub fn counts(&self, tally: Tally, running: u64) {
+        self.progress.update(Counts {
+            done: tally.succeeded,
+            running,
+            failed: tally.failed,
+            waiting: tally.pending().saturating_sub(running),
+        });
+        self.chirp_counts(tally, running, Urgency::WithinInterval);
+    }
+
+    /// The last counts: HTCondor is told now.
+    pub fn final_counts(&self, tally: Tally) {
+        self.progress.finish();
+        self.chirp_counts(tally, 0, Urgency::AtOnce);
+    }
+
+    fn chirp_counts(&self, tally: Tally, running: u64, urgency: Urgency) {
+        for (name, count) in [
+            ("TasksTotal", tally.received),
+            ("TasksFailed", tally.failed),
+            ("TasksSuccess", tally.succeeded),
+            ("EventsGivenBack", tally.given_back),
+        ] {
+            self.chirp.set(name, Value::Count(count), urgency);
+        }
+        let running = Value::Int(i64::try_from(running).unwrap_or(i64::MAX));
+        self.chirp.set("TasksRunning", running, urgency);
+    }
+
+    /// The pilot ended; if badly, says why and whose fault it is.
+    pub async fn ended(&self, ended: &Ended) {
+        self.progress.finish();
+        if let Some(line) = &ended.last_line {
+            self.chirp
+                .set("Error", Value::Text(line.clone()), Urgency::AtOnce);
+            let details = ended.details.clone().unwrap_or_else(|| line.clone());
+            self.chirp
+                .set("ErrorTraceback", Value::Text(details), Urgency::AtOnce);
+            self.chirp.set(
+                "ErrorClass",
+                Value::Text(whose_fault(ended.exit).to_owned()),
+                Urgency::AtOnce,
+            );
+            self.status(Status::FatalError);
+        } else {
+            self.status(Status::Done);
+        }
+        self.chirp.flush(FLUSH).await;
+    }
+
+    /// What was said during a quarantine.
+    pub async fn flush(&self) {
+        self.chirp.flush(FLUSH).await;
+    }
+}
+
+/// The fault class of a pilot's end, by the names of the exit codes' table.
+fn whose_fault(exit: Exit) -> &'static str {
+    match exit {
+        Exit::Success => "none",
+        Exit::TasksFailed => "task",
+        Exit::Configuration => "configuration",
+        Exit::ExecutionPoint => "ep",
+        Exit::Broker => "broker",
+        Exit::Init => "init",
+        Exit::Image => "image",
+        Exit::Signal(_) => "signal",
+    }
+}
