@@ -26,6 +26,13 @@ impl Direction {
             Self::Outgoing => "EWMS_PILOT_QUEUE_OUTGOING",
         }
     }
+
+    fn after_a_loss(self) -> &'static str {
+        match self {
+            Self::Incoming => "unsettled events will be delivered again",
+            Self::Outgoing => "a result that was not confirmed may be there or not",
+        }
+    }
 }
 
 /// A queue and where it is, as errors name it.
@@ -166,9 +173,7 @@ pub enum BrokerError {
         detail: String,
     },
     /// The session with the broker ended without us.
-    #[error(
-        "connection to the broker at {at} lost: {detail}; unsettled events will be delivered again"
-    )]
+    #[error("connection to the broker at {at} lost: {detail}; {}", at.direction.after_a_loss())]
     ConnectionLost {
         /// Where.
         at: Place,

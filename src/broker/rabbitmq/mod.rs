@@ -343,12 +343,11 @@ impl Sink {
                 });
             }
             let weight = u32::try_from(size).unwrap_or(PUBLISH_BYTES_MAX);
-            let gone = || session_lost(&lost);
-            let slot = slots.acquire_owned().await.map_err(|_closed| gone())?;
-            let room = bytes
-                .acquire_many_owned(weight)
-                .await
-                .map_err(|_closed| gone())?;
+            let closed = |_| PublishError::SessionLost {
+                detail: "it was closed".into(),
+            };
+            let slot = slots.acquire_owned().await.map_err(closed)?;
+            let room = bytes.acquire_many_owned(weight).await.map_err(closed)?;
             let (outcome, is_settled) = oneshot::channel();
             let pending = Pending {
                 outcome,
@@ -357,8 +356,12 @@ impl Sink {
                 permits: [slot, room],
             };
             let command = publish::Command::Publish { body, pending };
-            commands.send(command).await.map_err(|_closed| gone())?;
-            is_settled.await.unwrap_or_else(|_dropped| Err(gone()))
+            if commands.send(command).await.is_ok()
+                && let Ok(outcome) = is_settled.await
+            {
+                return outcome;
+            }
+            Err(session_lost(lost).await)
         }
     }
 
@@ -386,10 +389,11 @@ impl Sink {
     }
 }
 
-fn session_lost(lost: &watched::Receiver<Option<BrokerError>>) -> PublishError {
-    let detail = match &*lost.borrow() {
-        Some(error) => error.to_string(),
-        None => "it ended".to_owned(),
+/// The session has let go of a publish: it is ending, and about to say why.
+async fn session_lost(mut lost: watched::Receiver<Option<BrokerError>>) -> PublishError {
+    let detail = match lost.wait_for(Option::is_some).await.as_deref() {
+        Ok(Some(error)) => error.to_string(),
+        Ok(None) | Err(_) => "it ended".to_owned(),
     };
     PublishError::SessionLost { detail }
 }

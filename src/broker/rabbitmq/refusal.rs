@@ -158,7 +158,7 @@ mod tests {
 
     fn open_by(transport: Transport, error: &Error, elapsed: u64) -> BrokerError {
         of_open(
-            &error,
+            error,
             Duration::from_secs(elapsed),
             &address(transport),
             &at(),

@@ -52,6 +52,17 @@ impl Hold {
     }
 }
 
+/// A server that has answered before was not given a wrong address.
+fn in_mid_life(error: BrokerError) -> BrokerError {
+    match error {
+        BrokerError::TimedOut { at, step, after } => {
+            let detail = format!("no answer within `{}` s ({step})", after.as_secs());
+            BrokerError::ConnectionLost { at, detail }
+        }
+        error => error,
+    }
+}
+
 fn vanished(at: &Place) -> BrokerError {
     BrokerError::ConnectionLost {
         at: at.clone(),
@@ -88,6 +99,7 @@ where
         .spawn(move || {
             let end = runtime.block_on(serve(ready, owner));
             if let End::Lost(error) = end {
+                let error = in_mid_life(error);
                 tracing::debug!(%error, generation = generation.0, "session lost");
                 lost.send_replace(Some(error));
             }
