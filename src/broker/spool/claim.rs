@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use super::holder::Holder;
 use super::layout::{Layout, Trouble, error_name, format_of, move_beside};
 use crate::broker::{Content, Verdict};
+use crate::ids::Generation;
 
 /// An event that failed so often is given up.
 pub(super) const TRIES_MAX: u64 = 3;
@@ -64,12 +65,14 @@ pub(super) struct Claim {
 }
 
 impl Desk {
-    pub(super) fn new(layout: Layout, holder: Holder) -> Self {
-        Self {
+    /// A holder of its own in the queue.
+    pub(super) fn open(layout: Layout, generation: Generation) -> Result<Self, Trouble> {
+        let holder = Holder::create(&layout, generation)?;
+        Ok(Self {
             layout,
             holder,
             names: Mutex::default(),
-        }
+        })
     }
 
     fn names(&self) -> MutexGuard<'_, HashSet<OsString>> {

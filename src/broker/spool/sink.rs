@@ -1,0 +1,110 @@
+//! Results into a directory. Talks to the file system, off the pilot's event loop.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::future::Future;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+
+use super::layout::{Layout, Trouble};
+use super::{died, off_the_loop};
+use crate::broker::{BrokerError, Content, Direction, FileFormat, PublishError};
+
+/// Results in flight, and their bytes.
+const PUBLISHES_MAX: usize = 32;
+const PUBLISH_BYTES_MAX: u32 = 64 * 1024 * 1024;
+
+/// Results into a directory.
+pub struct Sink {
+    layout: Arc<Layout>,
+    slots: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+}
+
+impl Sink {
+    pub(in crate::broker) async fn open(
+        queue: &str,
+        directory: &Path,
+    ) -> Result<Self, BrokerError> {
+        let layout = Arc::new(Layout::new(Direction::Outgoing, queue, directory)?);
+        let created = {
+            let layout = Arc::clone(&layout);
+            off_the_loop(move || layout.create()).await
+        };
+        match created {
+            Ok(Ok(())) => {}
+            Ok(Err(trouble)) => return Err(trouble.into_broker(&layout.at)),
+            Err(error) => return Err(died(&layout.at, &error)),
+        }
+        let slots = Arc::new(Semaphore::new(PUBLISHES_MAX));
+        let bytes = Arc::new(Semaphore::new(PUBLISH_BYTES_MAX as usize));
+        Ok(Self {
+            layout,
+            slots,
+            bytes,
+        })
+    }
+
+    pub(in crate::broker) fn publish(
+        &self,
+        content: Content,
+    ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
+        let layout = Arc::clone(&self.layout);
+        let (slots, room) = (Arc::clone(&self.slots), Arc::clone(&self.bytes));
+        async move {
+            let Content::File(format, bytes) = content else {
+                return Err(PublishError::WrongEncoding);
+            };
+            let gone = || PublishError::SessionLost {
+                detail: "the spool was closed".into(),
+            };
+            // A file has no limit; one that is larger than all the room takes all of it.
+            let weight = u32::try_from(bytes.len())
+                .unwrap_or(u32::MAX)
+                .min(PUBLISH_BYTES_MAX);
+            let slot = slots.acquire_owned().await.map_err(|_closed| gone())?;
+            let room = room
+                .acquire_many_owned(weight)
+                .await
+                .map_err(|_closed| gone())?;
+            let written = off_the_loop(move || {
+                let _while_writing = (slot, room);
+                write_result(&layout, format, &bytes).map_err(Trouble::into_publish)
+            });
+            written.await.unwrap_or_else(|_died| Err(gone()))
+        }
+    }
+}
+
+/// On disk first, then visible, then the name on disk too.
+fn write_result(layout: &Layout, format: FileFormat, bytes: &[u8]) -> Result<(), Trouble> {
+    let suffix = match format {
+        FileFormat::Json => "json",
+        FileFormat::Text => "txt",
+    };
+    let directory = &layout.waiting;
+    let name = OsString::from(format!("{}.{suffix}", Uuid::now_v7()));
+    let hidden = directory.join(format!(".{}", Uuid::new_v4().simple()));
+    let write = || {
+        let mut file = File::create_new(&hidden)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    let written = write()
+        .map_err(Trouble::on("write", &hidden))
+        .and_then(|()| {
+            fs::rename(&hidden, directory.join(&name)).map_err(Trouble::on("move", &hidden))
+        });
+    if written.is_err() {
+        // The reason is in the error; a leftover hidden file harms nobody.
+        let _leftover = fs::remove_file(&hidden);
+    }
+    written?;
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(Trouble::on("sync directory", directory))
+}

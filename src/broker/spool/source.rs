@@ -1,0 +1,306 @@
+//! Events from a directory. Looks, claims and settles off the pilot's event loop; knows when to
+//! look.
+
+use std::future;
+use std::io;
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::backlog::{Backlog, Next};
+use super::claim::{Claim, Desk};
+use super::holder::Whose;
+use super::keeper::Keeper;
+use super::layout::{Layout, Trouble};
+use super::notices::{Notice, Notices};
+use super::{died, off_the_loop};
+use crate::broker::{BrokerError, Content, Delivery, Direction, ReceiptKind, SettleError, Verdict};
+use crate::ids::Generation;
+
+/// How soon an empty queue is looked at again where no notice comes: from a second to five, while
+/// it stays empty.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+const LOOK_AFTER_MAX: Duration = Duration::from_secs(5);
+/// For a file that can't be taken just now.
+const NOT_YET: Duration = Duration::from_millis(300);
+
+/// A file system that hangs must not keep the pilot from ending.
+const STOP_WITHIN: Duration = Duration::from_secs(12);
+
+/// What looking for an event brought.
+pub(super) enum Taken {
+    Event(Box<Claim>, Content),
+    Nothing,
+    NotYet,
+}
+
+pub(super) type Work = JoinHandle<(Backlog, Result<Taken, Trouble>)>;
+
+/// Events from a directory.
+pub struct Source {
+    pub(super) desk: Arc<Desk>,
+    keeper: Keeper,
+    notices: Notices,
+    window: Arc<Semaphore>,
+    /// Room for the next event.
+    room: Option<OwnedSemaphorePermit>,
+    backlog: Backlog,
+    /// Here and not on [`Source::recv`]'s stack, so that cancelling it loses no claim.
+    pub(super) work: Option<Work>,
+    look_after: Duration,
+    look_at: Instant,
+    stopped: bool,
+}
+
+/// One claim.
+pub(in crate::broker) struct Receipt {
+    claim: Box<Claim>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Source {
+    pub(in crate::broker) async fn open(
+        queue: &str,
+        directory: &Path,
+        window: NonZeroU32,
+    ) -> Result<Self, BrokerError> {
+        let layout = Layout::new(Direction::Incoming, queue, directory)?;
+        let at = layout.at.clone();
+        let opened = off_the_loop({
+            let at = at.clone();
+            move || {
+                let open = || {
+                    layout.create()?;
+                    // Watched before the first look, so that nothing comes between.
+                    let desk = Desk::open(layout, Generation(1))?;
+                    desk.holder.take_back(&desk.layout, Whose::Everyone)?;
+                    Ok(desk)
+                };
+                open().map_err(|trouble: Trouble| trouble.into_broker(&at))
+            }
+        });
+        let desk = match opened.await {
+            Ok(desk) => Arc::new(desk?),
+            Err(error) => return Err(died(&at, &error)),
+        };
+        Ok(Self {
+            keeper: Keeper::start(Arc::clone(&desk))?,
+            notices: Notices::watch(&desk.layout.waiting),
+            desk,
+            window: Arc::new(Semaphore::new(window.get() as usize)),
+            room: None,
+            backlog: Backlog::new(),
+            work: None,
+            look_after: LOOK_AFTER,
+            look_at: Instant::now(),
+            stopped: false,
+        })
+    }
+
+    pub(in crate::broker) async fn recv(&mut self) -> Result<Delivery, BrokerError> {
+        loop {
+            if self.stopped {
+                return future::pending().await;
+            }
+            if self.work.is_some() {
+                if let Some((claim, content)) = self.finish_work().await? {
+                    return self.deliver(claim, content);
+                }
+                continue;
+            }
+            if self.room.is_none() {
+                let Ok(room) = Arc::clone(&self.window).acquire_owned().await else {
+                    return future::pending().await;
+                };
+                self.room = Some(room);
+            }
+            if !self.backlog.has_names() {
+                tokio::select! {
+                    biased;
+                    () = sleep_until(self.look_at) => self.backlog.look_again(),
+                    notices = self.notices.next() => self.note(notices),
+                }
+            }
+            let (mut backlog, desk) = (std::mem::take(&mut self.backlog), Arc::clone(&self.desk));
+            self.work = Some(spawn_blocking(move || {
+                let taken = take(&mut backlog, &desk);
+                (backlog, taken)
+            }));
+        }
+    }
+
+    fn note(&mut self, notices: Vec<Notice>) {
+        for notice in notices {
+            match notice {
+                Notice::Complete(name) => self.backlog.announce(name),
+                Notice::Unclear => self.backlog.look_again(),
+            }
+        }
+    }
+
+    async fn finish_work(&mut self) -> Result<Option<(Box<Claim>, Content)>, BrokerError> {
+        let Some(work) = &mut self.work else {
+            return Ok(None);
+        };
+        let worked = work.await;
+        self.work = None;
+        let (backlog, taken) = worked.map_err(|error| died(&self.desk.layout.at, &error))?;
+        self.backlog = backlog;
+        let wait = match taken {
+            Ok(Taken::Event(claim, content)) => {
+                self.look_after = LOOK_AFTER;
+                return Ok(Some((claim, content)));
+            }
+            Ok(Taken::NotYet) => NOT_YET,
+            Ok(Taken::Nothing) => {
+                let wait = self.look_after;
+                self.look_after = (wait * 2).min(LOOK_AFTER_MAX);
+                wait
+            }
+            Err(trouble) if self.was_taken_for_dead(&trouble) => {
+                self.renew().await?;
+                Duration::ZERO
+            }
+            Err(trouble) => return Err(trouble.into_broker(&self.desk.layout.at)),
+        };
+        self.look_at = Instant::now() + wait;
+        Ok(None)
+    }
+
+    fn deliver(&mut self, claim: Box<Claim>, content: Content) -> Result<Delivery, BrokerError> {
+        let Some(room) = self.room.take() else {
+            // Work is only started with room for its event.
+            let detail = "an event without room for it".into();
+            return Err(BrokerError::Thread {
+                at: self.desk.layout.at.clone(),
+                detail,
+            });
+        };
+        let earlier_deliveries = Some(claim.failures);
+        let receipt = ReceiptKind::Spool(Receipt { claim, _room: room });
+        Ok(Delivery {
+            content,
+            earlier_deliveries,
+            receipt: crate::broker::Receipt::new(receipt),
+        })
+    }
+
+    fn was_taken_for_dead(&self, trouble: &Trouble) -> bool {
+        trouble.error.kind() == io::ErrorKind::NotFound && !self.desk.holder.directory.exists()
+    }
+
+    /// A new holder. Claims of the old one are other pilots' by now.
+    async fn renew(&mut self) -> Result<(), BrokerError> {
+        let layout = self.desk.layout.clone();
+        let at = layout.at.clone();
+        let generation = Generation(self.desk.holder.generation.0 + 1);
+        tracing::warn!(
+            %at, generation = generation.0,
+            "other pilots took this one for dead, as it did not run for a minute; its events are \
+             theirs now"
+        );
+        let desk = match off_the_loop(move || Desk::open(layout, generation)).await {
+            Ok(desk) => Arc::new(desk.map_err(|trouble| trouble.into_broker(&at))?),
+            Err(error) => return Err(died(&at, &error)),
+        };
+        self.keeper = Keeper::start(Arc::clone(&desk))?;
+        self.desk = desk;
+        self.backlog.look_again();
+        Ok(())
+    }
+
+    pub(in crate::broker) async fn stop(&mut self) -> Result<(), BrokerError> {
+        self.stopped = true;
+        let at = self.desk.layout.at.clone();
+        let give_back = async {
+            if let Some((claim, _content)) = self.finish_work().await? {
+                let settled = off_the_loop(move || claim.settle(&Verdict::Released)).await;
+                settled
+                    .map_err(|error| died(&at, &error))?
+                    .map_err(|trouble| trouble.into_broker(&at))?;
+            }
+            Ok(())
+        };
+        timeout(STOP_WITHIN, give_back)
+            .await
+            .unwrap_or_else(|_elapsed| {
+                let (step, after) = ("giving an event back", STOP_WITHIN);
+                Err(BrokerError::TimedOut {
+                    at: self.desk.layout.at.clone(),
+                    step,
+                    after,
+                })
+            })
+    }
+
+    pub(in crate::broker) async fn close(mut self) {
+        if let Err(error) = self.stop().await {
+            tracing::warn!(%error, "the incoming spool was not closed in order");
+        }
+        let Self { desk, keeper, .. } = self;
+        let at = desk.layout.at.clone();
+        let retire = off_the_loop(move || {
+            keeper.stop();
+            desk.holder.retire(&desk.layout)
+        });
+        match timeout(STOP_WITHIN, retire).await {
+            Ok(Ok(Ok(0))) => {}
+            Ok(Ok(Ok(events))) => tracing::warn!(%at, events, "unsettled events were given back"),
+            Ok(Ok(Err(trouble))) => {
+                let error = trouble.into_broker(&at);
+                tracing::warn!(%error, "this pilot's claims are left for others to take back");
+            }
+            Ok(Err(_)) | Err(_) => {
+                tracing::warn!(%at, "this pilot's claims are left for others to take back");
+            }
+        }
+    }
+}
+
+/// The next event that can be read. One that can't has failed a try.
+pub(super) fn take(backlog: &mut Backlog, desk: &Arc<Desk>) -> Result<Taken, Trouble> {
+    loop {
+        let claim = match backlog.claim_next(desk)? {
+            Next::Claimed(claim) => claim,
+            Next::Empty => return Ok(Taken::Nothing),
+            Next::NotYet => return Ok(Taken::NotYet),
+        };
+        match claim.read() {
+            Ok(content) => return Ok(Taken::Event(claim, content)),
+            Err(trouble) if trouble.error.kind() == io::ErrorKind::NotFound => {}
+            Err(trouble) => {
+                let reason = format!("can't {}: {}", trouble.action, trouble.error);
+                tracing::warn!(file = %trouble.path.display(), reason, "an event can't be read");
+                claim.settle(&Verdict::Failed { reason })?;
+            }
+        }
+    }
+}
+
+impl Receipt {
+    pub(in crate::broker) fn generation(&self) -> Generation {
+        self.claim.desk().holder.generation
+    }
+
+    pub(in crate::broker) async fn settle(self, verdict: Verdict) -> Result<(), SettleError> {
+        // All of the receipt, so that the room is free only when the file has moved.
+        let settled = off_the_loop(move || {
+            let Self { claim, _room } = self;
+            claim.settle(&verdict)
+        });
+        match settled.await {
+            Ok(settled) => settled.map_err(Trouble::into_settle),
+            Err(_died) => Err(SettleError::SessionLost),
+        }
+    }
+
+    pub(in crate::broker) fn report_drop(self) {
+        let file = self.claim.name().to_string_lossy();
+        tracing::error!(%file, "a delivery was dropped unsettled; its event stays claimed until this pilot ends");
+    }
+}
