@@ -94,7 +94,7 @@ impl ChannelWatch {
 impl Drop for ChannelWatch {
     fn drop(&mut self) {
         with(&self.confirms, |confirms| {
-            confirms.lose_all("the channel ended");
+            confirms.lose_all("the connection ended without a word");
         });
         let _session_ended = self.signals.send(Signal::Dropped);
     }
