@@ -1,6 +1,6 @@
 //! The command line: arguments in, a [`Command`] out. clap stops here; nothing below knows it.
 //!
-//! To add a subcommand, add a variant to [`Words`] and to [`Command`], and the row between them.
+//! To add a subcommand, add a variant to `Words` and to [`Command`], and the row between them.
 
 use std::ffi::OsString;
 
