@@ -1,6 +1,19 @@
 //! Integration tests: one binary, a module a topic. They drive the real pilot with the real Apptainer
 //! and RabbitMQ in the throw-away execution point; `scripts/test` builds it and runs them there.
 
+mod configuration;
+mod configuration_binds;
+mod configuration_envfile;
+mod documents;
 mod harness;
+mod images;
+mod images_conversion;
 mod layers;
+mod memory;
+mod quarantine;
+mod spool;
+mod spool_shared;
+mod statistics;
 mod support;
+mod telemetry;
+mod telemetry_terminal;

@@ -1,0 +1,170 @@
+//! What the project says about itself, held to what it is: the README's tables to the parser's, its
+//! commands to the files that are there.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use ewms_pilot::config::{table, variables};
+use ewms_pilot::exit;
+
+use crate::support::scene::Scene;
+use crate::support::{SOON, source_dir};
+
+fn readme() -> String {
+    fs::read_to_string(source_dir().join("README.md")).expect("there is a README")
+}
+
+/// Panics, with what to paste, unless the README has `expected` between the markers of `section`.
+#[track_caller]
+fn assert_section(section: &str, expected: &str) {
+    let readme = readme();
+    let begin = format!("<!-- {section}: begin");
+    let end = format!("<!-- {section}: end -->");
+    let found = readme
+        .split_once(&begin)
+        .and_then(|(_, rest)| rest.split_once("-->\n"))
+        .and_then(|(_, rest)| rest.split_once(&end))
+        .map(|(between, _)| between.trim());
+    let same = found == Some(expected.trim());
+    assert!(
+        same,
+        "README.md, between the markers of `{section}`, is to be:\n\n{expected}\n"
+    );
+}
+
+#[test]
+fn the_readme_has_the_parsers_table_of_variables() {
+    assert_section("variables", &table::markdown());
+}
+
+#[test]
+fn the_readme_has_the_binarys_table_of_exit_codes() {
+    let mut table = String::from("| code | meaning |\n| --- | --- |\n");
+    for (code, meaning) in exit::TABLE {
+        writeln!(table, "| {code} | {meaning} |").expect("a string takes it");
+    }
+    assert_section("exit codes", &table);
+}
+
+#[test]
+fn help_shows_every_variable_and_exit_code() {
+    for arguments in [&["--help"][..], &["run", "--help"]] {
+        let scene = arguments.iter().fold(Scene::bare(), Scene::arg);
+        let outcome = scene.run(SOON);
+        outcome.assert_code(0);
+        let lines: Vec<&str> = outcome.stdout.lines().map(str::trim_start).collect();
+        for variable in variables::ALL {
+            let start = format!("{} [", variable.name);
+            assert!(
+                lines.iter().any(|line| line.starts_with(&start)),
+                "{start}: {lines:#?}"
+            );
+        }
+        for (code, _) in exit::TABLE {
+            let start = format!("{code} ");
+            assert!(
+                lines.iter().any(|line| line.starts_with(&start)),
+                "{start}: {lines:#?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_version_is_the_packages() {
+    let outcome = Scene::bare().arg("--version").run(SOON);
+    let version = concat!("ewms-pilot ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!(outcome.assert_code(0).stdout, version);
+}
+
+#[test]
+fn every_variable_that_the_documents_name_is_one() {
+    let known: BTreeSet<&str> = variables::ALL
+        .iter()
+        .map(|variable| variable.name)
+        // The tests' own.
+        .chain(["EWMS_PILOT_BIN", "EWMS_PILOT_SOURCE"])
+        .collect();
+    let mut unknown = Vec::new();
+    for file in documents() {
+        let text = fs::read_to_string(&file).expect("it is text");
+        for word in text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_') {
+            let name = word.trim_start_matches('_');
+            // `EWMS_PILOT_` alone stands for any.
+            let names_one = name
+                .strip_prefix("EWMS_PILOT_")
+                .is_some_and(|rest| !rest.is_empty());
+            let stands_for_several = word.ends_with('_');
+            if names_one && !stands_for_several && !known.contains(word) {
+                unknown.push(format!("{}: {word}", file.display()));
+            }
+        }
+    }
+    assert!(unknown.is_empty(), "{unknown:#?}");
+}
+
+#[test]
+fn the_commands_that_the_readme_names_are_there_to_be_run() {
+    let readme = readme();
+    let mut named = BTreeSet::new();
+    for word in readme.split(|letter: char| letter.is_whitespace() || letter == '`') {
+        if let Some(name) = word.strip_prefix("scripts/") {
+            named.insert(name.to_owned());
+        }
+    }
+    for expected in ["demo", "test", "check", "ep"] {
+        assert!(named.contains(expected), "the README names no {expected}");
+    }
+    for name in named {
+        let path = source_dir().join("scripts").join(&name);
+        let mode = fs::metadata(&path)
+            .unwrap_or_else(|error| panic!("{name}: {error}"))
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o111, 0o111, "{name} can be executed by everyone");
+    }
+}
+
+#[test]
+fn the_project_names_nothing_that_only_its_makers_have() {
+    // In pieces, so that this file doesn't name them.
+    let foreign = [["..", "shared"].join("/"), ["/work", "shared"].join("/")];
+    let mut found = Vec::new();
+    for top in ["src", "tests", "scripts", "condor", ".ci"] {
+        collect(&source_dir().join(top), &mut found);
+    }
+    found.extend(documents());
+    assert!(found.len() > 60, "{found:?}");
+    for file in found {
+        let text = fs::read(&file).expect("it can be read");
+        let text = String::from_utf8_lossy(&text);
+        for name in &foreign {
+            assert!(!text.contains(name), "{} names {name}", file.display());
+        }
+    }
+}
+
+/// What people read and run: the README, the scripts, what is submitted.
+fn documents() -> Vec<PathBuf> {
+    let mut found = vec![source_dir().join("README.md")];
+    for top in ["scripts", "condor", ".ci"] {
+        collect(&source_dir().join(top), &mut found);
+    }
+    found
+}
+
+fn collect(directory: &Path, found: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return;
+    };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if path.is_dir() {
+            collect(&path, found);
+        } else if path.extension().is_none_or(|suffix| suffix != "pyc") {
+            found.push(path);
+        }
+    }
+}

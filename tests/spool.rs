@@ -1,0 +1,265 @@
+//! The queue without a server, one pilot at it: what comes out and where the events end up.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::support::scene::Scene;
+use crate::support::spool::SpoolQueue;
+use crate::support::{SOON, images, processes};
+
+const COPY: &str = "cp {{INFILE}} {{OUTFILE}}";
+
+/// Contents, sorted: the names of results are the pilot's.
+fn contents(files: BTreeMap<String, Vec<u8>>) -> Vec<String> {
+    let texts = files.into_values().map(String::from_utf8);
+    let mut texts: Vec<_> = texts.map(|text| text.expect("it is UTF-8")).collect();
+    texts.sort();
+    texts
+}
+
+fn names(files: &BTreeMap<String, Vec<u8>>) -> Vec<&str> {
+    files.keys().map(String::as_str).collect()
+}
+
+/// All files below a directory, hidden ones too, by their path in it.
+fn everything(directory: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).expect("it is a directory").flatten() {
+        if entry.path().is_dir() {
+            found.extend(everything(&entry.path()));
+        } else {
+            found.push(entry.path().display().to_string());
+        }
+    }
+    found
+}
+
+#[test]
+fn json_events_give_json_results() {
+    let (scene, incoming, outgoing) = Scene::task(images::busybox(), COPY).spool();
+    let values = [
+        r#"{"z": 1, "a": NaN}"#,
+        "123456789012345678901234567890",
+        r#"[null, "\ud800"]"#,
+    ];
+    for (number, value) in values.iter().enumerate() {
+        incoming.put(&format!("{number}.json"), value);
+    }
+    let scene = scene
+        .set("EWMS_PILOT_INFILE_EXT", ".json")
+        .set("EWMS_PILOT_OUTFILE_EXT", "json");
+    scene.run(SOON).assert_code(0);
+    let results = outgoing.files();
+    for name in results.keys() {
+        assert!(name.ends_with(".json"), "{name}");
+    }
+    let mut expected = values.map(str::to_owned);
+    expected.sort();
+    assert_eq!(contents(results), expected);
+}
+
+#[test]
+fn text_events_give_text_results() {
+    let (scene, incoming, outgoing) = Scene::task(images::busybox(), COPY).spool();
+    let values = ["", "no \"JSON\", CR LF:\r\n", "{\"not\": \"parsed\"}"];
+    for (number, value) in values.iter().enumerate() {
+        incoming.put(&format!("{number}.txt"), value);
+    }
+    scene.run(SOON).assert_code(0);
+    let results = outgoing.files();
+    for name in results.keys() {
+        assert!(name.ends_with(".txt"), "{name}");
+    }
+    assert_eq!(contents(results), values.map(str::to_owned));
+}
+
+#[test]
+fn results_have_names_in_the_order_in_which_they_came() {
+    let (scene, incoming, outgoing) = Scene::task(images::busybox(), COPY).spool();
+    let values: Vec<String> = (10..20).map(|number| number.to_string()).collect();
+    for value in &values {
+        incoming.put(value, value);
+    }
+    scene.run(SOON).assert_code(0);
+    // One slot takes events in the order of their names; the map is sorted by the results' names.
+    let results: Vec<Vec<u8>> = outgoing.files().into_values().collect();
+    assert_eq!(results.len(), 10);
+    for (result, value) in results.iter().zip(&values) {
+        assert_eq!(result, value.as_bytes());
+    }
+}
+
+#[test]
+fn what_was_worked_through_lies_in_done_as_it_came() {
+    let (scene, incoming, outgoing) = Scene::task(images::busybox(), "true").spool();
+    incoming.put("one.json", "{\"a\":   1}");
+    incoming.put("two", "text");
+    let scene = scene.set("EWMS_PILOT_INFILE_EXT", ".json");
+    scene.run(SOON).assert_code(0);
+    let done = incoming.done();
+    assert_eq!(names(&done), ["one.json", "two"]);
+    assert_eq!(done["one.json"], b"{\"a\":   1}");
+    assert!(incoming.files().is_empty());
+    let claimed = everything(&incoming.directory().join("claimed"));
+    assert!(claimed.is_empty(), "{claimed:?}");
+    assert!(outgoing.files().is_empty(), "no outfile is no result");
+}
+
+#[test]
+fn files_that_are_still_written_are_no_events() {
+    let (scene, incoming, outgoing) = Scene::task(images::busybox(), COPY).spool();
+    incoming.put("good", "good");
+    for name in [".hidden", "x.tmp", "x.part", "x~"] {
+        fs::write(incoming.directory().join(name), "half").expect("written");
+    }
+    scene.run(SOON).assert_code(0);
+    assert_eq!(contents(outgoing.files()), ["good"]);
+    assert_eq!(names(&incoming.files()), ["x.part", "x.tmp", "x~"]);
+}
+
+#[test]
+fn an_event_that_fails_three_times_is_given_up_with_its_error_beside_it() {
+    let arguments = "sh -c 'echo x >> {{DATA_HUB}}/tries; echo cause >&2; exit 9'";
+    let (scene, incoming, _) = Scene::task(images::busybox(), arguments).spool();
+    incoming.put("bad.txt", "event");
+    let scene = scene.set("EWMS_PILOT_STOP_LISTENING_ON_TASK_ERROR", "False");
+    scene.run(SOON).assert_code(1);
+    assert_eq!(hub(&scene, "tries"), "x\nx\nx\n");
+    let failed = incoming.failed();
+    assert_eq!(names(&failed), ["bad.txt", "bad.txt.error.txt"]);
+    assert_eq!(failed["bad.txt"], b"event");
+    let error = String::from_utf8_lossy(&failed["bad.txt.error.txt"]).into_owned();
+    assert!(
+        error.contains("ContainerRunError('task failed (exit code 9): cause')"),
+        "{error}"
+    );
+    assert!(incoming.files().is_empty() && incoming.done().is_empty());
+}
+
+#[test]
+fn failures_in_different_pilots_add_up() {
+    let (scene, incoming, _) = Scene::task(images::busybox(), "false").spool();
+    incoming.put("bad", "event");
+    for earlier in 0..3 {
+        assert_eq!(names(&incoming.files()), ["bad"], "after {earlier}");
+        let outcome = scene.run(SOON);
+        outcome.assert_code(1);
+        let line = outcome.last_line();
+        assert!(line.starts_with("RuntimeError: 1 TASK(S) FAILED: "), "{line}");
+    }
+    assert!(incoming.failed().contains_key("bad"));
+    assert!(incoming.files().is_empty());
+}
+
+#[test]
+fn an_event_given_back_on_sigterm_has_not_failed() {
+    let arguments = r#"sh -c "[ -e {{DATA_HUB}}/go ] || exec sleep 8131; cp {{INFILE}} {{OUTFILE}}""#;
+    let (scene, incoming, outgoing) = Scene::task(images::busybox(), arguments).spool();
+    incoming.put("long", "event");
+    let scene = scene.set("EWMS_PILOT_KILL_GRACE", "0.2");
+    // Once more than an event may fail.
+    for _ in 0..4 {
+        let pilot = scene.start();
+        processes::await_running("sleep 8131", SOON);
+        pilot.signal(Signal::SIGTERM);
+        pilot.wait(SOON).assert_code(143);
+        processes::assert_nothing_runs("sleep 8131", SOON);
+        assert_eq!(names(&incoming.files()), ["long"]);
+    }
+    fs::write(hub_file(&scene, "go"), "").expect("written");
+    scene.run(SOON).assert_code(0);
+    assert_eq!(contents(outgoing.files()), ["event"]);
+}
+
+#[test]
+fn a_result_is_seen_complete_or_not_at_all() {
+    const SIZE: usize = 30_000_000;
+    let arguments = format!(r#"sh -c "head -c {SIZE} /dev/zero | tr '\0' x > {{{{OUTFILE}}}}""#);
+    let (scene, incoming, outgoing) = Scene::task(images::busybox(), arguments).spool();
+    for number in 0..4 {
+        incoming.put(&number.to_string(), "");
+    }
+    let mut pilot = scene.start();
+    let mut seen = BTreeMap::new();
+    while !pilot.has_ended() {
+        for entry in fs::read_dir(outgoing.directory()).expect("it is there").flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !name.starts_with('.') {
+                // Its size when it was seen first.
+                let size = || entry.metadata().map_or(0, |found| found.len());
+                seen.entry(name).or_insert_with(size);
+            }
+        }
+    }
+    pilot.wait(SOON).assert_code(0);
+    assert_eq!(seen.len(), 4);
+    for (name, size) in seen {
+        assert_eq!(size, u64::try_from(SIZE).expect("it fits"), "{name}");
+    }
+    // Nothing temporary is left either.
+    assert_eq!(everything(outgoing.directory()).len(), 4);
+}
+
+#[test]
+fn a_result_that_cannot_be_written_loses_no_event() {
+    let (scene, incoming, outgoing) = Scene::task(images::busybox(), COPY).spool();
+    incoming.put("a", "event");
+    set_mode(&outgoing, 0o555);
+    let outcome = scene.run(SOON);
+    set_mode(&outgoing, 0o755);
+    outcome.assert_code(4);
+    assert_eq!(names(&incoming.files()), ["a"]);
+    let line = outcome.last_line();
+    let directory = outgoing.directory().display().to_string();
+    assert!(
+        line.contains(&directory) && line.contains("Permission denied"),
+        "{line}"
+    );
+    // Once it can be written again, the event's turn comes.
+    scene.run(SOON).assert_code(0);
+    assert_eq!(contents(outgoing.files()), ["event"]);
+}
+
+#[test]
+fn a_spool_that_cannot_be_made_is_told_before_any_event_is_taken() {
+    let (scene, incoming, _) = Scene::task(images::busybox(), COPY).spool();
+    incoming.put("a", "event");
+    let file = scene.dir().join("file");
+    fs::write(&file, "").expect("written");
+    let scene = scene.set("EWMS_PILOT_QUEUE_OUTGOING_BROKER_ADDRESS", &file);
+    let outcome = scene.run(SOON);
+    outcome.assert_code(4);
+    let line = outcome.last_line();
+    assert!(line.contains(&file.display().to_string()), "{line}");
+    assert!(!outcome.stderr.contains("task started"), "{}", outcome.stderr);
+    assert_eq!(names(&incoming.files()), ["a"]);
+}
+
+#[test]
+fn an_event_that_comes_while_the_pilot_waits_is_taken_at_once() {
+    let (scene, incoming, outgoing) = Scene::task(images::busybox(), COPY).spool();
+    let scene = scene.set("EWMS_PILOT_TIMEOUT_QUEUE_WAIT_FOR_FIRST_MESSAGE", "600");
+    let mut pilot = scene.start();
+    pilot.wait_for_line("AwaitingFirstMessage", SOON);
+    incoming.put("late", "event");
+    pilot.wait_for_line("task started", Duration::from_secs(5));
+    pilot.wait(SOON).assert_code(0);
+    assert_eq!(contents(outgoing.files()), ["event"]);
+}
+
+fn set_mode(queue: &SpoolQueue, mode: u32) {
+    fs::set_permissions(queue.directory(), Permissions::from_mode(mode)).expect("it is ours");
+}
+
+fn hub_file(scene: &Scene, name: &str) -> std::path::PathBuf {
+    scene.dir().join("ewms-pilot-data/data-hub").join(name)
+}
+
+fn hub(scene: &Scene, name: &str) -> String {
+    fs::read_to_string(hub_file(scene, name)).expect("the tasks wrote it")
+}
