@@ -24,7 +24,10 @@ fn run(directories: &str) -> (Outcome, bool) {
     let untouched = !incoming.directory().join("claimed").exists() && incoming.files().len() == 1;
     if outcome.code == Some(0) {
         let version = fs::read("/etc/debian_version").expect("the machine is a Debian");
-        assert_eq!(outgoing.files().into_values().collect::<Vec<_>>(), [version]);
+        assert_eq!(
+            outgoing.files().into_values().collect::<Vec<_>>(),
+            [version]
+        );
     }
     (outcome, untouched)
 }

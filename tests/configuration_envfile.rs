@@ -3,9 +3,9 @@
 use std::fs;
 use std::process::Command;
 
+use crate::support::SOON;
 use crate::support::scene::Scene;
 use crate::support::spool::SpoolQueue;
-use crate::support::SOON;
 
 const NAME: &str = "ewms_htcondor_envfile.sh";
 
@@ -29,7 +29,12 @@ fn write(scene: &Scene, variables: &[(&str, &str)]) {
 }
 
 /// A scene whose environment says nothing, its spool and the settings for it.
-fn silent() -> (Scene, SpoolQueue, SpoolQueue, Vec<(&'static str, &'static str)>) {
+fn silent() -> (
+    Scene,
+    SpoolQueue,
+    SpoolQueue,
+    Vec<(&'static str, &'static str)>,
+) {
     let scene = Scene::new();
     let spool = scene.dir().join("spool");
     let incoming = SpoolQueue::create(&spool, "in");

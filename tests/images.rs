@@ -1,1 +1,189 @@
-//! x
+//! What may be named as an image, and what is said about what may not. Conversions that go well or are
+//! disturbed are in `images_conversion`.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::scene::{Outcome, Scene};
+use crate::support::{SOON, images};
+
+/// The policy under which an image is converted.
+const CONVERT: (&str, &str) = (
+    "_EWMS_PILOT_APPTAINER_IMAGE_DIRECTORY_MUST_BE_PRESENT",
+    "False",
+);
+
+/// Runs a pilot whose image is `image` of the scene's directory, as `make` made it there. Asserts that
+/// an image that can't be used costs no event.
+#[track_caller]
+fn refused(image: &str, converting: bool, make: impl FnOnce(&Path)) -> Outcome {
+    let (scene, incoming, _) = Scene::task(image, "true").spool();
+    incoming.put("a", "event");
+    make(&scene.dir().join(image));
+    let store = scene.dir().join("build");
+    fs::create_dir(&store).expect("made");
+    let mut scene = scene.set("_EWMS_PILOT_APPTAINER_BUILD_WORKDIR", &store);
+    if converting {
+        scene = scene.set(CONVERT.0, CONVERT.1);
+    }
+    let outcome = scene.run(SOON);
+    outcome.assert_code(6);
+    assert_eq!(incoming.files().len(), 1);
+    assert!(!incoming.directory().join("claimed").exists());
+    let line = outcome.last_line();
+    assert!(line.starts_with("ContainerSetupError: image `"), "{line}");
+    assert!(line.contains(image), "{line}");
+    let made = sandboxes(&store);
+    assert!(made.is_empty(), "{made:?}");
+    outcome
+}
+
+/// Directories below a store: what was or is being converted.
+fn sandboxes(store: &Path) -> Vec<PathBuf> {
+    let list = |directory: &Path| -> Vec<PathBuf> {
+        let entries = fs::read_dir(directory).expect("it is a directory");
+        let paths = entries.flatten().map(|entry| entry.path());
+        paths.filter(|path| path.is_dir()).collect()
+    };
+    list(store).iter().flat_map(|user| list(user)).collect()
+}
+
+fn truncated_sif(path: &Path) {
+    fs::copy(images::busybox_sif(), path).expect("copied");
+    let file = File::options().write(true).open(path).expect("it is ours");
+    let length = file.metadata().expect("it is there").len();
+    file.set_len(length / 2).expect("cut");
+}
+
+#[test]
+fn a_sandbox_directory_is_used_as_it_is() {
+    let (scene, incoming, outgoing) = Scene::task("image", "cp /planted {{OUTFILE}}").spool();
+    incoming.put("a", "");
+    let image = scene.dir().join("image");
+    let copied = Command::new("cp")
+        .arg("-a")
+        .args([images::busybox(), image.clone()])
+        .status();
+    assert!(copied.expect("there is cp").success());
+    fs::write(image.join("planted"), "before").expect("it is ours");
+    let store = scene.dir().join("build");
+    let scene = scene
+        .set("_EWMS_PILOT_APPTAINER_BUILD_WORKDIR", &store)
+        .set(CONVERT.0, CONVERT.1);
+    scene.run(SOON).assert_code(0);
+    // Not a copy: what is changed in it is seen by the next pilot.
+    fs::write(image.join("planted"), "later").expect("it is ours");
+    incoming.put("b", "");
+    scene.run(SOON).assert_code(0);
+    let results: Vec<_> = outgoing.files().into_values().collect();
+    assert_eq!(results, [b"before".to_vec(), b"later".to_vec()]);
+    assert!(!store.exists());
+}
+
+#[test]
+fn anything_but_a_directory_is_refused_unless_converting_is_allowed() {
+    let outcome = refused("image.sif", false, |path| {
+        fs::copy(images::busybox_sif(), path).expect("copied");
+    });
+    let line = outcome.last_line();
+    assert!(line.contains("is no sandbox directory"), "{line}");
+    assert!(line.contains(CONVERT.0), "the way out is named: {line}");
+    for image in ["docker://busybox", "busybox"] {
+        refused(image, false, |_| {});
+    }
+}
+
+#[test]
+fn a_missing_image_is_called_missing() {
+    for converting in [false, true] {
+        for image in ["missing.sif", "./missing", "docker-archive:missing.tar"] {
+            let outcome = refused(image, converting, |_| {});
+            let line = outcome.last_line();
+            assert!(line.contains("does not exist here"), "{line}");
+        }
+    }
+}
+
+#[test]
+fn an_empty_directory_is_no_image() {
+    for converting in [false, true] {
+        let outcome = refused("empty", converting, |path| {
+            fs::create_dir(path).expect("made");
+        });
+        let line = outcome.last_line();
+        assert!(line.contains("is an empty directory"), "{line}");
+    }
+}
+
+#[test]
+fn a_damaged_image_is_told_in_apptainers_words() {
+    let outcome = refused("damaged.sif", true, truncated_sif);
+    let line = outcome.last_line();
+    assert!(line.contains("can't be converted: "), "{line}");
+    assert!(!line.contains("<no stderr logs>"), "{line}");
+    assert!(
+        line.len() > "ContainerSetupError: image ``".len() + 60,
+        "{line}"
+    );
+}
+
+#[test]
+fn what_is_no_image_is_told_in_apptainers_words() {
+    // Apptainer takes a text for a recipe.
+    let text = "this is no image\n".repeat(1000).into_bytes();
+    let noise: Vec<u8> = (0..=u8::MAX).cycle().take(100_000).collect();
+    for (content, words) in [
+        (text, "while parsing definition"),
+        (noise, "while parsing definition"),
+        (Vec::new(), "image"),
+    ] {
+        let outcome = refused("no-image.sif", true, |path| {
+            fs::write(path, content).expect("written");
+        });
+        let line = outcome.last_line();
+        let (_, said) = line.split_once("can't be converted: ").expect(line);
+        assert!(said.contains(words), "{line}");
+    }
+}
+
+#[test]
+fn equal_failures_of_two_pilots_read_the_same() {
+    let (scene, _, _) = Scene::task("text.sif", "true").spool();
+    fs::write(scene.dir().join("text.sif"), "no image").expect("written");
+    let store = scene.dir().join("build");
+    fs::create_dir(&store).expect("made");
+    let scene = scene
+        .set("_EWMS_PILOT_APPTAINER_BUILD_WORKDIR", &store)
+        .set(CONVERT.0, CONVERT.1);
+    let [one, two] = [scene.run(SOON), scene.run(SOON)];
+    assert_eq!(one.last_line(), two.last_line());
+}
+
+#[test]
+fn a_store_that_is_missing_is_named_with_its_variable() {
+    let (scene, incoming, _) = Scene::task(images::busybox_sif(), "true").spool();
+    incoming.put("a", "event");
+    let scene = scene
+        .set("_EWMS_PILOT_APPTAINER_BUILD_WORKDIR", "/nowhere/at/all")
+        .set(CONVERT.0, CONVERT.1);
+    let outcome = scene.run(SOON);
+    outcome.assert_code(6);
+    let line = outcome.last_line();
+    assert!(
+        line.contains("/nowhere/at/all") && line.contains("_EWMS_PILOT_APPTAINER_BUILD_WORKDIR"),
+        "{line}"
+    );
+    assert_eq!(incoming.files().len(), 1);
+}
+
+#[test]
+fn the_image_of_the_init_container_is_held_to_the_same_rules() {
+    let (scene, incoming, _) = Scene::task(images::busybox(), "true").spool();
+    incoming.put("a", "event");
+    let scene = scene.set("EWMS_PILOT_INIT_IMAGE", images::busybox_sif());
+    let outcome = scene.run(SOON);
+    outcome.assert_code(6);
+    assert!(outcome.last_line().contains("is no sandbox directory"));
+    assert_eq!(incoming.files().len(), 1);
+}

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -29,7 +29,10 @@ fn names(files: &BTreeMap<String, Vec<u8>>) -> Vec<&str> {
 /// All files below a directory, hidden ones too, by their path in it.
 fn everything(directory: &Path) -> Vec<String> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(directory).expect("it is a directory").flatten() {
+    for entry in fs::read_dir(directory)
+        .expect("it is a directory")
+        .flatten()
+    {
         if entry.path().is_dir() {
             found.extend(everything(&entry.path()));
         } else {
@@ -150,7 +153,10 @@ fn failures_in_different_pilots_add_up() {
         let outcome = scene.run(SOON);
         outcome.assert_code(1);
         let line = outcome.last_line();
-        assert!(line.starts_with("RuntimeError: 1 TASK(S) FAILED: "), "{line}");
+        assert!(
+            line.starts_with("RuntimeError: 1 TASK(S) FAILED: "),
+            "{line}"
+        );
     }
     assert!(incoming.failed().contains_key("bad"));
     assert!(incoming.files().is_empty());
@@ -158,7 +164,8 @@ fn failures_in_different_pilots_add_up() {
 
 #[test]
 fn an_event_given_back_on_sigterm_has_not_failed() {
-    let arguments = r#"sh -c "[ -e {{DATA_HUB}}/go ] || exec sleep 8131; cp {{INFILE}} {{OUTFILE}}""#;
+    let arguments =
+        r#"sh -c "[ -e {{DATA_HUB}}/go ] || exec sleep 8131; cp {{INFILE}} {{OUTFILE}}""#;
     let (scene, incoming, outgoing) = Scene::task(images::busybox(), arguments).spool();
     incoming.put("long", "event");
     let scene = scene.set("EWMS_PILOT_KILL_GRACE", "0.2");
@@ -187,7 +194,10 @@ fn a_result_is_seen_complete_or_not_at_all() {
     let mut pilot = scene.start();
     let mut seen = BTreeMap::new();
     while !pilot.has_ended() {
-        for entry in fs::read_dir(outgoing.directory()).expect("it is there").flatten() {
+        for entry in fs::read_dir(outgoing.directory())
+            .expect("it is there")
+            .flatten()
+        {
             let name = entry.file_name().to_string_lossy().into_owned();
             if !name.starts_with('.') {
                 // Its size when it was seen first.
@@ -236,7 +246,11 @@ fn a_spool_that_cannot_be_made_is_told_before_any_event_is_taken() {
     outcome.assert_code(4);
     let line = outcome.last_line();
     assert!(line.contains(&file.display().to_string()), "{line}");
-    assert!(!outcome.stderr.contains("task started"), "{}", outcome.stderr);
+    assert!(
+        !outcome.stderr.contains("task started"),
+        "{}",
+        outcome.stderr
+    );
     assert_eq!(names(&incoming.files()), ["a"]);
 }
 
@@ -256,7 +270,7 @@ fn set_mode(queue: &SpoolQueue, mode: u32) {
     fs::set_permissions(queue.directory(), Permissions::from_mode(mode)).expect("it is ours");
 }
 
-fn hub_file(scene: &Scene, name: &str) -> std::path::PathBuf {
+fn hub_file(scene: &Scene, name: &str) -> PathBuf {
     scene.dir().join("ewms-pilot-data/data-hub").join(name)
 }
 

@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::support::scene::Scene;
+use crate::support::spool::SpoolQueue;
 use crate::support::{SOON, eventually, images, processes};
 
 #[test]
@@ -49,7 +50,7 @@ fn two_pilots_share_a_spool_and_each_event_is_done_once() {
 }
 
 /// A pilot whose first task never ends, and its end by SIGKILL.
-fn killed(label: &str) -> (Scene, crate::support::spool::SpoolQueue, crate::support::spool::SpoolQueue) {
+fn killed(label: &str) -> (Scene, SpoolQueue, SpoolQueue) {
     let arguments = format!(
         "sh -c 'mkdir {{{{DATA_HUB}}}}/first && exec sleep {label}; cp {{{{INFILE}}}} {{{{OUTFILE}}}}'"
     );
@@ -93,7 +94,8 @@ fn the_claim_of_a_killed_pilot_is_taken_back_by_the_next() {
 
 #[test]
 fn the_claim_of_a_killed_pilot_is_taken_back_by_one_that_waits() {
-    let arguments = "sh -c 'mkdir {{DATA_HUB}}/first && exec sleep 8233; cp {{INFILE}} {{OUTFILE}}'";
+    let arguments =
+        "sh -c 'mkdir {{DATA_HUB}}/first && exec sleep 8233; cp {{INFILE}} {{OUTFILE}}'";
     let (scene, incoming, outgoing) = Scene::task(images::busybox(), arguments).spool();
     let scene = scene.set("EWMS_PILOT_TIMEOUT_QUEUE_WAIT_FOR_FIRST_MESSAGE", "600");
     incoming.put("one", "event");
