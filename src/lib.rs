@@ -39,6 +39,8 @@ pub mod telemetry;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use color_eyre::eyre::{Result, WrapErr};
@@ -65,7 +67,7 @@ fn run_pilot() -> Result<ExitCode> {
     let config = match config::load(&environment, &cwd) {
         Ok(config) => config,
         Err(problems) => {
-            eprintln!("{problems}");
+            say(&problems);
             return Ok(Exit::Configuration.code().into());
         }
     };
@@ -92,7 +94,13 @@ fn run_pilot() -> Result<ExitCode> {
     // A call that hangs in the system, on a dead network or file system, must not hold up the end.
     runtime.shutdown_background();
     if let Some(line) = &ended.last_line {
-        eprintln!("{line}");
+        say(line);
     }
     Ok(ended.exit.code().into())
+}
+
+/// Says it on stderr if that can be written: on a full disk, or with nobody left to read, the exit
+/// code has to say it alone, where `eprintln!` would panic.
+fn say(text: &impl Display) {
+    let _unheard = writeln!(io::stderr(), "{text}");
 }
