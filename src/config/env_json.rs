@@ -7,8 +7,10 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-/// What Apptainer sets itself, whatever it is told.
-const FIXED: [&str; 3] = ["UID", "GID", "HOME"];
+/// What Apptainer or the image's shell sets itself, whatever it is told.
+const FIXED: [&str; 9] = [
+    "UID", "GID", "HOME", "EUID", "PWD", "PPID", "SHLVL", "IFS", "OPTIND",
+];
 
 /// The most bytes that Linux takes for one string of an environment, name and closing zero
 /// included (`MAX_ARG_STRLEN`).
@@ -80,9 +82,11 @@ fn name_problem(name: &str) -> Option<String> {
             name.escape_debug()
         ));
     }
-    FIXED
-        .contains(&name)
-        .then(|| format!("`{name}` can't be set in a container, Apptainer sets it: leave it out"))
+    FIXED.contains(&name).then(|| {
+        format!(
+            "`{name}` can't be set in a container, Apptainer or its shell sets it: leave it out"
+        )
+    })
 }
 
 /// Whether a variable may have this name. With another one Apptainer silently loses variables.
@@ -122,6 +126,12 @@ fn value(name: &str, raw: &str) -> Result<String, String> {
     if value.contains('\0') {
         return Err(format!(
             "the value of `{name}` has a zero byte in it, which no variable can hold"
+        ));
+    }
+    if value.contains("\r\n") {
+        return Err(format!(
+            "the value of `{name}` has a carriage return before a line feed, which Apptainer drops: \
+             end lines with a line feed alone, or put it into a file"
         ));
     }
     if PREFIX.len() + name.len() + 1 + value.len() + 1 > LONGEST {
@@ -229,6 +239,7 @@ mod tests {
             (r#"{"x": 1}"#, "an object"),
             (r#""\ud800""#, "lone surrogate"),
             (r#""a\u0000b""#, "zero byte"),
+            (r#""a\r\nb""#, "carriage return before a line feed"),
         ] {
             let text = problem(&format!(r#"{{"OK": 1, "BAD": {value}}}"#));
             assert!(
@@ -247,7 +258,7 @@ mod tests {
 
     #[test]
     fn what_apptainer_sets_itself_is_an_error() {
-        for name in ["UID", "GID", "HOME"] {
+        for name in FIXED {
             assert!(
                 problem(&format!(r#"{{"{name}": "x"}}"#))
                     .contains(&format!("`{name}` can't be set"))
