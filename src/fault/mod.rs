@@ -158,6 +158,23 @@ impl TaskError {
         self.to_string()
     }
 
+    /// The same error, its text changed by `edit` wherever it came from outside.
+    #[must_use]
+    pub fn edited(mut self, edit: impl FnOnce(&str) -> String) -> Self {
+        match &mut self {
+            Self::Timeout { .. } => {}
+            Self::ContainerRun { reason: text, .. }
+            | Self::ContainerSetup { message: text, .. }
+            | Self::Publish { message: text, .. }
+            | Self::InvalidDataForInfile(text)
+            | Self::InvalidDataFromOutfile(text)
+            | Self::InvalidBindMount(text)
+            | Self::EventDecode(text)
+            | Self::Os(text) => *text = edit(text),
+        }
+        self
+    }
+
     /// As Python would write it: `ContainerRunError('task failed: …')`.
     #[must_use]
     pub fn repr(&self) -> String {

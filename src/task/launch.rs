@@ -25,11 +25,42 @@ pub(super) enum Judgement {
     Interrupted,
 }
 
-/// Runs a container to its end.
+/// Runs a container to its end. Its errors have the same text for every task that fails alike.
 ///
 /// # Errors
 /// When it could not even be started: the EP's fault, or the user's variables can't be passed on.
 pub(super) async fn launch(
+    bench: &Workbench,
+    plan: &ContainerPlan,
+    role: ContainerRole,
+    stage: &Stage,
+    io: Option<&TaskIo>,
+    will: watch::Receiver<Will>,
+) -> Result<Judgement, TaskError> {
+    let alike = |error: TaskError| error.edited(|text| without_identity(text, stage, io));
+    match start_to_end(bench, plan, role, stage, io, will).await {
+        Ok(Judgement::Failed(error)) => Ok(Judgement::Failed(alike(error))),
+        Err(error) => Err(alike(error)),
+        ended => ended,
+    }
+}
+
+/// Services count equal texts, so a task's own files go by the names that all tasks have for them.
+fn without_identity(text: &str, stage: &Stage, io: Option<&TaskIo>) -> String {
+    let text = match io {
+        Some(io) => container::scrub(
+            text,
+            &[
+                (&io.infile_in_container(), "{{INFILE}}"),
+                (&io.outfile_in_container(), "{{OUTFILE}}"),
+            ],
+        ),
+        None => text.to_owned(),
+    };
+    stage.scrub(&text)
+}
+
+async fn start_to_end(
     bench: &Workbench,
     plan: &ContainerPlan,
     role: ContainerRole,
@@ -144,7 +175,8 @@ fn judge(
     })
 }
 
-fn show_output(bench: &Workbench, role: ContainerRole, stage: &Stage) {
+/// Copies what a container wrote into the log.
+pub(super) fn show_output(bench: &Workbench, role: ContainerRole, stage: &Stage) {
     let shown = bench.log.aside(|log| {
         output::dump(&stage.stdout(), &format!("{role} (stdout)"), log)?;
         output::dump(&stage.stderr(), &format!("{role} (stderr)"), log)

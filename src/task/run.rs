@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{Instrument, error, info, info_span, warn};
 
-use super::launch::{Judgement, launch, staging_error};
+use super::launch::{Judgement, launch, show_output, staging_error};
 use super::staging::{Disposal, Stage, TaskIo};
 use super::{ContainerPlan, SharedWorkbench};
 use crate::broker::{Content, Encoding, FileFormat};
 use crate::codec::{self, FileKind};
-use crate::config::KeepFiles;
+use crate::config::{DumpOutput, KeepFiles};
 use crate::fault::{ContainerRole, TaskError};
 use crate::ids::TaskId;
 use crate::process::Will;
@@ -137,7 +137,12 @@ impl Runner {
             Judgement::Succeeded => {
                 let (outfile, ext, encoding) =
                     (io.outfile(), self.outfile_ext.clone(), self.encoding);
-                blocking(move || read_result(&outfile, &ext, encoding)).await
+                let result = blocking(move || read_result(&outfile, &ext, encoding)).await;
+                // Whoever wrote a result that can't be sent may have said why.
+                if result.is_err() && self.bench.dump != DumpOutput::All {
+                    show_output(&self.bench, ContainerRole::Task, stage);
+                }
+                result
             }
         }
     }

@@ -15,7 +15,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use crate::container::remove_tree;
+use crate::container::{self, remove_tree};
 use crate::ids::TaskId;
 
 /// The directory, on the EP, that everything about tasks is in; also its name in the container.
@@ -118,6 +118,24 @@ pub enum Disposal {
 }
 
 impl Stage {
+    /// What of `text` is different for each container, pilot or job, replaced by what is the same:
+    /// the container's name and the directories above it.
+    #[must_use]
+    pub fn scrub(&self, text: &str) -> String {
+        let path = |path: Option<&Path>| path.map(|path| path.to_string_lossy().into_owned());
+        let name = self.dir.file_name().map(|name| name.to_string_lossy());
+        let replacements = [
+            (path(self.dir.parent()), DATA_DIR),
+            (path(self.scratch.parent()), SCRATCH_DIR),
+            (name.map(Into::into), "<id>"),
+        ];
+        let replacements: Vec<_> = replacements
+            .iter()
+            .filter_map(|(from, to)| Some((from.as_deref()?, *to)))
+            .collect();
+        container::scrub(text, &replacements)
+    }
+
     /// Holds `stdoutfile` and `stderrfile`.
     #[must_use]
     pub fn outputs(&self) -> PathBuf {
