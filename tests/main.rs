@@ -4,6 +4,7 @@
 mod configuration;
 mod configuration_binds;
 mod configuration_envfile;
+mod containers;
 mod documents;
 mod harness;
 mod images;
