@@ -191,3 +191,18 @@ fn a_hundred_thousand_different_failures_give_a_bounded_line() {
     assert!(line.len() < 100 * 8_300, "{}", line.len());
     assert!(failures.by_frequency().len() <= 100);
 }
+
+#[test]
+fn texts_from_outside_can_be_edited_and_a_timeouts_stays() {
+    let edit = |error: TaskError| error.edited(|text| text.replace("1234", "<id>")).message();
+    assert_eq!(
+        edit(run_error("no /tmp/1234")),
+        "task failed (exit code 1): no /tmp/<id>"
+    );
+    assert_eq!(edit(TaskError::Os("1234".to_owned())), "<id>");
+    let timeout = TaskError::Timeout {
+        role: ContainerRole::Task,
+        after: Duration::from_secs(1234),
+    };
+    assert_eq!(edit(timeout.clone()), timeout.message());
+}
