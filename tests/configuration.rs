@@ -275,3 +275,34 @@ fn auto_runs_as_many_tasks_at_once_as_htcondor_allotted_cores() {
     assert_eq!(incoming.done().len(), 3);
     assert!(outcome.stderr.contains("slots=3"), "{}", outcome.stderr);
 }
+
+#[test]
+fn a_machine_without_apptainer_is_told_before_any_event_is_taken() {
+    let (scene, incoming, _) = Scene::task(images::busybox(), "true").spool();
+    incoming.put("a", "event");
+    let scene = scene.set("PATH", "/nowhere");
+    let outcome = scene.run(SOON);
+    outcome.assert_code(3);
+    assert!(
+        outcome.last_line().contains("apptainer"),
+        "{}",
+        outcome.stderr
+    );
+    assert!(!incoming.directory().join("claimed").exists());
+}
+
+#[test]
+fn a_data_directory_that_cannot_be_made_is_told_with_its_variable() {
+    let (scene, incoming, _) = Scene::task(images::busybox(), "true").spool();
+    incoming.put("a", "event");
+    let name = "EWMS_PILOT_DATA_DIR_PARENT_PATH_ON_HOST";
+    let scene = scene.set(name, "/proc/nowhere");
+    let outcome = scene.run(SOON);
+    outcome.assert_code(3);
+    let line = outcome.last_line();
+    assert!(
+        line.contains("`/proc/nowhere`") && line.contains(name),
+        "{line}"
+    );
+    assert!(!incoming.directory().join("claimed").exists());
+}

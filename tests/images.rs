@@ -34,8 +34,8 @@ fn refused(image: &str, converting: bool, make: impl FnOnce(&Path)) -> Outcome {
     let line = outcome.last_line();
     assert!(line.starts_with("ContainerSetupError: image `"), "{line}");
     assert!(line.contains(image), "{line}");
-    let made = sandboxes(&store);
-    assert!(made.is_empty(), "{made:?}");
+    let left = sandboxes(&store);
+    assert!(left.is_empty(), "{left:?}");
     outcome
 }
 

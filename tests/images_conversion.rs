@@ -1,12 +1,14 @@
 //! Converting an image by the real `apptainer build`: once for all pilots of a machine, and never half.
 //! Where a test needs a conversion to last, a script in front of Apptainer holds it at its start.
 
+use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::support::scene::Scene;
 use crate::support::spool::SpoolQueue;
@@ -20,7 +22,7 @@ struct Workshop {
 }
 
 impl Workshop {
-    fn new(image: impl AsRef<std::ffi::OsStr>) -> Self {
+    fn new(image: impl AsRef<OsStr>) -> Self {
         let scene = Scene::task(image, "cp {{INFILE}} {{OUTFILE}}");
         let (scene, incoming, outgoing) = scene.spool();
         let store = scene.dir().join("build");
@@ -69,14 +71,12 @@ impl Workshop {
 
     /// What is in the store of this user: names, sorted, locks left out.
     fn store(&self) -> Vec<String> {
-        let mut found = Vec::new();
-        for user in entries(&self.file("build")) {
-            found.extend(entries(&user));
-        }
-        let names = found
-            .iter()
-            .filter_map(|path| path.file_name()?.to_str().map(str::to_owned));
-        let mut names: Vec<_> = names.filter(|name| !name.ends_with(".lock")).collect();
+        let users = entries(&self.file("build"));
+        let found = users.iter().flat_map(|user| entries(user));
+        let mut names: Vec<_> = found
+            .filter(|path| path.extension() != Some(OsStr::new("lock")))
+            .filter_map(|path| path.file_name()?.to_str().map(str::to_owned))
+            .collect();
         names.sort();
         names
     }
@@ -84,11 +84,12 @@ impl Workshop {
     #[track_caller]
     fn assert_one_sandbox(&self) {
         let store = self.store();
-        assert!(
-            matches!(&store[..], [one] if one.ends_with(".sandbox")),
-            "{store:?}"
-        );
+        assert!(store.len() == 1 && is_sandbox(&store[0]), "{store:?}");
     }
+}
+
+fn is_sandbox(name: &str) -> bool {
+    Path::new(name).extension() == Some(OsStr::new("sandbox"))
 }
 
 fn entries(directory: &Path) -> Vec<PathBuf> {
@@ -156,7 +157,7 @@ fn a_pilot_killed_while_converting_leaves_nothing_that_is_used() {
     pilot.signal(Signal::SIGKILL);
     assert_eq!(pilot.wait(SOON).signal, Some(9));
     assert!(
-        shop.store().iter().any(|name| !name.ends_with(".sandbox")),
+        shop.store().iter().any(|name| !is_sandbox(name)),
         "it is half made: {:?}",
         shop.store()
     );
@@ -166,7 +167,7 @@ fn a_pilot_killed_while_converting_leaves_nothing_that_is_used() {
     assert_eq!(shop.outgoing.files().len(), 1);
     for orphan in processes::matching("sleep 9141") {
         // It may end by itself meanwhile.
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(orphan.pid), Signal::SIGKILL);
+        let _ = kill(Pid::from_raw(orphan.pid), Signal::SIGKILL);
     }
 }
 
