@@ -2,6 +2,7 @@
 //! look at the processes of the machine. Knows the pilot only from outside, by its variables, files,
 //! lines and exit code. The tests run in the throw-away execution point that `scripts/test` enters.
 
+pub(crate) mod broker;
 pub(crate) mod images;
 pub(crate) mod processes;
 pub(crate) mod rabbitmq;

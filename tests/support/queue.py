@@ -1,6 +1,9 @@
 """What mqclient has no call for, on the bare protocol.
 
 usage: queue.py ADDRESS QUEUE raw      publish stdin, base64 of one body a line, as it is
+       queue.py ADDRESS QUEUE texts    publish stdin, one text a line, each compressed
+       queue.py ADDRESS QUEUE take     take all ready messages and print them decompressed, one a line
+       queue.py ADDRESS QUEUE classic  declare it as a classic queue
        queue.py ADDRESS QUEUE depth    print how many messages are ready
        queue.py ADDRESS QUEUE peek     print x-delivery-count of each ready message, oldest first. Giving
                                        them back adds one to each: for the end of a test
@@ -11,6 +14,7 @@ import base64
 import sys
 
 import pika
+import zstd
 
 address, name, verb = sys.argv[1:]
 connection = pika.BlockingConnection(pika.URLParameters(f"amqp://{address}"))
@@ -29,6 +33,19 @@ if verb == "raw":
     channel.confirm_delivery()
     for line in sys.stdin:
         channel.basic_publish("", name, base64.b64decode(line))
+elif verb == "texts":
+    declare()
+    channel.confirm_delivery()
+    for line in sys.stdin.buffer:
+        channel.basic_publish("", name, zstd.compress(line.rstrip(b"\n"), 3))
+elif verb == "take":
+    for _ in range(declare()):
+        method, _properties, body = channel.basic_get(name, auto_ack=True)
+        if method is None:
+            break
+        print(zstd.decompress(body).decode())
+elif verb == "classic":
+    channel.queue_declare(name, durable=True)
 elif verb == "depth":
     print(declare())
 elif verb == "peek":

@@ -1,5 +1,6 @@
 //! RabbitMQ seen from its other sides: the real `oms-mqclient` puts events in and takes results out,
-//! `rabbitmqctl` runs as the administrator. `scripts/test` has started the broker on loopback.
+//! `rabbitmqctl` runs as the administrator. `scripts/test` has started the broker on loopback; a test
+//! that has to break one starts its own, see [`super::broker`].
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -14,19 +15,31 @@ const PYTHON: &str = "/opt/peers/bin/python";
 #[derive(Debug)]
 pub(crate) struct Queue {
     name: String,
+    address: String,
 }
 
 impl Queue {
     /// A queue whose name nobody else has, with `label` in it. It comes into being at its first use.
     pub(crate) fn unique(label: &str) -> Self {
+        Self::unique_at(label, ADDRESS)
+    }
+
+    /// The same on another broker.
+    pub(crate) fn unique_at(label: &str, address: &str) -> Self {
         Self {
             name: format!("{label}-{}", uuid::Uuid::new_v4()),
+            address: address.to_owned(),
         }
     }
 
     /// Its name.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Where its broker listens.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
     }
 
     /// Sends events with mqclient; each is the JSON text of one event's data, without a line break.
@@ -36,7 +49,8 @@ impl Queue {
             lines.push_str(event.as_ref());
             lines.push('\n');
         }
-        python(include_str!("produce.py"), &[ADDRESS, &self.name], &lines);
+        let arguments = [self.address.as_str(), &self.name];
+        python(include_str!("produce.py"), &arguments, &lines);
     }
 
     /// Takes up to `count` results with mqclient, acknowledging them; fewer if none came for `idle`
@@ -45,7 +59,7 @@ impl Queue {
         let (count, idle) = (count.to_string(), idle.as_secs().max(1).to_string());
         let output = python(
             include_str!("consume.py"),
-            &[ADDRESS, &self.name, &count, &idle],
+            &[&self.address, &self.name, &count, &idle],
             "",
         );
         output.lines().map(str::to_owned).collect()
@@ -54,6 +68,26 @@ impl Queue {
     /// Publishes bodies as they are: what no mqclient would send. Each is base64.
     pub(crate) fn publish_raw(&self, bodies: &[&str]) {
         self.call("raw", &(bodies.join("\n") + "\n"));
+    }
+
+    /// Publishes texts, one line each, as they are but compressed.
+    pub(crate) fn publish_texts<T: AsRef<str>>(&self, texts: impl IntoIterator<Item = T>) {
+        let mut lines = String::new();
+        for text in texts {
+            lines.push_str(text.as_ref());
+            lines.push('\n');
+        }
+        self.call("texts", &lines);
+    }
+
+    /// Takes all messages and gives their texts as they are but decompressed.
+    pub(crate) fn take_texts(&self) -> Vec<String> {
+        self.call("take", "").lines().map(str::to_owned).collect()
+    }
+
+    /// Makes it a classic queue, which it must not be.
+    pub(crate) fn declare_classic(&self) {
+        self.call("classic", "");
     }
 
     /// How many messages are ready; those that a consumer holds don't count.
@@ -71,6 +105,42 @@ impl Queue {
             .collect()
     }
 
+    /// How many messages there are, ready or held by a consumer.
+    pub(crate) fn total(&self) -> usize {
+        self.ask_the_leader("query_messages_total")
+    }
+
+    /// How many messages consumers hold.
+    pub(crate) fn held(&self) -> usize {
+        self.ask_the_leader("query_messages_checked_out")
+    }
+
+    /// Asks the queue's own state machine: the numbers in `list_queues` are up to five seconds old.
+    #[track_caller]
+    fn ask_the_leader(&self, query: &str) -> usize {
+        let expression = format!(
+            "{{ok, {{_, Count}}, _}} = ra:leader_query({{'%2F_{}', node()}}, fun rabbit_fifo:{query}/1), Count.",
+            self.name
+        );
+        let answer = rabbitmqctl(&["eval", &expression]);
+        answer.trim().parse().expect("a count is a number")
+    }
+
+    /// Lets its messages be delivered any number of times, and puts one that is given back at the end.
+    /// By default the broker puts it in front and deletes it after 20 deliveries.
+    pub(crate) fn lift_delivery_limit(&self) {
+        let pattern = format!("^{}$", self.name);
+        let limit = r#"{"delivery-limit": -1}"#;
+        rabbitmqctl(&[
+            "set_policy",
+            &self.name,
+            &pattern,
+            limit,
+            "--apply-to",
+            "queues",
+        ]);
+    }
+
     /// Deletes it under whoever consumes from it.
     pub(crate) fn delete(&self) {
         self.call("delete", "");
@@ -79,7 +149,7 @@ impl Queue {
     fn call(&self, verb: &str, input: &str) -> String {
         python(
             include_str!("queue.py"),
-            &[ADDRESS, &self.name, verb],
+            &[&self.address, &self.name, verb],
             input,
         )
     }

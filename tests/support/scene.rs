@@ -81,9 +81,9 @@ impl Scene {
         (scene, incoming, outgoing)
     }
 
-    /// Takes events from and sends results to the real broker.
+    /// Takes events from and sends results to queues of one real broker.
     pub(crate) fn rabbitmq(self, incoming: &rabbitmq::Queue, outgoing: &rabbitmq::Queue) -> Self {
-        let address = OsStr::new(rabbitmq::ADDRESS);
+        let address = OsStr::new(incoming.address());
         self.queues("rabbitmq", address, incoming.name(), outgoing.name())
     }
 
@@ -101,6 +101,11 @@ impl Scene {
     /// The pilot's working directory.
     pub(crate) fn dir(&self) -> &Path {
         self.directory.path()
+    }
+
+    /// A file in the directory that all its tasks share, which they see as `{{DATA_HUB}}/name`.
+    pub(crate) fn hub(&self, name: &str) -> PathBuf {
+        self.dir().join("ewms-pilot-data/data-hub").join(name)
     }
 
     /// Starts the pilot, in a process group of its own.

@@ -1,0 +1,254 @@
+//! Events that can't be run and tasks that fail: what becomes of them, of the others, and of the
+//! pilot.
+
+use std::fs;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::support::rabbitmq::Queue;
+use crate::support::scene::Scene;
+use crate::support::{SOON, eventually, images};
+
+fn pilot(arguments: &str, incoming: &Queue, outgoing: &Queue) -> Scene {
+    Scene::task(images::busybox(), arguments).rabbitmq(incoming, outgoing)
+}
+
+/// Runs a pilot on one event that is no good, and asserts what it says last, and that the event is
+/// back in the queue, tried once.
+#[track_caller]
+fn assert_only_the_event_fails(error: &str, label: &str, publish: impl FnOnce(&Queue)) {
+    let (incoming, outgoing) = (Queue::unique(label), Queue::unique(label));
+    publish(&incoming);
+    let outcome = pilot("cp {{INFILE}} {{OUTFILE}}", &incoming, &outgoing).run(SOON);
+    outcome.assert_code(1);
+    let expected = format!("RuntimeError: 1 TASK(S) FAILED: {error}");
+    assert_eq!(outcome.last_line(), expected, "{}", outcome.stderr);
+    assert_eq!(outgoing.depth(), 0);
+    assert_eq!(incoming.delivery_counts(), [1]);
+}
+
+#[test]
+fn a_body_that_is_not_compressed_fails_its_event() {
+    assert_only_the_event_fails(
+        "EventDecodeError('message body is no zstd frame (Unknown frame descriptor); send events with oms-mqclient')",
+        "garbage",
+        |queue| queue.publish_raw(&["Z2FyYmFnZQ=="]),
+    );
+}
+
+#[test]
+fn a_body_that_is_compressed_but_not_json_fails_its_event() {
+    assert_only_the_event_fails(
+        "EventDecodeError('event is not JSON: expected a value at byte 0')",
+        "not-json",
+        |queue| queue.publish_texts(["not json"]),
+    );
+}
+
+#[test]
+fn a_message_without_data_fails_its_event() {
+    assert_only_the_event_fails(
+        "EventDecodeError('message lacks the key `data`; send events with oms-mqclient')",
+        "no-data",
+        |queue| queue.publish_texts([r#"{"headers": {}}"#]),
+    );
+}
+
+#[test]
+fn a_string_that_no_file_can_hold_fails_its_event() {
+    assert_only_the_event_fails(
+        "EventDecodeError('event is a string with a lone surrogate, which no text file can hold; send valid Unicode')",
+        "surrogate",
+        |queue| queue.produce([r#""\ud800""#]),
+    );
+}
+
+#[test]
+fn a_body_that_says_it_becomes_a_gigabyte_fails_its_event() {
+    let bomb = base64(&bomb(StatedSize::Yes));
+    assert_only_the_event_fails(
+        "EventDecodeError('event has more than `536870912` bytes when decompressed; split it into smaller ones')",
+        "bomb-stated",
+        |queue| queue.publish_raw(&[&bomb]),
+    );
+}
+
+#[test]
+fn a_body_that_becomes_a_gigabyte_without_saying_so_fails_its_event() {
+    let bomb = base64(&bomb(StatedSize::No));
+    assert_only_the_event_fails(
+        "EventDecodeError('event has more than `536870912` bytes when decompressed; split it into smaller ones')",
+        "bomb",
+        |queue| queue.publish_raw(&[&bomb]),
+    );
+}
+
+#[test]
+fn data_that_is_not_text_needs_a_json_infile() {
+    assert_only_the_event_fails(
+        concat!(
+            r#"InvalidDataForInfileException("Incoming-message data ('<class 'dict'>' type) must be "#,
+            r"JSON-serializable *and* use an infile with a '.json' extension (string or bytes data ",
+            r#"can have any file extension) for infile")"#
+        ),
+        "needs-json",
+        |queue| queue.produce([r#"{"pixel": 1}"#]),
+    );
+}
+
+enum StatedSize {
+    Yes,
+    No,
+}
+
+/// A zstd frame of 32 KB that becomes 1 GiB of zeros (RFC 8878, sections 3.1.1.1 and 3.1.1.2).
+fn bomb(stated: StatedSize) -> Vec<u8> {
+    const GIBIBYTE: u64 = 1 << 30;
+    const BLOCK: u32 = 128 * 1024;
+    const BLOCKS: u32 = 8 * 1024;
+    let mut frame = 0xfd2f_b528_u32.to_le_bytes().to_vec();
+    // A window of 1 MiB; the size in eight bytes, or not at all.
+    let window = 10 << 3;
+    match stated {
+        StatedSize::Yes => {
+            frame.extend([0b1100_0000, window]);
+            frame.extend(GIBIBYTE.to_le_bytes());
+        }
+        StatedSize::No => frame.extend([0, window]),
+    }
+    for block in 1..=BLOCKS {
+        let last = u32::from(block == BLOCKS);
+        let repeat_one_byte = 1 << 1;
+        let header = BLOCK << 3 | repeat_one_byte | last;
+        frame.extend(&header.to_le_bytes()[..3]);
+        frame.push(0);
+    }
+    frame
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for group in bytes.chunks(3) {
+        let byte = |at: usize| u32::from(group.get(at).copied().unwrap_or(0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for digit in 0..4 {
+            let value = bits >> (18 - 6 * digit) & 63;
+            text.push(if digit <= group.len() {
+                char::from(DIGITS[value as usize])
+            } else {
+                '='
+            });
+        }
+    }
+    text
+}
+
+#[test]
+fn events_that_cant_be_decoded_dont_keep_good_ones_from_being_done() {
+    let (incoming, outgoing) = (Queue::unique("mixed"), Queue::unique("mixed"));
+    incoming.publish_raw(&["Z2FyYmFnZQ==", ""]);
+    incoming.produce([r#""one""#, r#""two""#]);
+    incoming.publish_texts([r#"{"headers": {}}"#]);
+    incoming.produce([r#""three""#]);
+    // The bad ones come back for as long as the pilot listens; this queue doesn't give them up.
+    incoming.lift_delivery_limit();
+
+    let scene = pilot("cp {{INFILE}} {{OUTFILE}}", &incoming, &outgoing)
+        .set("EWMS_PILOT_STOP_LISTENING_ON_TASK_ERROR", "False");
+    let pilot = scene.start();
+    assert!(
+        eventually(SOON, || outgoing.depth() == 3),
+        "{}",
+        pilot.stderr()
+    );
+    pilot.signal(Signal::SIGTERM);
+    let outcome = pilot.wait(SOON);
+    outcome.assert_code(128 + 15);
+    let last = outcome.last_line();
+    assert!(last.contains("TASK(S) FAILED: EventDecodeError("), "{last}");
+    let mut results = outgoing.consume(4, Duration::from_secs(1));
+    results.sort();
+    assert_eq!(results, [r#""one""#, r#""three""#, r#""two""#]);
+    assert_eq!(incoming.depth(), 3);
+}
+
+#[test]
+fn the_first_failure_closes_the_intake_and_running_tasks_finish() {
+    let (incoming, outgoing) = (Queue::unique("stop"), Queue::unique("stop"));
+    incoming.produce([r#""slow""#, r#""fail""#]);
+    incoming.produce([r#""rest""#; 4]);
+    let script = r#"sh -c "
+        event=$(cat {{INFILE}})
+        echo $event >> {{DATA_HUB}}/ran
+        case $event in
+        slow) until [ -e {{DATA_HUB}}/release ]; do sleep 0.05; done ;;
+        fail) until grep -q slow {{DATA_HUB}}/ran; do sleep 0.05; done; exit 7 ;;
+        esac
+        cp {{INFILE}} {{OUTFILE}}""#;
+    let scene = pilot(script, &incoming, &outgoing)
+        .set("EWMS_PILOT_MAX_CONCURRENT_TASKS", "2")
+        .set("EWMS_PILOT_PREFETCH", "4");
+    let mut pilot = scene.start();
+    pilot.wait_for_line("task failed", SOON);
+    // The failed one and those taken ahead are there for others while the slow one still runs.
+    assert!(
+        eventually(SOON, || incoming.depth() == 5),
+        "{}",
+        pilot.stderr()
+    );
+    assert!(!pilot.has_ended());
+    fs::write(scene.hub("release"), "").expect("the hub is writable");
+
+    let outcome = pilot.wait(SOON);
+    outcome.assert_code(1);
+    assert_eq!(
+        outcome.last_line(),
+        "RuntimeError: 1 TASK(S) FAILED: ContainerRunError('task failed (exit code 7): <no stderr logs>')"
+    );
+    assert_eq!(outgoing.consume(2, Duration::from_secs(1)), [r#""slow""#]);
+    let ran = fs::read_to_string(scene.hub("ran")).expect("the tasks wrote it");
+    let mut ran: Vec<_> = ran.lines().collect();
+    ran.sort_unstable();
+    assert_eq!(ran, ["fail", "slow"]);
+    assert_eq!(incoming.total(), 5);
+}
+
+#[test]
+fn a_failed_event_has_one_delivery_more() {
+    let (incoming, outgoing) = (Queue::unique("count"), Queue::unique("count"));
+    incoming.produce([r#""one""#]);
+    for failures in 1..=2 {
+        pilot("false", &incoming, &outgoing)
+            .run(SOON)
+            .assert_code(1);
+        // Looking adds one too.
+        assert_eq!(incoming.delivery_counts(), [2 * failures - 1]);
+    }
+}
+
+#[test]
+fn an_okay_error_does_not_close_the_intake_and_its_event_is_tried_again() {
+    let (incoming, outgoing) = (Queue::unique("okay"), Queue::unique("okay"));
+    incoming.produce([r#""hangs once""#, r#""one""#, r#""two""#]);
+    let script = r#"sh -c "
+        if grep -q hangs {{INFILE}} && [ ! -e {{DATA_HUB}}/hung ]; then
+            touch {{DATA_HUB}}/hung
+            exec sleep 600
+        fi
+        cp {{INFILE}} {{OUTFILE}}""#;
+    let outcome = pilot(script, &incoming, &outgoing)
+        .set("EWMS_PILOT_TASK_TIMEOUT", "3")
+        .set("EWMS_PILOT_OKAY_ERRORS", "TimeoutError")
+        .run(SOON * 2);
+    outcome.assert_code(1);
+    assert_eq!(
+        outcome.last_line(),
+        "RuntimeError: 1 TASK(S) FAILED: ContainerRunError('task failed: [Timeout-Error] timed out after 3s')"
+    );
+    let mut results = outgoing.consume(4, Duration::from_secs(1));
+    results.sort();
+    assert_eq!(results, [r#""hangs once""#, r#""one""#, r#""two""#]);
+    assert_eq!(incoming.total(), 0);
+}

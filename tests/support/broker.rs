@@ -1,0 +1,131 @@
+//! A RabbitMQ of a test's own, to be killed, suspended and started again while other tests use theirs.
+//! It runs as the ordinary user on ports of its own; dropped, it is killed and its data are gone.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::eventually;
+
+const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
+/// It takes four seconds on an idle machine.
+const STARTS_WITHIN: Duration = Duration::from_secs(60);
+
+/// One node with its own data.
+#[derive(Debug)]
+pub(crate) struct Broker {
+    directory: tempfile::TempDir,
+    port: u16,
+    distribution_port: u16,
+    server: Child,
+}
+
+impl Broker {
+    /// Starts one with nothing in it.
+    #[track_caller]
+    pub(crate) fn start() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory can be made");
+        let [port, distribution_port] = free_ports();
+        let listener = format!("listeners.tcp.local = 127.0.0.1:{port}\n");
+        fs::write(directory.path().join("rabbitmq.conf"), listener)
+            .expect("the directory is writable");
+        let server = spawn(directory.path(), port, distribution_port);
+        let mut broker = Self {
+            directory,
+            port,
+            distribution_port,
+            server,
+        };
+        broker.await_startup();
+        broker
+    }
+
+    /// As mqclient and the pilot take it.
+    pub(crate) fn address(&self) -> String {
+        format!("localhost:{}", self.port)
+    }
+
+    /// Ends it as a power failure does.
+    pub(crate) fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.server.wait().expect("a child can be waited for");
+    }
+
+    /// Starts it again with the data that it had.
+    #[track_caller]
+    pub(crate) fn start_again(&mut self) {
+        self.kill();
+        self.server = spawn(self.directory.path(), self.port, self.distribution_port);
+        self.await_startup();
+    }
+
+    /// SIGSTOP makes it a black hole until SIGCONT.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.server.id()).expect("pids fit");
+        // Gone is what it may well be.
+        let _ = kill(Pid::from_raw(pid), signal);
+    }
+
+    #[track_caller]
+    fn await_startup(&mut self) {
+        let mut ended = None;
+        let listens = || TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok();
+        let started = eventually(STARTS_WITHIN, || {
+            ended = self.server.try_wait().expect("a child can be waited for");
+            ended.is_some() || listens()
+        });
+        assert!(
+            started && ended.is_none(),
+            "the broker did not start ({ended:?}):\n{}",
+            fs::read_to_string(self.directory.path().join("output")).unwrap_or_default()
+        );
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn spawn(directory: &Path, port: u16, distribution_port: u16) -> Child {
+    let output = File::create(directory.join("output")).expect("the directory is writable");
+    let errors = output.try_clone().expect("a file can be had twice");
+    Command::new(SERVER)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("LANG", "C.UTF-8")
+        .env("HOME", directory)
+        // The machine's own settings name the machine's own node.
+        .env("RABBITMQ_CONF_ENV_FILE", directory.join("none"))
+        .env("RABBITMQ_CONFIG_FILE", directory.join("rabbitmq.conf"))
+        .env("RABBITMQ_ENABLED_PLUGINS_FILE", directory.join("plugins"))
+        .env("RABBITMQ_MNESIA_BASE", directory.join("data"))
+        .env("RABBITMQ_LOG_BASE", directory.join("log"))
+        .env("RABBITMQ_PID_FILE", directory.join("pid"))
+        .env("RABBITMQ_NODENAME", format!("test-{port}@localhost"))
+        .env("RABBITMQ_NODE_PORT", port.to_string())
+        .env("RABBITMQ_DIST_PORT", distribution_port.to_string())
+        // Makes the script become the server, so that a signal to the child is one to the server.
+        .env("RUNNING_UNDER_SYSTEMD", "1")
+        .current_dir(directory)
+        .stdin(Stdio::null())
+        .stdout(output)
+        .stderr(errors)
+        .process_group(0)
+        .spawn()
+        .expect("RabbitMQ is there: run the tests with scripts/test")
+}
+
+/// Both at once, so that they differ.
+fn free_ports() -> [u16; 2] {
+    let listeners = [0; 2]
+        .map(|any| TcpListener::bind((Ipv4Addr::LOCALHOST, any)).expect("loopback has free ports"));
+    listeners.map(|listener| listener.local_addr().expect("it is bound").port())
+}
