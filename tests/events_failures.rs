@@ -40,7 +40,7 @@ fn a_body_that_is_not_compressed_fails_its_event() {
 #[test]
 fn a_body_that_is_compressed_but_not_json_fails_its_event() {
     assert_only_the_event_fails(
-        "EventDecodeError('event is not JSON: expected a value at byte 0')",
+        "EventDecodeError('event is not JSON: expected `{` at byte 0')",
         "not-json",
         |queue| queue.publish_texts(["not json"]),
     );
