@@ -88,6 +88,8 @@ fn assert_a_lost_broker_loses_no_event(slots: &str, meanwhile: impl FnOnce(&mut 
         .set("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "600");
     let mut pilot = scene.start();
     await_running(&scene);
+    broker.await_durable(&incoming);
+    broker.await_durable(&outgoing);
 
     broker.kill();
     meanwhile(&mut pilot);

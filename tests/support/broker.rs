@@ -11,7 +11,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::eventually;
+use super::rabbitmq::Queue;
+use super::{SOON, eventually};
 
 const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 /// It takes four seconds on an idle machine.
@@ -49,6 +50,21 @@ impl Broker {
     /// As mqclient and the pilot take it.
     pub(crate) fn address(&self) -> String {
         format!("localhost:{}", self.port)
+    }
+
+    /// Waits until the broker has written down that it has this queue, which it does half a second
+    /// after it said so. A queue that is younger when the broker is killed confirms nothing afterwards.
+    #[track_caller]
+    pub(crate) fn await_durable(&self, queue: &Queue) {
+        let node = node_name(self.port);
+        let registry = format!("data/{node}/quorum/{node}/names.dets");
+        let registry = self.directory.path().join(registry);
+        let name = queue.name().as_bytes();
+        let written = eventually(SOON, || {
+            let content = fs::read(&registry).unwrap_or_default();
+            content.windows(name.len()).any(|part| part == name)
+        });
+        assert!(written, "{} is not in {}", queue.name(), registry.display());
     }
 
     /// Ends it as a power failure does.
@@ -109,7 +125,7 @@ fn spawn(directory: &Path, port: u16, distribution_port: u16) -> Child {
         .env("RABBITMQ_MNESIA_BASE", directory.join("data"))
         .env("RABBITMQ_LOG_BASE", directory.join("log"))
         .env("RABBITMQ_PID_FILE", directory.join("pid"))
-        .env("RABBITMQ_NODENAME", format!("test-{port}@localhost"))
+        .env("RABBITMQ_NODENAME", node_name(port))
         .env("RABBITMQ_NODE_PORT", port.to_string())
         .env("RABBITMQ_DIST_PORT", distribution_port.to_string())
         // Makes the script become the server, so that a signal to the child is one to the server.
@@ -121,6 +137,10 @@ fn spawn(directory: &Path, port: u16, distribution_port: u16) -> Child {
         .process_group(0)
         .spawn()
         .expect("RabbitMQ is there: run the tests with scripts/test")
+}
+
+fn node_name(port: u16) -> String {
+    format!("test-{port}@localhost")
 }
 
 /// Both at once, so that they differ.
