@@ -8,12 +8,15 @@ use clap::{Parser, Subcommand};
 
 use crate::config::table;
 use crate::exit;
+use crate::process::GUARDIAN;
 
 /// What the user wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
     /// Be a pilot, configured by the environment.
     Run,
+    /// Be the guardian of a pilot's containers. Started by the pilot, not by people.
+    Guardian,
 }
 
 /// Takes events from a queue, runs a container image once for each, publishes what it wrote, and only then acknowledges the event.
@@ -36,6 +39,8 @@ enum Words {
     /// Take events and run them; the same as no subcommand.
     #[command(after_long_help = after_long_help())]
     Run,
+    #[command(name = GUARDIAN, hide = true)]
+    Guardian,
 }
 
 /// Reads the process's arguments. Doesn't return when they ask for help or the version (exit code
@@ -49,6 +54,7 @@ fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, 
     let Arguments { words } = Arguments::try_parse_from(arguments)?;
     Ok(match words {
         None | Some(Words::Run) => Command::Run,
+        Some(Words::Guardian) => Command::Guardian,
     })
 }
 

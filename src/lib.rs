@@ -12,7 +12,7 @@
 //! | [`broker`] | where events come from and results go: RabbitMQ or a spool directory |
 //! | [`codec`] | message body ⇄ payload ⇄ infile and outfile |
 //! | [`container`] | Apptainer's command line, images, and what its stderr means |
-//! | [`process`] | one supervised child: session, signals, grace, kill, reap |
+//! | [`process`] | one supervised child: session, signals, grace, kill, reap; the guardian |
 //! | [`chirp`] | what HTCondor is told while the pilot runs |
 //! | [`stats`] | tallies, run-time statistics and their histogram |
 //! | [`telemetry`] | logging and the progress line |
@@ -57,6 +57,10 @@ use signals::Signals;
 pub fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run => run_pilot(),
+        Command::Guardian => {
+            process::guard_until_end(std::io::stdin().lock());
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

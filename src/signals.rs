@@ -51,6 +51,7 @@ pub struct Signals {
     terminate: unix::Signal,
     interrupt: Option<unix::Signal>,
     hangup: Option<unix::Signal>,
+    ignored: Ignored,
 }
 
 impl Signals {
@@ -71,7 +72,15 @@ impl Signals {
             terminate: unix::signal(SignalKind::terminate())?,
             interrupt: unless_ignored(SignalKind::interrupt())?,
             hangup: unless_ignored(SignalKind::hangup())?,
+            ignored,
         })
+    }
+
+    /// Whether the pilot's parent wants `SIGTSTP` (Ctrl-Z) ignored.
+    #[must_use]
+    pub fn ignores_stop(&self) -> bool {
+        self.ignored
+            .contains(SignalKind::from_raw(nix::libc::SIGTSTP))
     }
 
     /// The next signal. Several of one kind that arrive before this is polled count as one, as they

@@ -7,7 +7,6 @@ use std::rc::Rc;
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
-use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use super::Reports;
@@ -18,7 +17,7 @@ use crate::broker::{
 };
 use crate::fault::{FaultClass, TaskError};
 use crate::ids::TaskId;
-use crate::process::WillSender;
+use crate::process::{Countdown, WillSender};
 use crate::signals::{Signal, Signals};
 use crate::stats::Runtimes;
 use crate::task::{Report, Runner, TaskEnd};
@@ -64,7 +63,7 @@ struct Driver<'a> {
     held: HashMap<TaskId, Held>,
     /// Bounded by the window: a task, a publish or a settlement for each held event, and one stop.
     under_way: FuturesUnordered<LocalBoxFuture<'static, Done>>,
-    idle_deadline: Option<Instant>,
+    idle: Option<Countdown>,
     runtimes: Runtimes,
     reports: &'a Reports,
 }
@@ -87,7 +86,7 @@ pub async fn run(
         will: WillSender::new(),
         held: HashMap::new(),
         under_way: FuturesUnordered::new(),
-        idle_deadline: None,
+        idle: None,
         runtimes: Runtimes::default(),
         reports,
     };
@@ -114,14 +113,14 @@ pub async fn run(
 impl Driver<'_> {
     /// Waits; decides nothing. Every future here may be dropped at any await.
     async fn next(&mut self, state: &State, signals: &mut Signals) -> Woken {
-        let idle = self.idle_deadline;
+        let idle = self.idle.as_mut();
         let source = self.source.as_mut().filter(|_| state.wants_event());
         tokio::select! {
             biased;
             signal = signals.recv() => Woken::Signal(signal),
             Some(done) = self.under_way.next() => Woken::Done(done),
             delivery = receive(source) => Woken::Delivered(delivery),
-            () = sleep_until(idle.unwrap_or_else(Instant::now)), if idle.is_some() => Woken::Idle,
+            () = over(idle) => Woken::Idle,
         }
     }
 
@@ -238,8 +237,8 @@ impl Driver<'_> {
             Action::Tell(will) => {
                 self.will.advance(will);
             }
-            Action::StartIdleTimer(wait) => self.idle_deadline = Some(Instant::now() + wait),
-            Action::StopIdleTimer => self.idle_deadline = None,
+            Action::StartIdleTimer(wait) => self.idle = Some(Countdown::new(wait)),
+            Action::StopIdleTimer => self.idle = None,
             Action::Report(status) => self.reports.status(status),
         }
     }
@@ -257,6 +256,14 @@ impl Driver<'_> {
 async fn receive(source: Option<&mut Source>) -> Result<Delivery, BrokerError> {
     match source {
         Some(source) => source.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The end of a time limit, or never where there is none.
+async fn over(limit: Option<&mut Countdown>) {
+    match limit {
+        Some(limit) => limit.over().await,
         None => std::future::pending().await,
     }
 }

@@ -21,7 +21,7 @@ use crate::broker;
 use crate::config::{BrokerConfig, Config, ContainerConfig};
 use crate::container::{Access, Apptainer, Bind, Surroundings, Template, check_distinct};
 use crate::exit::Exit;
-use crate::process::{Will, WillSender};
+use crate::process::{Guard, Stops, Will, WillSender};
 use crate::signals::Signals;
 use crate::task::staging::{DataDirs, HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER};
 use crate::task::{ContainerPlan, Initialized, Runner, Workbench, image, run_init};
@@ -87,7 +87,8 @@ async fn live(
     progress: &Progress,
     reports: &Reports,
 ) -> Result<Ended, Fatal> {
-    let bench = Arc::new(workbench(config, progress)?);
+    let guard = guard(signals)?;
+    let bench = Arc::new(workbench(config, guard, progress)?);
 
     if let Some(init) = &config.init {
         reports.status(Status::RunningInitCommand);
@@ -133,7 +134,25 @@ async fn live(
     summary::ended(&finished.conclusion)
 }
 
-fn workbench(config: &Config, progress: &Progress) -> Result<Workbench, Fatal> {
+/// From here on no container outlives the pilot.
+fn guard(signals: &Signals) -> Result<Guard, Fatal> {
+    let refused = |error| {
+        Fatal::ExecutionPoint(format!(
+            "can't guard the containers: {error}; the machine or its limits are used up"
+        ))
+    };
+    let guard = Guard::start().map_err(refused)?;
+    let stops = if signals.ignores_stop() {
+        Stops::Ignored
+    } else {
+        Stops::Handled
+    };
+    // Until the runtime ends.
+    tokio::spawn(guard.tend(stops).map_err(refused)?);
+    Ok(guard)
+}
+
+fn workbench(config: &Config, guard: Guard, progress: &Progress) -> Result<Workbench, Fatal> {
     let dirs = DataDirs::create(&config.data_parent).map_err(|error| {
         Fatal::ExecutionPoint(format!(
             "can't make the data directories in `{}`: {error}; look at its rights and free space, or set \
@@ -167,6 +186,7 @@ fn workbench(config: &Config, progress: &Progress) -> Result<Workbench, Fatal> {
     let inputs = inputs(config, &dirs)?;
     Ok(Workbench {
         apptainer,
+        guard,
         inputs,
         dirs,
         external,

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use tokio::sync::watch;
 
+use super::guard::Guard;
 use super::job::{EndedBy, ExitStatus, Job, Leftovers, Limits, SpawnError};
 use super::output::tail_of;
 use super::supervise::supervise;
@@ -76,6 +77,7 @@ pub enum CaptureError {
 /// # Errors
 /// When it can't be started or its output not be kept. How it ended is no error here.
 pub async fn capture(
+    guard: &Guard,
     query: Query,
     limits: Limits,
     will: watch::Receiver<Will>,
@@ -101,7 +103,7 @@ pub async fn capture(
         stdout: stdout.try_clone().map_err(output)?,
         stderr: stderr.try_clone().map_err(output)?,
     };
-    let ended = supervise(job, limits, will).await?;
+    let ended = supervise(guard, job, limits, will).await?;
     Ok(Captured {
         exit: ended.exit,
         ended_by: ended.ended_by,
@@ -131,7 +133,8 @@ mod tests {
             timeout: Some(timeout),
             grace: Duration::from_secs(1),
         };
-        let captured = capture(query, limits, WillSender::new().subscribe())
+        let will = WillSender::new().subscribe();
+        let captured = capture(&Guard::in_thread(), query, limits, will)
             .await
             .expect("started");
         let left = std::fs::read_dir(scratch.path()).expect("listed").count();

@@ -1,19 +1,24 @@
-//! Signals, sessions and waiting: the only file with `unsafe`, and the only one that names pids.
-//! Talks to the kernel and `/proc`, to nothing of the crate but [`ProcessGroup`].
+//! Starting, signalling and waiting: the only file with `unsafe`. Talks to the kernel, and decides
+//! nothing.
 
-use std::fs;
-use std::io;
+use std::io::{self, PipeReader, PipeWriter, Write};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::libc;
-use nix::sys::signal::{self, SigHandler, Signal};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
-use nix::unistd::{Pid, getpid, getsid, setsid};
+use nix::sys::signal::{self, SigHandler, SigSet, Signal};
+use nix::sys::stat::Mode;
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::{Pid, getpid, setsid};
 
+use super::guardian::GUARDIAN;
 use super::job::{ExitStatus, Job};
+use super::notice::{Notice, Ward};
+use super::proc::{StartTime, Stat};
 use crate::ids::ProcessGroup;
 
 /// What the kernel charged a child and all its descendants that were waited for; for a container
@@ -39,53 +44,116 @@ pub(super) enum Delivery {
     Refused,
 }
 
-/// A process of the session, other than the leader, that still runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Member {
-    pub(super) pid: Pid,
-    parent: Pid,
-}
-
 /// Starts `job` as the leader of a new session, which is what all that it leaves behind is found by.
+/// It tells `guardian` of itself before anything of the job's runs.
 ///
-/// In the child, before the exec: dispositions that the pilot's own parent may have set to "ignore"
-/// (as nohup does with `SIGHUP`) go back to the default, and every descriptor from 3 on becomes
+/// In the child, before the exec: dispositions and a signal mask that the pilot's own parent may have
+/// set (as nohup ignores `SIGHUP`) go back to the default, and every descriptor from 3 on becomes
 /// close-on-exec, those that the pilot inherited included.
-pub(super) fn spawn(job: Job) -> io::Result<ProcessGroup> {
+///
+/// # Errors
+/// The kernel's; `EPIPE` when the guardian is gone, `EAGAIN` when it reads no more.
+pub(super) fn spawn(job: &Job, guardian: &Arc<PipeWriter>) -> io::Result<Ward> {
     let mut command = Command::new(&job.program);
     command
         .args(&job.args)
         .env_clear()
-        .envs(job.env)
+        .envs(job.env.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
-        .stdout(job.stdout)
-        .stderr(job.stderr);
+        .stdout(job.stdout.try_clone()?)
+        .stderr(job.stderr.try_clone()?);
     if let Some(cwd) = &job.cwd {
         command.current_dir(cwd);
     }
+    let guardian = Arc::clone(guardian);
     // SAFETY: between fork and exec only async-signal-safe calls are made: setsid, signal,
-    // close_range and fcntl, none of which allocates or takes a lock.
+    // sigprocmask, open, read, write, close_range and fcntl, none of which allocates or takes a lock.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
             setsid()?;
-            for name in [
-                Signal::SIGHUP,
-                Signal::SIGINT,
-                Signal::SIGQUIT,
-                Signal::SIGTERM,
-                Signal::SIGUSR1,
-                Signal::SIGUSR2,
-                Signal::SIGCHLD,
-            ] {
-                signal::signal(name, SigHandler::SigDfl)?;
-            }
+            SigSet::empty().thread_set_mask()?;
+            dispose_all(SigHandler::SigDfl);
+            announce(&guardian)?;
             close_others_on_exec();
             Ok(())
         });
     }
-    let child = command.spawn()?;
+    let leader = pid_of(&command.spawn()?)?;
+    // Unreaped, so its pid is its own even if it has ended.
+    let start = Stat::of(leader).map_or(StartTime(0), |stat| stat.start);
+    Ok(Ward {
+        leader: ProcessGroup(leader),
+        start,
+    })
+}
+
+fn pid_of(child: &Child) -> io::Result<Pid> {
     let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
-    Ok(ProcessGroup(Pid::from_raw(pid)))
+    Ok(Pid::from_raw(pid))
+}
+
+/// Tells the guardian of this very process. Runs in the child.
+fn announce(mut guardian: &PipeWriter) -> io::Result<()> {
+    // As much as every field before the one we need may take.
+    let mut line = [0; 512];
+    let stat = nix::fcntl::open(
+        c"/proc/self/stat",
+        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?;
+    let length = nix::unistd::read(&stat, &mut line)?;
+    let stat = Stat::parse(&line[..length]).ok_or(Errno::ENOSYS)?;
+    let born = Notice::Born(Ward {
+        leader: ProcessGroup(getpid()),
+        start: stat.start,
+    });
+    // An error must come back instead of killing the child, which would look like a start.
+    // SAFETY: no handler is installed, only a disposition.
+    unsafe { signal::signal(Signal::SIGPIPE, SigHandler::SigIgn)? };
+    guardian.write_all(&born.to_bytes())?;
+    // SAFETY: as above.
+    unsafe { signal::signal(Signal::SIGPIPE, SigHandler::SigDfl)? };
+    Ok(())
+}
+
+/// Starts a guardian: this very binary, even when its file was replaced since. It reads notices from
+/// `pipe` and has nothing else of ours: no other descriptor, no terminal, not our working directory,
+/// and it ignores what is sent to all of a job's processes to end them.
+pub(super) fn spawn_guardian(pipe: PipeReader) -> io::Result<Pid> {
+    let mut command = Command::new("/proc/self/exe");
+    command
+        // Not to be hit together with the pilot by whoever kills by name.
+        .arg0("ewms-guardian")
+        .arg(GUARDIAN)
+        .env_clear()
+        .current_dir("/")
+        .stdin(pipe)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    // SAFETY: as in `spawn`.
+    unsafe {
+        command.pre_exec(|| {
+            setsid()?;
+            SigSet::empty().thread_set_mask()?;
+            dispose_all(SigHandler::SigIgn);
+            close_others_on_exec();
+            Ok(())
+        });
+    }
+    pid_of(&command.spawn()?)
+}
+
+/// Gives every signal the same disposition. Kill and stop, which have none, and the two that the C
+/// library keeps for itself refuse, which is as well.
+fn dispose_all(handler: SigHandler) {
+    let raw = match handler {
+        SigHandler::SigIgn => libc::SIG_IGN,
+        _ => libc::SIG_DFL,
+    };
+    for number in 1..=libc::SIGRTMAX() {
+        // SAFETY: no handler is installed, only a disposition.
+        unsafe { libc::signal(number, raw) };
+    }
 }
 
 /// Marks descriptors from 3 on close-on-exec: with `close_range`, or where the kernel (before 5.11)
@@ -130,15 +198,27 @@ pub(super) fn send(pid: Pid, number: i32) -> Delivery {
     }
 }
 
-/// Whether the leader has ended. It stays unreaped, so that its pid, which is the session's id, can't
+/// Whether a child has ended. It stays unreaped, so that its pid, which is the session's id, can't
 /// be given to another process while the session is swept.
 ///
 /// # Errors
 /// `ECHILD` when it is no child of ours (any more).
-pub(super) fn has_ended(leader: ProcessGroup) -> nix::Result<bool> {
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+pub(super) fn has_ended(child: Pid) -> nix::Result<bool> {
+    look(child, WaitPidFlag::WNOHANG)
+}
+
+/// Blocks until a child has ended, and leaves it unreaped.
+///
+/// # Errors
+/// As [`has_ended`].
+pub(super) fn await_end(child: Pid) -> nix::Result<()> {
+    look(child, WaitPidFlag::empty()).map(drop)
+}
+
+fn look(child: Pid, how: WaitPidFlag) -> nix::Result<bool> {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | how;
     loop {
-        match waitid(Id::Pid(leader.0), flags) {
+        match waitid(Id::Pid(child), flags) {
             Ok(WaitStatus::StillAlive) => return Ok(false),
             Ok(_) => return Ok(true),
             Err(Errno::EINTR) => {}
@@ -147,15 +227,15 @@ pub(super) fn has_ended(leader: ProcessGroup) -> nix::Result<bool> {
     }
 }
 
-/// Waits for the leader, which is never waited for elsewhere, and frees its pid. Blocks unless
+/// Waits for a child, which is never waited for elsewhere, and frees its pid. Blocks unless
 /// [`has_ended`] said yes.
-pub(super) fn reap(leader: ProcessGroup) -> nix::Result<(ExitStatus, Usage)> {
+pub(super) fn reap(child: Pid) -> nix::Result<(ExitStatus, Usage)> {
     let mut status = 0;
     loop {
         // SAFETY: rusage is plain integers, for which zero is a value.
         let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
         // SAFETY: both pointers are to live values of the types that wait4 writes.
-        let answer = unsafe { libc::wait4(leader.0.as_raw(), &raw mut status, 0, &raw mut usage) };
+        let answer = unsafe { libc::wait4(child.as_raw(), &raw mut status, 0, &raw mut usage) };
         match Errno::result(answer) {
             Ok(_) => return Ok((exit_status(status), converted(&usage))),
             Err(Errno::EINTR) => {}
@@ -187,130 +267,13 @@ fn converted(usage: &libc::rusage) -> Usage {
     }
 }
 
-/// The processes of the leader's session that still run, the leader aside. Such as fell to us as
-/// zombies (we may be pid 1 of a container) are reaped on the way.
-///
-/// `getsid` for every number in `/proc` and no file read for strangers: a tenth of the cost of
-/// reading `/proc/PID/stat`, which matters after every task on a machine with thousands of processes.
-pub(super) fn members(leader: ProcessGroup) -> Vec<Member> {
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(Pid::from_raw))
-        .filter(|pid| *pid != leader.0 && getsid(Some(*pid)) == Ok(leader.0))
-        .filter_map(running)
-        .collect()
-}
-
-/// `None` for a process that has ended, which is then no zombie of ours any more.
-fn running(pid: Pid) -> Option<Member> {
-    let line = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    let stat = Stat::parse(&line)?;
-    if !stat.is_zombie {
-        return Some(Member {
-            pid,
-            parent: stat.parent,
-        });
-    }
-    if stat.parent == getpid() {
-        // Only a process of the session gets here, so nobody else waits for it. If it is gone
-        // already, all the better.
-        let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
-    }
-    None
-}
-
-/// What we need of `/proc/PID/stat` (`proc_pid_stat(5)`).
-#[derive(Debug, PartialEq, Eq)]
-struct Stat {
-    parent: Pid,
-    is_zombie: bool,
-}
-
-impl Stat {
-    fn parse(line: &[u8]) -> Option<Self> {
-        // The command may hold spaces and parentheses; what follows its last one may not.
-        let after_command = line.iter().rposition(|byte| *byte == b')')? + 1;
-        let fields: Vec<&str> = std::str::from_utf8(&line[after_command..])
-            .ok()?
-            .split_ascii_whitespace()
-            .collect();
-        let number = |index: usize| fields.get(index)?.parse::<i32>().ok();
-        // Fields 3, 4 and 20 there. A zombie with other threads is only a main thread that ended.
-        let is_zombie = matches!(*fields.first()?, "Z" | "X") && number(17)? <= 1;
-        Some(Self {
-            parent: Pid::from_raw(number(1)?),
-            is_zombie,
-        })
-    }
-}
-
-/// The first process of the container that `leader` made: its child that is pid 1 of a pid namespace
-/// one level further down.
-pub(super) fn container_init(leader: ProcessGroup) -> Option<Pid> {
-    let depth = namespace_pids(leader.0)?.len();
-    members(leader)
-        .into_iter()
-        .filter(|member| member.parent == leader.0)
-        .map(|member| member.pid)
-        .find(|pid| {
-            namespace_pids(*pid).is_some_and(|pids| {
-                pids.len() == depth + 1 && pids.last().is_some_and(|last| last == "1")
-            })
-        })
-}
-
-/// The pid as each namespace sees it, outermost first.
-fn namespace_pids(pid: Pid) -> Option<Vec<String>> {
-    let status = fs::read(format!("/proc/{pid}/status")).ok()?;
-    let status = String::from_utf8_lossy(&status);
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("NSpid:"))?;
-    Some(line.split_whitespace().map(str::to_owned).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn stat_survives_a_command_full_of_parentheses() {
-        let line = b"42 (a ) Z (b) S 7 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 3 0 99 0 0";
-        assert_eq!(
-            Stat::parse(line),
-            Some(Stat {
-                parent: Pid::from_raw(7),
-                is_zombie: false
-            })
-        );
-    }
-
-    #[test]
-    fn a_zombie_with_living_threads_is_not_gone() {
-        let line =
-            |threads: u32| format!("42 (x) Z 7 42 42 0 -1 0 0 0 0 0 0 0 0 0 20 0 {threads} 0 99");
-        let zombie = |threads| Stat::parse(line(threads).as_bytes()).map(|stat| stat.is_zombie);
-        assert_eq!(zombie(1), Some(true));
-        assert_eq!(zombie(2), Some(false));
-    }
-
-    #[test]
-    fn a_truncated_stat_is_no_process() {
-        assert_eq!(Stat::parse(b"42 (x"), None);
-        assert_eq!(Stat::parse(b"42 (x) Z 7"), None);
-    }
-
-    #[test]
     fn a_signal_to_nobody_is_gone_and_to_ourselves_is_sent() {
         assert_eq!(send(Pid::from_raw(i32::MAX - 1), 0), Delivery::Gone);
         assert_eq!(send(getpid(), 0), Delivery::Sent);
-    }
-
-    #[test]
-    fn we_are_no_container() {
-        assert_eq!(container_init(ProcessGroup(getpid())), None);
     }
 }

@@ -137,6 +137,11 @@ pub enum SpawnError {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// A child would outlive a pilot that is killed.
+    #[error(
+        "no guardian could be made for the pilot's containers: {0}; the machine or its limits are used up"
+    )]
+    Unguarded(io::Error),
     /// The ends of children can't be watched.
     #[error("can't watch for the end of children: {0}")]
     Watch(io::Error),

@@ -2,36 +2,33 @@
 //! Talks to the kernel through `group` alone. Apart from it, because this file decides and that one
 //! only does.
 //!
-//! The order of the kill was measured on containers: killing the container's first process lets the
-//! runtime above it unmount and clean up; killing the runtime first leaves the FUSE process of a SIF
-//! image behind. Signals are repeated, because one sent in the first 100 ms of a container's start
-//! may be lost.
+//! Signals are repeated, because one sent in the first 100 ms of a container's start may be lost.
+//! The order of the hard kill is that of `kill`.
 
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::unistd::Pid;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::countdown::Countdown;
 use super::group::{self, Delivery, Usage};
+use super::guard::{Guard, StartError};
 use super::job::{Ended, EndedBy, ExitStatus, HardKill, Job, Leftovers, Limits, SpawnError};
+use super::kill::{self, CLEAN_UP, Condemned, VANISH};
+use super::notice::Ward;
+use super::proc::{container_init, members};
 use super::will::Will;
-use crate::ids::ProcessGroup;
 
 /// How often a signal is repeated during the grace period.
 const REPEAT: Duration = Duration::from_secs(1);
-/// How long the runtime may clean up after the container's first process was killed.
-const CLEAN_UP: Duration = Duration::from_secs(3);
-/// How long a killed process may take to vanish; longer, and the kernel holds it (dead file server).
-const VANISH: Duration = Duration::from_secs(10);
 /// How often the sweep looks again; there is no event for the end of another's child.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Runs `job` to its end and leaves nothing of it behind, however it ends. Dropping the future kills
-/// the child in the same order, on a thread of its own.
+/// the child in the same order, on a thread of its own; if the pilot dies, `guard`'s guardian does.
 ///
 /// When `will` says to stop before the start, nothing is started, and that is reported as a child
 /// that the will ended. When the sender of `will` is gone, the child runs on.
@@ -39,6 +36,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// # Errors
 /// When the child can't be started or watched.
 pub async fn supervise(
+    guard: &Guard,
     job: Job,
     limits: Limits,
     mut will: watch::Receiver<Will>,
@@ -52,7 +50,8 @@ pub async fn supervise(
     let ends = signal(SignalKind::child()).map_err(SpawnError::Watch)?;
     let started = Instant::now();
     let mut child = Child {
-        leader: spawn(job)?,
+        ward: spawn(guard, job)?,
+        guard: guard.clone(),
         ends,
         state: State::Unreaped,
     };
@@ -61,10 +60,7 @@ pub async fn supervise(
         program: program.clone(),
         source,
     };
-    let (ended_by, hard_kill) = child
-        .until_end(started, limits, &mut will)
-        .await
-        .map_err(lost)?;
+    let (ended_by, hard_kill) = child.until_end(limits, &mut will).await.map_err(lost)?;
     let leftovers = child.sweep().await;
     let (exit, usage) = child.reap().map_err(lost)?;
     Ok(Ended {
@@ -93,29 +89,34 @@ fn never_started(will: Will) -> Ended {
     }
 }
 
-fn spawn(job: Job) -> Result<ProcessGroup, SpawnError> {
-    let (program, cwd) = (job.program.clone(), job.cwd.clone());
+fn spawn(guard: &Guard, job: Job) -> Result<Ward, SpawnError> {
+    let source = match guard.spawn(&job) {
+        Ok(ward) => return Ok(ward),
+        Err(StartError::Unguarded(source)) => return Err(SpawnError::Unguarded(source)),
+        Err(StartError::Child(source)) => source,
+    };
     let strings = job
         .args
         .iter()
         .chain(job.env.iter().flat_map(|(name, value)| [name, value]));
     let bytes = strings.map(|string| string.len() + 1).sum();
-    group::spawn(job).map_err(
-        |source| match (source.raw_os_error().map(Errno::from_raw), cwd) {
-            (Some(Errno::E2BIG), _) => SpawnError::TooLong { program, bytes },
-            (Some(Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE), _) => {
-                SpawnError::Exhausted { program, source }
-            }
-            // The kernel says ENOENT for either; the program is reported when the directory is there.
-            (_, Some(cwd)) if !cwd.is_dir() => SpawnError::Directory { cwd, source },
-            _ => SpawnError::Program { program, source },
-        },
-    )
+    let Job { program, cwd, .. } = job;
+    Err(match (source.raw_os_error().map(Errno::from_raw), cwd) {
+        (Some(Errno::E2BIG), _) => SpawnError::TooLong { program, bytes },
+        (Some(Errno::EPIPE), _) => SpawnError::Unguarded(source),
+        (Some(Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE), _) => {
+            SpawnError::Exhausted { program, source }
+        }
+        // The kernel says ENOENT for either; the program is reported when the directory is there.
+        (_, Some(cwd)) if !cwd.is_dir() => SpawnError::Directory { cwd, source },
+        _ => SpawnError::Program { program, source },
+    })
 }
 
 /// A started child. Dropping it before [`Child::reap`] kills it.
 struct Child {
-    leader: ProcessGroup,
+    ward: Ward,
+    guard: Guard,
     ends: Signal,
     state: State,
 }
@@ -137,12 +138,16 @@ impl Child {
     /// The child's life until its leader has ended, or can't be killed.
     async fn until_end(
         &mut self,
-        started: Instant,
         limits: Limits,
         will: &mut watch::Receiver<Will>,
     ) -> nix::Result<(EndedBy, HardKill)> {
-        let deadline = limits.timeout.and_then(|limit| started.checked_add(limit));
-        let (ended_by, number) = match self.wait(deadline, will, Will::Terminate(0)).await? {
+        let timeout = async {
+            match limits.timeout {
+                Some(limit) => Countdown::new(limit).over().await,
+                None => std::future::pending().await,
+            }
+        };
+        let (ended_by, number) = match self.wait(timeout, will, Will::Terminate(0)).await? {
             Event::Ended => return Ok((EndedBy::Itself, HardKill::NotNeeded)),
             Event::Due => (EndedBy::Timeout, libc::SIGTERM),
             Event::Willed => match *will.borrow() {
@@ -163,37 +168,32 @@ impl Child {
         grace: Duration,
         will: &mut watch::Receiver<Will>,
     ) -> nix::Result<bool> {
-        let now = Instant::now();
-        let until = now.checked_add(grace);
-        let mut repeat = now;
+        let mut grace = Countdown::new(grace);
         loop {
-            if let Delivery::Refused = group::send(self.leader.0, number) {
-                tracing::warn!(pid = %self.leader, number, "the kernel refused us to signal a child");
+            if let Delivery::Refused = group::send(self.ward.leader.0, number) {
+                let pid = self.ward.leader;
+                tracing::warn!(%pid, number, "the kernel refused us to signal a child");
             }
-            repeat += REPEAT;
-            let next = until.map_or(repeat, |until| until.min(repeat));
-            match self.wait(Some(next), will, Will::Kill).await? {
+            let due = async {
+                // Either way it is time to look.
+                let _ = timeout(REPEAT, grace.over()).await;
+            };
+            match self.wait(due, will, Will::Kill).await? {
                 Event::Ended => return Ok(true),
                 Event::Willed => return Ok(false),
-                Event::Due if until == Some(next) => return Ok(false),
+                Event::Due if grace.is_over() => return Ok(false),
                 Event::Due => {}
             }
         }
     }
 
-    /// The next event: the end, `deadline`, or a will at least as far as `wanted`.
+    /// The next event: the end, what is `due`, or a will at least as far as `wanted`.
     async fn wait(
         &mut self,
-        deadline: Option<Instant>,
+        due: impl Future<Output = ()>,
         will: &mut watch::Receiver<Will>,
         wanted: Will,
     ) -> nix::Result<Event> {
-        let due = async {
-            match deadline {
-                Some(deadline) => sleep_until(deadline).await,
-                None => std::future::pending().await,
-            }
-        };
         let willed = async {
             if will
                 .wait_for(|now| now.stage() >= wanted.stage())
@@ -225,17 +225,17 @@ impl Child {
 
     /// An error means that its pid may be another's by now: nothing may be sent to it any more.
     fn has_ended(&mut self) -> nix::Result<bool> {
-        group::has_ended(self.leader).inspect_err(|_| self.state = State::Reaped)
+        group::has_ended(self.ward.leader.0).inspect_err(|_| self.state = State::Reaped)
     }
 
     async fn hard_kill(&mut self) -> nix::Result<HardKill> {
-        if let Some(init) = group::container_init(self.leader) {
+        if let Some(init) = container_init(self.ward.leader) {
             group::send(init, libc::SIGKILL);
             if let Ok(ended) = timeout(CLEAN_UP, self.ended()).await {
                 return ended.map(|()| HardKill::Container);
             }
         }
-        kill_session(self.leader);
+        kill::session(self.ward);
         // Not ended even so: the sweep reports it.
         if let Ok(ended) = timeout(VANISH, self.ended()).await {
             ended?;
@@ -249,7 +249,7 @@ impl Child {
         let deadline = Instant::now() + VANISH;
         let mut outcome = Leftovers::None;
         loop {
-            let members = group::members(self.leader);
+            let members = members(self.ward.leader);
             if members.is_empty() {
                 break;
             }
@@ -269,9 +269,9 @@ impl Child {
         }
         if let Ok(false) = self.has_ended() {
             match &mut outcome {
-                Leftovers::Survive(survivors) => survivors.push(self.leader.0),
+                Leftovers::Survive(survivors) => survivors.push(self.ward.leader.0),
                 Leftovers::None | Leftovers::Swept => {
-                    outcome = Leftovers::Survive(vec![self.leader.0]);
+                    outcome = Leftovers::Survive(vec![self.ward.leader.0]);
                 }
             }
         }
@@ -284,7 +284,7 @@ impl Child {
             return Ok((ExitStatus::Signal(libc::SIGKILL), Usage::default()));
         }
         self.state = State::Reaped;
-        group::reap(self.leader)
+        self.guard.reap(self.ward)
     }
 }
 
@@ -293,47 +293,23 @@ impl Drop for Child {
         if self.state == State::Reaped {
             return;
         }
-        let leader = self.leader;
         // At once: the pilot itself may be on its way out. With the container's first process dead,
         // the rest follows without us.
-        let init = group::container_init(leader);
-        match init {
-            Some(init) => {
-                group::send(init, libc::SIGKILL);
-            }
-            None => kill_session(leader),
-        }
+        let (ward, guard) = (self.ward, self.guard.clone());
+        let condemned = Condemned::strike(ward);
         // A thread, because the runtime may be gone; if there can't be one, no time for clean-up.
         let spawned = std::thread::Builder::new()
             .name("reaper".into())
-            .spawn(move || abandon(leader));
+            .spawn(move || {
+                kill::execute(vec![condemned]);
+                // However long the kernel holds it. An error: it is no child of ours any more.
+                if group::await_end(ward.leader.0).is_ok() {
+                    let _ = guard.reap(ward);
+                }
+            });
         if spawned.is_err() {
-            kill_session(leader);
+            kill::session(ward);
         }
-    }
-}
-
-/// The end of a child that nobody waits for any more; blocks until it is reaped.
-fn abandon(leader: ProcessGroup) {
-    let patience = std::time::Instant::now() + CLEAN_UP;
-    while group::has_ended(leader) == Ok(false) && std::time::Instant::now() < patience {
-        std::thread::sleep(LOOK_AGAIN);
-    }
-    kill_session(leader);
-    let patience = std::time::Instant::now() + VANISH;
-    while !group::members(leader).is_empty() && std::time::Instant::now() < patience {
-        kill_session(leader);
-        std::thread::sleep(LOOK_AGAIN);
-    }
-    // An error means that it is no child of ours any more: then there is nothing to reap.
-    let _ = group::reap(leader);
-}
-
-/// The leader's own group first, which needs no `/proc`.
-fn kill_session(leader: ProcessGroup) {
-    group::send(Pid::from_raw(-leader.0.as_raw()), libc::SIGKILL);
-    for member in group::members(leader) {
-        group::send(member.pid, libc::SIGKILL);
     }
 }
 

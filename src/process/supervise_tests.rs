@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::*;
@@ -15,6 +16,7 @@ const SHORT: Duration = Duration::from_millis(300);
 struct Bench {
     dir: TempDir,
     will: WillSender,
+    guard: Guard,
 }
 
 impl Bench {
@@ -22,6 +24,7 @@ impl Bench {
         Self {
             dir: tempfile::tempdir().expect("a directory"),
             will: WillSender::new(),
+            guard: Guard::in_thread(),
         }
     }
 
@@ -42,7 +45,7 @@ impl Bench {
     }
 
     async fn run(&self, script: &str, limits: Limits) -> Ended {
-        supervise(self.job(script), limits, self.will.subscribe())
+        supervise(&self.guard, self.job(script), limits, self.will.subscribe())
             .await
             .expect("started")
     }
@@ -277,7 +280,8 @@ async fn nothing_is_started_once_the_end_is_wanted() {
 async fn a_lost_sender_lets_the_child_run() {
     let bench = Bench::new();
     let will = WillSender::new().subscribe();
-    let ended = supervise(bench.job("sleep 0.2; exit 5"), limits(LONG, LONG), will)
+    let job = bench.job("sleep 0.2; exit 5");
+    let ended = supervise(&bench.guard, job, limits(LONG, LONG), will)
         .await
         .expect("started");
     assert_eq!(
@@ -337,7 +341,14 @@ async fn no_zombie_is_left_and_no_other_child_is_reaped() {
 #[tokio::test]
 async fn failures_to_start_are_told_apart() {
     let bench = Bench::new();
-    let start = |job| supervise(job, limits(LONG, LONG), bench.will.subscribe());
+    let start = |job| {
+        supervise(
+            &bench.guard,
+            job,
+            limits(LONG, LONG),
+            bench.will.subscribe(),
+        )
+    };
     let missing = start(Job {
         program: "/nonexistent/x".into(),
         ..bench.job("")

@@ -62,7 +62,7 @@ pub async fn prepare(
         timeout: Some(PATIENCE),
         grace: bench.grace,
     };
-    let built = capture(query, limits, will).await?;
+    let built = capture(&bench.guard, query, limits, will).await?;
     if !built.succeeded() {
         return Err(locked.failed(&built.stderr).into());
     }

@@ -81,7 +81,7 @@ async fn start_to_end(
         timeout: plan.timeout,
         grace: bench.grace,
     };
-    let ended = process::supervise(job, limits, will)
+    let ended = process::supervise(&bench.guard, job, limits, will)
         .await
         .map_err(|error| setup_error(&error, FaultClass::Ep))?;
 

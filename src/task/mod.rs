@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::config::{DumpOutput, KeepFiles, Verbosity};
 use crate::container::{Apptainer, Bind, Template};
+use crate::process::Guard;
 use crate::telemetry::Progress;
 
 pub mod image;
@@ -24,6 +25,8 @@ use staging::DataDirs;
 pub struct Workbench {
     /// The runtime.
     pub apptainer: Apptainer,
+    /// What every container is started through.
+    pub guard: Guard,
     /// Where files go.
     pub dirs: DataDirs,
     /// The files that came with the job.

@@ -1,0 +1,246 @@
+//! The pilot's side of the guardian: who is its ward, that a guardian is there, and what has to be done
+//! to all children at once. Every child is started and reaped through here, so that none can be
+//! forgotten.
+
+use std::collections::HashMap;
+use std::io::{self, PipeReader, PipeWriter, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::{Pid, getpid};
+
+use super::group::{self, Usage};
+use super::job::{ExitStatus, Job};
+use super::notice::{Notice, Ward};
+use super::proc;
+
+/// A handle to the guardian, and the list of its wards. When the last handle is gone, and at the latest
+/// when the process is, the guardian kills the wards that are left.
+#[derive(Debug, Clone)]
+pub struct Guard(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    hire: Hire,
+    guardian: Option<Guardian>,
+    wards: HashMap<Pid, Ward>,
+}
+
+/// How a guardian is made, of the reading end of its pipe.
+type Hire = fn(PipeReader) -> io::Result<Option<Pid>>;
+
+#[derive(Debug)]
+struct Guardian {
+    pipe: Arc<PipeWriter>,
+    /// Absent in unit tests, whose guardian is a thread.
+    pid: Option<Pid>,
+}
+
+/// What a look at the guardian showed.
+#[derive(Debug)]
+pub(super) enum Checked {
+    /// It is there.
+    Well,
+    /// It was gone, and another one knows all the wards.
+    Replaced {
+        /// The new one.
+        pid: Option<Pid>,
+        /// How many children it guards.
+        wards: usize,
+    },
+    /// It is gone, and there can't be another one now.
+    Missing(io::Error),
+}
+
+/// Why a child didn't start.
+#[derive(Debug)]
+pub(super) enum StartError {
+    /// For the child's own sake.
+    Child(io::Error),
+    /// There is nobody to guard it.
+    Unguarded(io::Error),
+}
+
+impl Guard {
+    /// Starts a guardian.
+    ///
+    /// # Errors
+    /// When the system has no pipe or no process for it.
+    pub fn start() -> io::Result<Self> {
+        Self::with(|pipe| group::spawn_guardian(pipe).map(Some))
+    }
+
+    fn with(hire: Hire) -> io::Result<Self> {
+        let mut state = State {
+            hire,
+            guardian: None,
+            wards: HashMap::new(),
+        };
+        state.replace()?;
+        Ok(Self(Arc::new(Mutex::new(state))))
+    }
+
+    /// A guardian for unit tests, whose binary can't be one: a thread.
+    #[cfg(test)]
+    pub(crate) fn in_thread() -> Self {
+        Self::with(|pipe| {
+            std::thread::spawn(|| super::guard_until_end(pipe));
+            Ok(None)
+        })
+        .expect("a pipe")
+    }
+
+    /// Starts a child that the guardian knows before anything of it runs.
+    pub(super) fn spawn(&self, job: &Job) -> Result<Ward, StartError> {
+        let mut state = self.lock();
+        let pipe = state.pipe().map_err(StartError::Unguarded)?;
+        let ward = match group::spawn(job, &pipe) {
+            Err(error) if is_deaf(&error) => {
+                let pipe = state.replace().map_err(StartError::Unguarded)?;
+                group::spawn(job, &pipe)
+            }
+            started => started,
+        }
+        .map_err(StartError::Child)?;
+        state.wards.insert(ward.leader.0, ward);
+        Ok(ward)
+    }
+
+    /// Waits for a ward of which nothing is left, and forgets it. Blocks unless it has ended.
+    pub(super) fn reap(&self, ward: Ward) -> nix::Result<(ExitStatus, Usage)> {
+        let mut state = self.lock();
+        // Before its pid is free. A guardian that doesn't hear it checks start times.
+        if let Some(guardian) = &state.guardian {
+            let _ = guardian.tell(Notice::Gone(ward));
+        }
+        let answer = group::reap(ward.leader.0);
+        state.wards.remove(&ward.leader.0);
+        answer
+    }
+
+    /// Replaces the guardian if it is gone.
+    pub(super) fn check(&self) -> Checked {
+        let mut state = self.lock();
+        if state.guardian.as_ref().is_some_and(Guardian::is_there) {
+            return Checked::Well;
+        }
+        match state.replace() {
+            Ok(_) => Checked::Replaced {
+                pid: state.guardian.as_ref().and_then(|guardian| guardian.pid),
+                wards: state.wards.len(),
+            },
+            Err(error) => Checked::Missing(error),
+        }
+    }
+
+    /// Reaps what fell to us and is no child of ours: as pid 1 of a container, nobody else does.
+    pub(super) fn reap_orphans(&self) {
+        let state = self.lock();
+        let guardian = state.guardian.as_ref().and_then(|guardian| guardian.pid);
+        for pid in proc::zombies_of_ours() {
+            if !state.wards.contains_key(&pid) && Some(pid) != guardian {
+                let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
+            }
+        }
+    }
+
+    /// Stops all that the children are, whatever sessions they made in their containers. Those on top
+    /// first: they shall not see the others stop.
+    pub(super) fn suspend(&self) {
+        for ward in self.lock().wards.values() {
+            // What forks while we look is found at the next look.
+            let mut stopped = Vec::new();
+            loop {
+                let mut family = proc::family(ward.leader);
+                family.retain(|pid| !stopped.contains(pid));
+                if family.is_empty() {
+                    break;
+                }
+                for pid in family {
+                    group::send(pid, libc::SIGSTOP);
+                    stopped.push(pid);
+                }
+            }
+        }
+    }
+
+    /// Lets them run again, in the opposite order.
+    pub(super) fn resume(&self) {
+        for ward in self.lock().wards.values() {
+            for pid in proc::family(ward.leader).into_iter().rev() {
+                group::send(pid, libc::SIGCONT);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // What is locked is whole after every statement.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn pipe(&mut self) -> io::Result<Arc<PipeWriter>> {
+        match &self.guardian {
+            Some(guardian) => Ok(Arc::clone(&guardian.pipe)),
+            None => self.replace(),
+        }
+    }
+
+    /// Makes a new guardian, which knows all the wards, in place of the old one.
+    fn replace(&mut self) -> io::Result<Arc<PipeWriter>> {
+        if let Some(Guardian { pid, pipe }) = self.guardian.take() {
+            // It may live and only be deaf: then the end of its pipe would make it kill its wards.
+            if let Some(pid) = pid {
+                group::send(pid, libc::SIGKILL);
+                let _ = group::reap(pid);
+            }
+            drop(pipe);
+        }
+        let (reader, pipe) = io::pipe()?;
+        // A guardian that reads no more must not block the pilot.
+        fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let pid = (self.hire)(reader)?;
+        let pipe = Arc::new(pipe);
+        let guardian = self.guardian.insert(Guardian {
+            pipe: Arc::clone(&pipe),
+            pid,
+        });
+        for ward in self.wards.values() {
+            guardian.tell(Notice::Born(*ward))?;
+        }
+        Ok(pipe)
+    }
+}
+
+impl Guardian {
+    fn tell(&self, notice: Notice) -> io::Result<()> {
+        (&*self.pipe).write_all(&notice.to_bytes())
+    }
+
+    fn is_there(&self) -> bool {
+        self.pid
+            .is_none_or(|pid| group::has_ended(pid) == Ok(false))
+    }
+}
+
+/// Whether an error of a start means that the guardian doesn't hear.
+fn is_deaf(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::EPIPE | Errno::EAGAIN)
+    )
+}
+
+/// Whether orphans of our descendants become our children: we are pid 1 of a container, or what
+/// started us asked for it.
+pub(super) fn adopts_orphans() -> bool {
+    getpid() == Pid::from_raw(1) || nix::sys::prctl::get_child_subreaper() == Ok(true)
+}
+
+#[cfg(test)]
+#[path = "guard_tests.rs"]
+mod tests;

@@ -1,0 +1,103 @@
+//! The guard with a guardian on a thread. The real guardian, a process, is tested through the pilot.
+
+use std::fs::File;
+use std::time::{Duration, Instant};
+
+use super::*;
+
+fn job(script: &str) -> Job {
+    let nothing = || {
+        File::options()
+            .write(true)
+            .open("/dev/null")
+            .expect("opened")
+    };
+    Job {
+        program: "/bin/sh".into(),
+        args: vec!["-c".into(), script.into()],
+        env: vec![("PATH".into(), "/usr/bin:/bin".into())],
+        cwd: None,
+        stdout: nothing(),
+        stderr: nothing(),
+    }
+}
+
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn what_is_left_when_the_guard_is_gone_is_killed() {
+    let guard = Guard::in_thread();
+    let wards: Vec<Ward> = (0..3)
+        .map(|_| {
+            guard
+                .spawn(&job(
+                    "trap '' TERM HUP INT; set -m; sleep 1000 & sleep 1000",
+                ))
+                .expect("started")
+        })
+        .collect();
+    let done = guard.spawn(&job("exit 3")).expect("started");
+    group::await_end(done.leader.0).expect("a child");
+    assert_eq!(guard.reap(done).expect("a child").0, ExitStatus::Code(3));
+    until("the last one has its own child", || {
+        wards
+            .iter()
+            .all(|ward| proc::family(ward.leader).len() == 3)
+    });
+    drop(guard);
+    for ward in wards {
+        until("it is dead", || group::has_ended(ward.leader.0) == Ok(true));
+        until("so is its session", || {
+            proc::members(ward.leader).is_empty()
+        });
+        group::reap(ward.leader.0).expect("a child");
+    }
+}
+
+#[test]
+fn a_suspended_family_stands_still_until_it_is_resumed() {
+    let guard = Guard::in_thread();
+    let ward = guard
+        .spawn(&job("setsid sleep 1000 & exec sleep 1001"))
+        .expect("started");
+    until("both run", || proc::family(ward.leader).len() == 2);
+    let states = || -> Vec<char> {
+        proc::family(ward.leader)
+            .into_iter()
+            .filter_map(|pid| {
+                let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+                stat.rsplit_once(") ")?.1.chars().next()
+            })
+            .collect()
+    };
+    guard.suspend();
+    until("all stand still", || states() == ['T', 'T']);
+    guard.resume();
+    until("all go on", || states() == ['S', 'S']);
+    let other = proc::family(ward.leader)[1];
+    group::send(other, libc::SIGKILL);
+    group::send(ward.leader.0, libc::SIGKILL);
+    guard.reap(ward).expect("a child");
+}
+
+#[test]
+fn a_guardian_that_hears_no_more_is_replaced_at_the_next_start() {
+    let guard = Guard::with(|_reader| Ok(None)).expect("a pipe");
+    // Its reading end is closed at once, and so is that of its successor.
+    assert!(matches!(
+        guard.spawn(&job("true")),
+        Err(StartError::Child(error)) if error.kind() == io::ErrorKind::BrokenPipe
+    ));
+    guard.lock().hire = |pipe| {
+        std::thread::spawn(|| crate::process::guard_until_end(pipe));
+        Ok(None)
+    };
+    let ward = guard.spawn(&job("true")).expect("guarded now");
+    assert_eq!(guard.reap(ward).expect("a child").0, ExitStatus::Code(0));
+}

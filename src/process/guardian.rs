@@ -1,0 +1,29 @@
+//! The guardian: a process of the same binary that outlives the pilot by the time it takes to kill
+//! the pilot's containers. Knows only its pipe, whose other end nobody but the pilot holds: the end of
+//! the file is the end of the pilot, however it died. Apart, because no code of the pilot runs then.
+//!
+//! A child holds the pipe as well until its exec, and says before that it is there. So no end of the
+//! file comes before the notice of every child.
+
+use std::io::Read;
+
+use super::kill::{Condemned, execute};
+use super::notice::{Notice, SIZE, Ward};
+
+/// The word by which the binary is told to be a guardian.
+pub const GUARDIAN: &str = "guardian";
+
+/// Reads notices until the pilot is gone, then kills what it left. Sleeps in between.
+pub fn guard_until_end(mut pipe: impl Read) {
+    let mut wards: Vec<Ward> = Vec::new();
+    let mut bytes = [0; SIZE];
+    // A read that fails is as good as an end: nothing more will be heard from the pilot.
+    while pipe.read_exact(&mut bytes).is_ok() {
+        match Notice::from_bytes(bytes) {
+            Some(Notice::Born(ward)) if !wards.contains(&ward) => wards.push(ward),
+            Some(Notice::Gone(ward)) => wards.retain(|other| *other != ward),
+            Some(Notice::Born(_)) | None => {}
+        }
+    }
+    execute(wards.into_iter().map(Condemned::strike).collect());
+}

@@ -1,0 +1,90 @@
+//! What the guardian is told, and by whom: a child says itself, between fork and exec, that it is
+//! born; the pilot says when nothing is left of it. One size for all, small enough that the kernel
+//! never cuts or mixes two of them in a pipe.
+
+use nix::unistd::Pid;
+
+use super::proc::StartTime;
+use crate::ids::ProcessGroup;
+
+/// A child that must not outlive the pilot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ward {
+    /// Its session.
+    pub(super) leader: ProcessGroup,
+    /// Tells it from another process that is given the same pid later.
+    pub(super) start: StartTime,
+}
+
+/// One message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Notice {
+    /// From now on it is to be killed when the pilot is gone.
+    Born(Ward),
+    /// Nothing of it is left; the pid may become another's.
+    Gone(Ward),
+}
+
+/// The size of every notice; `PIPE_BUF`, up to which a write is atomic, is at least 512 bytes.
+pub(super) const SIZE: usize = 16;
+
+const BORN: u32 = 1;
+const GONE: u32 = 2;
+
+impl Notice {
+    /// Allocates nothing: it is sent between fork and exec.
+    pub(super) fn to_bytes(self) -> [u8; SIZE] {
+        let (kind, ward) = match self {
+            Self::Born(ward) => (BORN, ward),
+            Self::Gone(ward) => (GONE, ward),
+        };
+        let mut bytes = [0; SIZE];
+        bytes[..4].copy_from_slice(&kind.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&ward.leader.0.as_raw().to_ne_bytes());
+        bytes[8..].copy_from_slice(&ward.start.0.to_ne_bytes());
+        bytes
+    }
+
+    /// `None` for what no pilot writes.
+    pub(super) fn from_bytes(bytes: [u8; SIZE]) -> Option<Self> {
+        let [k0, k1, k2, k3, p0, p1, p2, p3, start @ ..] = bytes;
+        let pid = i32::from_ne_bytes([p0, p1, p2, p3]);
+        let ward = Ward {
+            leader: ProcessGroup(Pid::from_raw(pid)),
+            start: StartTime(u64::from_ne_bytes(start)),
+        };
+        // 0, 1 and negative numbers mean many processes to kill(2).
+        match u32::from_ne_bytes([k0, k1, k2, k3]) {
+            BORN if pid > 1 => Some(Self::Born(ward)),
+            GONE if pid > 1 => Some(Self::Gone(ward)),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ward(pid: i32) -> Ward {
+        Ward {
+            leader: ProcessGroup(Pid::from_raw(pid)),
+            start: StartTime(u64::MAX - 1),
+        }
+    }
+
+    #[test]
+    fn what_is_read_is_what_was_written() {
+        for notice in [Notice::Born(ward(4711)), Notice::Gone(ward(i32::MAX))] {
+            assert_eq!(Notice::from_bytes(notice.to_bytes()), Some(notice));
+        }
+    }
+
+    #[test]
+    fn a_pid_that_would_kill_many_is_no_notice() {
+        for pid in [1, 0, -1, -4711] {
+            assert_eq!(Notice::from_bytes(Notice::Born(ward(pid)).to_bytes()), None);
+        }
+        assert_eq!(Notice::from_bytes([0xff; SIZE]), None);
+    }
+}
