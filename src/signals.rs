@@ -8,6 +8,7 @@
 use std::future::pending;
 use std::io;
 
+use nix::sys::signal::SigSet;
 use tokio::signal::unix::{self, SignalKind};
 
 /// A wish to end, sent to the pilot.
@@ -60,6 +61,9 @@ impl Signals {
     /// # Errors
     /// When the system refuses a handler.
     pub fn install() -> io::Result<Self> {
+        // A parent may have blocked them, and what is blocked never arrives: neither an eviction nor
+        // the end of a child. Before the first thread is started, which inherits this.
+        SigSet::all().thread_unblock()?;
         let ignored = Ignored::inherited();
         let unless_ignored = |kind: SignalKind| {
             if ignored.contains(kind) {

@@ -22,5 +22,7 @@ mod spool;
 mod spool_shared;
 mod statistics;
 mod support;
+mod survival;
+mod survival_signals;
 mod telemetry;
 mod telemetry_terminal;

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::chirp::{ChirpConfig, DESTINATIONS};
+use super::grace::kill_grace;
 use super::problem::{ConfigErrors, Lacking, Problem, one_line};
 use super::queues::{INCOMING, OUTGOING, queue};
 use super::reader::{Reader, shown};
@@ -58,7 +59,8 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
     } else {
         DumpOutput::Failed
     };
-    let kill_grace = reader.duration(&var::KILL_GRACE);
+    let condor = CondorJob::find(&environment);
+    let kill_grace = kill_grace(&mut reader, condor.vacate_time, &mut warnings);
     let quarantine = quarantine(&mut reader);
     let log = LogLevels {
         own: reader.level(&var::CL_LOG),
@@ -103,7 +105,7 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
         images,
         log,
         host: host(&environment),
-        condor: CondorJob::find(&environment),
+        condor,
         chirp,
         warnings,
         shown: dump(&environment, slots),

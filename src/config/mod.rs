@@ -11,6 +11,7 @@ mod condor;
 mod cores;
 mod env_json;
 mod envfile;
+mod grace;
 mod list;
 mod load;
 mod problem;

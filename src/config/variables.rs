@@ -207,7 +207,7 @@ variables! {
     DUMP_TASK_OUTPUT = "EWMS_PILOT_DUMP_TASK_OUTPUT", Kind::Bool, Default("False"),
         "copy the output of all containers into the log, not only of failed ones";
     KILL_GRACE = "EWMS_PILOT_KILL_GRACE", Kind::Duration, Default("10"),
-        "time between telling a container to end and killing it";
+        "time between telling a container to end and killing it; unless set, less where HTCondor gives an evicted job less than that and 5 s more";
     QUARANTINE_TIME = "EWMS_PILOT_QUARANTINE_TIME", Kind::Seconds { least: 0 }, Default("0"),
         "how long to sleep after a fatal error, so that a bad machine gets no next pilot at once";
     CL_LOG = "EWMS_PILOT_CL_LOG", Kind::Level, Default("INFO"),
