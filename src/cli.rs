@@ -94,6 +94,14 @@ mod tests {
     }
 
     #[test]
+    fn the_guardian_is_not_for_people() {
+        assert_eq!(parse(&["guardian"]).expect("a command"), Command::Guardian);
+        for words in [&["-h"][..], &["--help"]] {
+            assert!(!text(words).contains("guardian"));
+        }
+    }
+
+    #[test]
     fn unknown_words_are_a_usage_error_with_the_configuration_exit_code() {
         for words in [&["--nonsense"][..], &["nonsense"], &["run", "x"]] {
             let error = parse(words).expect_err("a usage error");

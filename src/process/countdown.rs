@@ -36,7 +36,8 @@ impl Countdown {
         }
     }
 
-    /// Returns when the time is up. Cancel-safe: time goes on when the future is dropped.
+    /// Returns when the time is up. Cancel-safe: time goes on when the future is dropped, provided
+    /// that it is looked at again within a step.
     pub async fn over(&mut self) {
         while !self.is_over() {
             sleep_until(self.counted_until + self.step()).await;

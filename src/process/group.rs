@@ -18,7 +18,7 @@ use nix::unistd::{Pid, getpid, setsid};
 use super::guardian::GUARDIAN;
 use super::job::{ExitStatus, Job};
 use super::notice::{Notice, Ward};
-use super::proc::{StartTime, Stat};
+use super::proc::Stat;
 use crate::ids::ProcessGroup;
 
 /// What the kernel charged a child and all its descendants that were waited for; for a container
@@ -80,11 +80,18 @@ pub(super) fn spawn(job: &Job, guardian: &Arc<PipeWriter>) -> io::Result<Ward> {
     }
     let leader = pid_of(&command.spawn()?)?;
     // Unreaped, so its pid is its own even if it has ended.
-    let start = Stat::of(leader).map_or(StartTime(0), |stat| stat.start);
-    Ok(Ward {
-        leader: ProcessGroup(leader),
-        start,
-    })
+    match Stat::read(leader).and_then(|stat| stat.ok_or_else(|| Errno::ESRCH.into())) {
+        Ok(stat) => Ok(Ward {
+            leader: ProcessGroup(leader),
+            start: stat.start,
+        }),
+        Err(error) => {
+            // Who can't be told apart can't be supervised.
+            send(Pid::from_raw(-leader.as_raw()), libc::SIGKILL);
+            let _ = reap(leader);
+            Err(error)
+        }
+    }
 }
 
 fn pid_of(child: &Child) -> io::Result<Pid> {

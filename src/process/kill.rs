@@ -76,7 +76,7 @@ fn runs(ward: &Ward) -> bool {
 /// What a blow found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Session {
-    /// Something that runs, and was sent a kill.
+    /// Something that runs, and was sent a kill; or nothing could be told.
     Alive,
     /// Nothing.
     Dead,
@@ -85,11 +85,13 @@ pub(super) enum Session {
 /// Kills what is there. A pid that means another process by now proves that nothing of the old
 /// session is left: until then the kernel gives its number to nobody.
 pub(super) fn session(ward: Ward) -> Session {
-    let leader = Stat::of(ward.leader.0);
-    if leader.is_some_and(|stat| stat.start != ward.start) {
-        return Session::Dead;
-    }
-    let leader_runs = leader.is_some_and(|stat| !stat.is_zombie);
+    let leader_runs = match Stat::read(ward.leader.0) {
+        Ok(Some(stat)) if stat.start != ward.start => return Session::Dead,
+        Ok(Some(stat)) => !stat.is_zombie,
+        Ok(None) => false,
+        // It may be anybody's: look again.
+        Err(_) => return Session::Alive,
+    };
     if leader_runs {
         // Its own group first, which needs no look at all of `/proc`.
         send(Pid::from_raw(-ward.leader.0.as_raw()), SIGKILL);

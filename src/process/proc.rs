@@ -2,7 +2,9 @@
 //! first process of a container, when a process began. Reads only; kills nobody.
 
 use std::fs;
+use std::io;
 
+use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{Pid, getpid, getsid};
 
@@ -29,9 +31,25 @@ pub(super) struct Stat {
 }
 
 impl Stat {
-    /// `None` when there is no such process.
+    /// `None` when there is no such process, or it can't be told.
     pub(super) fn of(pid: Pid) -> Option<Self> {
-        Self::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+        Self::read(pid).ok().flatten()
+    }
+
+    /// `None` when there is no such process.
+    ///
+    /// # Errors
+    /// When it can't be told: no more files may be open, for example.
+    pub(super) fn read(pid: Pid) -> io::Result<Option<Self>> {
+        match fs::read(format!("/proc/{pid}/stat")) {
+            Ok(line) => Self::parse(&line)
+                .map(Some)
+                .ok_or_else(|| Errno::EBADMSG.into()),
+            // The process may be gone before the file is opened, or while it is read.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Allocates nothing, because a child between fork and exec must not.

@@ -235,6 +235,8 @@ impl Child {
                 return ended.map(|()| HardKill::Container);
             }
         }
+        // It is our own child, whatever can be told of it.
+        group::send(self.ward.leader.0, libc::SIGKILL);
         kill::session(self.ward);
         // Not ended even so: the sweep reports it.
         if let Ok(ended) = timeout(VANISH, self.ended()).await {
@@ -308,6 +310,7 @@ impl Drop for Child {
                 }
             });
         if spawned.is_err() {
+            group::send(ward.leader.0, libc::SIGKILL);
             kill::session(ward);
         }
     }

@@ -257,7 +257,7 @@ impl Pilot {
 
 impl Drop for Pilot {
     fn drop(&mut self) {
-        // The second SIGTERM asks it to kill its containers at once; they'd outlive a SIGKILL.
+        // The second SIGTERM asks it to kill its containers at once, and to give their events back.
         for signal in [Signal::SIGTERM, Signal::SIGTERM, Signal::SIGKILL] {
             if self.has_ended() {
                 return;
