@@ -14,6 +14,7 @@
 //! | [`container`] | Apptainer's command line, images, and what its stderr means |
 //! | [`process`] | one supervised child: session, signals, grace, kill, reap; the guardian |
 //! | [`chirp`] | what HTCondor is told while the pilot runs |
+//! | [`records`] | the file of what each task, and the pilot, did |
 //! | [`stats`] | tallies, run-time statistics and their histogram |
 //! | [`telemetry`] | logging and the progress line |
 //! | [`fault`], [`exit`], [`ids`], [`signals`] | error names, exit codes, identities, signals of the pilot |
@@ -32,6 +33,7 @@ pub mod fault;
 pub mod ids;
 pub mod pilot;
 pub mod process;
+pub mod records;
 pub mod signals;
 pub mod stats;
 pub mod task;

@@ -23,6 +23,37 @@ pub struct CondorJob {
     pub vacate_time: Option<Duration>,
     /// Memory of the slot, in bytes.
     pub memory: Option<u64>,
+    /// `ClusterId.ProcId`
+    pub job_id: Option<String>,
+    /// What the job asked for, or else got.
+    pub request: Request,
+}
+
+/// What the job asked for; where its ad has no number, what its slot has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Request {
+    /// Cores.
+    pub cpus: Option<u64>,
+    /// Memory, in bytes.
+    pub memory: Option<u64>,
+    /// Disk, in bytes.
+    pub disk: Option<u64>,
+}
+
+impl Request {
+    fn find(job: &Ad, machine: &Ad) -> Self {
+        let number = |of_job: &str, of_machine: &str, shift: u32| {
+            let found = job
+                .integer(of_job)
+                .or_else(|| machine.integer(of_machine))?;
+            u64::try_from(found).ok()?.checked_mul(1 << shift)
+        };
+        Self {
+            cpus: number("RequestCpus", "Cpus", 0),
+            memory: number("RequestMemory", "Memory", 20),
+            disk: number("RequestDisk", "Disk", 10),
+        }
+    }
 }
 
 /// Files of the job that are the pilot's and no task's business: its binary, its wrapper, and above
@@ -49,6 +80,11 @@ impl CondorJob {
         };
         let seconds = |seconds: i64| u64::try_from(seconds).ok().map(Duration::from_secs);
         Self {
+            job_id: job
+                .integer("ClusterId")
+                .zip(job.integer("ProcId"))
+                .map(|(cluster, process)| format!("{cluster}.{process}")),
+            request: Request::find(&job, &machine),
             chirp_file: path("_CONDOR_CHIRP_CONFIG").or_else(|| {
                 scratch
                     .as_ref()
@@ -172,6 +208,22 @@ mod tests {
         assert_eq!(job.chirp_file, None);
         assert_eq!(job.wall_time, None);
         assert!(job.input_files.is_empty());
+    }
+
+    #[test]
+    fn what_was_requested_is_in_bytes() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let job = CondorJob::find(&environment(
+            scratch.path(),
+            "ClusterId = 12\nProcId = 3\nRequestCpus = 4\nRequestMemory = 2\nRequestDisk = DiskUsage\n",
+        ));
+        assert_eq!(job.job_id.as_deref(), Some("12.3"));
+        let expected = Request {
+            cpus: Some(4),
+            memory: Some(2 << 20),
+            disk: None,
+        };
+        assert_eq!(job.request, expected);
     }
 
     #[test]

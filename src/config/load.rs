@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use super::chirp::{ChirpConfig, DESTINATIONS};
 use super::grace::kill_grace;
+use super::limits::limits;
 use super::problem::{ConfigErrors, Lacking, Problem, one_line};
-use super::queues::{INCOMING, OUTGOING, queue};
+use super::queues::{INCOMING, OUTGOING, dead_letter, queue};
 use super::reader::{Reader, shown};
 use super::variables::{self as var, ALL, Otherwise, Variable};
 use super::{
@@ -41,6 +42,7 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
     let incoming = queue(&mut reader, &INCOMING, cwd);
     let outgoing = queue(&mut reader, &OUTGOING, cwd);
     let data_parent = reader.directory(&var::DATA_DIR_PARENT, cwd);
+    let task_log = reader.file(&var::TASK_LOG, &data_parent);
     let infile_ext = reader.suffix(&var::INFILE_EXT);
     let outfile_ext = reader.suffix(&var::OUTFILE_EXT);
     let prefetch = reader.count(&var::PREFETCH);
@@ -61,6 +63,8 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
     };
     let condor = CondorJob::find(&environment);
     let kill_grace = kill_grace(&mut reader, condor.vacate_time, &mut warnings);
+    let limits = limits(&mut reader);
+    let dead_letter = dead_letter(&mut reader, incoming.as_ref());
     let quarantine = quarantine(&mut reader);
     let log = LogLevels {
         own: reader.level(&var::CL_LOG),
@@ -82,6 +86,8 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
         _ => return Err(ConfigErrors::new(reader.problems, lacking(&environment))),
     };
     let slots = slots.map_or_else(|| cores::allotted(&environment), at_least_one);
+    let condor = CondorJob::find(&environment);
+    let limits = limits(&condor, slots.get());
     Ok(Config {
         task,
         init,
@@ -100,6 +106,9 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
         quarantine,
         kill_grace,
         keep_files,
+        limits,
+        dead_letter,
+        task_log,
         dump_output,
         verbosity,
         images,

@@ -12,6 +12,7 @@ mod cores;
 mod env_json;
 mod envfile;
 mod grace;
+mod limits;
 mod list;
 mod load;
 mod problem;
@@ -25,6 +26,7 @@ pub use address::AddressError;
 pub use chirp::{ChirpConfig, ChirpDestination};
 pub use condor::CondorJob;
 pub use envfile::FILE_NAME as ENV_FILE_NAME;
+pub use limits::Limits;
 pub use load::{Environment, load};
 pub use problem::{ConfigErrors, Problem};
 
@@ -106,6 +108,12 @@ pub struct Config {
     pub dump_output: DumpOutput,
     /// How much Apptainer says.
     pub verbosity: Verbosity,
+    /// What a task, or the pilot, is ended for.
+    pub limits: Limits,
+    /// Where an event goes that failed too often; `None` lets the broker decide.
+    pub dead_letter: Option<QueueConfig>,
+    /// Where the record of every task is written. Absolute.
+    pub task_log: Option<PathBuf>,
     /// What is accepted as an image.
     pub images: ImagePolicy,
     /// Levels of the log.

@@ -66,6 +66,39 @@ pub(super) fn queue(
     })
 }
 
+/// The queue for events that failed too often, on the broker that they came from. A spool has a place
+/// of its own for them.
+pub(super) fn dead_letter(
+    reader: &mut Reader<'_>,
+    incoming: Option<&QueueConfig>,
+) -> Option<QueueConfig> {
+    let variable = &variables::QUEUE_DEAD_LETTER;
+    let name = reader.text(variable);
+    if name.is_empty() {
+        return None;
+    }
+    if reader.set(&variables::MAX_DELIVERIES).is_none() {
+        reader.problems.push(Problem::Conflict(format!(
+            "`{}` is `{name}` while `{}` is not set: no event would ever go there, set both",
+            variable.name,
+            variables::MAX_DELIVERIES.name
+        )));
+    }
+    let incoming = incoming?;
+    if matches!(incoming.broker, BrokerConfig::Spool(_)) {
+        let advice = "expected none: a spool keeps what failed too often in its `failed/`";
+        reader.refuse(variable, &name, advice);
+        return None;
+    }
+    if name == incoming.name {
+        reader.refuse(variable, &name, "expected another queue than the incoming one");
+    }
+    Some(QueueConfig {
+        name,
+        broker: incoming.broker.clone(),
+    })
+}
+
 /// Several queues joined with `;` are refused, and said to be so: taken for one long name, they
 /// would be declared on the broker. The texts are name, token, kind and address. True when one of
 /// them is a list.

@@ -9,6 +9,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::address;
 use super::env_json;
+use super::limits::Memory;
 use super::list::list;
 use super::load::Environment;
 use super::problem::{Problem, one_line};
@@ -139,6 +140,19 @@ impl<'a> Reader<'a> {
         .unwrap_or_default()
     }
 
+    pub(super) fn size(&mut self, variable: &Variable) -> Option<u64> {
+        self.parse(variable, values::size)
+    }
+
+    pub(super) fn memory(&mut self, variable: &Variable) -> Option<Memory> {
+        self.parse(variable, |text| match text {
+            "auto" => Some(Memory::Auto),
+            _ => values::size(text)
+                .filter(|bytes| *bytes > 0)
+                .map(Memory::Bytes),
+        })
+    }
+
     pub(super) fn list(&mut self, variable: &Variable) -> Vec<String> {
         self.parse(variable, list).unwrap_or_default()
     }
@@ -193,6 +207,13 @@ impl<'a> Reader<'a> {
             None | Some("") => base.to_owned(),
             Some(text) => base.join(text),
         }
+    }
+
+    /// As [`Reader::directory`], but empty means none.
+    pub(super) fn file(&mut self, variable: &Variable, base: &Path) -> Option<PathBuf> {
+        self.text_or_default(variable)
+            .filter(|text| !text.is_empty())
+            .map(|text| base.join(text))
     }
 
     pub(super) fn directories(&mut self, variable: &Variable) -> Vec<PathBuf> {

@@ -39,6 +39,36 @@ pub(super) fn float(text: &str) -> Option<f64> {
         .ok()
 }
 
+/// Bytes, as `1_000`, `1.5G` or `512 MiB`; units are powers of 1024.
+pub(super) fn size(text: &str) -> Option<u64> {
+    let text = text.trim_matches(is_space);
+    let number_ends = text
+        .find(|letter: char| !(letter.is_ascii_digit() || "._".contains(letter)))
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(number_ends);
+    let shift = match unit.trim_start_matches(is_space).to_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KB" | "KIB" => 10,
+        "M" | "MB" | "MIB" => 20,
+        "G" | "GB" | "GIB" => 30,
+        "T" | "TB" | "TIB" => 40,
+        _ => return None,
+    };
+    if let Some(whole) = integer(number) {
+        return u64::try_from(whole).ok()?.checked_mul(1 << shift);
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "checked to be in range; a fraction of a unit is no exact number of bytes anyway"
+    )]
+    float(number)
+        .map(|number| number * (1_u64 << shift) as f64)
+        .filter(|bytes| (0.0..1e18).contains(bytes))
+        .map(|bytes| bytes as u64)
+}
+
 /// A Python level name, in any case. `CRITICAL` has no equal here and becomes `ERROR`.
 pub(super) fn level(text: &str) -> Option<LevelFilter> {
     match text.to_uppercase().as_str() {
@@ -139,6 +169,24 @@ mod tests {
             "", ".", "e5", "1__0", "1_.5", "1._5", "1_e5", "0x1p3", "1,5", "10s", "None",
         ] {
             assert_eq!(float(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_binary_units_and_may_have_fractions() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("1_000", 1000),
+            (" 4G ", 4 << 30),
+            ("512 MiB", 512 << 20),
+            ("1.5k", 1536),
+            ("2T", 2 << 40),
+            ("7B", 7),
+        ] {
+            assert_eq!(size(text), Some(bytes), "{text:?}");
+        }
+        for text in ["", "G", "-1", "1X", "1e3", "4 G B", "99999999999T", "nan"] {
+            assert_eq!(size(text), None, "{text:?}");
         }
     }
 

@@ -31,6 +31,10 @@ pub enum Kind {
     },
     /// Seconds, fractions allowed.
     Duration,
+    /// Bytes, with a binary unit if need be.
+    Size,
+    /// [`Kind::Size`], or `auto`.
+    Memory,
     /// Words, or a list literal.
     List,
     /// A Python level name.
@@ -45,6 +49,8 @@ pub enum Kind {
     Suffix,
     /// A directory, taken from the working directory when relative.
     Directory,
+    /// A file, taken from the pilot data's parent when relative; empty is none.
+    File,
     /// Absolute directories between commas.
     Directories,
     /// A JSON object of variables for a container. Its values are nobody's business.
@@ -83,6 +89,8 @@ impl Kind {
             Self::Cores => format!("an integer from 1 to {MOST}, or `auto`"),
             Self::Seconds { least } => format!("whole seconds, {least} or more"),
             Self::Duration => "seconds, 0 or more, fractions allowed".to_owned(),
+            Self::Size => "bytes, or a number with `K`, `M`, `G` or `T` (powers of 1024)".to_owned(),
+            Self::Memory => "a size like `4G` (powers of 1024), or `auto`".to_owned(),
             Self::List => "words between white space, or a list like `['A', 'B']`".to_owned(),
             Self::Level => "`DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`".to_owned(),
             Self::Choice(words) => {
@@ -93,6 +101,7 @@ impl Kind {
             Self::Arguments => "words, quoted as for a shell, every quote closed".to_owned(),
             Self::Suffix => "a suffix of at most 100 bytes without `/`, like `.json`".to_owned(),
             Self::Directory => "a directory".to_owned(),
+            Self::File => "a file; empty: none".to_owned(),
             Self::Directories => "absolute directories with commas between them".to_owned(),
             Self::EnvJson => "a JSON object, values being strings, integers or booleans".to_owned(),
             Self::Address => {
@@ -150,8 +159,14 @@ variables! {
         "variables for the task";
     TASK_TIMEOUT = "EWMS_PILOT_TASK_TIMEOUT", Kind::Seconds { least: 1 }, Phrase("none"),
         "wall time after which a task is ended";
+    TASK_STALL = "EWMS_PILOT_TASK_STALL", Kind::Seconds { least: 1 }, Phrase("none"),
+        "time without CPU use or output after which a task is ended";
+    TASK_MEMORY = "EWMS_PILOT_TASK_MEMORY", Kind::Memory, Phrase("none"),
+        "resident memory of a task's container above which it is killed; `auto`: its share of the slot's memory";
+    TASK_OUTPUT_MAX = "EWMS_PILOT_TASK_OUTPUT_MAX", Kind::Size, Default("100M"),
+        "what is kept of a container's stdout, and of its stderr; the middle of a longer one is left out";
     SUBPROC_TIMEOUT = "EWMS_PILOT_SUBPROC_TIMEOUT", Kind::Seconds { least: 1 }, Phrase("none"),
-        "old name of the one above, used when that isn't set";
+        "old name of EWMS_PILOT_TASK_TIMEOUT, used when that isn't set";
     INIT_IMAGE = "EWMS_PILOT_INIT_IMAGE", Kind::Text, Default(""),
         "image that is run once, before the broker is contacted";
     INIT_ARGS = "EWMS_PILOT_INIT_ARGS", Kind::Arguments, Default(""),
@@ -204,6 +219,19 @@ variables! {
         "names of errors that don't count for that, like TimeoutError";
     KEEP_ALL_TASK_FILES = "EWMS_PILOT_KEEP_ALL_TASK_FILES", Kind::Bool, Default("False"),
         "keep the directories of all tasks, not only of failed ones";
+    KEPT_FILES_MAX = "EWMS_PILOT_KEPT_FILES_MAX", Kind::Size, Default("1G"),
+        "what the kept directories of failed tasks may take together; beyond it only outputs stay, then nothing";
+    MIN_FREE_DISK = "EWMS_PILOT_MIN_FREE_DISK", Kind::Size, Default("0"),
+        "free space on the pilot data's disk below which no event is taken and running tasks are ended";
+    MAX_RUNTIME = "EWMS_PILOT_MAX_RUNTIME", Kind::Seconds { least: 1 },
+        Phrase("`OriginalTime` of the job ad, else none"),
+        "wall time of the pilot; no task is started that would not end in it, and the pilot ends by itself";
+    MAX_DELIVERIES = "EWMS_PILOT_MAX_DELIVERIES", Kind::Count, Phrase("none"),
+        "how often an event is delivered that fails by its own or its task's fault, before it is taken out of the queue";
+    QUEUE_DEAD_LETTER = "EWMS_PILOT_QUEUE_DEAD_LETTER", Kind::Text, Default(""),
+        "queue, on the incoming broker, that such an event goes to; without one it is rejected and kept in `rejected/`";
+    TASK_LOG = "EWMS_PILOT_TASK_LOG", Kind::File, Default("ewms-pilot-tasks.jsonl"),
+        "record of every task, a JSON line each; relative to where `ewms-pilot-data/` is";
     DUMP_TASK_OUTPUT = "EWMS_PILOT_DUMP_TASK_OUTPUT", Kind::Bool, Default("False"),
         "copy the output of all containers into the log, not only of failed ones";
     KILL_GRACE = "EWMS_PILOT_KILL_GRACE", Kind::Duration, Default("10"),

@@ -1,0 +1,92 @@
+//! What a pilot leaves behind about itself and each of its tasks: a file of JSON lines, the one source
+//! of all numbers at its end and of what operators read about thousands of pilots. Knows the format and
+//! how a line gets on disk; nothing of when one is due. Apart, because the format outlives the program.
+//!
+//! # Format 1
+//!
+//! One JSON object a line, UTF-8, appended by a single `write(2)`. Pilots that share a file don't mix
+//! their lines, but their lines alternate: `pilot_id` tells them apart. After a full disk a line may be
+//! torn; then the next one starts on a line of its own. A reader counts what it can't read, skips `kind`s
+//! and fields that it doesn't know, and takes an absent field for `null`. Within a format, fields are only
+//! added; `format` changes when one changes its meaning.
+//!
+//! Times are seconds since 1970 (UTC) with milliseconds; durations are seconds, sizes bytes. `null` is
+//! "not known" or "didn't happen".
+//!
+//! ## In every line
+//!
+//! | field | type | meaning |
+//! | --- | --- | --- |
+//! | `format` | integer | 1 |
+//! | `kind` | text | `pilot_start`, `task`, `pilot_end`: one start, then tasks as they are settled, then one end; a pilot that was killed has no end |
+//! | `pilot_id` | text | this run of the pilot |
+//! | `host` | text | the machine's name |
+//! | `site` | text or null | `GLIDEIN_Site`, else `OSG_SITE_NAME` |
+//!
+//! ## `pilot_start`
+//!
+//! | field | type | meaning |
+//! | --- | --- | --- |
+//! | `version` | text | of the pilot |
+//! | `started_unix_secs` | number | |
+//! | `job_id` | text or null | HTCondor's `ClusterId.ProcId` |
+//! | `slots` | integer | tasks that may run at once |
+//! | `window` | integer | unsettled events held at most |
+//! | `requested_cpus` | integer or null | `RequestCpus` of the job ad, else `Cpus` of the machine ad |
+//! | `requested_memory_bytes` | integer or null | `RequestMemory`, else the slot's `Memory` |
+//! | `requested_disk_bytes` | integer or null | `RequestDisk`, else the slot's `Disk` |
+//! | `max_runtime_secs` | number or null | the wall time that the pilot keeps to |
+//!
+//! ## `task`
+//!
+//! Written once its event is settled, or can't be any more.
+//!
+//! | field | type | meaning |
+//! | --- | --- | --- |
+//! | `task_id` | text | also the name of its directory |
+//! | `slot` | integer or null | which of the pilot's slots, from 1; null when it never started |
+//! | `earlier_deliveries` | integer or null | how often the broker had delivered the event before (`x-delivery-count`; tries in a spool) |
+//! | `received_unix_secs` | number | the event was taken |
+//! | `started_unix_secs` | number or null | staging began |
+//! | `ended_unix_secs` | number or null | its files were collected |
+//! | `published_unix_secs` | number or null | the broker confirmed the result |
+//! | `settled_unix_secs` | number or null | the event was acknowledged or given back; null when the connection was gone, and the broker delivers it again |
+//! | `wall_time_secs` | number or null | from start to end |
+//! | `container_time_secs` | number or null | of that, while the container ran; null when none did |
+//! | `cpu_user_secs`, `cpu_system_secs` | number or null | of all processes in the container and the runtime |
+//! | `max_rss_bytes` | integer or null | the largest resident memory of any one process |
+//! | `container_memory_bytes` | integer or null | the largest resident memory of the container that was seen; only with a limit on it |
+//! | `input_bytes` | integer | size of the event as it came |
+//! | `output_bytes` | integer or null | size of the result as it was sent |
+//! | `disk_bytes` | integer or null | what the task's directories, scratch included, took at its end |
+//! | `exit_code` | integer or null | of the container |
+//! | `exit_signal` | integer or null | what ended the container's first process |
+//! | `outcome` | text | `done`, `failed` (back to the queue), `dead_lettered`, `rejected` (out of the queue, kept in `rejected/`), `given_back` (not its fault, or untried), `unsettled` (the pilot broke down) |
+//! | `fault_class` | text or null | whose fault: `task`, `event`, `image`, `ep`, `broker` |
+//! | `error_name` | text or null | as in `EWMS_PILOT_OKAY_ERRORS` |
+//! | `error` | text or null | at most 4 KiB, from its start; equal failures have equal texts |
+//!
+//! ## `pilot_end`
+//!
+//! | field | type | meaning |
+//! | --- | --- | --- |
+//! | `started_unix_secs`, `ended_unix_secs` | number | |
+//! | `init_time_secs` | number or null | how long the init container ran |
+//! | `connected_unix_secs` | number or null | events could be taken from here on |
+//! | `first_event_unix_secs` | number or null | |
+//! | `first_event_wait_secs` | number or null | from one to the other |
+//! | `intake_closed_unix_secs` | number or null | no event was taken any more; from here on the pilot drained |
+//! | `slots` | integer | as at the start |
+//! | `busy_secs` | number | sum over the slots of the time in which they ran a task |
+//! | `broker_outages`, `broker_outage_secs` | integer, number | connections lost, and time without one |
+//! | `received`, `started`, `succeeded`, `failed`, `given_back`, `dead_lettered`, `rejected`, `published`, `no_output`, `duplicates` | integer | events; `failed` counts the dead-lettered and rejected too |
+//! | `exit_code` | integer | as HTCondor saw it |
+//! | `error` | text or null | the pilot's last line, at most 4 KiB |
+
+mod record;
+mod writer;
+
+pub use record::{
+    FORMAT, Kind, Outcome, PilotEnd, PilotStart, Record, Source, TaskRecord, UnixTime, shorten,
+};
+pub use writer::Writer;

@@ -1,0 +1,212 @@
+//! The records as types; see the module for what each field means. Data only.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+/// The version of the format.
+pub const FORMAT: u32 = 1;
+
+/// The longest text of an error, in bytes.
+const TEXT_BYTES: usize = 4 * 1024;
+
+/// Which kind a line is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// [`PilotStart`]
+    PilotStart,
+    /// [`TaskRecord`]
+    Task,
+    /// [`PilotEnd`]
+    PilotEnd,
+}
+
+/// Seconds since 1970, to the millisecond.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Default, Serialize, Deserialize)]
+pub struct UnixTime(pub f64);
+
+impl UnixTime {
+    /// The clock's time.
+    #[must_use]
+    pub fn now() -> Self {
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        // The same double that a reader gets from the digits.
+        Self((since.as_secs_f64() * 1e3).round() / 1e3)
+    }
+
+    /// Seconds since an earlier time.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> f64 {
+        ((self.0 - earlier.0).max(0.0) * 1e3).round() / 1e3
+    }
+}
+
+/// Who writes: the fields that every line has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// This run of the pilot.
+    pub pilot_id: String,
+    /// The machine.
+    pub host: String,
+    /// Its site.
+    pub site: Option<String>,
+}
+
+/// Declares a record with the fields that every line has before its own, and how it begins.
+macro_rules! record {
+    ($(#[$meta:meta])* $name:ident, $kind:ident, { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        pub struct $name {
+            /// [`FORMAT`]
+            pub format: u32,
+            /// Which kind the line is.
+            pub kind: Kind,
+            /// This run of the pilot.
+            pub pilot_id: String,
+            /// The machine's name.
+            pub host: String,
+            /// Its site.
+            #[serde(default)]
+            pub site: Option<String>,
+            $($(#[$field_meta])* #[doc = concat!("See [`", stringify!($field), "`](super).")]
+              #[serde(default)] pub $field: $type,)*
+        }
+
+        impl $name {
+            /// A record in which nothing is known yet but who writes it.
+            #[must_use]
+            pub fn of(source: &Source) -> Self {
+                Self {
+                    format: FORMAT,
+                    kind: Kind::$kind,
+                    pilot_id: source.pilot_id.clone(),
+                    host: source.host.clone(),
+                    site: source.site.clone(),
+                    $($field: Default::default(),)*
+                }
+            }
+        }
+    };
+}
+
+record! {
+    /// The first line of a pilot.
+    PilotStart, PilotStart, {
+        version: String,
+        started_unix_secs: UnixTime,
+        job_id: Option<String>,
+        slots: u32,
+        window: u32,
+        requested_cpus: Option<u64>,
+        requested_memory_bytes: Option<u64>,
+        requested_disk_bytes: Option<u64>,
+        max_runtime_secs: Option<f64>,
+    }
+}
+
+record! {
+    /// The line of one task.
+    TaskRecord, Task, {
+        task_id: String,
+        slot: Option<u32>,
+        earlier_deliveries: Option<u64>,
+        received_unix_secs: UnixTime,
+        started_unix_secs: Option<UnixTime>,
+        ended_unix_secs: Option<UnixTime>,
+        published_unix_secs: Option<UnixTime>,
+        settled_unix_secs: Option<UnixTime>,
+        wall_time_secs: Option<f64>,
+        container_time_secs: Option<f64>,
+        cpu_user_secs: Option<f64>,
+        cpu_system_secs: Option<f64>,
+        max_rss_bytes: Option<u64>,
+        container_memory_bytes: Option<u64>,
+        input_bytes: u64,
+        output_bytes: Option<u64>,
+        disk_bytes: Option<u64>,
+        exit_code: Option<i32>,
+        exit_signal: Option<i32>,
+        outcome: Outcome,
+        fault_class: Option<String>,
+        error_name: Option<String>,
+        error: Option<String>,
+    }
+}
+
+record! {
+    /// The last line of a pilot.
+    PilotEnd, PilotEnd, {
+        started_unix_secs: UnixTime,
+        ended_unix_secs: UnixTime,
+        init_time_secs: Option<f64>,
+        connected_unix_secs: Option<UnixTime>,
+        first_event_unix_secs: Option<UnixTime>,
+        first_event_wait_secs: Option<f64>,
+        intake_closed_unix_secs: Option<UnixTime>,
+        slots: u32,
+        busy_secs: f64,
+        broker_outages: u64,
+        broker_outage_secs: f64,
+        received: u64,
+        started: u64,
+        succeeded: u64,
+        failed: u64,
+        given_back: u64,
+        dead_lettered: u64,
+        rejected: u64,
+        published: u64,
+        no_output: u64,
+        duplicates: u64,
+        exit_code: u8,
+        error: Option<String>,
+    }
+}
+
+impl TaskRecord {
+    /// [`TaskRecord::wall_time_secs`] as time.
+    #[must_use]
+    pub fn wall_time(&self) -> Option<Duration> {
+        Duration::try_from_secs_f64(self.wall_time_secs?).ok()
+    }
+}
+
+/// What became of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Its task succeeded.
+    Done,
+    /// It failed and went back to the queue.
+    Failed,
+    /// It failed too often and is in the dead-letter queue.
+    DeadLettered,
+    /// It failed too often and is in `rejected/`.
+    Rejected,
+    /// Back to the queue, untried or unfinished.
+    GivenBack,
+    /// Nobody settled it.
+    #[default]
+    Unsettled,
+}
+
+/// Any line.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Record {
+    /// The first one.
+    Start(PilotStart),
+    /// One for each task.
+    Task(Box<TaskRecord>),
+    /// The last one.
+    End(Box<PilotEnd>),
+}
+
+/// The beginning of a text, as much as a record holds.
+#[must_use]
+pub fn shorten(text: &str) -> String {
+    text[..text.floor_char_boundary(TEXT_BYTES)].to_owned()
+}
