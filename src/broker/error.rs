@@ -17,6 +17,8 @@ pub enum Direction {
     Incoming,
     /// Results go to it.
     Outgoing,
+    /// Events go to it that failed too often; it is on the incoming broker.
+    DeadLetters,
 }
 
 impl Direction {
@@ -24,12 +26,22 @@ impl Direction {
         match self {
             Self::Incoming => "EWMS_PILOT_QUEUE_INCOMING",
             Self::Outgoing => "EWMS_PILOT_QUEUE_OUTGOING",
+            Self::DeadLetters => "EWMS_PILOT_QUEUE_DEAD_LETTER",
+        }
+    }
+
+    /// Where the variables of its broker begin.
+    fn broker_prefix(self) -> &'static str {
+        match self {
+            Self::Incoming | Self::Outgoing => self.prefix(),
+            Self::DeadLetters => Self::Incoming.prefix(),
         }
     }
 
     fn after_a_loss(self) -> &'static str {
         match self {
             Self::Incoming => "unsettled events will be delivered again",
+            Self::DeadLetters => "the event stays in its queue, and may be here too",
             Self::Outgoing => "a result that was not confirmed may be there or not",
         }
     }
@@ -48,11 +60,11 @@ pub struct Place {
 
 impl Place {
     fn address_variable(&self) -> String {
-        format!("{}_BROKER_ADDRESS", self.direction.prefix())
+        format!("{}_BROKER_ADDRESS", self.direction.broker_prefix())
     }
 
     fn token_variable(&self) -> String {
-        format!("{}_AUTH_TOKEN", self.direction.prefix())
+        format!("{}_AUTH_TOKEN", self.direction.broker_prefix())
     }
 
     fn queue_variable(&self) -> &'static str {

@@ -71,6 +71,8 @@ pub enum Verdict {
         /// The error, for whoever looks at the event next.
         reason: String,
     },
+    /// It failed too often: out of the queue, to wherever the broker puts what nobody wants.
+    Rejected,
     /// It was not tried to the end for a reason that is not its own: back to the queue.
     Released,
 }
@@ -165,7 +167,20 @@ pub async fn open_source(
 /// As [`open_source`].
 pub async fn open_sink(queue: &str, broker: Address<'_>) -> Result<Sink, BrokerError> {
     match broker {
-        Address::RabbitMq(address) => rabbitmq::open_sink(queue, address)
+        Address::RabbitMq(address) => rabbitmq::open_sink(queue, address, Direction::Outgoing)
+            .await
+            .map(Sink::RabbitMq),
+        Address::Spool(directory) => spool::Sink::open(queue, directory).await.map(Sink::Spool),
+    }
+}
+
+/// Opens the queue that events go to which failed too often.
+///
+/// # Errors
+/// As [`open_source`].
+pub async fn open_dead_letters(queue: &str, broker: Address<'_>) -> Result<Sink, BrokerError> {
+    match broker {
+        Address::RabbitMq(address) => rabbitmq::open_sink(queue, address, Direction::DeadLetters)
             .await
             .map(Sink::RabbitMq),
         Address::Spool(directory) => spool::Sink::open(queue, directory).await.map(Sink::Spool),
@@ -252,8 +267,20 @@ impl Sink {
         &self,
         content: Content,
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
+        self.publish_with(content, Vec::new())
+    }
+
+    /// As [`Sink::publish`], with headers of the message. A directory has no place for them.
+    ///
+    /// # Errors
+    /// Those of [`Sink::publish`].
+    pub fn publish_with(
+        &self,
+        content: Content,
+        headers: Vec<(&'static str, String)>,
+    ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
         match self {
-            Self::RabbitMq(sink) => Either::Left(sink.publish(content)),
+            Self::RabbitMq(sink) => Either::Left(sink.publish(content, headers)),
             Self::Spool(sink) => Either::Right(sink.publish(content)),
         }
     }

@@ -91,7 +91,11 @@ pub(super) fn dead_letter(
         return None;
     }
     if name == incoming.name {
-        reader.refuse(variable, &name, "expected another queue than the incoming one");
+        reader.refuse(
+            variable,
+            &name,
+            "expected another queue than the incoming one",
+        );
     }
     Some(QueueConfig {
         name,

@@ -89,7 +89,9 @@ impl Kind {
             Self::Cores => format!("an integer from 1 to {MOST}, or `auto`"),
             Self::Seconds { least } => format!("whole seconds, {least} or more"),
             Self::Duration => "seconds, 0 or more, fractions allowed".to_owned(),
-            Self::Size => "bytes, or a number with `K`, `M`, `G` or `T` (powers of 1024)".to_owned(),
+            Self::Size => {
+                "bytes, or a number with `K`, `M`, `G` or `T` (powers of 1024)".to_owned()
+            }
             Self::Memory => "a size like `4G` (powers of 1024), or `auto`".to_owned(),
             Self::List => "words between white space, or a list like `['A', 'B']`".to_owned(),
             Self::Level => "`DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`".to_owned(),

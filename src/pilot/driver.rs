@@ -7,35 +7,56 @@ use std::rc::Rc;
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
+use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use super::Reports;
+use super::disk_floor::DiskFloor;
 use super::events::{Action, Event, Outcome, Publication};
+use super::ledger::{Ledger, Settlement};
+use super::poison::{Poison, PutAway};
 use super::state::{Conclusion, Rules, State};
+use super::wall_time::{Limit, WallTime};
 use crate::broker::{
-    BrokerError, Content, Delivery, PublishError, Receipt, SettleError, Sink, Source,
+    BrokerError, Content, Delivery, PublishError, Receipt, SettleError, Sink, Source, Verdict,
 };
 use crate::fault::{FaultClass, TaskError};
 use crate::ids::TaskId;
 use crate::process::{Countdown, WillSender};
+use crate::records;
 use crate::signals::{Signal, Signals};
-use crate::stats::Runtimes;
 use crate::task::{Report, Runner, TaskEnd};
 
-/// How the loop ended, and how long its tasks ran.
+/// How the loop ended.
 #[derive(Debug)]
 pub struct Finished {
     /// Counts, failures, and what ended the loop.
     pub conclusion: Conclusion,
-    /// Run times of the tasks that succeeded.
-    pub runtimes: Runtimes,
 }
+
+/// What the loop does beside its main work.
+#[derive(Debug)]
+pub struct Extras {
+    /// Where events go that failed too often.
+    pub poison: Poison,
+    /// When the pilot must end.
+    pub wall_time: Option<WallTime>,
+    /// What must stay free on the disk.
+    pub disk_floor: Option<DiskFloor>,
+}
+
+/// Deliveries after which a broker with default settings deletes an event (RabbitMQ 4.0, quorum queues),
+/// and how many before that are warned of.
+const DELETED_AFTER: u64 = 20;
+const WARNED_BEFORE: u64 = 3;
 
 /// One taken and unsettled event.
 struct Held {
     receipt: Receipt,
     /// The event until its task starts, the result once it ended.
     content: Option<Content>,
+    /// The event again, if it may fail no more: it would be put away then.
+    last_try: Option<Content>,
 }
 
 /// Something that was under way came to its end.
@@ -43,6 +64,8 @@ enum Done {
     Task(TaskId, Report),
     Published(TaskId, Result<(), PublishError>),
     Settled(TaskId, Result<(), SettleError>),
+    PutAway(TaskId, Result<PutAway, String>),
+    DiskLow(String),
     IntakeStopped(Box<Source>, Result<(), BrokerError>),
 }
 
@@ -52,6 +75,7 @@ enum Woken {
     Done(Done),
     Delivered(Result<Delivery, BrokerError>),
     Idle,
+    WallTime(Limit),
 }
 
 struct Driver<'a> {
@@ -64,12 +88,19 @@ struct Driver<'a> {
     /// Bounded by the window: a task, a publish or a settlement for each held event, and one stop.
     under_way: FuturesUnordered<LocalBoxFuture<'static, Done>>,
     idle: Option<Countdown>,
-    runtimes: Runtimes,
     reports: &'a Reports,
+    ledger: &'a mut Ledger,
+    rules: Rules,
+    poison: Poison,
+    wall_time: Option<WallTime>,
 }
 
 /// Runs events until the queue is idle, a failure or a signal closes the intake, and everything
 /// taken is settled.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is one part of the pilot, made elsewhere"
+)]
 pub async fn run(
     rules: Rules,
     source: Source,
@@ -77,8 +108,10 @@ pub async fn run(
     runner: Rc<Runner>,
     signals: &mut Signals,
     reports: &Reports,
+    ledger: &mut Ledger,
+    extras: Extras,
 ) -> Finished {
-    let (mut state, first) = State::new(rules);
+    let (mut state, first) = State::new(rules.clone());
     let mut driver = Driver {
         runner,
         sink,
@@ -87,9 +120,15 @@ pub async fn run(
         held: HashMap::new(),
         under_way: FuturesUnordered::new(),
         idle: None,
-        runtimes: Runtimes::default(),
         reports,
+        ledger,
+        rules,
+        poison: extras.poison,
+        wall_time: extras.wall_time,
     };
+    if let Some(floor) = extras.disk_floor {
+        driver.go(async move { Done::DiskLow(floor.crossed().await) });
+    }
     driver.perform_all(first);
     while !state.is_over() {
         let woken = driver.next(&state, signals).await;
@@ -106,7 +145,6 @@ pub async fn run(
     }
     Finished {
         conclusion: state.conclude(),
-        runtimes: driver.runtimes,
     }
 }
 
@@ -114,11 +152,16 @@ impl Driver<'_> {
     /// Waits; decides nothing. Every future here may be dropped at any await.
     async fn next(&mut self, state: &State, signals: &mut Signals) -> Woken {
         let idle = self.idle.as_mut();
+        let limit = self.wall_time.as_ref().and_then(|wall| {
+            let (at, limit) = wall.next(self.ledger.runtimes().slowest())?;
+            Some((Instant::from_std(at), limit))
+        });
         let source = self.source.as_mut().filter(|_| state.wants_event());
         tokio::select! {
             biased;
             signal = signals.recv() => Woken::Signal(signal),
             Some(done) = self.under_way.next() => Woken::Done(done),
+            limit = reached(limit) => Woken::WallTime(limit),
             delivery = receive(source) => Woken::Delivered(delivery),
             () = over(idle) => Woken::Idle,
         }
@@ -137,17 +180,33 @@ impl Driver<'_> {
             }
             Woken::Delivered(Ok(delivery)) => {
                 let id = TaskId::random();
+                self.ledger.received(id, &delivery);
                 let Delivery {
-                    content, receipt, ..
+                    content,
+                    receipt,
+                    earlier_deliveries,
                 } = delivery;
+                warn_of_deletion(id, earlier_deliveries);
+                let last_try = self
+                    .rules
+                    .is_last_try(earlier_deliveries)
+                    .then(|| content.clone());
                 self.held.insert(
                     id,
                     Held {
                         receipt,
                         content: Some(content),
+                        last_try,
                     },
                 );
-                Event::Delivered(id)
+                Event::Delivered(id, earlier_deliveries)
+            }
+            Woken::WallTime(limit) => {
+                if let Some(wall_time) = &mut self.wall_time {
+                    wall_time.passed(limit);
+                }
+                warn!(?limit, "the pilot's wall time comes to its end");
+                Event::WallTime(limit)
             }
             Woken::Delivered(Err(error)) => {
                 error!(%error, "no more events can be taken");
@@ -159,9 +218,43 @@ impl Driver<'_> {
 
     fn event_of_done(&mut self, done: Done) -> Event {
         match done {
-            Done::Task(id, report) => Event::TaskEnded(id, self.outcome_of(id, report)),
-            Done::Published(id, result) => Event::Published(id, publication_of(id, result)),
+            Done::Task(id, report) => {
+                self.ledger.ended(id, &report);
+                Event::TaskEnded(id, self.outcome_of(id, report))
+            }
+            Done::Published(id, result) => {
+                let publication = publication_of(id, result);
+                match &publication {
+                    Publication::Confirmed => self.ledger.published(id),
+                    Publication::Refused(error) => self.ledger.failed(id, error),
+                    Publication::Lost(_) => {}
+                }
+                Event::Published(id, publication)
+            }
+            Done::PutAway(id, result) => {
+                match &result {
+                    Ok(PutAway::DeadLettered) => {
+                        self.ledger.decided(id, records::Outcome::DeadLettered);
+                    }
+                    Ok(PutAway::Kept) => self.ledger.decided(id, records::Outcome::Rejected),
+                    Err(reason) => {
+                        error!(task_id = %id, reason, "an event that failed too often could not be put away: it stays in its queue");
+                    }
+                }
+                Event::PutAway(id, result)
+            }
+            Done::DiskLow(reason) => {
+                error!(reason, "no more events are taken, tasks are told to end");
+                Event::DiskLow(reason)
+            }
             Done::Settled(id, result) => {
+                self.ledger.settled(
+                    id,
+                    match &result {
+                        Ok(()) => Settlement::Told,
+                        Err(_) => Settlement::Lost,
+                    },
+                );
                 if let Err(error) = result {
                     error!(task_id = %id, %error, "an event could not be settled: the broker will deliver it again");
                 }
@@ -180,16 +273,12 @@ impl Driver<'_> {
     fn outcome_of(&mut self, id: TaskId, report: Report) -> Outcome {
         match report.end {
             TaskEnd::Output(content) => {
-                self.runtimes.record(report.wall);
                 if let Some(held) = self.held.get_mut(&id) {
                     held.content = Some(content);
                 }
                 Outcome::Output
             }
-            TaskEnd::NoOutput => {
-                self.runtimes.record(report.wall);
-                Outcome::NoOutput
-            }
+            TaskEnd::NoOutput => Outcome::NoOutput,
             TaskEnd::Failed(error) => Outcome::Failed(error),
             TaskEnd::Interrupted => Outcome::Interrupted,
         }
@@ -207,6 +296,7 @@ impl Driver<'_> {
                 let Some(content) = self.take_content(id) else {
                     return;
                 };
+                self.ledger.started(id);
                 let runner = Rc::clone(&self.runner);
                 let will = self.will.subscribe();
                 self.go(async move { Done::Task(id, runner.run(id, content, will).await) });
@@ -222,10 +312,27 @@ impl Driver<'_> {
                 let Some(held) = self.held.remove(&id) else {
                     return;
                 };
+                match verdict {
+                    Verdict::Done => self.ledger.decided(id, records::Outcome::Done),
+                    Verdict::Failed { .. } => self.ledger.decided(id, records::Outcome::Failed),
+                    Verdict::Released => self.ledger.decided(id, records::Outcome::GivenBack),
+                    Verdict::Rejected => {}
+                }
                 let settled = held.receipt.settle(verdict);
                 self.go(async move { Done::Settled(id, settled.await) });
             }
+            Action::PutAway(id, obituary) => {
+                let Some(event) = self.held.get_mut(&id).and_then(|held| held.last_try.take())
+                else {
+                    return;
+                };
+                let poison = self.poison.clone();
+                self.go(
+                    async move { Done::PutAway(id, poison.put_away(id, event, obituary).await) },
+                );
+            }
             Action::StopIntake => {
+                self.ledger.intake_closed();
                 let Some(mut source) = self.source.take() else {
                     return;
                 };
@@ -265,6 +372,29 @@ async fn over(limit: Option<&mut Countdown>) {
     match limit {
         Some(limit) => limit.over().await,
         None => std::future::pending().await,
+    }
+}
+
+/// When the limit is reached, or never.
+async fn reached(limit: Option<(Instant, Limit)>) -> Limit {
+    match limit {
+        Some((at, limit)) => {
+            sleep_until(at).await;
+            limit
+        }
+        None => std::future::pending().await,
+    }
+}
+
+fn warn_of_deletion(id: TaskId, earlier_deliveries: Option<u64>) {
+    let deliveries = earlier_deliveries.unwrap_or(0);
+    if deliveries.saturating_add(WARNED_BEFORE) >= DELETED_AFTER {
+        warn!(
+            task_id = %id, deliveries,
+            "AN EVENT IS ABOUT TO BE DELETED: a broker with default settings does so after 20 deliveries; \
+             raise the queue's `delivery-limit`, or set EWMS_PILOT_MAX_DELIVERIES and \
+             EWMS_PILOT_QUEUE_DEAD_LETTER to keep it"
+        );
     }
 }
 

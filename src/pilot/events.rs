@@ -1,5 +1,7 @@
 //! What can happen to the event loop, and what it can decide to do. Data only.
 
+use super::poison::{Obituary, PutAway};
+use super::wall_time::Limit;
 use crate::broker::Verdict;
 use crate::fault::TaskError;
 use crate::ids::TaskId;
@@ -10,8 +12,9 @@ use std::time::Duration;
 /// Something happened.
 #[derive(Debug)]
 pub enum Event {
-    /// The broker handed out an event; it is to be run as this task.
-    Delivered(TaskId),
+    /// The broker handed out an event; it is to be run as this task. If the broker says so, it did so
+    /// this often before.
+    Delivered(TaskId, Option<u64>),
     /// No event came for as long as a slot was free.
     IdleTimeout,
     /// The connection that events come from is gone.
@@ -24,6 +27,12 @@ pub enum Event {
     Published(TaskId, Publication),
     /// A task's event was settled, or can't be any more.
     Settled(TaskId),
+    /// An event that failed too often is where nobody gets it again, or could not be put there.
+    PutAway(TaskId, Result<PutAway, String>),
+    /// The pilot's wall time comes to its end.
+    WallTime(Limit),
+    /// The disk is fuller than it may be.
+    DiskLow(String),
     /// The pilot got this signal.
     Signal(i32),
 }
@@ -63,6 +72,8 @@ pub enum Action {
     Publish(TaskId),
     /// Settle a task's event; answered by [`Event::Settled`].
     Settle(TaskId, Verdict),
+    /// Put an event away that failed too often; answered by [`Event::PutAway`].
+    PutAway(TaskId, Obituary),
     /// Make every running task know the pilot's will.
     Tell(Will),
     /// Fire [`Event::IdleTimeout`] after this long, instead of when it was to fire before.

@@ -4,15 +4,20 @@
 use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tracing::{error, info, warn};
 
+pub mod disk_floor;
 pub mod driver;
 pub mod events;
 mod fatal;
+mod ledger;
+pub mod poison;
 mod reports;
 pub mod state;
 mod summary;
+pub mod wall_time;
 
 pub use fatal::Fatal;
 pub use reports::Reports;
@@ -23,11 +28,18 @@ use crate::container::{Access, Apptainer, Bind, Surroundings, Template, check_di
 use crate::exit::Exit;
 use crate::process::{Guard, Stops, Will, WillSender};
 use crate::signals::Signals;
+use crate::stats::Tally;
+use crate::task::disk::Budget;
 use crate::task::staging::{DataDirs, HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER};
 use crate::task::{ContainerPlan, Initialized, Runner, Workbench, image, run_init};
 use crate::telemetry::Progress;
+use disk_floor::DiskFloor;
+use driver::Extras;
 use events::Status;
+use ledger::Ledger;
+use poison::Poison;
 use state::Rules;
+use wall_time::WallTime;
 
 /// How a pilot ended: its exit code, and the last line that people and services read, if it failed.
 #[derive(Debug)]
@@ -54,9 +66,19 @@ impl From<Fatal> for Ended {
 pub async fn run(config: Config, mut signals: Signals, progress: Progress) -> Ended {
     let reports = Reports::start(&config, progress.clone());
     reports.status(Status::Started);
-    let ended = live(&config, &mut signals, &progress, &reports)
-        .await
-        .unwrap_or_else(Ended::from);
+    let mut ledger = Ledger::open(&config);
+    let mut tally = Tally::default();
+    let ended = live(
+        &config,
+        &mut signals,
+        &progress,
+        &reports,
+        &mut ledger,
+        &mut tally,
+    )
+    .await
+    .unwrap_or_else(Ended::from);
+    ledger.close(tally, &ended);
     reports.ended(&ended).await;
     if let Some(line) = &ended.last_line
         && !config.quarantine.is_zero()
@@ -86,6 +108,8 @@ async fn live(
     signals: &mut Signals,
     progress: &Progress,
     reports: &Reports,
+    ledger: &mut Ledger,
+    tally: &mut Tally,
 ) -> Result<Ended, Fatal> {
     let guard = guard(signals)?;
     let bench = Arc::new(workbench(config, guard, progress)?);
@@ -93,7 +117,10 @@ async fn live(
     if let Some(init) = &config.init {
         reports.status(Status::RunningInitCommand);
         let plan = plan(&bench, config, init, signals).await?;
-        initialize(&bench, &plan, signals).await?;
+        let began = Instant::now();
+        let initialized = initialize(&bench, &plan, signals).await;
+        ledger.initialized(began.elapsed());
+        initialized?;
     }
     let task = plan(&bench, config, &config.task, signals).await?;
 
@@ -121,6 +148,7 @@ async fn live(
         slots: size(config.slots),
         window: size(config.window()),
         on_task_error: config.on_task_error.clone(),
+        max_deliveries: config.limits.max_deliveries,
         first_event_timeout: config.first_event_timeout,
         idle_timeout: config.idle_timeout,
     };
@@ -129,8 +157,24 @@ async fn live(
         window = config.window(),
         "taking events"
     );
-    let finished = driver::run(rules, source, sink, runner, signals, reports).await;
-    summary::log(&finished);
+    ledger.connected();
+    let extras = Extras {
+        poison: Poison::new(config, ledger.source()),
+        wall_time: config
+            .limits
+            .max_runtime
+            .and_then(|limit| WallTime::new(ledger.began(), limit, config.kill_grace)),
+        disk_floor: config.limits.min_free_disk.map(|bytes| DiskFloor {
+            directory: config.data_parent.clone(),
+            bytes,
+        }),
+    };
+    let finished = driver::run(
+        rules, source, sink, runner, signals, reports, ledger, extras,
+    )
+    .await;
+    *tally = finished.conclusion.tally;
+    summary::log(&finished, ledger);
     summary::ended(&finished.conclusion)
 }
 
@@ -192,6 +236,7 @@ fn workbench(config: &Config, guard: Guard, progress: &Progress) -> Result<Workb
         external,
         grace: config.kill_grace,
         keep: config.keep_files,
+        kept: Budget::new(config.limits.kept_files),
         dump: config.dump_output,
         verbosity: config.verbosity,
         log: progress.clone(),

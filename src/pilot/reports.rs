@@ -89,6 +89,7 @@ impl Reports {
             ("TasksFailed", tally.failed),
             ("TasksSuccess", tally.succeeded),
             ("EventsGivenBack", tally.given_back),
+            ("EventsDeadLettered", tally.dead_lettered + tally.rejected),
         ] {
             self.chirp.set(name, Value::Count(count), urgency);
         }

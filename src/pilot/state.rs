@@ -5,15 +5,21 @@
 //! - it is acknowledged only when its task succeeded and its result, if any, is confirmed;
 //! - a failed one goes back to the queue, and if the failure closes the intake, only after the
 //!   intake is closed, so that this pilot does not get it again;
+//! - one that failed for the last time that it may is put where nobody gets it again, and only then
+//!   taken out of the queue;
 //! - whatever else happens, it goes back.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
+use nix::libc::SIGTERM;
+
 use super::events::{Action, Event, Outcome, Publication, Status};
+use super::poison::{Obituary, PutAway};
+use super::wall_time::Limit;
 use crate::broker::Verdict;
 use crate::config::OnTaskError;
-use crate::fault::{Failures, TaskError};
+use crate::fault::{Failures, FaultClass, TaskError};
 use crate::ids::TaskId;
 use crate::process::Will;
 use crate::stats::Tally;
@@ -27,10 +33,22 @@ pub struct Rules {
     pub window: usize,
     /// What a failed task means for further events.
     pub on_task_error: OnTaskError,
+    /// Deliveries of an event that fails each time, before it is taken out of the queue.
+    pub max_deliveries: Option<u64>,
     /// How long to wait for the first event.
     pub first_event_timeout: Duration,
     /// How long to wait for any other, while a slot is free.
     pub idle_timeout: Duration,
+}
+
+impl Rules {
+    /// Whether an event that was delivered so often before may fail no more.
+    #[must_use]
+    pub fn is_last_try(&self, earlier_deliveries: Option<u64>) -> bool {
+        self.max_deliveries
+            .zip(earlier_deliveries)
+            .is_some_and(|(max, earlier)| earlier.saturating_add(1) >= max)
+    }
 }
 
 /// Everything the loop remembers.
@@ -41,6 +59,9 @@ pub struct State {
     will: Will,
     signal: Option<i32>,
     tasks: HashMap<TaskId, Stage>,
+    /// Events that may fail no more, and how often they were delivered.
+    last_tries: HashMap<TaskId, u64>,
+    disk_low: Option<String>,
     tally: Tally,
     failures: Failures,
     fatal: Option<String>,
@@ -60,6 +81,8 @@ enum Intake {
 enum Stage {
     Running,
     Publishing,
+    /// On its way to where nobody gets it again.
+    Leaving,
     Settling,
 }
 
@@ -72,6 +95,8 @@ pub struct Conclusion {
     pub failures: Failures,
     /// What ended the pilot before its time, if anything did.
     pub fatal: Option<String>,
+    /// That the disk was too full, if that ended the pilot.
+    pub disk_low: Option<String>,
     /// The first signal that the pilot got.
     pub signal: Option<i32>,
 }
@@ -90,6 +115,8 @@ impl State {
             will: Will::Run,
             signal: None,
             tasks: HashMap::new(),
+            last_tries: HashMap::new(),
+            disk_low: None,
             tally: Tally::default(),
             failures: Failures::default(),
             fatal: None,
@@ -133,6 +160,7 @@ impl State {
             tally: self.tally,
             failures: self.failures,
             fatal: self.fatal,
+            disk_low: self.disk_low,
             signal: self.signal,
         }
     }
@@ -141,7 +169,7 @@ impl State {
     pub fn on_event(&mut self, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Delivered(id) => self.delivered(id, &mut actions),
+            Event::Delivered(id, earlier) => self.delivered(id, earlier, &mut actions),
             Event::IdleTimeout => self.stop_intake(&mut actions),
             Event::IntakeLost(reason) => {
                 self.fatal.get_or_insert(reason);
@@ -151,21 +179,43 @@ impl State {
             Event::TaskEnded(id, outcome) => self.task_ended(id, outcome, &mut actions),
             Event::Published(id, publication) => self.published(id, publication, &mut actions),
             Event::Settled(id) => self.settled(id, &mut actions),
+            Event::PutAway(id, result) => self.put_away(id, result, &mut actions),
+            Event::WallTime(Limit::NoMoreTasks) => self.stop_intake(&mut actions),
+            Event::WallTime(Limit::TellTasks) => {
+                self.end_tasks(Will::Terminate(SIGTERM), &mut actions);
+            }
+            Event::WallTime(Limit::KillTasks) => self.end_tasks(Will::Kill, &mut actions),
+            Event::DiskLow(reason) => {
+                self.disk_low.get_or_insert(reason);
+                self.end_tasks(Will::Terminate(SIGTERM), &mut actions);
+            }
             Event::Signal(signal) => {
                 self.signal.get_or_insert(signal);
-                self.will = match self.will {
+                let next = match self.will {
                     Will::Run => Will::Terminate(signal),
                     Will::Terminate(_) | Will::Kill => Will::Kill,
                 };
-                self.stop_intake(&mut actions);
-                actions.push(Action::Tell(self.will));
+                self.end_tasks(next, &mut actions);
             }
         }
         actions
     }
 
-    fn delivered(&mut self, id: TaskId, actions: &mut Vec<Action>) {
+    /// Forward only, as a will goes.
+    fn end_tasks(&mut self, will: Will, actions: &mut Vec<Action>) {
+        self.will = match (self.will, will) {
+            (Will::Run, next) | (Will::Terminate(_), next @ Will::Kill) => next,
+            (now, _) => now,
+        };
+        self.stop_intake(actions);
+        actions.push(Action::Tell(self.will));
+    }
+
+    fn delivered(&mut self, id: TaskId, earlier: Option<u64>, actions: &mut Vec<Action>) {
         self.tally.received += 1;
+        if self.rules.is_last_try(earlier) {
+            self.last_tries.insert(id, earlier.unwrap_or(0) + 1);
+        }
         if !matches!(self.intake, Intake::Open) {
             self.released(id, actions);
             return;
@@ -203,6 +253,7 @@ impl State {
     fn settled(&mut self, id: TaskId, actions: &mut Vec<Action>) {
         let wanted_event = self.wants_event();
         self.tasks.remove(&id);
+        self.last_tries.remove(&id);
         self.restart_idle_timer(wanted_event, actions);
     }
 
@@ -246,7 +297,38 @@ impl State {
             self.stop_intake(actions);
         }
         self.failures.record(error);
-        self.give_back(id, verdict, actions);
+        let own = matches!(error.class(), FaultClass::Task | FaultClass::Event);
+        match self.last_tries.get(&id) {
+            // It comes back to nobody, so it needs not wait for the intake to close.
+            Some(&deliveries) if own => {
+                self.tasks.insert(id, Stage::Leaving);
+                let error = error.clone();
+                actions.push(Action::PutAway(id, Obituary { error, deliveries }));
+            }
+            _ => self.give_back(id, verdict, actions),
+        }
+    }
+
+    fn put_away(&mut self, id: TaskId, result: Result<PutAway, String>, actions: &mut Vec<Action>) {
+        if self.tasks.get(&id) != Some(&Stage::Leaving) {
+            return;
+        }
+        let verdict = match result {
+            Ok(PutAway::DeadLettered) => {
+                self.tally.dead_lettered += 1;
+                Verdict::Done
+            }
+            Ok(PutAway::Kept) => {
+                self.tally.rejected += 1;
+                Verdict::Rejected
+            }
+            Err(reason) => {
+                self.give_back(id, Verdict::Failed { reason }, actions);
+                return;
+            }
+        };
+        self.tasks.insert(id, Stage::Settling);
+        actions.push(Action::Settle(id, verdict));
     }
 
     fn released(&mut self, id: TaskId, actions: &mut Vec<Action>) {

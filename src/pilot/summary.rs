@@ -3,18 +3,21 @@
 use tracing::{error, info, warn};
 
 use super::driver::Finished;
+use super::ledger::Ledger;
 use super::state::Conclusion;
 use super::{Ended, Fatal};
 use crate::exit::Exit;
 
 /// Tallies, statistics and histogram, failures included.
-pub(super) fn log(finished: &Finished) {
+pub(super) fn log(finished: &Finished, ledger: &Ledger) {
     let tally = finished.conclusion.tally;
     info!(
         received = tally.received,
         published = tally.published,
         no_output = tally.no_output,
         given_back = tally.given_back,
+        dead_lettered = tally.dead_lettered,
+        rejected = tally.rejected,
         "done tasking"
     );
     info!("{tally}");
@@ -22,7 +25,7 @@ pub(super) fn log(finished: &Finished) {
         warn!("No Messages Were Received.");
         return;
     }
-    for line in finished.runtimes.report() {
+    for line in ledger.runtimes().report() {
         info!("{line}");
     }
     for (text, count) in finished.conclusion.failures.by_frequency() {
@@ -41,6 +44,14 @@ pub(super) fn ended(conclusion: &Conclusion) -> Result<Ended, Fatal> {
                 return Err(Fatal::Broker(reason.clone()));
             }
             Exit::Broker
+        }
+        (None, None) if conclusion.disk_low.is_some() => {
+            let reason = conclusion.disk_low.clone().unwrap_or_default();
+            error!(reason, "the disk was too full");
+            if failed.is_none() {
+                return Err(Fatal::ExecutionPoint(reason));
+            }
+            Exit::ExecutionPoint
         }
         (None, None) if failed.is_some() => Exit::TasksFailed,
         (None, None) => Exit::Success,

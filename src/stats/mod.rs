@@ -23,6 +23,10 @@ pub struct Tally {
     pub failed: u64,
     /// Events given back to the queue untried or unfinished, failed ones not counted.
     pub given_back: u64,
+    /// Failed events that went to the dead-letter queue.
+    pub dead_lettered: u64,
+    /// Failed events that were rejected for good and kept in `rejected/`.
+    pub rejected: u64,
     /// Results that the broker confirmed.
     pub published: u64,
     /// Successful tasks that wrote no outfile.
@@ -150,6 +154,14 @@ impl Runtimes {
             min: self.min,
             max: self.max,
         })
+    }
+
+    /// The run time (in seconds) that only the slowest 5 % exceeded; of fewer than twenty tasks, the
+    /// slowest one's. `None` as long as no task succeeded.
+    #[must_use]
+    pub fn slowest(&self) -> Option<f64> {
+        let above = self.count / 20;
+        (self.count > 0).then(|| self.at_rank(self.count - 1 - above.min(self.count - 1)))
     }
 
     /// Everything that there is to say, as lines for the log.

@@ -5,7 +5,7 @@ use tracing::{Instrument, info, info_span};
 
 use super::launch::{Judgement, launch, staging_error};
 use super::staging::Disposal;
-use super::{ContainerPlan, Workbench};
+use super::{ContainerPlan, Trace, Workbench};
 use crate::config::KeepFiles;
 use crate::fault::{ContainerRole, TaskError};
 use crate::ids::TaskId;
@@ -36,7 +36,17 @@ pub async fn run_init(
             .dirs
             .stage(&name)
             .map_err(|error| staging_error("directories", &error))?;
-        let result = match launch(bench, plan, ContainerRole::Init, &stage, None, will).await {
+        let result = match launch(
+            bench,
+            plan,
+            ContainerRole::Init,
+            &stage,
+            None,
+            will,
+            &mut Trace::default(),
+        )
+        .await
+        {
             Ok(Judgement::Succeeded) => Ok(Initialized::Ready),
             Ok(Judgement::Interrupted) => Ok(Initialized::Interrupted),
             Ok(Judgement::Failed(error)) | Err(error) => Err(error),
@@ -46,7 +56,7 @@ pub async fn run_init(
             _ => Disposal::Keep,
         };
         stage
-            .dispose(disposal)
+            .dispose(disposal, &bench.kept)
             .map_err(|error| staging_error("directories", &error))?;
         info!("init container ended");
         result

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tracing::{error, warn};
 
 use super::staging::{HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER, Stage, TaskIo};
-use super::{ContainerPlan, Workbench};
+use super::{ContainerPlan, Trace, Workbench};
 use crate::config::DumpOutput;
 use crate::container::{self, Access, Bind, Invocation, Places, RunSpec};
 use crate::fault::{ContainerRole, FaultClass, TaskError};
@@ -36,6 +36,7 @@ pub(super) async fn launch(
     stage: &Stage,
     io: Option<&TaskIo>,
     will: watch::Receiver<Will>,
+    trace: &mut Trace,
 ) -> Result<Judgement, TaskError> {
     let alike = |error: TaskError| error.edited(|text| without_identity(text, stage, io));
     match start_to_end(bench, plan, role, stage, io, will).await {
@@ -85,6 +86,7 @@ async fn start_to_end(
         .await
         .map_err(|error| setup_error(&error, FaultClass::Ep))?;
 
+    trace.ended(&ended);
     if let Leftovers::Survive(pids) = &ended.leftovers {
         error!(?pids, "processes of a container can't be killed");
     }

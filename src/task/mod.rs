@@ -10,13 +10,16 @@ use crate::container::{Apptainer, Bind, Template};
 use crate::process::Guard;
 use crate::telemetry::Progress;
 
+pub mod disk;
 pub mod image;
 mod init;
 mod launch;
 mod run;
 pub mod staging;
+mod trace;
 
 pub use run::{Report, Runner, TaskEnd};
+pub use trace::Trace;
 
 use staging::DataDirs;
 
@@ -37,6 +40,8 @@ pub struct Workbench {
     pub grace: Duration,
     /// Which directories survive.
     pub keep: KeepFiles,
+    /// What may still be kept of failed tasks.
+    pub kept: disk::Budget,
     /// Whose output goes to the log.
     pub dump: DumpOutput,
     /// How much Apptainer says.

@@ -9,7 +9,7 @@ use tracing::{Instrument, error, info, info_span, warn};
 
 use super::launch::{Judgement, launch, show_output, staging_error};
 use super::staging::{Disposal, Stage, TaskIo};
-use super::{ContainerPlan, SharedWorkbench};
+use super::{ContainerPlan, SharedWorkbench, Trace};
 use crate::broker::{Content, Encoding, FileFormat};
 use crate::codec::{self, FileKind};
 use crate::config::{DumpOutput, KeepFiles};
@@ -39,6 +39,8 @@ pub struct Report {
     pub end: TaskEnd,
     /// From the start of staging to the end of collecting.
     pub wall: Duration,
+    /// What it cost, as far as it came.
+    pub trace: Trace,
 }
 
 /// How a task ended.
@@ -66,13 +68,18 @@ impl Runner {
         async {
             let started = Instant::now();
             info!("task started");
+            let mut trace = Trace::default();
             let end = self
-                .run_staged(id, event, will)
+                .run_staged(id, event, will, &mut trace)
                 .await
                 .unwrap_or_else(TaskEnd::Failed);
             let elapsed = started.elapsed();
             log_end(&end, elapsed);
-            Report { end, wall: elapsed }
+            Report {
+                end,
+                wall: elapsed,
+                trace,
+            }
         }
         .instrument(span)
         .await
@@ -83,6 +90,7 @@ impl Runner {
         id: TaskId,
         event: Content,
         will: watch::Receiver<Will>,
+        trace: &mut Trace,
     ) -> Result<TaskEnd, TaskError> {
         let bench = Arc::clone(&self.bench);
         let (infile_ext, outfile_ext) = (self.infile_ext.clone(), self.outfile_ext.clone());
@@ -99,20 +107,23 @@ impl Runner {
         })
         .await?;
         let end = match &staged {
-            Ok(io) => self.run_container(&stage, io, will).await,
+            Ok(io) => self.run_container(&stage, io, will, trace).await,
             Err(error) => Err(error.clone()),
         };
         let disposal = match (&end, self.bench.keep) {
-            (_, KeepFiles::All) | (Err(_), KeepFiles::Failed) => Disposal::Keep,
+            (_, KeepFiles::All) => Disposal::Keep,
+            (Err(_), KeepFiles::Failed) => Disposal::KeepWithinBudget,
             (Ok(_), KeepFiles::Failed) => Disposal::Remove,
         };
-        blocking(move || {
-            if let Err(error) = stage.dispose(disposal) {
+        let bench = Arc::clone(&self.bench);
+        let taken = blocking(move || {
+            let taken = stage.taken();
+            if let Err(error) = stage.dispose(disposal, &bench.kept) {
                 warn!(%error, "a task's directories could not be removed");
             }
-            Ok(())
-        })
-        .await?;
+            Ok(taken)
+        });
+        trace.disk_bytes = Some(taken.await?);
         end
     }
 
@@ -121,6 +132,7 @@ impl Runner {
         stage: &Stage,
         io: &TaskIo,
         will: watch::Receiver<Will>,
+        trace: &mut Trace,
     ) -> Result<TaskEnd, TaskError> {
         match launch(
             &self.bench,
@@ -129,6 +141,7 @@ impl Runner {
             stage,
             Some(io),
             will,
+            trace,
         )
         .await?
         {
@@ -141,6 +154,10 @@ impl Runner {
                 // Whoever wrote a result that can't be sent may have said why.
                 if result.is_err() && self.bench.dump != DumpOutput::All {
                     show_output(&self.bench, ContainerRole::Task, stage);
+                }
+                if let Ok(TaskEnd::Output(Content::Frame(bytes) | Content::File(_, bytes))) = &result
+                {
+                    trace.output_bytes = u64::try_from(bytes.len()).ok();
                 }
                 result
             }

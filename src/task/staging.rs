@@ -15,6 +15,9 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use tracing::warn;
+
+use super::disk::{self, Affordable, Budget};
 use crate::container::{self, remove_tree};
 use crate::ids::TaskId;
 
@@ -28,6 +31,7 @@ pub const HUB_IN_CONTAINER: &str = "/ewms-pilot-data/data-hub";
 pub const INPUTS_IN_CONTAINER: &str = "/ewms-pilot-data/input-files";
 /// Where a task's own directory is in its container.
 pub const IO_IN_CONTAINER: &str = "/ewms-pilot-data/task-io";
+const IO_DIR: &str = "task-io";
 const SCRATCH_DIR: &str = "ewms-pilot-scratch";
 
 /// The directories that outlive a task.
@@ -113,6 +117,8 @@ pub struct Stage {
 pub enum Disposal {
     /// They stay, for whoever looks into it.
     Keep,
+    /// They stay as far as the budget for kept files goes: all, or the outputs, or nothing.
+    KeepWithinBudget,
     /// They go.
     Remove,
 }
@@ -165,7 +171,7 @@ impl Stage {
     /// # Errors
     /// When it can't be made.
     pub fn task_io(&self, id: TaskId, infile_ext: &str, outfile_ext: &str) -> io::Result<TaskIo> {
-        let dir = self.dir.join("task-io");
+        let dir = self.dir.join(IO_DIR);
         fs::create_dir(&dir)?;
         Ok(TaskIo {
             dir,
@@ -174,16 +180,41 @@ impl Stage {
         })
     }
 
+    /// What all of it takes on disk now.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        disk::taken(&self.dir) + disk::taken(&self.scratch)
+    }
+
     /// Removes what is to be removed.
     ///
     /// # Errors
     /// When something can't be removed.
-    pub fn dispose(self, disposal: Disposal) -> io::Result<()> {
+    pub fn dispose(self, disposal: Disposal, budget: &Budget) -> io::Result<()> {
         let scratch = remove_tree(&self.scratch);
-        match disposal {
-            Disposal::Keep => scratch,
-            Disposal::Remove => remove_tree(&self.dir).and(scratch),
+        let removed = match disposal {
+            Disposal::Keep => Ok(()),
+            Disposal::KeepWithinBudget => self.keep_within(budget),
+            Disposal::Remove => remove_tree(&self.dir),
+        };
+        removed.and(scratch)
+    }
+
+    /// The outputs say most about a failure and are limited in size; they go last.
+    fn keep_within(&self, budget: &Budget) -> io::Result<()> {
+        if budget.afford(disk::taken(&self.dir)) == Affordable::Yes {
+            return Ok(());
         }
+        let io = self.dir.join(IO_DIR);
+        let outputs = disk::taken(&self.dir).saturating_sub(disk::taken(&io));
+        if budget.afford(outputs) == Affordable::Yes {
+            warn!(
+                "of a failed task only the outputs are kept, as EWMS_PILOT_KEPT_FILES_MAX is reached"
+            );
+            return remove_tree(&io);
+        }
+        warn!("nothing of a failed task is kept, as EWMS_PILOT_KEPT_FILES_MAX is reached");
+        remove_tree(&self.dir)
     }
 }
 
@@ -249,9 +280,31 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let stage = DataDirs::create(top.path()).unwrap().stage("one").unwrap();
         let (outputs, scratch) = (stage.outputs(), stage.scratch().to_path_buf());
-        stage.dispose(Disposal::Keep).unwrap();
+        stage.dispose(Disposal::Keep, &Budget::new(0)).unwrap();
         assert!(outputs.is_dir());
         assert!(!scratch.exists());
+    }
+
+    /// What stays of a failed task that wrote a large outfile.
+    fn kept_of_a_failure(budget: &Budget) -> (bool, bool) {
+        let top = tempfile::tempdir().unwrap();
+        let stage = DataDirs::create(top.path()).unwrap().stage("one").unwrap();
+        let io = stage.task_io(TaskId::random(), "in", "out").unwrap();
+        fs::write(io.outfile(), vec![7; 1 << 20]).unwrap();
+        fs::write(stage.stderr(), "why it failed").unwrap();
+        let stderr = stage.stderr();
+        stage.dispose(Disposal::KeepWithinBudget, budget).unwrap();
+        (io.outfile().exists(), stderr.exists())
+    }
+
+    #[test]
+    fn beyond_the_budget_outputs_are_kept_and_then_nothing() {
+        assert_eq!(kept_of_a_failure(&Budget::new(10 << 20)), (true, true));
+        assert_eq!(kept_of_a_failure(&Budget::new(512 << 10)), (false, true));
+        assert_eq!(kept_of_a_failure(&Budget::new(100)), (false, false));
+        let for_one = Budget::new((1 << 20) + (64 << 10));
+        assert_eq!(kept_of_a_failure(&for_one), (true, true));
+        assert_eq!(kept_of_a_failure(&for_one).0, false);
     }
 
     #[test]

@@ -162,6 +162,11 @@ impl Consumer {
                         .basic_reject(BasicRejectArguments::new(tag.0, true))
                         .await
                 }
+                Verdict::Rejected => {
+                    channel
+                        .basic_reject(BasicRejectArguments::new(tag.0, false))
+                        .await
+                }
                 Verdict::Released => {
                     channel
                         .basic_nack(BasicNackArguments::new(tag.0, false, true))

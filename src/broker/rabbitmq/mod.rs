@@ -57,8 +57,12 @@ pub(super) async fn open_source(
     with_retries(async |generation| Source::open(&at, address, window, generation).await).await
 }
 
-pub(super) async fn open_sink(queue: &str, address: &AmqpAddress) -> Result<Sink, BrokerError> {
-    let at = address::place(Direction::Outgoing, queue, address);
+pub(super) async fn open_sink(
+    queue: &str,
+    address: &AmqpAddress,
+    direction: Direction,
+) -> Result<Sink, BrokerError> {
+    let at = address::place(direction, queue, address);
     with_retries(async |generation| Sink::open(&at, address, generation).await).await
 }
 

@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use amqprs::BasicProperties;
 use amqprs::channel::{BasicPublishArguments, ConfirmSelectArguments};
+use amqprs::{BasicProperties, FieldTable, FieldValue};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -31,7 +31,11 @@ const PERSISTENT: u8 = 2;
 #[derive(Debug)]
 pub(super) enum Command {
     /// Publish one message; its outcome is told by `pending`.
-    Publish { body: Vec<u8>, pending: Pending },
+    Publish {
+        body: Vec<u8>,
+        headers: Vec<(&'static str, String)>,
+        pending: Pending,
+    },
     /// End.
     Close { done: oneshot::Sender<()> },
 }
@@ -73,7 +77,9 @@ impl Publisher {
                 }
                 _ = &mut owner => return End::Abandoned,
                 Some(command) = commands.recv() => match command {
-                    Command::Publish { body, pending } => self.publish(body, pending).await,
+                    Command::Publish { body, headers, pending } => {
+                        self.publish(body, headers, pending).await
+                    }
                     Command::Close { done } => {
                         self.link.close().await;
                         // Whoever asked may have stopped waiting.
@@ -92,7 +98,12 @@ impl Publisher {
         }
     }
 
-    async fn publish(&mut self, body: Vec<u8>, pending: Pending) -> Result<(), BrokerError> {
+    async fn publish(
+        &mut self,
+        body: Vec<u8>,
+        headers: Vec<(&'static str, String)>,
+        pending: Pending,
+    ) -> Result<(), BrokerError> {
         // First the entry, then the message: its confirm may be faster than our next line.
         let Some(id) = with(&self.confirms, |confirms| confirms.insert(pending)) else {
             return Ok(());
@@ -101,6 +112,9 @@ impl Publisher {
         properties
             .with_message_id(&id)
             .with_delivery_mode(PERSISTENT);
+        if !headers.is_empty() {
+            properties.with_headers(table(headers));
+        }
         // Without `mandatory` a message to a queue that is gone would be confirmed and lost.
         let arguments = BasicPublishArguments::new("", &self.link.at.queue)
             .mandatory(true)
@@ -144,4 +158,15 @@ impl Publisher {
             after,
         }
     }
+}
+
+/// Headers of a message. A text that AMQP can't carry is left out: none is worth the message.
+fn table(headers: Vec<(&'static str, String)>) -> FieldTable {
+    let mut table = FieldTable::new();
+    for (name, text) in headers {
+        if let (Ok(name), Ok(text)) = (name.try_into(), text.try_into()) {
+            table.insert(name, FieldValue::S(text));
+        }
+    }
+    table
 }

@@ -80,6 +80,7 @@ impl Sink {
     pub(in crate::broker) fn publish(
         &self,
         content: Content,
+        headers: Vec<(&'static str, String)>,
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
         let (slots, bytes) = (Arc::clone(&self.slots), Arc::clone(&self.bytes));
         let (commands, lost) = (self.commands.clone(), self.hold.watch());
@@ -107,7 +108,11 @@ impl Sink {
                 bytes: size,
                 permits: [slot, room],
             };
-            let command = Command::Publish { body, pending };
+            let command = Command::Publish {
+                body,
+                headers,
+                pending,
+            };
             if commands.send(command).await.is_ok()
                 && let Ok(outcome) = is_settled.await
             {

@@ -191,6 +191,10 @@ impl Claim {
                 move_beside(&self.path(), &layout.done, &self.name)?;
                 self.forget_failures();
             }
+            Verdict::Rejected => {
+                move_beside(&self.path(), &layout.failed, &self.name)?;
+                self.forget_failures();
+            }
             Verdict::Released => {
                 let name = move_beside(&self.path(), &layout.waiting, &self.name)?;
                 self.rename_failures(&name)?;

@@ -137,7 +137,7 @@ impl Layout {
         ];
         let needed = match self.at.direction {
             Direction::Incoming => &all[..],
-            Direction::Outgoing => &all[..1],
+            Direction::Outgoing | Direction::DeadLetters => &all[..1],
         };
         for directory in needed {
             fs::create_dir_all(directory).map_err(Trouble::on("create directory", directory))?;

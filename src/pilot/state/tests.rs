@@ -12,6 +12,7 @@ fn rules(slots: usize) -> Rules {
         on_task_error: OnTaskError::StopListening {
             except: ["TimeoutError".to_owned()].into(),
         },
+        max_deliveries: None,
         first_event_timeout: Duration::from_mins(1),
         idle_timeout: Duration::from_secs(2),
     }
@@ -23,7 +24,7 @@ fn state(slots: usize) -> State {
 
 fn deliver(state: &mut State) -> TaskId {
     let id = TaskId::random();
-    let actions = state.on_event(Event::Delivered(id));
+    let actions = state.on_event(Event::Delivered(id, None));
     assert!(actions.contains(&Action::Start(id)), "{actions:?}");
     id
 }
@@ -149,9 +150,9 @@ fn no_event_is_wanted_while_every_slot_is_busy_or_the_window_is_full() {
 #[test]
 fn the_idle_time_stops_while_every_slot_is_busy() {
     let mut state = state(2);
-    let first = state.on_event(Event::Delivered(TaskId::random()));
+    let first = state.on_event(Event::Delivered(TaskId::random(), None));
     assert!(first.contains(&Action::StartIdleTimer(Duration::from_secs(2))));
-    let second = state.on_event(Event::Delivered(TaskId::random()));
+    let second = state.on_event(Event::Delivered(TaskId::random(), None));
     assert!(second.contains(&Action::StopIdleTimer));
 }
 
@@ -207,7 +208,7 @@ fn an_event_that_comes_after_the_intake_closed_goes_back_unstarted() {
     let mut state = state(2);
     state.on_event(Event::IdleTimeout);
     let id = TaskId::random();
-    let actions = state.on_event(Event::Delivered(id));
+    let actions = state.on_event(Event::Delivered(id, None));
     assert_eq!(actions, [], "held until the intake is closed");
     let stopped = state.on_event(Event::IntakeStopped);
     assert_eq!(settles(&stopped), [(id, Verdict::Released)]);
@@ -257,4 +258,83 @@ fn a_report_about_a_task_that_is_not_there_changes_nothing() {
         []
     );
     assert_eq!(state.tally().succeeded, 1);
+}
+
+/// The last failure that an event may have, and what was done about it.
+fn last_failure(error: TaskError, earlier: u64) -> (State, TaskId, Vec<Action>) {
+    let (mut state, _) = State::new(Rules {
+        max_deliveries: Some(3),
+        on_task_error: OnTaskError::Continue,
+        ..rules(1)
+    });
+    let id = TaskId::random();
+    state.on_event(Event::Delivered(id, Some(earlier)));
+    let actions = state.on_event(Event::TaskEnded(id, Outcome::Failed(error)));
+    (state, id, actions)
+}
+
+#[test]
+fn an_event_that_failed_too_often_is_put_away_before_it_is_settled() {
+    let (mut state, id, failed) = last_failure(broken(), 2);
+    let obituary = Obituary {
+        error: broken(),
+        deliveries: 3,
+    };
+    assert_eq!(settles(&failed), []);
+    assert!(failed.contains(&Action::PutAway(id, obituary)));
+    let away = state.on_event(Event::PutAway(id, Ok(PutAway::DeadLettered)));
+    assert_eq!(settles(&away), [(id, Verdict::Done)]);
+    assert_eq!((state.tally().failed, state.tally().dead_lettered), (1, 1));
+}
+
+#[test]
+fn without_a_dead_letter_queue_it_is_rejected_for_good() {
+    let (mut state, id, _) = last_failure(broken(), 7);
+    let away = state.on_event(Event::PutAway(id, Ok(PutAway::Kept)));
+    assert_eq!(settles(&away), [(id, Verdict::Rejected)]);
+    assert_eq!(state.tally().rejected, 1);
+}
+
+#[test]
+fn an_event_that_could_not_be_put_away_stays_in_its_queue() {
+    let (mut state, id, _) = last_failure(broken(), 2);
+    let back = state.on_event(Event::PutAway(id, Err("no such queue".to_owned())));
+    assert!(matches!(&settles(&back)[..], [(_, Verdict::Failed { .. })]));
+}
+
+#[test]
+fn only_faults_of_task_or_event_make_poison_and_only_at_the_last_delivery() {
+    let machine = TaskError::Os("no space left".to_owned());
+    for (error, earlier) in [(machine, 2), (broken(), 1)] {
+        let (_, _, actions) = last_failure(error, earlier);
+        let away = |action: &Action| matches!(action, Action::PutAway(..));
+        assert!(!actions.iter().any(away), "{actions:?}");
+    }
+}
+
+#[test]
+fn the_end_of_the_wall_time_drains_then_tells_then_kills_and_is_no_failure() {
+    let mut state = state(1);
+    let id = deliver(&mut state);
+    let drained = state.on_event(Event::WallTime(Limit::NoMoreTasks));
+    assert!(drained.contains(&Action::StopIntake));
+    let told = state.on_event(Event::WallTime(Limit::TellTasks));
+    assert_eq!(told, [Action::Tell(Will::Terminate(SIGTERM))]);
+    let killed = state.on_event(Event::WallTime(Limit::KillTasks));
+    assert_eq!(killed, [Action::Tell(Will::Kill)]);
+    state.on_event(Event::IntakeStopped);
+    let ended = state.on_event(Event::TaskEnded(id, Outcome::Interrupted));
+    assert_eq!(settles(&ended), [(id, Verdict::Released)]);
+    let conclusion = state.conclude();
+    assert_eq!((conclusion.signal, conclusion.tally.failed), (None, 0));
+}
+
+#[test]
+fn a_full_disk_closes_the_intake_and_ends_tasks() {
+    let mut state = state(1);
+    deliver(&mut state);
+    let actions = state.on_event(Event::DiskLow("full".to_owned()));
+    assert!(actions.contains(&Action::StopIntake));
+    assert!(actions.contains(&Action::Tell(Will::Terminate(SIGTERM))));
+    assert_eq!(state.conclude().disk_low.as_deref(), Some("full"));
 }

@@ -1,0 +1,40 @@
+//! Watches the free space of the disk that the pilot data is on. Off the loop, because a file system
+//! that hangs would hold it up.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::task::disk;
+
+/// How often it looks.
+const PACE: Duration = Duration::from_secs(2);
+
+/// What must stay free, and where.
+#[derive(Debug, Clone)]
+pub struct DiskFloor {
+    /// On the disk in question.
+    pub directory: PathBuf,
+    /// Least free bytes.
+    pub bytes: u64,
+}
+
+impl DiskFloor {
+    /// Returns, with what to say, when less is free. A disk that can't be asked is none to end for.
+    pub async fn crossed(self) -> String {
+        loop {
+            let directory = self.directory.clone();
+            let free = tokio::task::spawn_blocking(move || disk::free(&directory)).await;
+            if let Ok(Ok(free)) = free
+                && free < self.bytes
+            {
+                return format!(
+                    "less than `{}` bytes are free on the disk of `{}`, which EWMS_PILOT_MIN_FREE_DISK asks \
+                     for; see to the disk, or request more for the job",
+                    self.bytes,
+                    self.directory.display()
+                );
+            }
+            tokio::time::sleep(PACE).await;
+        }
+    }
+}

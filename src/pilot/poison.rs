@@ -1,0 +1,176 @@
+//! Where an event goes that failed too often: into the dead-letter queue, or into `rejected/` beside
+//! the pilot data before the broker is told that nobody wants it. Talks to the broker and the file
+//! system; what is poison is decided in `state`.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tracing::warn;
+
+use super::address;
+use super::ledger::class_name;
+use crate::broker::{self, Content, FileFormat, Sink};
+use crate::config::{Config, QueueConfig};
+use crate::fault::TaskError;
+use crate::ids::TaskId;
+use crate::records::{Source, shorten};
+
+/// The directory for events that no dead-letter queue takes.
+pub const REJECTED_DIR: &str = "rejected";
+/// What it may hold, for it comes home with the job: of several pilots in one directory, together.
+const REJECTED_BYTES_MAX: u64 = 100 * 1024 * 1024;
+
+/// Puts events away.
+#[derive(Debug, Clone)]
+pub struct Poison {
+    queue: Option<QueueConfig>,
+    directory: PathBuf,
+    incoming: String,
+    source: Source,
+}
+
+/// What is said about an event that is put away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Obituary {
+    /// Why it failed this time.
+    pub error: TaskError,
+    /// How often it was delivered, this time included.
+    pub deliveries: u64,
+}
+
+/// Where it is now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PutAway {
+    /// In the dead-letter queue, confirmed.
+    DeadLettered,
+    /// In `rejected/`.
+    Kept,
+}
+
+impl Poison {
+    /// As configured.
+    #[must_use]
+    pub fn new(config: &Config, source: &Source) -> Self {
+        Self {
+            queue: config.dead_letter.clone(),
+            directory: config.data_parent.join(REJECTED_DIR),
+            incoming: config.incoming.name.clone(),
+            source: source.clone(),
+        }
+    }
+
+    /// Puts one event away.
+    ///
+    /// # Errors
+    /// When it could not be; it must stay in its queue then.
+    pub async fn put_away(
+        self,
+        id: TaskId,
+        event: Content,
+        obituary: Obituary,
+    ) -> Result<PutAway, String> {
+        let reason = obituary.error.repr();
+        let deliveries = obituary.deliveries;
+        match &self.queue {
+            Some(queue) => {
+                let headers = self.headers(&obituary);
+                publish(queue, event, headers).await?;
+                warn!(
+                    task_id = %id, deliveries, queue = queue.name, error = reason,
+                    "an event failed too often: it is in the dead-letter queue"
+                );
+                Ok(PutAway::DeadLettered)
+            }
+            None => {
+                let directory = self.directory.clone();
+                let text = format!("failed after {deliveries} deliveries:\n{reason}\n");
+                tokio::task::spawn_blocking(move || keep(&directory, id, &event, &text))
+                    .await
+                    .map_err(|error| error.to_string())?
+                    .map_err(|error| {
+                        format!("can't keep it in `{}`: {error}", self.directory.display())
+                    })?;
+                warn!(
+                    task_id = %id, deliveries, directory = %self.directory.display(), error = reason,
+                    "an event failed too often: it is rejected for good, and kept here"
+                );
+                Ok(PutAway::Kept)
+            }
+        }
+    }
+
+    fn headers(&self, obituary: &Obituary) -> Vec<(&'static str, String)> {
+        let error = &obituary.error;
+        vec![
+            ("x-ewms-error", shorten(&error.repr())),
+            ("x-ewms-error-name", error.name().to_owned()),
+            ("x-ewms-fault-class", class_name(error.class()).to_owned()),
+            ("x-ewms-deliveries", obituary.deliveries.to_string()),
+            ("x-ewms-queue", self.incoming.clone()),
+            ("x-ewms-host", self.source.host.clone()),
+            ("x-ewms-site", self.source.site.clone().unwrap_or_default()),
+            ("x-ewms-pilot-id", self.source.pilot_id.clone()),
+        ]
+    }
+}
+
+/// A session for one event: they are rare, and a connection held for them would not be.
+async fn publish(
+    queue: &QueueConfig,
+    event: Content,
+    headers: Vec<(&'static str, String)>,
+) -> Result<(), String> {
+    let sink: Sink = broker::open_dead_letters(&queue.name, address(&queue.broker))
+        .await
+        .map_err(|error| error.to_string())?;
+    let published = sink.publish_with(event, headers).await;
+    sink.close().await;
+    published.map_err(|error| error.to_string())
+}
+
+/// First the reason, then the event: a body is never there alone.
+fn keep(directory: &Path, id: TaskId, event: &Content, reason: &str) -> io::Result<()> {
+    let (bytes, suffix) = match event {
+        Content::Frame(bytes) => (bytes, "json.zst"),
+        Content::File(FileFormat::Json, bytes) => (bytes, "json"),
+        Content::File(FileFormat::Text, bytes) => (bytes, "txt"),
+    };
+    fs::create_dir_all(directory)?;
+    let mut taken = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    for entry in fs::read_dir(directory)? {
+        taken = taken.saturating_add(entry?.metadata()?.len());
+    }
+    if taken > REJECTED_BYTES_MAX {
+        return Err(io::Error::other(format!(
+            "it holds more than `{REJECTED_BYTES_MAX}` bytes with this one; name a dead-letter queue with \
+             EWMS_PILOT_QUEUE_DEAD_LETTER"
+        )));
+    }
+    fs::write(directory.join(format!("{id}.error.txt")), reason)?;
+    fs::write(directory.join(format!("{id}.{suffix}")), bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rejected_event_is_kept_with_its_reason_until_the_directory_is_full() {
+        let top = tempfile::tempdir().expect("a directory");
+        let (dir, id) = (top.path().join(REJECTED_DIR), TaskId::random());
+        let event = Content::File(FileFormat::Json, b"[1]".to_vec());
+        keep(&dir, id, &event, "why").expect("kept");
+        assert_eq!(
+            fs::read(dir.join(format!("{id}.json"))).expect("there"),
+            b"[1]"
+        );
+        assert_eq!(
+            fs::read_to_string(dir.join(format!("{id}.error.txt"))).expect("there"),
+            "why"
+        );
+        let large = fs::File::create(dir.join("large")).expect("made");
+        large.set_len(REJECTED_BYTES_MAX).expect("sparse");
+        assert!(keep(&dir, TaskId::random(), &event, "why").is_err());
+    }
+}

@@ -1,0 +1,119 @@
+//! When a pilot whose wall time is limited must begin to end. Pure: it is told the time. Wall time runs
+//! on while a pilot is suspended, as it does for HTCondor.
+
+use std::time::{Duration, Instant};
+
+/// What is left for the last results, acknowledgements and reports after the tasks have ended; of a
+/// short run time no more than a tenth.
+const GOOD_BYE: Duration = Duration::from_secs(15);
+
+/// A moment that the limit brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Limit {
+    /// A task that began now would not end in time.
+    NoMoreTasks,
+    /// Running tasks are told to end.
+    TellTasks,
+    /// Running tasks are killed.
+    KillTasks,
+}
+
+/// The moments of one pilot, each of which comes once.
+#[derive(Debug, Clone, Copy)]
+pub struct WallTime {
+    tell: Instant,
+    kill: Instant,
+    next: Option<Limit>,
+}
+
+impl WallTime {
+    /// For a pilot that began at `began`, has `limit` to run, and whose tasks have `grace` to end.
+    /// `None` when it never ends.
+    #[must_use]
+    pub fn new(began: Instant, limit: Duration, grace: Duration) -> Option<Self> {
+        let spare = GOOD_BYE.min(limit / 10);
+        let kill = began.checked_add(limit.checked_sub(spare)?)?;
+        let tell = kill.checked_sub(grace.min(limit / 4))?;
+        Some(Self {
+            tell,
+            kill,
+            next: Some(Limit::NoMoreTasks),
+        })
+    }
+
+    /// The next moment and what it is, judged by how long the slowest tasks took. Nothing ends before
+    /// a task has: then its length is anybody's guess, and the tell is what limits it.
+    #[must_use]
+    pub fn next(&self, slowest: Option<f64>) -> Option<(Instant, Limit)> {
+        let slowest = slowest
+            .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+            .unwrap_or_default();
+        let limit = self.next?;
+        let at = match limit {
+            // Long past when a task is longer than the pilot: then it is due at once.
+            Limit::NoMoreTasks => self.tell.checked_sub(slowest).unwrap_or(self.tell),
+            Limit::TellTasks => self.tell,
+            Limit::KillTasks => self.kill,
+        };
+        Some((at, limit))
+    }
+
+    /// That moment came.
+    pub fn passed(&mut self, limit: Limit) {
+        self.next = match limit {
+            Limit::NoMoreTasks => Some(Limit::TellTasks),
+            Limit::TellTasks => Some(Limit::KillTasks),
+            Limit::KillTasks => None,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_hours(1);
+    const GRACE: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn the_longer_the_slowest_tasks_the_sooner_none_is_started() {
+        let began = Instant::now();
+        let wall = WallTime::new(began, HOUR, GRACE).expect("it ends");
+        let secs = |seconds| began + Duration::from_secs(seconds);
+        assert_eq!(wall.next(None), Some((secs(3575), Limit::NoMoreTasks)));
+        assert_eq!(
+            wall.next(Some(575.0)),
+            Some((secs(3000), Limit::NoMoreTasks))
+        );
+    }
+
+    #[test]
+    fn tasks_are_told_then_killed_and_the_pilot_has_time_to_leave() {
+        let began = Instant::now();
+        let mut wall = WallTime::new(began, HOUR, GRACE).expect("it ends");
+        let mut seen = Vec::new();
+        while let Some((at, limit)) = wall.next(Some(60.0)) {
+            seen.push((at.duration_since(began).as_secs(), limit));
+            wall.passed(limit);
+        }
+        let expected = [
+            (3515, Limit::NoMoreTasks),
+            (3575, Limit::TellTasks),
+            (3585, Limit::KillTasks),
+        ];
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn a_short_run_time_is_not_eaten_up_by_its_end() {
+        let began = Instant::now();
+        let wall = WallTime::new(began, Duration::from_secs(20), GRACE).expect("it ends");
+        assert_eq!(wall.tell, began + Duration::from_secs(13));
+        assert_eq!(wall.kill, began + Duration::from_secs(18));
+    }
+
+    #[test]
+    fn a_run_time_beyond_the_clock_never_ends() {
+        assert!(WallTime::new(Instant::now(), Duration::MAX, GRACE).is_none());
+    }
+}

@@ -1,0 +1,31 @@
+//! What is known of a container whatever became of it: what it cost, how it ended. Data only; filled
+//! while it runs, so that a task that fails half-way has as much of it as one that succeeds.
+
+use std::time::Duration;
+
+use crate::process::{Ended, ExitStatus, Usage};
+
+/// Filled bit by bit; `None` is what never happened.
+#[derive(Debug, Clone, Default)]
+pub struct Trace {
+    /// CPU time and the largest process.
+    pub usage: Option<Usage>,
+    /// How the container's first process ended.
+    pub exit: Option<ExitStatus>,
+    /// How long the container ran.
+    pub container_time: Option<Duration>,
+    /// The most resident memory that the guard saw.
+    pub container_memory: Option<u64>,
+    /// Bytes of the result.
+    pub output_bytes: Option<u64>,
+    /// What its directories took at its end.
+    pub disk_bytes: Option<u64>,
+}
+
+impl Trace {
+    pub(super) fn ended(&mut self, ended: &Ended) {
+        self.usage = Some(ended.usage);
+        self.exit = Some(ended.exit);
+        self.container_time = Some(ended.wall);
+    }
+}
