@@ -73,6 +73,20 @@ pub enum TaskError {
         /// The time that it had.
         after: Duration,
     },
+    /// The task's container took more memory than it may.
+    #[error(
+        "task failed: [Memory-Error] more than {limit} bytes of memory used; raise EWMS_PILOT_TASK_MEMORY, or the job's request with `auto`"
+    )]
+    Memory {
+        /// What it may take, in bytes.
+        limit: u64,
+    },
+    /// The task neither worked nor wrote.
+    #[error("task failed: [Stall-Error] neither CPU time nor output for {}s", after.as_secs_f64())]
+    Stalled {
+        /// For so long.
+        after: Duration,
+    },
     /// The container could not be prepared or started.
     #[error("{message}")]
     ContainerSetup {
@@ -111,7 +125,10 @@ impl TaskError {
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
-            Self::ContainerRun { .. } | Self::Timeout { .. } => "ContainerRunError",
+            Self::ContainerRun { .. }
+            | Self::Timeout { .. }
+            | Self::Memory { .. }
+            | Self::Stalled { .. } => "ContainerRunError",
             Self::ContainerSetup { .. } => "ContainerSetupError",
             Self::InvalidDataForInfile(_) => "InvalidDataForInfileException",
             Self::InvalidDataFromOutfile(_) => "InvalidDataFromOutfileException",
@@ -128,6 +145,8 @@ impl TaskError {
     pub fn names(&self) -> &'static [&'static str] {
         match self {
             Self::Timeout { .. } => &["ContainerRunError", "TimeoutError"],
+            Self::Memory { .. } => &["ContainerRunError", "MemoryError"],
+            Self::Stalled { .. } => &["ContainerRunError", "StallError"],
             Self::ContainerRun { .. } => &["ContainerRunError"],
             Self::ContainerSetup { .. } => &["ContainerSetupError"],
             Self::InvalidDataForInfile(_) => &["InvalidDataForInfileException"],
@@ -146,7 +165,10 @@ impl TaskError {
             Self::ContainerRun { class, .. }
             | Self::ContainerSetup { class, .. }
             | Self::Publish { class, .. } => *class,
-            Self::Timeout { .. } | Self::InvalidDataFromOutfile(_) => FaultClass::Task,
+            Self::Timeout { .. }
+            | Self::Memory { .. }
+            | Self::Stalled { .. }
+            | Self::InvalidDataFromOutfile(_) => FaultClass::Task,
             Self::InvalidDataForInfile(_) | Self::EventDecode(_) => FaultClass::Event,
             Self::InvalidBindMount(_) | Self::Os(_) => FaultClass::Ep,
         }

@@ -56,6 +56,18 @@ fn every_variant_has_its_name_its_aliases_and_its_class() {
     let rows: &[(TaskError, &[&str], FaultClass)] = &[
         (run_error("x"), &["ContainerRunError"], Task),
         (timeout, &["ContainerRunError", "TimeoutError"], Task),
+        (
+            TaskError::Memory { limit: 1 },
+            &["ContainerRunError", "MemoryError"],
+            Task,
+        ),
+        (
+            TaskError::Stalled {
+                after: Duration::from_secs(1),
+            },
+            &["ContainerRunError", "StallError"],
+            Task,
+        ),
         (setup, &["ContainerSetupError"], Image),
         (infile, &["InvalidDataForInfileException"], Event),
         (outfile, &["InvalidDataFromOutfileException"], Task),

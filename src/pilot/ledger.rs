@@ -65,7 +65,7 @@ impl Ledger {
         end.started_unix_secs = UnixTime::now();
         end.slots = config.slots.get();
         let mut start = PilotStart::of(&source);
-        start.version = env!("CARGO_PKG_VERSION").to_owned();
+        env!("CARGO_PKG_VERSION").clone_into(&mut start.version);
         start.started_unix_secs = end.started_unix_secs;
         start.job_id.clone_from(&config.condor.job_id);
         start.slots = config.slots.get();

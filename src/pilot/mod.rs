@@ -31,7 +31,7 @@ use crate::signals::Signals;
 use crate::stats::Tally;
 use crate::task::disk::Budget;
 use crate::task::staging::{DataDirs, HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER};
-use crate::task::{ContainerPlan, Initialized, Runner, Workbench, image, run_init};
+use crate::task::{ContainerPlan, Guards, Initialized, Runner, Workbench, image, run_init};
 use crate::telemetry::Progress;
 use disk_floor::DiskFloor;
 use driver::Extras;
@@ -236,6 +236,11 @@ fn workbench(config: &Config, guard: Guard, progress: &Progress) -> Result<Workb
         external,
         grace: config.kill_grace,
         keep: config.keep_files,
+        guards: Guards {
+            memory: config.limits.task_memory,
+            stall: config.limits.task_stall,
+        },
+        output_limit: config.limits.task_output,
         kept: Budget::new(config.limits.kept_files),
         dump: config.dump_output,
         verbosity: config.verbosity,

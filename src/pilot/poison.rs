@@ -72,32 +72,26 @@ impl Poison {
     ) -> Result<PutAway, String> {
         let reason = obituary.error.repr();
         let deliveries = obituary.deliveries;
-        match &self.queue {
-            Some(queue) => {
-                let headers = self.headers(&obituary);
-                publish(queue, event, headers).await?;
-                warn!(
-                    task_id = %id, deliveries, queue = queue.name, error = reason,
-                    "an event failed too often: it is in the dead-letter queue"
-                );
-                Ok(PutAway::DeadLettered)
-            }
-            None => {
-                let directory = self.directory.clone();
-                let text = format!("failed after {deliveries} deliveries:\n{reason}\n");
-                tokio::task::spawn_blocking(move || keep(&directory, id, &event, &text))
-                    .await
-                    .map_err(|error| error.to_string())?
-                    .map_err(|error| {
-                        format!("can't keep it in `{}`: {error}", self.directory.display())
-                    })?;
-                warn!(
-                    task_id = %id, deliveries, directory = %self.directory.display(), error = reason,
-                    "an event failed too often: it is rejected for good, and kept here"
-                );
-                Ok(PutAway::Kept)
-            }
+        if let Some(queue) = &self.queue {
+            let headers = self.headers(&obituary);
+            publish(queue, event, headers).await?;
+            warn!(
+                task_id = %id, deliveries, queue = queue.name, error = reason,
+                "an event failed too often: it is in the dead-letter queue"
+            );
+            return Ok(PutAway::DeadLettered);
         }
+        let directory = self.directory.clone();
+        let text = format!("failed after {deliveries} deliveries:\n{reason}\n");
+        tokio::task::spawn_blocking(move || keep(&directory, id, &event, &text))
+            .await
+            .map_err(|error| error.to_string())?
+            .map_err(|error| format!("can't keep it in `{}`: {error}", self.directory.display()))?;
+        warn!(
+            task_id = %id, deliveries, directory = %self.directory.display(), error = reason,
+            "an event failed too often: it is rejected for good, and kept here"
+        );
+        Ok(PutAway::Kept)
     }
 
     fn headers(&self, obituary: &Obituary) -> Vec<(&'static str, String)> {

@@ -170,7 +170,9 @@ impl State {
         let mut actions = Vec::new();
         match event {
             Event::Delivered(id, earlier) => self.delivered(id, earlier, &mut actions),
-            Event::IdleTimeout => self.stop_intake(&mut actions),
+            Event::IdleTimeout | Event::WallTime(Limit::NoMoreTasks) => {
+                self.stop_intake(&mut actions);
+            }
             Event::IntakeLost(reason) => {
                 self.fatal.get_or_insert(reason);
                 self.stop_intake(&mut actions);
@@ -180,7 +182,6 @@ impl State {
             Event::Published(id, publication) => self.published(id, publication, &mut actions),
             Event::Settled(id) => self.settled(id, &mut actions),
             Event::PutAway(id, result) => self.put_away(id, result, &mut actions),
-            Event::WallTime(Limit::NoMoreTasks) => self.stop_intake(&mut actions),
             Event::WallTime(Limit::TellTasks) => {
                 self.end_tasks(Will::Terminate(SIGTERM), &mut actions);
             }

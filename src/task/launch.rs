@@ -7,12 +7,16 @@ use std::path::Path;
 use tokio::sync::watch;
 use tracing::{error, warn};
 
+use super::capped::Capped;
+use super::guards::{self, Guards, Signs};
 use super::staging::{HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER, Stage, TaskIo};
 use super::{ContainerPlan, Trace, Workbench};
 use crate::config::DumpOutput;
 use crate::container::{self, Access, Bind, Invocation, Places, RunSpec};
 use crate::fault::{ContainerRole, FaultClass, TaskError};
-use crate::process::{self, Ended, EndedBy, ExitStatus, Job, Leftovers, Limits, Will, output};
+use crate::process::{
+    self, Ended, EndedBy, ExitStatus, Job, Leftovers, Limits, SpawnError, Will, WillSender, output,
+};
 
 /// How a container ended, in the pilot's terms.
 #[derive(Debug)]
@@ -70,31 +74,77 @@ async fn start_to_end(
     will: watch::Receiver<Will>,
 ) -> Result<Judgement, TaskError> {
     let invocation = invocation(bench, plan, stage, io)?;
+    let (stdout, out) = capped(&stage.stdout(), "stdoutfile", bench.output_limit)?;
+    let (stderr, err) = capped(&stage.stderr(), "stderrfile", bench.output_limit)?;
+    let signs = Signs {
+        stdout: guards::identity(&stdout).map_err(|error| staging_error("stdoutfile", &error))?,
+        outputs: [out.written(), err.written()],
+        outfile: io.map(TaskIo::outfile),
+    };
     let job = Job {
         program: invocation.program,
         args: invocation.args,
         env: invocation.env,
         cwd: Some(stage.scratch().to_path_buf()),
-        stdout: create(&stage.stdout(), "stdoutfile")?,
-        stderr: create(&stage.stderr(), "stderrfile")?,
+        stdout,
+        stderr,
     };
     let limits = Limits {
         timeout: plan.timeout,
         grace: bench.grace,
     };
-    let ended = process::supervise(&bench.guard, job, limits, will)
-        .await
-        .map_err(|error| setup_error(&error, FaultClass::Ep))?;
+    let guards = match role {
+        ContainerRole::Task => bench.guards,
+        ContainerRole::Init => Guards::default(),
+    };
+    let own_will = WillSender::new();
+    own_will.advance(*will.borrow());
+    let run = process::supervise(&bench.guard, job, limits, own_will.subscribe());
+    let (ended, breach) = guarded(run, guards, signs, will, &own_will, trace).await;
+    let ended = ended.map_err(|error| setup_error(&error, FaultClass::Ep))?;
+    out.finish("stdoutfile").await;
+    err.finish("stderrfile").await;
 
     trace.ended(&ended);
     if let Leftovers::Survive(pids) = &ended.leftovers {
         error!(?pids, "processes of a container can't be killed");
     }
-    let judgement = judge(role, &ended, plan, stage)?;
+    let judgement = match (judge(role, &ended, plan, stage)?, breach) {
+        (Judgement::Interrupted, Some(breach)) => Judgement::Failed(breach),
+        (judgement, _) => judgement,
+    };
     if bench.dump == DumpOutput::All || matches!(judgement, Judgement::Failed(_)) {
         show_output(bench, role, stage);
     }
     Ok(judgement)
+}
+
+/// The container's run under its guards, and what one of them ended it for.
+async fn guarded(
+    run: impl Future<Output = Result<Ended, SpawnError>>,
+    guards: Guards,
+    signs: Signs,
+    pilots_will: watch::Receiver<Will>,
+    own_will: &WillSender,
+    trace: &mut Trace,
+) -> (Result<Ended, SpawnError>, Option<TaskError>) {
+    let mut run = std::pin::pin!(run);
+    let mut forwarded = std::pin::pin!(guards::forward(pilots_will, own_will));
+    let breach = {
+        let mut watch = std::pin::pin!(guards.watch(signs, own_will, &mut trace.container_memory));
+        tokio::select! {
+            biased;
+            ended = &mut run => return (ended, None),
+            breach = &mut watch => breach,
+            never = &mut forwarded => match never {},
+        }
+    };
+    // The pilot's will still counts: a kill hastens what the guard began.
+    let ended = tokio::select! {
+        ended = &mut run => ended,
+        never = &mut forwarded => match never {},
+    };
+    (ended, Some(breach))
 }
 
 /// The command: what this container sees, under the names that it knows it by.
@@ -194,8 +244,10 @@ fn own_bind(source: &Path, target: &str) -> Result<Bind, TaskError> {
         .map_err(|error| TaskError::InvalidBindMount(error.to_string()))
 }
 
-fn create(path: &Path, what: &'static str) -> Result<File, TaskError> {
-    File::create(path).map_err(|error| staging_error(what, &error))
+fn capped(path: &Path, what: &'static str, limit: u64) -> Result<(File, Capped), TaskError> {
+    File::create(path)
+        .and_then(|file| Capped::start(file, limit))
+        .map_err(|error| staging_error(what, &error))
 }
 
 /// A file or directory of a task that can't be written or read. Names what it is for, not its path,

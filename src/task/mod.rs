@@ -10,7 +10,10 @@ use crate::container::{Apptainer, Bind, Template};
 use crate::process::Guard;
 use crate::telemetry::Progress;
 
+mod capped;
+mod census;
 pub mod disk;
+mod guards;
 pub mod image;
 mod init;
 mod launch;
@@ -18,6 +21,7 @@ mod run;
 pub mod staging;
 mod trace;
 
+pub use guards::Guards;
 pub use run::{Report, Runner, TaskEnd};
 pub use trace::Trace;
 
@@ -40,6 +44,10 @@ pub struct Workbench {
     pub grace: Duration,
     /// Which directories survive.
     pub keep: KeepFiles,
+    /// What a task is ended for.
+    pub guards: Guards,
+    /// Bytes kept of each output.
+    pub output_limit: u64,
     /// What may still be kept of failed tasks.
     pub kept: disk::Budget,
     /// Whose output goes to the log.

@@ -304,7 +304,7 @@ mod tests {
         assert_eq!(kept_of_a_failure(&Budget::new(100)), (false, false));
         let for_one = Budget::new((1 << 20) + (64 << 10));
         assert_eq!(kept_of_a_failure(&for_one), (true, true));
-        assert_eq!(kept_of_a_failure(&for_one).0, false);
+        assert!(!kept_of_a_failure(&for_one).0);
     }
 
     #[test]
