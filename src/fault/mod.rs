@@ -184,7 +184,7 @@ impl TaskError {
     #[must_use]
     pub fn edited(mut self, edit: impl FnOnce(&str) -> String) -> Self {
         match &mut self {
-            Self::Timeout { .. } => {}
+            Self::Timeout { .. } | Self::Memory { .. } | Self::Stalled { .. } => {}
             Self::ContainerRun { reason: text, .. }
             | Self::ContainerSetup { message: text, .. }
             | Self::Publish { message: text, .. }

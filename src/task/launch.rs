@@ -43,7 +43,7 @@ pub(super) async fn launch(
     trace: &mut Trace,
 ) -> Result<Judgement, TaskError> {
     let alike = |error: TaskError| error.edited(|text| without_identity(text, stage, io));
-    match start_to_end(bench, plan, role, stage, io, will).await {
+    match start_to_end(bench, plan, role, stage, io, will, trace).await {
         Ok(Judgement::Failed(error)) => Ok(Judgement::Failed(alike(error))),
         Err(error) => Err(alike(error)),
         ended => ended,
@@ -72,6 +72,7 @@ async fn start_to_end(
     stage: &Stage,
     io: Option<&TaskIo>,
     will: watch::Receiver<Will>,
+    trace: &mut Trace,
 ) -> Result<Judgement, TaskError> {
     let invocation = invocation(bench, plan, stage, io)?;
     let (stdout, out) = capped(&stage.stdout(), "stdoutfile", bench.output_limit)?;

@@ -7,10 +7,12 @@ usage: queue.py ADDRESS QUEUE raw      publish stdin, base64 of one body a line,
        queue.py ADDRESS QUEUE depth    print how many messages are ready
        queue.py ADDRESS QUEUE peek     print x-delivery-count of each ready message, oldest first. Giving
                                        them back adds one to each: for the end of a test
+       queue.py ADDRESS QUEUE headers  print the headers of each ready message as JSON; counts as peek does
        queue.py ADDRESS QUEUE delete   delete the queue, whoever consumes from it
 """
 
 import base64
+import json
 import sys
 
 import pika
@@ -54,6 +56,12 @@ elif verb == "peek":
         if method is None:
             break
         print((properties.headers or {}).get("x-delivery-count", 0))
+elif verb == "headers":
+    for _ in range(declare()):
+        method, properties, _body = channel.basic_get(name)
+        if method is None:
+            break
+        print(json.dumps(properties.headers or {}, default=str))
 elif verb == "delete":
     channel.queue_delete(name)
 else:
