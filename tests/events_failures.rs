@@ -97,6 +97,7 @@ fn data_that_is_not_text_needs_a_json_infile() {
     );
 }
 
+#[derive(Clone, Copy)]
 enum StatedSize {
     Yes,
     No,

@@ -155,7 +155,8 @@ impl Runner {
                 if result.is_err() && self.bench.dump != DumpOutput::All {
                     show_output(&self.bench, ContainerRole::Task, stage);
                 }
-                if let Ok(TaskEnd::Output(Content::Frame(bytes) | Content::File(_, bytes))) = &result
+                if let Ok(TaskEnd::Output(Content::Frame(bytes) | Content::File(_, bytes))) =
+                    &result
                 {
                     trace.output_bytes = u64::try_from(bytes.len()).ok();
                 }

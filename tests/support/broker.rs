@@ -16,7 +16,7 @@ use super::{SOON, eventually};
 
 const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 /// It takes four seconds on an idle machine.
-const STARTS_WITHIN: Duration = Duration::from_secs(60);
+const STARTS_WITHIN: Duration = Duration::from_mins(1);
 
 /// One node with its own data.
 #[derive(Debug)]
