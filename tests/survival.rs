@@ -16,10 +16,10 @@ use crate::support::{SOON, eventually, images};
 /// What the issue is about: by then, nothing of a task runs.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Two processes a task, one of them in a session of its own and deaf to signals. A task whose event
-/// is `short` leaves that one behind.
-const TASK: &str = "sh -c \"setsid sh -c 'trap : TERM INT HUP; sleep 4711.25 & wait; sleep 4711.25' & \
-                    read kind <{{INFILE}}; [ $kind = short ] || sleep 4711.25\"";
+/// Says that it runs. Two processes a task, one of them in a session of its own and deaf to signals. A
+/// task whose event is `short` leaves that one behind.
+const TASK: &str = "sh -c \": >{{DATA_HUB}}/runs; setsid sh -c 'trap : TERM INT HUP; sleep 4711.25 & wait; \
+                    sleep 4711.25' & read kind <{{INFILE}}; [ $kind = short ] || sleep 4711.25\"";
 
 fn busy_scene(image: impl AsRef<std::ffi::OsStr>) -> (Scene, SpoolQueue) {
     let (scene, incoming, _) = Scene::task(image, TASK).spool();
@@ -78,9 +78,14 @@ fn kill_batch(scenes: &[Scene], line: &str, window: Duration, toll: &mut Toll) {
             .map(|scene| {
                 let mut pilot = scene.start();
                 scope.spawn(move || {
-                    // One in four before or during its first start, the others later.
-                    if below(4) > 0 {
-                        pilot.wait_for_line(line, SOON);
+                    // From its own start on, from the first container's, or when that runs.
+                    match below(4) {
+                        0 => {}
+                        1 => drop(pilot.wait_for_line(line, SOON)),
+                        _ => {
+                            let runs = scene.dir().join("ewms-pilot-data/data-hub/runs");
+                            assert!(eventually(SOON, || runs.exists()), "{}", pilot.stderr());
+                        }
                     }
                     sleep(Duration::from_millis(below(window)));
                     let there = of_scene(scene.dir()).len();
@@ -123,7 +128,7 @@ fn a_hundred_pilots_killed_at_random_moments_leave_nothing() {
         kill_batch(
             &scenes,
             "task started",
-            Duration::from_millis(700),
+            Duration::from_millis(1000),
             &mut toll,
         );
     }
@@ -134,7 +139,10 @@ fn a_hundred_pilots_killed_at_random_moments_leave_nothing() {
         toll.survivors.len(),
         toll.slowest
     );
-    assert!(toll.killed > toll.kills, "the tasks didn't run: {toll:?}");
+    assert!(
+        toll.killed > 3 * toll.kills,
+        "the tasks didn't run: {toll:?}"
+    );
     assert!(toll.survivors.is_empty(), "{toll:#?}");
 }
 
@@ -168,7 +176,7 @@ fn pilots_killed_while_they_convert_an_image_leave_nothing() {
         toll.survivors.len(),
         toll.slowest
     );
-    assert!(toll.killed > 0, "nothing was converted: {toll:?}");
+    assert!(toll.killed > toll.kills, "nothing was converted: {toll:?}");
     assert!(toll.survivors.is_empty(), "{toll:#?}");
 }
 
@@ -239,16 +247,20 @@ fn a_guardian_is_small_and_idle_and_has_nothing_of_the_pilots() {
         .count();
     assert_eq!(descriptors, 3, "stdin, stdout and stderr");
     assert!(read("environ").is_empty());
-    let status = read("status");
     let field = |name: &str| -> u64 {
+        let status = read("status");
         let line = status.lines().find(|line| line.starts_with(name));
         let value = line.and_then(|line| line.split_whitespace().nth(1));
         value.expect("a field").parse().expect("a number")
     };
-    assert!(field("RssAnon:") < 2048, "{status}");
-    let switches = field("voluntary_ctxt_switches:");
-    sleep(Duration::from_secs(2));
-    assert!(read("status").contains(&format!("voluntary_ctxt_switches:\t{switches}\n")));
+    assert!(field("RssAnon:") < 2048, "{} KiB", field("RssAnon:"));
+    let switches = || field("voluntary_ctxt_switches:");
+    // On a busy machine it may still be about to read its last notice.
+    assert!(eventually(SOON, || {
+        let before = switches();
+        sleep(Duration::from_secs(2));
+        before == switches()
+    }));
     drop(pilot);
     processes::assert_nothing_runs("sleep 4714.25", DEADLINE);
 }
