@@ -125,12 +125,7 @@ fn a_hundred_pilots_killed_at_random_moments_leave_nothing() {
     let mut toll = Toll::default();
     while toll.kills < 100 && toll.survivors.is_empty() {
         let scenes: Vec<Scene> = (0..5).map(|_| busy_scene(images::busybox()).0).collect();
-        kill_batch(
-            &scenes,
-            "task started",
-            Duration::from_millis(1000),
-            &mut toll,
-        );
+        kill_batch(&scenes, "task started", Duration::from_secs(1), &mut toll);
     }
     println!(
         "{} pilots killed, {} processes with them, {} survivors, the slowest gone after {:?}",
