@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use super::Reports;
+use super::answers::{publication_of, warn_of_deletion};
 use super::disk_floor::DiskFloor;
 use super::events::{Action, Event, Outcome, Publication};
 use super::ledger::{Ledger, Settlement};
@@ -20,7 +21,6 @@ use super::wall_time::{Limit, WallTime};
 use crate::broker::{
     BrokerError, Content, Delivery, PublishError, Receipt, SettleError, Sink, Source, Verdict,
 };
-use crate::fault::{FaultClass, TaskError};
 use crate::ids::TaskId;
 use crate::process::{Countdown, WillSender};
 use crate::records;
@@ -44,11 +44,6 @@ pub struct Extras {
     /// What must stay free on the disk.
     pub disk_floor: Option<DiskFloor>,
 }
-
-/// Deliveries after which a broker with default settings deletes an event (RabbitMQ 4.0, quorum queues),
-/// and how many before that are warned of.
-const DELETED_AFTER: u64 = 20;
-const WARNED_BEFORE: u64 = 3;
 
 /// One taken and unsettled event.
 struct Held {
@@ -383,43 +378,5 @@ async fn reached(limit: Option<(Instant, Limit)>) -> Limit {
             limit
         }
         None => std::future::pending().await,
-    }
-}
-
-fn warn_of_deletion(id: TaskId, earlier_deliveries: Option<u64>) {
-    let deliveries = earlier_deliveries.unwrap_or(0);
-    if deliveries.saturating_add(WARNED_BEFORE) >= DELETED_AFTER {
-        warn!(
-            task_id = %id, deliveries,
-            "AN EVENT IS ABOUT TO BE DELETED: a broker with default settings does so after 20 deliveries; \
-             raise the queue's `delivery-limit`, or set EWMS_PILOT_MAX_DELIVERIES and \
-             EWMS_PILOT_QUEUE_DEAD_LETTER to keep it"
-        );
-    }
-}
-
-fn publication_of(id: TaskId, result: Result<(), PublishError>) -> Publication {
-    match result {
-        Ok(()) => Publication::Confirmed,
-        Err(error @ (PublishError::SessionLost { .. } | PublishError::Spool { .. })) => {
-            error!(task_id = %id, %error, "a result was not confirmed");
-            Publication::Lost(error.to_string())
-        }
-        Err(
-            error @ (PublishError::TooLarge { .. }
-            | PublishError::Unroutable { .. }
-            | PublishError::Nacked { .. }
-            | PublishError::WrongEncoding),
-        ) => {
-            error!(task_id = %id, %error, "the broker refused a result");
-            let class = match error {
-                PublishError::TooLarge { .. } => FaultClass::Task,
-                _ => FaultClass::Broker,
-            };
-            Publication::Refused(TaskError::Publish {
-                message: error.to_string(),
-                class,
-            })
-        }
     }
 }

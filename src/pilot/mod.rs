@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use tracing::{error, info, warn};
 
+mod answers;
 pub mod disk_floor;
 pub mod driver;
 pub mod events;
