@@ -79,6 +79,19 @@ pub struct RunSpec<'a> {
     pub workdir: &'a Path,
     /// How much Apptainer says.
     pub verbosity: Verbosity,
+    /// Whether it has a `/proc`.
+    pub proc: ProcMount,
+}
+
+/// Whether containers have a `/proc`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ProcMount {
+    /// Their own.
+    #[default]
+    Own,
+    /// None: inside of another container the kernel may not let us mount one. The pid namespace
+    /// stays.
+    None,
 }
 
 /// Why a container can't be run with these arguments or variables.
@@ -267,8 +280,29 @@ fn check_string(what: &str, value: &str, around: usize) -> Result<(), CommandErr
 /// # Errors
 /// When an argument or a variable can't be passed on as it is.
 pub fn run(apptainer: &Apptainer, spec: &RunSpec<'_>) -> Result<Invocation, CommandError> {
+    command("run", apptainer, spec)
+}
+
+/// As [`run`], but the arguments are a command of their own, and the image's runscript has no part in
+/// it.
+///
+/// # Errors
+/// As [`run`].
+pub fn exec(apptainer: &Apptainer, spec: &RunSpec<'_>) -> Result<Invocation, CommandError> {
+    command("exec", apptainer, spec)
+}
+
+fn command(
+    verb: &str,
+    apptainer: &Apptainer,
+    spec: &RunSpec<'_>,
+) -> Result<Invocation, CommandError> {
     let mut args = debug(spec.verbosity);
-    args.extend(["run", "--containall", "--no-eval", "--workdir"].map(Into::into));
+    args.extend([verb, "--containall", "--no-eval"].map(Into::into));
+    if spec.proc == ProcMount::None {
+        args.extend(["--no-mount", "proc"].map(Into::into));
+    }
+    args.push("--workdir".into());
     args.push(spec.workdir.into());
     for bind in spec.binds {
         args.extend(["--bind".into(), bind_argument(bind)]);

@@ -35,6 +35,7 @@ fn run_with(
         binds,
         workdir: Path::new("/scratch/work"),
         verbosity: Verbosity::Normal,
+        proc: ProcMount::Own,
     };
     run(&apptainer("/scratch"), &spec)
 }
@@ -88,6 +89,7 @@ fn debug_is_an_option_of_apptainer_and_not_of_run() {
         binds: &[],
         workdir: Path::new("/w"),
         verbosity: Verbosity::Debug,
+        proc: ProcMount::Own,
     };
     let invocation = run(&apptainer("/scratch"), &spec).expect("is allowed");
     assert_eq!(invocation.args[..2], ["--debug", "run"]);
@@ -102,6 +104,7 @@ fn an_image_with_a_dash_is_no_flag() {
         binds: &[],
         workdir: Path::new("/w"),
         verbosity: Verbosity::Normal,
+        proc: ProcMount::Own,
     };
     let invocation = run(&apptainer("/scratch"), &spec).expect("is allowed");
     assert_eq!(invocation.args.last().expect("an image"), "./--fakeroot");

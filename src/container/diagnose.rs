@@ -10,20 +10,20 @@ const LEVELS: &[&str] = &[
     "FATAL", "ABORT", "ERROR", "WARNING", "INFO", "LOG", "VERBOSE", "DEBUG",
 ];
 /// How many of [`LEVELS`] are errors.
-const ERRORS: usize = 3;
+pub(super) const ERRORS: usize = 3;
 /// The index of the level below them.
 const WARNING: usize = 3;
 
 /// One line of Apptainer's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct OwnLine<'a> {
+pub(super) struct OwnLine<'a> {
     /// Index in [`LEVELS`].
-    level: usize,
-    message: &'a str,
+    pub(super) level: usize,
+    pub(super) message: &'a str,
 }
 
 impl<'a> OwnLine<'a> {
-    fn parse(line: &'a str) -> Option<Self> {
+    pub(super) fn parse(line: &'a str) -> Option<Self> {
         Self::parse_plain(line).or_else(|| Self::parse_debug(line))
     }
 
@@ -151,14 +151,19 @@ pub fn scrub(reason: &str, replacements: &[(&str, &str)]) -> String {
         .fold(reason.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
+/// Apptainer's own lines.
+pub(super) fn own_lines(text: &str) -> impl Iterator<Item = OwnLine<'_>> {
+    lines(text).filter_map(OwnLine::parse)
+}
+
 /// Lines that aren't blank. A lone carriage return ends one too: progress bars write so.
-fn lines(text: &str) -> impl Iterator<Item = &str> {
+pub(super) fn lines(text: &str) -> impl Iterator<Item = &str> {
     text.split(['\n', '\r'])
         .filter(|line| !line.trim().is_empty())
 }
 
 /// As text, without colours: Apptainer's C part writes them into files as well.
-fn readable(stderr: &[u8]) -> String {
+pub(super) fn readable(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let mut plain = String::with_capacity(text.len());
     let mut rest = text.as_ref();

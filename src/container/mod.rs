@@ -4,6 +4,7 @@
 //! without it.
 
 mod bind;
+mod blame;
 mod command;
 mod diagnose;
 mod image;
@@ -12,9 +13,10 @@ mod template;
 mod tree;
 
 pub use bind::{Access, Bind, BindError, check_distinct};
+pub use blame::{Answer, NO_COMMAND, Suspicion, answer, find_cause, suspect};
 pub use command::{
-    Apptainer, CommandError, Invocation, LocateError, RunSpec, Surroundings, check_variable,
-    is_settable, run,
+    Apptainer, CommandError, Invocation, LocateError, ProcMount, RunSpec, Surroundings,
+    check_variable, exec, is_settable, run,
 };
 pub use diagnose::{READ, apptainer_error, failure_text, reason, scrub, timeout_reason};
 pub use image::{Conversion, ImageError, Locked, Plan, Turn};

@@ -8,12 +8,14 @@
 //! A fault is added by a variant of [`TaskError`]; the compiler then asks for its name, its text and
 //! its class.
 
+mod cause;
 mod failures;
 mod python;
 
 use std::fmt;
 use std::time::Duration;
 
+pub use cause::Cause;
 pub use failures::Failures;
 pub use python::python_repr;
 
@@ -30,6 +32,36 @@ pub enum FaultClass {
     Ep,
     /// The broker's.
     Broker,
+}
+
+impl FaultClass {
+    /// Its name, which never changes its meaning.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Task => "task",
+            Self::Event => "event",
+            Self::Image => "image",
+            Self::Ep => "ep",
+            Self::Broker => "broker",
+        }
+    }
+
+    /// Whether the event has a part in it, and may be counted for it. Nothing else that fails does a
+    /// harm to the event, but would to every further one: then none may be taken.
+    #[must_use]
+    pub fn is_events_own(self) -> bool {
+        match self {
+            Self::Task | Self::Event => true,
+            Self::Image | Self::Ep | Self::Broker => false,
+        }
+    }
+}
+
+impl fmt::Display for FaultClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// Which container a failure is about.

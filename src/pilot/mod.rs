@@ -25,7 +25,7 @@ pub use reports::Reports;
 
 use crate::broker;
 use crate::config::{BrokerConfig, Config, ContainerConfig};
-use crate::container::{Access, Apptainer, Bind, Surroundings, Template, check_distinct};
+use crate::container::{Access, Apptainer, Bind, ProcMount, Surroundings, Template, check_distinct};
 use crate::exit::Exit;
 use crate::process::{Guard, Stops, Will, WillSender};
 use crate::signals::Signals;
@@ -245,6 +245,7 @@ fn workbench(config: &Config, guard: Guard, progress: &Progress) -> Result<Workb
         kept: Budget::new(config.limits.kept_files),
         dump: config.dump_output,
         verbosity: config.verbosity,
+        proc: ProcMount::Own,
         log: progress.clone(),
     })
 }

@@ -7,12 +7,13 @@ use std::path::Path;
 use tokio::sync::watch;
 use tracing::{error, warn};
 
+use super::blame::{self, Blame, Stderr};
 use super::capped::Capped;
 use super::guards::{self, Guards, Signs};
 use super::staging::{HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER, Stage, TaskIo};
 use super::{ContainerPlan, Trace, Workbench};
 use crate::config::DumpOutput;
-use crate::container::{self, Access, Bind, Invocation, Places, RunSpec};
+use crate::container::{self, Access, Bind, BindError, Invocation, Places, RunSpec};
 use crate::fault::{ContainerRole, FaultClass, TaskError};
 use crate::process::{
     self, Ended, EndedBy, ExitStatus, Job, Leftovers, Limits, SpawnError, Will, WillSender, output,
@@ -101,7 +102,7 @@ async fn start_to_end(
     let own_will = WillSender::new();
     own_will.advance(*will.borrow());
     let run = process::supervise(&bench.guard, job, limits, own_will.subscribe());
-    let (ended, breach) = guarded(run, guards, signs, will, &own_will, trace).await;
+    let (ended, breach) = guarded(run, guards, signs, will.clone(), &own_will, trace).await;
     let ended = ended.map_err(|error| setup_error(&error, FaultClass::Ep))?;
     out.finish("stdoutfile").await;
     err.finish("stderrfile").await;
@@ -110,7 +111,10 @@ async fn start_to_end(
     if let Leftovers::Survive(pids) = &ended.leftovers {
         error!(?pids, "processes of a container can't be killed");
     }
-    let judgement = match (judge(role, &ended, plan, stage)?, breach) {
+    let judgement = match (
+        judge(bench, role, &ended, plan, stage, &will).await?,
+        breach,
+    ) {
         (Judgement::Interrupted, Some(breach)) => Judgement::Failed(breach),
         (judgement, _) => judgement,
     };
@@ -155,12 +159,8 @@ fn invocation(
     stage: &Stage,
     io: Option<&TaskIo>,
 ) -> Result<Invocation, TaskError> {
-    let mut binds = vec![own_bind(&bench.dirs.hub(), HUB_IN_CONTAINER)?];
-    if let Some(io) = io {
-        binds.push(own_bind(&io.dir, IO_IN_CONTAINER)?);
-    }
-    binds.extend(bench.inputs.iter().chain(&bench.external).cloned());
-
+    let binds = binds(bench, io.map(|io| io.dir.as_path()))
+        .map_err(|error| TaskError::InvalidBindMount(error.to_string()))?;
     let infile = io.map(TaskIo::infile_in_container);
     let outfile = io.map(TaskIo::outfile_in_container);
     let args = plan
@@ -196,34 +196,40 @@ fn invocation(
             binds: &binds,
             workdir: stage.scratch(),
             verbosity: bench.verbosity,
+            proc: bench.proc,
         },
     )
     .map_err(|error| setup_error(&error, FaultClass::Task))
 }
 
 /// What the end of a container means. One that was told to end and exits with 0 finished its work.
-fn judge(
+async fn judge(
+    bench: &Workbench,
     role: ContainerRole,
     ended: &Ended,
     plan: &ContainerPlan,
     stage: &Stage,
+    will: &watch::Receiver<Will>,
 ) -> Result<Judgement, TaskError> {
-    Ok(match (ended.ended_by, ended.exit) {
-        (EndedBy::Timeout, _) => Judgement::Failed(TaskError::Timeout {
-            role,
-            after: plan.timeout.unwrap_or_default(),
-        }),
-        (EndedBy::Itself | EndedBy::Will, ExitStatus::Code(0)) => Judgement::Succeeded,
-        (EndedBy::Will, _) => Judgement::Interrupted,
-        (EndedBy::Itself, exit) => {
-            let stderr = output::tail(&stage.stderr(), container::READ)
-                .map_err(|error| staging_error("stderrfile", &error))?;
-            Judgement::Failed(TaskError::ContainerRun {
+    match (ended.ended_by, ended.exit) {
+        (EndedBy::Timeout, _) => {
+            return Ok(Judgement::Failed(TaskError::Timeout {
                 role,
-                exit_code: Some(python_code(exit)),
-                reason: container::reason(&stderr),
-                class: FaultClass::Task,
-            })
+                after: plan.timeout.unwrap_or_default(),
+            }));
+        }
+        (EndedBy::Will, ExitStatus::Code(0)) => return Ok(Judgement::Succeeded),
+        (EndedBy::Will, _) => return Ok(Judgement::Interrupted),
+        (EndedBy::Itself, _) => {}
+    }
+    let stderr =
+        Stderr::read(&stage.stderr()).map_err(|error| staging_error("stderrfile", &error))?;
+    let blame = blame::blame(bench, &plan.image, ended.exit, &stderr, will).await;
+    Ok(match (&blame, ended.exit) {
+        (Blame::Task | Blame::Unknown, ExitStatus::Code(0)) => Judgement::Succeeded,
+        (Blame::Unknown, _) => Judgement::Interrupted,
+        (Blame::Task | Blame::Cause(..), exit) => {
+            Judgement::Failed(blame::error_of(role, python_code(exit), &stderr, &blame))
         }
     })
 }
@@ -239,10 +245,15 @@ pub(super) fn show_output(bench: &Workbench, role: ContainerRole, stage: &Stage)
     }
 }
 
-/// Our own directories are bound under fixed names.
-fn own_bind(source: &Path, target: &str) -> Result<Bind, TaskError> {
-    Bind::new(source, Path::new(target), Access::ReadWrite)
-        .map_err(|error| TaskError::InvalidBindMount(error.to_string()))
+/// What containers see of the EP; our own directories under fixed names.
+pub(super) fn binds(bench: &Workbench, io: Option<&Path>) -> Result<Vec<Bind>, BindError> {
+    let own = |source: &Path, target| Bind::new(source, Path::new(target), Access::ReadWrite);
+    let mut binds = vec![own(&bench.dirs.hub(), HUB_IN_CONTAINER)?];
+    if let Some(io) = io {
+        binds.push(own(io, IO_IN_CONTAINER)?);
+    }
+    binds.extend(bench.inputs.iter().chain(&bench.external).cloned());
+    Ok(binds)
 }
 
 fn capped(path: &Path, what: &'static str, limit: u64) -> Result<(File, Capped), TaskError> {

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{DumpOutput, KeepFiles, Verbosity};
-use crate::container::{Apptainer, Bind, Template};
+use crate::container::{Apptainer, Bind, ProcMount, Template};
 use crate::process::Guard;
 use crate::telemetry::Progress;
 
+mod blame;
 mod capped;
 mod census;
 pub mod disk;
@@ -17,10 +18,13 @@ mod guards;
 pub mod image;
 mod init;
 mod launch;
+pub mod look;
+pub mod probe;
 mod run;
 pub mod staging;
 mod trace;
 
+pub use blame::write_something;
 pub use guards::Guards;
 pub use run::{Report, Runner, TaskEnd};
 pub use trace::Trace;
@@ -54,6 +58,8 @@ pub struct Workbench {
     pub dump: DumpOutput,
     /// How much Apptainer says.
     pub verbosity: Verbosity,
+    /// Whether containers have a `/proc`.
+    pub proc: ProcMount,
     /// Where containers' output is shown.
     pub log: Progress,
 }

@@ -1,0 +1,176 @@
+//! What is known to go wrong outside of a task, each with a stable name, whose fault it is, and what
+//! to do about it. Uses [`FaultClass`] only. Apart from the errors, because a preflight finds the same
+//! causes before there is any task.
+//!
+//! A cause is added by a variant here; the compiler then asks for its name, its class and its remedy.
+//! By what it is recognised stands in the container module.
+
+use std::fmt;
+
+use super::FaultClass;
+
+/// Why a container can't be made, or runs without what it needs. Displays as its [name](Self::name).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// The image isn't there, or may not be read.
+    ImageMissing,
+    /// What is there is no image.
+    ImageFormat,
+    /// The image can't be mounted or read to its end.
+    ImageDamaged,
+    /// The image lacks what every container needs: `/dev`, a runscript or a shell.
+    ImageIncomplete,
+    /// A directory that is to be bound is gone.
+    BindSource,
+    /// The site lets no user bind directories.
+    BindsForbidden,
+    /// A directory was bound, and what is written there doesn't arrive.
+    BindsUseless,
+    /// The kernel or the site gives us no user namespace, or none of those that go with it.
+    Namespaces,
+    /// The site gives containers no pid namespace, without which nothing in them is sure to die.
+    PidNamespace,
+    /// `/dev/fuse` is needed and can't be used.
+    Fuse,
+    /// Parts of `/proc` are hidden, and then the kernel lets no container mount its own.
+    MaskedProc,
+    /// Our user id has no account.
+    Account,
+    /// Resource flags without systemd.
+    Cgroups,
+    /// The disk is full, or a quota used up.
+    DiskFull,
+    /// A file system fails: its server is gone, its daemon died, its disk is broken.
+    Storage,
+    /// Too little address space, memory or too few processes are allowed.
+    Limits,
+    /// Apptainer doesn't know a flag of ours.
+    ApptainerTooOld,
+    /// Apptainer doesn't answer.
+    Hanging,
+    /// Apptainer can't mount something, and nothing above says why.
+    Mount,
+    /// Apptainer can't make the container, and nothing above says why.
+    Unknown,
+}
+
+impl Cause {
+    /// Every cause, for tests and tables.
+    pub const ALL: [Self; 20] = [
+        Self::ImageMissing,
+        Self::ImageFormat,
+        Self::ImageDamaged,
+        Self::ImageIncomplete,
+        Self::BindSource,
+        Self::BindsForbidden,
+        Self::BindsUseless,
+        Self::Namespaces,
+        Self::PidNamespace,
+        Self::Fuse,
+        Self::MaskedProc,
+        Self::Account,
+        Self::Cgroups,
+        Self::DiskFull,
+        Self::Storage,
+        Self::Limits,
+        Self::ApptainerTooOld,
+        Self::Hanging,
+        Self::Mount,
+        Self::Unknown,
+    ];
+
+    /// Its name, which never changes its meaning.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ImageMissing => "image-missing",
+            Self::ImageFormat => "image-format",
+            Self::ImageDamaged => "image-damaged",
+            Self::ImageIncomplete => "image-incomplete",
+            Self::BindSource => "bind-source",
+            Self::BindsForbidden => "binds-forbidden",
+            Self::BindsUseless => "binds-useless",
+            Self::Namespaces => "namespaces",
+            Self::PidNamespace => "pid-namespace",
+            Self::Fuse => "fuse",
+            Self::MaskedProc => "masked-proc",
+            Self::Account => "account",
+            Self::Cgroups => "cgroups",
+            Self::DiskFull => "disk-full",
+            Self::Storage => "storage",
+            Self::Limits => "limits",
+            Self::ApptainerTooOld => "apptainer-too-old",
+            Self::Hanging => "hanging",
+            Self::Mount => "mount",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Whose fault it is.
+    #[must_use]
+    pub fn class(self) -> FaultClass {
+        match self {
+            Self::ImageMissing | Self::ImageFormat | Self::ImageDamaged | Self::ImageIncomplete => {
+                FaultClass::Image
+            }
+            Self::BindSource
+            | Self::BindsForbidden
+            | Self::BindsUseless
+            | Self::Namespaces
+            | Self::PidNamespace
+            | Self::Fuse
+            | Self::MaskedProc
+            | Self::Account
+            | Self::Cgroups
+            | Self::DiskFull
+            | Self::Storage
+            | Self::Limits
+            | Self::ApptainerTooOld
+            | Self::Hanging
+            | Self::Mount
+            | Self::Unknown => FaultClass::Ep,
+        }
+    }
+
+    /// What to do about it, as the end of an error's text.
+    #[must_use]
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::ImageMissing => {
+                "check the image's path and rights, and that its file system is mounted"
+            }
+            Self::ImageFormat => "check that the image is one, and that its file system is mounted",
+            Self::ImageDamaged => "make the image anew, or look at the disk that it is on",
+            Self::ImageIncomplete => {
+                "build the image with Apptainer, and with a runscript or a shell in it"
+            }
+            Self::BindSource => "check that the directory is there, and its file system mounted",
+            Self::BindsForbidden => "ask the site for `user bind control = yes` in apptainer.conf",
+            Self::BindsUseless => "look at the rights and mount options of the data directory",
+            Self::Namespaces => {
+                "ask the site for unprivileged user namespaces (`user.max_user_namespaces`)"
+            }
+            Self::PidNamespace => "ask the site for `allow pid ns = yes` in apptainer.conf",
+            Self::Fuse => "ask the site for a /dev/fuse that users can open",
+            Self::MaskedProc => "run the job where /proc is not masked",
+            Self::Account => "ask the site for an account (a passwd entry) for this user id",
+            Self::Cgroups => "ask the site for a systemd of the user's own",
+            Self::DiskFull => {
+                "request more disk, or exclude this machine until its disk is emptied"
+            }
+            Self::Storage => "exclude this machine until its file systems are repaired",
+            Self::Limits => "raise the limits on address space, memory and processes of this job",
+            Self::ApptainerTooOld => "ask the site for Apptainer 1.1 or later",
+            Self::Hanging => "exclude this machine, and look for a file system that hangs",
+            Self::Mount | Self::Unknown => {
+                "exclude this machine, and show its operators this message"
+            }
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,219 @@
+//! Whose fault it is that a container failed, found out by asking the machine where exit code and
+//! stderr can't tell. Uses container for the rules, process for the questions.
+//!
+//! | evidence | question | who is to blame |
+//! | --- | --- | --- |
+//! | stderr points at Apptainer, or at nothing | can a container be made of this image? | if not, whom Apptainer's answer names |
+//! | a page or file can't be read | can the image and the external directories be read through? | if not, the image or this EP |
+//! | any failure | can a file be written beside the task's? | if not, this EP |
+//! | all is well | | the task |
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use tokio::sync::watch;
+use tracing::info;
+
+use super::Workbench;
+use super::look::{Extent, Sight, look, may_pass};
+use super::probe::{cause_of_io, probe, shells_code};
+use super::run::blocking;
+use crate::container::{self, Answer, Bind, Suspicion};
+use crate::fault::{Cause, FaultClass, TaskError};
+use crate::process::{ExitStatus, Will, output};
+
+/// How much of stderr's beginning counts: Apptainer's warnings stand there, the task's words follow.
+const HEAD: u64 = 16 * 1024;
+/// A disk that takes no more than this is full.
+const NEEDED: usize = 1 << 20;
+
+/// Whose fault, and in which words.
+#[derive(Debug)]
+pub(super) enum Blame {
+    /// The task's; or, with exit code 0, nobody's.
+    Task,
+    /// This, and what was seen of it.
+    Cause(Cause, String),
+    /// The pilot was told to end before that was known.
+    Unknown,
+}
+
+/// A container's stderr, as far as it is evidence.
+pub(super) struct Stderr {
+    /// Its end.
+    pub(super) tail: Vec<u8>,
+    /// Its beginning and its end.
+    evidence: Vec<u8>,
+}
+
+impl Stderr {
+    pub(super) fn read(path: &Path) -> io::Result<Self> {
+        let tail = output::tail(path, container::READ)?;
+        let mut evidence = Vec::new();
+        File::open(path)?.take(HEAD).read_to_end(&mut evidence)?;
+        evidence.push(b'\n');
+        evidence.extend_from_slice(&tail);
+        Ok(Self { tail, evidence })
+    }
+}
+
+/// Finds out about a container of `image` that ended by itself.
+pub(super) async fn blame(
+    bench: &Workbench,
+    image: &Path,
+    exit: ExitStatus,
+    stderr: &Stderr,
+    will: &watch::Receiver<Will>,
+) -> Blame {
+    let code = shells_code(exit);
+    let suspicion = container::suspect(code, &stderr.evidence);
+    let asked = match suspicion {
+        Suspicion::Task => Blame::Task,
+        Suspicion::Known(cause) => Blame::Cause(cause, String::new()),
+        Suspicion::Probe | Suspicion::ProbeAndRead => ask(bench, image, suspicion, will).await,
+    };
+    info!(code, ?suspicion, ?asked, "whose fault");
+    match asked {
+        Blame::Task if code != 0 => full_disk(bench).await,
+        blame => blame,
+    }
+}
+
+async fn ask(
+    bench: &Workbench,
+    image: &Path,
+    suspicion: Suspicion,
+    will: &watch::Receiver<Will>,
+) -> Blame {
+    let answer = probe(bench, image, will).await;
+    let read = |extent| unreadable(bench, image, extent, will);
+    match (answer, suspicion) {
+        (None, _) => Blame::Unknown,
+        (Some(Answer::Works), Suspicion::ProbeAndRead) => {
+            read(Extent::Through).await.unwrap_or(Blame::Task)
+        }
+        (Some(Answer::Works), _) => Blame::Task,
+        // Of a file system that died Apptainer may say that it holds no image.
+        (Some(Answer::Broken { cause, said }), _) if cause.class() == FaultClass::Image => {
+            read(Extent::Glance)
+                .await
+                .unwrap_or(Blame::Cause(cause, said))
+        }
+        (Some(Answer::Broken { cause, said }), _) => Blame::Cause(cause, said),
+    }
+}
+
+/// What of the image and the external directories can't be read.
+async fn unreadable(
+    bench: &Workbench,
+    image: &Path,
+    extent: Extent,
+    will: &watch::Receiver<Will>,
+) -> Option<Blame> {
+    let mut paths = vec![image.to_path_buf()];
+    paths.extend(bench.external.iter().map(Bind::source).map(PathBuf::from));
+    // External directories may hold terabytes.
+    for (index, path) in paths.into_iter().enumerate() {
+        let is_image = index == 0;
+        let extent = if is_image { extent } else { Extent::Glance };
+        match look(
+            &bench.guard,
+            std::slice::from_ref(&path),
+            extent,
+            &bench.dirs.apptainer(),
+            will,
+        )
+        .await
+        {
+            Ok(Sight::Failing { path: at, error }) if may_pass(&error) => {
+                let said = format!("`{}` can't be read: {error}", at.display());
+                // One page of an image that is there: the image is broken. All of it gone: the EP.
+                let cause = if is_image && at != path {
+                    Cause::ImageDamaged
+                } else {
+                    Cause::Storage
+                };
+                return Some(Blame::Cause(cause, said));
+            }
+            // A large image may take longer than we wait for: no proof of anything.
+            Ok(Sight::Hanging(after)) if extent == Extent::Glance => {
+                let said = format!(
+                    "`{}` gave no answer within {} s",
+                    path.display(),
+                    after.as_secs()
+                );
+                return Some(Blame::Cause(Cause::Hanging, said));
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+    None
+}
+
+/// A task that met a full disk says so in its own words, or in none.
+async fn full_disk(bench: &Workbench) -> Blame {
+    let directory = bench.dirs.apptainer();
+    let written = blocking(move || Ok(write_something(&directory))).await;
+    match written {
+        Ok(Ok(())) | Err(_) => Blame::Task,
+        Ok(Err(error)) => Blame::Cause(
+            cause_of_io(&error),
+            format!("no file can be written here: {error}"),
+        ),
+    }
+}
+
+/// Writes a file of 1 MiB without a name and reads it back.
+///
+/// # Errors
+/// The kernel's reason why that can't be done.
+pub fn write_something(directory: &Path) -> io::Result<()> {
+    use std::io::{Seek, SeekFrom};
+    let mut file = tempfile::tempfile_in(directory)?;
+    let written = vec![0x5a; NEEDED];
+    file.write_all(&written)?;
+    // Some file systems, above all remote ones, only now look for the space.
+    file.sync_data()?;
+    file.seek(SeekFrom::Start(0))?;
+    let mut read = Vec::new();
+    file.read_to_end(&mut read)?;
+    if read == written {
+        Ok(())
+    } else {
+        Err(io::Error::other(
+            "what was read back is not what was written",
+        ))
+    }
+}
+
+/// The error of a container that failed: what stderr says, and, unless it is the task's own fault,
+/// whose it is and what to do.
+pub(super) fn error_of(
+    role: crate::fault::ContainerRole,
+    exit_code: i32,
+    stderr: &Stderr,
+    blame: &Blame,
+) -> TaskError {
+    let mut reason = container::reason(&stderr.tail);
+    let class = match blame {
+        Blame::Task | Blame::Unknown => FaultClass::Task,
+        Blame::Cause(cause, said) => {
+            let whose = match cause.class() {
+                FaultClass::Image => "the image's fault",
+                _ => "the execution point's fault, not the task's",
+            };
+            if !reason.contains(said.as_str()) {
+                reason = format!("{reason}; {said}");
+            }
+            reason = format!("{reason}; {whose} ({cause}): {}", cause.remedy());
+            cause.class()
+        }
+    };
+    TaskError::ContainerRun {
+        role,
+        exit_code: Some(exit_code),
+        reason,
+        class,
+    }
+}
