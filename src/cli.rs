@@ -3,20 +3,38 @@
 //! To add a subcommand, add a variant to `Words` and to [`Command`], and the row between them.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
 use crate::config::table;
 use crate::exit;
+use crate::preflight;
 use crate::process::GUARDIAN;
+use crate::task::look::{self, Extent};
 
 /// What the user wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Be a pilot, configured by the environment.
     Run,
     /// Be the guardian of a pilot's containers. Started by the pilot, not by people.
     Guardian,
+    /// Check the machine as a pilot would, and say what was found.
+    Check(Format),
+    /// Look at paths that may hang. Started by the pilot, not by people.
+    Look(Vec<PathBuf>, Extent),
+    /// Make a container's namespaces. Started by the pilot, not by people.
+    Namespaces,
+}
+
+/// For whom `check` says what it found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// A person: a line each.
+    Lines,
+    /// A machine: one JSON array.
+    Json,
 }
 
 /// Takes events from a queue, runs a container image once for each, publishes what it wrote, and only then acknowledges the event.
@@ -41,6 +59,22 @@ enum Words {
     Run,
     #[command(name = GUARDIAN, hide = true)]
     Guardian,
+    /// Check this machine and the brokers as the pilot would before its first event; takes none.
+    ///
+    /// A line each: verdict, check, what was seen, how to fix it. Exits as the pilot would.
+    Check {
+        /// Say it as a JSON array instead
+        #[arg(long)]
+        json: bool,
+    },
+    #[command(name = look::WORD, hide = true)]
+    Look {
+        #[arg(long)]
+        through: bool,
+        paths: Vec<PathBuf>,
+    },
+    #[command(name = preflight::NAMESPACES, hide = true)]
+    Namespaces,
 }
 
 /// Reads the process's arguments. Doesn't return when they ask for help or the version (exit code
@@ -55,6 +89,18 @@ fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, 
     Ok(match words {
         None | Some(Words::Run) => Command::Run,
         Some(Words::Guardian) => Command::Guardian,
+        Some(Words::Check { json }) => {
+            Command::Check(if json { Format::Json } else { Format::Lines })
+        }
+        Some(Words::Look { through, paths }) => Command::Look(
+            paths,
+            if through {
+                Extent::Through
+            } else {
+                Extent::Glance
+            },
+        ),
+        Some(Words::Namespaces) => Command::Namespaces,
     })
 }
 

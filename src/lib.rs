@@ -8,6 +8,7 @@
 //! | [`cli`] | arguments and `--help`; clap stops here |
 //! | [`config`] | environment and env file, parsed once into a [`config::Config`] |
 //! | [`pilot`] | the event loop: the only place that knows acks |
+//! | [`preflight`] | what must hold on a machine before it gets an event |
 //! | [`task`] | one event in, one report out |
 //! | [`broker`] | where events come from and results go: RabbitMQ or a spool directory |
 //! | [`codec`] | message body ⇄ payload ⇄ infile and outfile |
@@ -19,7 +20,7 @@
 //! | [`telemetry`] | logging and the progress line |
 //! | [`fault`], [`exit`], [`ids`], [`signals`] | error names, exit codes, identities, signals of the pilot |
 //!
-//! A module uses only those below it: `cli` → `pilot` → `task` → `broker`, `container`, `process`,
+//! A module uses only those below it: `cli` → `pilot` → `preflight` → `task` → `broker`, `container`, `process`,
 //! `codec`, `chirp` (which never import each other) → `ids`, `fault`, `exit`. A test holds them to it.
 
 pub mod broker;
@@ -32,6 +33,7 @@ pub mod exit;
 pub mod fault;
 pub mod ids;
 pub mod pilot;
+pub mod preflight;
 pub mod process;
 pub mod records;
 pub mod signals;
@@ -48,8 +50,9 @@ use std::process::ExitCode;
 use color_eyre::eyre::{Result, WrapErr};
 use tracing::{debug, info, warn};
 
-use cli::Command;
+use cli::{Command, Format};
 use exit::Exit;
+use preflight::{Check, Findings};
 use signals::Signals;
 
 /// Does what the command line asks for.
@@ -63,6 +66,9 @@ pub fn run(command: Command) -> Result<ExitCode> {
             process::guard_until_end(std::io::stdin().lock());
             Ok(ExitCode::SUCCESS)
         }
+        Command::Check(format) => check(format),
+        Command::Look(paths, extent) => Ok(task::look::child(&paths, extent)),
+        Command::Namespaces => Ok(preflight::namespaces_child()),
     }
 }
 
@@ -109,4 +115,36 @@ fn run_pilot() -> Result<ExitCode> {
 /// code has to say it alone, where `eprintln!` would panic.
 fn say(text: &impl Display) {
     let _unheard = writeln!(io::stderr(), "{text}");
+}
+
+/// Checks the machine and the brokers, and says on stdout what was found.
+fn check(format: Format) -> Result<ExitCode> {
+    let cwd = std::env::current_dir()
+        .wrap_err("the working directory is gone; start in one that exists")?;
+    let environment: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+    let mut findings = Findings::default();
+    let exit = match config::load(&environment, &cwd) {
+        Err(problems) => {
+            findings.failed(Check::Configuration, &problems.to_string());
+            Exit::Configuration
+        }
+        Ok(config) => {
+            let telemetry = telemetry::init(config::LogLevels::QUIET);
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .wrap_err("can't start the event loop")?;
+            let exit = runtime.block_on(pilot::check(&config, &telemetry.progress, &mut findings));
+            runtime.shutdown_background();
+            exit
+        }
+    };
+    let said = match format {
+        Format::Lines => findings.to_string(),
+        Format::Json => format!("{}\n", serde_json::to_string_pretty(&findings)?),
+    };
+    io::stdout()
+        .write_all(said.as_bytes())
+        .wrap_err("stdout can't be written")?;
+    Ok(exit.code().into())
 }

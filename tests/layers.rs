@@ -12,6 +12,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "pilot",
         &[
+            "preflight",
             "task",
             "broker",
             "container",
@@ -27,6 +28,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "exit",
             "ids",
         ],
+    ),
+    (
+        "preflight",
+        &["task", "container", "process", "fault", "exit", "ids"],
     ),
     (
         "task",

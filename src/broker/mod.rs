@@ -187,6 +187,21 @@ pub async fn open_dead_letters(queue: &str, broker: Address<'_>) -> Result<Sink,
     }
 }
 
+/// Opens a queue as the pilot will, takes and sends nothing, and leaves: whether it could be used.
+///
+/// # Errors
+/// As [`open_source`].
+pub async fn visit(
+    direction: Direction,
+    queue: &str,
+    broker: Address<'_>,
+) -> Result<(), BrokerError> {
+    match broker {
+        Address::RabbitMq(address) => rabbitmq::visit(direction, queue, address).await,
+        Address::Spool(directory) => spool::visit(direction, queue, directory).await,
+    }
+}
+
 /// Hands out events.
 pub enum Source {
     /// From RabbitMQ.

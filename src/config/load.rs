@@ -17,7 +17,7 @@ use super::reader::{Reader, shown};
 use super::variables::{self as var, ALL, Otherwise, Variable};
 use super::{
     CondorJob, Config, ContainerConfig, DumpOutput, HostVariables, ImagePolicy, KeepFiles,
-    LogLevels, OnTaskError, Verbosity, cores, envfile, values,
+    LogLevels, OnTaskError, Preflight, Verbosity, cores, envfile, values,
 };
 
 /// A process's environment.
@@ -75,6 +75,11 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
     } else {
         Verbosity::Normal
     };
+    let preflight = if reader.boolean(&var::PREFLIGHT) {
+        Preflight::Check
+    } else {
+        Preflight::Skip
+    };
     let chirp = chirp(&mut reader);
     platform(&mut reader);
     let images = images(&mut reader, cwd);
@@ -112,6 +117,7 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
         dump_output,
         verbosity,
         images,
+        preflight,
         log,
         host: host(&environment),
         condor,

@@ -114,6 +114,8 @@ pub struct Config {
     pub dead_letter: Option<QueueConfig>,
     /// Where the record of every task is written. Absolute.
     pub task_log: Option<PathBuf>,
+    /// Whether the execution point is checked before the first event.
+    pub preflight: Preflight,
     /// What is accepted as an image.
     pub images: ImagePolicy,
     /// Levels of the log.
@@ -252,6 +254,15 @@ pub enum Verbosity {
     Debug,
 }
 
+/// Whether the execution point is checked before the first event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preflight {
+    /// It is, and a broken one takes no event.
+    Check,
+    /// Its faults are found out when tasks fail.
+    Skip,
+}
+
 /// What is accepted as an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImagePolicy {
@@ -271,6 +282,14 @@ pub struct LogLevels {
     pub own: tracing::level_filters::LevelFilter,
     /// `EWMS_PILOT_CL_LOG_THIRD_PARTY`
     pub third_party: tracing::level_filters::LevelFilter,
+}
+
+impl LogLevels {
+    /// Nothing but errors, for whoever shows by other means what he finds.
+    pub const QUIET: Self = Self {
+        own: tracing::level_filters::LevelFilter::ERROR,
+        third_party: tracing::level_filters::LevelFilter::ERROR,
+    };
 }
 
 impl Config {

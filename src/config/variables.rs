@@ -240,6 +240,8 @@ variables! {
         "time between telling a container to end and killing it; unless set, less where HTCondor gives an evicted job less than that and 5 s more";
     QUARANTINE_TIME = "EWMS_PILOT_QUARANTINE_TIME", Kind::Seconds { least: 0 }, Default("0"),
         "how long to sleep after a fatal error, so that a bad machine gets no next pilot at once";
+    PREFLIGHT = "EWMS_PILOT_PREFLIGHT", Kind::Bool, Default("True"),
+        "check the machine before the first event, which costs one container start; a broken one then takes no event";
     CL_LOG = "EWMS_PILOT_CL_LOG", Kind::Level, Default("INFO"),
         "level of the pilot's own log lines";
     CL_LOG_THIRD_PARTY = "EWMS_PILOT_CL_LOG_THIRD_PARTY", Kind::Level, Default("WARNING"),

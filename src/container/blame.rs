@@ -51,7 +51,12 @@ pub fn suspect(code: i32, stderr: &[u8]) -> Suspicion {
     let text = readable(stderr);
     let own = || own_lines(&text);
     // A container runs on without these, and its task may even succeed.
-    if own().any(|line| matches!(cause_of(line.message), Some(Cause::BindsForbidden | Cause::PidNamespace))) {
+    if own().any(|line| {
+        matches!(
+            cause_of(line.message),
+            Some(Cause::BindsForbidden | Cause::PidNamespace)
+        )
+    }) {
         return Suspicion::Probe;
     }
     if code == 0 {
@@ -61,16 +66,22 @@ pub fn suspect(code: i32, stderr: &[u8]) -> Suspicion {
         return Suspicion::ProbeAndRead;
     }
     let only_apptainers = lines(&text).all(|line| OwnLine::parse(line).is_some());
-    if only_apptainers && own().any(|line| is_error(&line) && cause_of(line.message) == Some(Cause::ImageIncomplete)) {
+    if only_apptainers
+        && own()
+            .any(|line| is_error(&line) && cause_of(line.message) == Some(Cause::ImageIncomplete))
+    {
         return Suspicion::Known(Cause::ImageIncomplete);
     }
     if !AMBIGUOUS.contains(&code) {
         return Suspicion::Task;
     }
-    let points_at_apptainer = own().any(|line| is_error(&line))
-        || lines(&text).any(|line| cause_of_crash(line).is_some())
-        || only_apptainers;
-    if points_at_apptainer { Suspicion::Probe } else { Suspicion::Task }
+    let points_at_apptainer =
+        only_apptainers || own().any(|line| is_error(&line)) || find_cause(&text).is_some();
+    if points_at_apptainer {
+        Suspicion::Probe
+    } else {
+        Suspicion::Task
+    }
 }
 
 /// Reads a probe's answer. Its stderr is Apptainer's alone.
@@ -78,18 +89,27 @@ pub fn suspect(code: i32, stderr: &[u8]) -> Suspicion {
 pub fn answer(code: i32, stderr: &[u8]) -> Answer {
     let text = readable(stderr);
     let reached = format!("stat {NO_COMMAND}: no such file or directory");
-    let is_reached = code == 255 && own_lines(&text).any(|line| is_error(&line) && line.message == reached);
+    let is_reached =
+        code == 255 && own_lines(&text).any(|line| is_error(&line) && line.message == reached);
     match find_cause(&text) {
         // What stops no container and still makes it useless.
-        Some((cause @ (Cause::BindsForbidden | Cause::PidNamespace), said)) => Answer::Broken { cause, said },
+        Some((cause @ (Cause::BindsForbidden | Cause::PidNamespace), said)) => {
+            Answer::Broken { cause, said }
+        }
         _ if is_reached => Answer::Works,
         Some((cause, said)) => Answer::Broken { cause, said },
         None => {
             let said = match super::apptainer_error(stderr) {
                 Some(said) => said,
-                None => format!("apptainer ended with exit code {code}: {}", super::reason(stderr)),
+                None => format!(
+                    "apptainer ended with exit code {code}: {}",
+                    super::reason(stderr)
+                ),
             };
-            Answer::Broken { cause: Cause::Unknown, said }
+            Answer::Broken {
+                cause: Cause::Unknown,
+                said,
+            }
         }
     }
 }
@@ -108,7 +128,9 @@ pub fn find_cause(text: &str) -> Option<(Cause, String)> {
         None => None,
     });
     for message in messages {
-        let Some((rank, cause)) = ranked_cause_of(message) else { continue };
+        let Some((rank, cause)) = ranked_cause_of(message) else {
+            continue;
+        };
         if worst.as_ref().is_none_or(|(best, ..)| rank < *best) {
             worst = Some((rank, cause, message.to_owned()));
         }
@@ -123,26 +145,41 @@ fn is_error(line: &OwnLine<'_>) -> bool {
 /// By what Apptainer's messages are recognised: all of the texts must be in one. A message that fits
 /// several rows has the cause of the first.
 const MESSAGES: &[(&[&str], Cause)] = &[
-    (&["Ignoring ", "bind mount: user bind control disabled"], Cause::BindsForbidden),
+    (
+        &["Ignoring ", "bind mount: user bind control disabled"],
+        Cause::BindsForbidden,
+    ),
     (&["User bind control is disabled"], Cause::BindsForbidden),
     (&["Not virtualizing pid namespace"], Cause::PidNamespace),
     (&["Error for command ", "unknown"], Cause::ApptainerTooOld),
-    (&["Couldn't determine user account information"], Cause::Account),
+    (
+        &["Couldn't determine user account information"],
+        Cause::Account,
+    ),
     (&["cannot use cgroups"], Cause::Cgroups),
     (&["can't mount proc filesystem"], Cause::MaskedProc),
     // Also said when namespaces are used up; so before the full disk.
     (&["Failed to create ", " namespace"], Cause::Namespaces),
-    (&["container process", "No space left on device"], Cause::Namespaces),
-    (&["container process", "Resource temporarily unavailable"], Cause::Limits),
+    (
+        &["container process", "No space left on device"],
+        Cause::Namespaces,
+    ),
+    (
+        &["container process", "Resource temporarily unavailable"],
+        Cause::Limits,
+    ),
     (&["Requesting capability set"], Cause::Namespaces),
     (&["transport endpoint is not connected"], Cause::Storage),
-    (&["stale"," file handle"], Cause::Storage),
+    (&["stale", " file handle"], Cause::Storage),
     (&["no space left on device"], Cause::DiskFull),
     (&["disk quota exceeded"], Cause::DiskFull),
     (&["fuse: device not found"], Cause::Fuse),
     (&["/dev/fuse"], Cause::Fuse),
     (&["mount source", "doesn't exist"], Cause::BindSource),
-    (&["destination ", "doesn't exist in container"], Cause::ImageIncomplete),
+    (
+        &["destination ", "doesn't exist in container"],
+        Cause::ImageIncomplete,
+    ),
     (&["No runscript and no /bin/sh"], Cause::ImageIncomplete),
     (&["squashfuse_ll exited"], Cause::ImageDamaged),
     (&["image driver mount failure"], Cause::ImageDamaged),
@@ -176,15 +213,23 @@ fn cause_of_crash(line: &str) -> Option<Cause> {
         "runtime: failed to create new OS thread",
         "runtime/cgo: pthread_create failed",
     ];
-    CRASHES.iter().any(|crash| line.starts_with(crash)).then_some(Cause::Limits)
+    CRASHES
+        .iter()
+        .any(|crash| line.starts_with(crash))
+        .then_some(Cause::Limits)
 }
 
 /// A task's own words for a file system that fails under it. One may say so for other reasons: they
 /// are no proof, and only ask for one.
 fn is_storage_failure(line: &str) -> bool {
-    ["input/output error", "transport endpoint is not connected", "stale file handle", "bus error"]
-        .iter()
-        .any(|words| line.to_ascii_lowercase().contains(words))
+    [
+        "input/output error",
+        "transport endpoint is not connected",
+        "stale file handle",
+        "bus error",
+    ]
+    .iter()
+    .any(|words| line.to_ascii_lowercase().contains(words))
 }
 
 #[cfg(test)]

@@ -15,11 +15,13 @@ use std::time::{Duration, Instant};
 use nix::unistd::geteuid;
 use uuid::Uuid;
 
+use super::blame;
 use super::command::{Apptainer, Invocation};
 use super::diagnose;
 use super::reference::{self, Reference};
 use super::tree::remove_tree;
 use crate::config::{ImagePolicy, Verbosity};
+use crate::fault::FaultClass;
 
 /// How often a held lock is tried again; it is held for seconds to minutes.
 const TRY_AGAIN: Duration = Duration::from_millis(250);
@@ -124,7 +126,24 @@ pub enum ImageError {
         image: String,
         /// Apptainer's last error lines.
         reason: String,
+        /// Whose fault they show.
+        class: FaultClass,
     },
+}
+
+impl ImageError {
+    /// Whose fault it is.
+    #[must_use]
+    pub fn class(&self) -> FaultClass {
+        match self {
+            Self::Missing { .. }
+            | Self::Unreadable { .. }
+            | Self::Empty { .. }
+            | Self::NoDirectory { .. } => FaultClass::Image,
+            Self::Store { .. } | Self::Busy { .. } => FaultClass::Ep,
+            Self::Build { class, .. } => *class,
+        }
+    }
 }
 
 impl Plan {
@@ -337,11 +356,17 @@ impl Locked {
     #[must_use]
     pub fn failed(&self, stderr: &[u8]) -> ImageError {
         let said = diagnose::apptainer_error(stderr).unwrap_or_else(|| diagnose::reason(stderr));
+        // A builder that meets a damaged image and one that meets a full disk fail alike.
+        let class = match blame::find_cause(&String::from_utf8_lossy(stderr)) {
+            Some((cause, _)) => cause.class(),
+            None => FaultClass::Image,
+        };
         // The name is another one each time, and equal failures should read the same.
         let reason = diagnose::scrub(&said, &[(&self.making.to_string_lossy(), "<scratch>")]);
         ImageError::Build {
             image: self.conversion.source.clone(),
             reason,
+            class,
         }
     }
 

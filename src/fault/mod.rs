@@ -1,5 +1,4 @@
-//! What can go wrong with one task, what it is called, and whose fault it is. Uses nothing of the
-//! crate.
+//! What can go wrong with one task, what it is called, and whose fault it is. Uses `exit` only.
 //!
 //! Names and texts are those of the Python pilot where it has one: users list the names in
 //! `EWMS_PILOT_OKAY_ERRORS`, and services count errors whose texts are *equal*. So no text holds an
@@ -14,6 +13,8 @@ mod python;
 
 use std::fmt;
 use std::time::Duration;
+
+use crate::exit::Exit;
 
 pub use cause::Cause;
 pub use failures::Failures;
@@ -44,6 +45,17 @@ impl FaultClass {
             Self::Image => "image",
             Self::Ep => "ep",
             Self::Broker => "broker",
+        }
+    }
+
+    /// With what a pilot ends that could do nothing about it.
+    #[must_use]
+    pub fn exit(self) -> Exit {
+        match self {
+            Self::Task | Self::Event => Exit::TasksFailed,
+            Self::Image => Exit::Image,
+            Self::Ep => Exit::ExecutionPoint,
+            Self::Broker => Exit::Broker,
         }
     }
 

@@ -218,3 +218,31 @@ fn texts_from_outside_can_be_edited_and_a_timeouts_stays() {
     };
     assert_eq!(edit(timeout.clone()), timeout.message());
 }
+
+#[test]
+fn every_cause_has_a_name_of_its_own_and_says_what_to_do() {
+    let names: std::collections::BTreeSet<_> =
+        Cause::ALL.iter().map(|cause| cause.name()).collect();
+    assert_eq!(names.len(), Cause::ALL.len());
+    for cause in Cause::ALL {
+        assert!(cause.remedy().len() > 20, "{cause}");
+        assert!(!cause.class().is_events_own(), "{cause}");
+    }
+}
+
+#[test]
+fn classes_have_stable_names_and_exit_codes() {
+    use FaultClass::{Broker, Ep, Event, Image, Task};
+    for (class, name, exit, is_events_own) in [
+        (Task, "task", Exit::TasksFailed, true),
+        (Event, "event", Exit::TasksFailed, true),
+        (Image, "image", Exit::Image, false),
+        (Ep, "ep", Exit::ExecutionPoint, false),
+        (Broker, "broker", Exit::Broker, false),
+    ] {
+        assert_eq!(
+            (class.name(), class.exit(), class.is_events_own()),
+            (name, exit, is_events_own)
+        );
+    }
+}

@@ -3,7 +3,8 @@
 use thiserror::Error;
 
 use crate::exit::Exit;
-use crate::fault::TaskError;
+use crate::fault::{FaultClass, TaskError};
+use crate::preflight::Problem;
 
 /// An error that is not one task's.
 #[derive(Debug, Error)]
@@ -31,7 +32,38 @@ pub enum Fatal {
     Signal(i32),
 }
 
+impl From<Problem> for Fatal {
+    fn from(problem: Problem) -> Self {
+        Self::of(problem.class, problem.to_string())
+    }
+}
+
 impl Fatal {
+    /// What is whose fault.
+    #[must_use]
+    pub fn of(class: FaultClass, text: String) -> Self {
+        match class {
+            FaultClass::Image => Self::Image(text),
+            FaultClass::Broker => Self::Broker(text),
+            FaultClass::Ep => Self::ExecutionPoint(text),
+            // Before there is any event, what is wrong with a task is wrong with its settings.
+            FaultClass::Task | FaultClass::Event => Self::Configuration(text),
+        }
+    }
+
+    /// The text without the error's name.
+    #[must_use]
+    pub fn message(&self) -> String {
+        match self {
+            Self::Configuration(text)
+            | Self::Bind(text)
+            | Self::ExecutionPoint(text)
+            | Self::Image(text)
+            | Self::Broker(text) => text.clone(),
+            Self::Init(_) | Self::Signal(_) => self.to_string(),
+        }
+    }
+
     /// What HTCondor is told.
     #[must_use]
     pub fn exit(&self) -> Exit {
@@ -39,7 +71,10 @@ impl Fatal {
             Self::Configuration(_) => Exit::Configuration,
             Self::Bind(_) | Self::ExecutionPoint(_) => Exit::ExecutionPoint,
             Self::Image(_) => Exit::Image,
-            Self::Init(_) => Exit::Init,
+            Self::Init(error) => match error.class() {
+                FaultClass::Task | FaultClass::Event => Exit::Init,
+                class @ (FaultClass::Image | FaultClass::Ep | FaultClass::Broker) => class.exit(),
+            },
             Self::Broker(_) => Exit::Broker,
             Self::Signal(signal) => Exit::Signal(*signal),
         }

@@ -1,6 +1,7 @@
 //! A pilot's life: image, init container, connection, event loop, the end. The only layer that
 //! knows when an event is acknowledged.
 
+use std::io;
 use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ pub mod disk_floor;
 pub mod driver;
 pub mod events;
 mod fatal;
+mod ground;
 mod ledger;
 pub mod poison;
 mod reports;
@@ -23,20 +25,19 @@ pub mod wall_time;
 pub use fatal::Fatal;
 pub use reports::Reports;
 
-use crate::broker;
-use crate::config::{BrokerConfig, Config, ContainerConfig};
-use crate::container::{Access, Apptainer, Bind, ProcMount, Surroundings, Template, check_distinct};
+use crate::broker::{self, BrokerError, Sink, Source};
+use crate::config::{BrokerConfig, Config};
 use crate::exit::Exit;
+use crate::preflight::Findings;
 use crate::process::{Guard, Stops, Will, WillSender};
 use crate::signals::Signals;
 use crate::stats::Tally;
-use crate::task::disk::Budget;
-use crate::task::staging::{DataDirs, HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER};
-use crate::task::{ContainerPlan, Guards, Initialized, Runner, Workbench, image, run_init};
+use crate::task::{ContainerPlan, Initialized, Runner, Workbench, run_init};
 use crate::telemetry::Progress;
 use disk_floor::DiskFloor;
 use driver::Extras;
 use events::Status;
+use ground::Ground;
 use ledger::Ledger;
 use poison::Poison;
 use state::Rules;
@@ -113,30 +114,25 @@ async fn live(
     tally: &mut Tally,
 ) -> Result<Ended, Fatal> {
     let guard = guard(signals)?;
-    let bench = Arc::new(workbench(config, guard, progress)?);
+    let mut findings = Findings::default();
+    let laid = unless_signalled(signals, ground::lay(config, guard, progress, &mut findings)).await;
+    let Ground { bench, task } = laid.inspect_err(|fatal| {
+        if !matches!(fatal, Fatal::Signal(_)) {
+            ground::report_site(config, fatal);
+        }
+    })?;
+    let bench = Arc::new(bench);
 
     if let Some(init) = &config.init {
+        let plan = unless_signalled(signals, ground::plan(&bench, config, init)).await?;
         reports.status(Status::RunningInitCommand);
-        let plan = plan(&bench, config, init, signals).await?;
         let began = Instant::now();
         let initialized = initialize(&bench, &plan, signals).await;
         ledger.initialized(began.elapsed());
         initialized?;
     }
-    let task = plan(&bench, config, &config.task, signals).await?;
 
-    let (source, sink) = unless_signalled(signals, async {
-        tokio::try_join!(
-            broker::open_source(
-                &config.incoming.name,
-                address(&config.incoming.broker),
-                config.window()
-            ),
-            broker::open_sink(&config.outgoing.name, address(&config.outgoing.broker)),
-        )
-        .map_err(|error| Fatal::Broker(error.to_string()))
-    })
-    .await?;
+    let (source, sink) = unless_signalled(signals, connect(config)).await?;
 
     let runner = Rc::new(Runner {
         bench,
@@ -181,11 +177,7 @@ async fn live(
 
 /// From here on no container outlives the pilot.
 fn guard(signals: &Signals) -> Result<Guard, Fatal> {
-    let refused = |error| {
-        Fatal::ExecutionPoint(format!(
-            "can't guard the containers: {error}; the machine or its limits are used up"
-        ))
-    };
+    let refused = |error| unguarded(&error);
     let guard = Guard::start().map_err(refused)?;
     let stops = if signals.ignores_stop() {
         Stops::Ignored
@@ -197,105 +189,33 @@ fn guard(signals: &Signals) -> Result<Guard, Fatal> {
     Ok(guard)
 }
 
-fn workbench(config: &Config, guard: Guard, progress: &Progress) -> Result<Workbench, Fatal> {
-    let dirs = DataDirs::create(&config.data_parent).map_err(|error| {
-        Fatal::ExecutionPoint(format!(
-            "can't make the data directories in `{}`: {error}; look at its rights and free space, or set \
-             EWMS_PILOT_DATA_DIR_PARENT_PATH_ON_HOST",
-            config.data_parent.display()
-        ))
-    })?;
-    let external = config
-        .external_directories
-        .iter()
-        .map(|dir| Bind::new(dir, dir, Access::ReadOnly))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| Fatal::Bind(error.to_string()))?;
-    let mut targets = external.clone();
-    for target in [HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER] {
-        targets.push(
-            Bind::new(dirs.hub(), target, Access::ReadWrite)
-                .map_err(|error| Fatal::Bind(error.to_string()))?,
-        );
-    }
-    check_distinct(&targets).map_err(|error| Fatal::Bind(error.to_string()))?;
-    let apptainer = Apptainer::locate(Surroundings {
-        path: config.host.path.clone(),
-        home: config.host.home.clone(),
-        lang: config.host.lang.clone(),
-        scratch: dirs.apptainer(),
-        proxies: config.host.proxies.clone(),
-    })
-    .map_err(|error| Fatal::ExecutionPoint(error.to_string()))?;
-    info!(program = %apptainer.program().display(), "apptainer found");
-    let inputs = inputs(config, &dirs)?;
-    Ok(Workbench {
-        apptainer,
-        guard,
-        inputs,
-        dirs,
-        external,
-        grace: config.kill_grace,
-        keep: config.keep_files,
-        guards: Guards {
-            memory: config.limits.task_memory,
-            stall: config.limits.task_stall,
-        },
-        output_limit: config.limits.task_output,
-        kept: Budget::new(config.limits.kept_files),
-        dump: config.dump_output,
-        verbosity: config.verbosity,
-        proc: ProcMount::Own,
-        log: progress.clone(),
-    })
+fn unguarded(error: &io::Error) -> Fatal {
+    Fatal::ExecutionPoint(format!(
+        "can't guard the containers: {error}; the machine or its limits are used up"
+    ))
 }
 
-/// The files that HTCondor transferred with the job, as one bind.
-fn inputs(config: &Config, dirs: &DataDirs) -> Result<Option<Bind>, Fatal> {
-    let files = &config.condor.input_files;
-    if files.is_empty() {
-        return Ok(None);
-    }
-    info!(
-        count = files.len(),
-        "the job's input files are in every container"
-    );
-    let directory = dirs.gather_inputs(files).map_err(|error| {
-        Fatal::ExecutionPoint(format!(
-            "can't gather the job's input files: {error}; look at the rights and free space of the data directory"
-        ))
-    })?;
-    Bind::new(directory, INPUTS_IN_CONTAINER, Access::ReadOnly)
-        .map(Some)
-        .map_err(|error| Fatal::Bind(error.to_string()))
-}
-
-async fn plan(
-    bench: &Workbench,
-    config: &Config,
-    container: &ContainerConfig,
-    signals: &mut Signals,
-) -> Result<ContainerPlan, Fatal> {
-    let will = WillSender::new();
-    let image = unless_signalled(signals, async {
-        image::prepare(
-            bench,
-            &container.image,
-            &config.cwd,
-            &config.images,
-            will.subscribe(),
-        )
+/// Connects to the queues. First the one that results go to: when it can't be used, no event was taken.
+async fn connect(config: &Config) -> Result<(Source, Sink), Fatal> {
+    let lost = |error: BrokerError| Fatal::Broker(error.to_string());
+    let (incoming, outgoing) = (&config.incoming, &config.outgoing);
+    let sink = broker::open_sink(&outgoing.name, address(&outgoing.broker))
         .await
-        .map_err(|error| Fatal::Image(error.to_string()))
-    })
-    .await?;
-    Ok(ContainerPlan {
-        image,
-        args: Template::parse(&container.args)
-            .map_err(|error| Fatal::Configuration(error.to_string()))?,
-        env: container.env.clone(),
-        timeout: container.timeout,
-    })
+        .map_err(lost)?;
+    let source = broker::open_source(&incoming.name, address(&incoming.broker), config.window())
+        .await
+        .map_err(lost)?;
+    Ok((source, sink))
+}
+
+/// Makes the checks that precede a pilot's life, and the brokers' too; how it would end there.
+pub async fn check(config: &Config, progress: &Progress, findings: &mut Findings) -> Exit {
+    let laid = match Guard::start() {
+        Ok(guard) => ground::lay(config, guard, progress, findings).await.err(),
+        Err(error) => Some(unguarded(&error)),
+    };
+    let lost = ground::visit_brokers(config, findings).await;
+    laid.or(lost).map_or(Exit::Success, |fatal| fatal.exit())
 }
 
 /// Runs the init container; a signal is forwarded to it, a second one kills it.

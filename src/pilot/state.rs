@@ -7,6 +7,8 @@
 //!   intake is closed, so that this pilot does not get it again;
 //! - one that failed for the last time that it may is put where nobody gets it again, and only then
 //!   taken out of the queue;
+//! - one that failed through no fault of its own or its task's goes back uncounted, and such a failure
+//!   always closes the intake: here it would happen to every event;
 //! - whatever else happens, it goes back.
 
 use std::collections::HashMap;
@@ -64,6 +66,7 @@ pub struct State {
     disk_low: Option<String>,
     tally: Tally,
     failures: Failures,
+    broken: Option<FaultClass>,
     fatal: Option<String>,
 }
 
@@ -93,6 +96,8 @@ pub struct Conclusion {
     pub tally: Tally,
     /// The failed tasks.
     pub failures: Failures,
+    /// Whose fault the first failure was that was neither a task's nor an event's.
+    pub broken: Option<FaultClass>,
     /// What ended the pilot before its time, if anything did.
     pub fatal: Option<String>,
     /// That the disk was too full, if that ended the pilot.
@@ -119,6 +124,7 @@ impl State {
             disk_low: None,
             tally: Tally::default(),
             failures: Failures::default(),
+            broken: None,
             fatal: None,
         };
         (state, first)
@@ -159,6 +165,7 @@ impl State {
         Conclusion {
             tally: self.tally,
             failures: self.failures,
+            broken: self.broken,
             fatal: self.fatal,
             disk_low: self.disk_low,
             signal: self.signal,
@@ -291,17 +298,22 @@ impl State {
 
     fn failed(&mut self, id: TaskId, error: &TaskError, actions: &mut Vec<Action>) {
         self.tally.failed += 1;
-        let verdict = Verdict::Failed {
-            reason: error.repr(),
+        let class = error.class();
+        let verdict = if class.is_events_own() {
+            Verdict::Failed {
+                reason: error.repr(),
+            }
+        } else {
+            self.broken.get_or_insert(class);
+            Verdict::Released
         };
         if self.closes_intake(error) {
             self.stop_intake(actions);
         }
         self.failures.record(error);
-        let own = matches!(error.class(), FaultClass::Task | FaultClass::Event);
         match self.last_tries.get(&id) {
             // It comes back to nobody, so it needs not wait for the intake to close.
-            Some(&deliveries) if own => {
+            Some(&deliveries) if class.is_events_own() => {
                 self.tasks.insert(id, Stage::Leaving);
                 let error = error.clone();
                 actions.push(Action::PutAway(id, Obituary { error, deliveries }));
@@ -347,6 +359,9 @@ impl State {
     }
 
     fn closes_intake(&self, error: &TaskError) -> bool {
+        if !error.class().is_events_own() {
+            return true;
+        }
         match &self.rules.on_task_error {
             OnTaskError::Continue => false,
             OnTaskError::StopListening { except } => {

@@ -53,8 +53,11 @@ pub(super) fn ended(conclusion: &Conclusion) -> Result<Ended, Fatal> {
             }
             Exit::ExecutionPoint
         }
-        (None, None) if failed.is_some() => Exit::TasksFailed,
-        (None, None) => Exit::Success,
+        (None, None) => match conclusion.broken {
+            Some(class) => class.exit(),
+            None if failed.is_some() => Exit::TasksFailed,
+            None => Exit::Success,
+        },
     };
     let most_frequent = conclusion.failures.by_frequency();
     let details = most_frequent.first().map(|(text, _)| (*text).to_owned());

@@ -73,7 +73,9 @@ pub(super) async fn blame(
         Suspicion::Known(cause) => Blame::Cause(cause, String::new()),
         Suspicion::Probe | Suspicion::ProbeAndRead => ask(bench, image, suspicion, will).await,
     };
-    info!(code, ?suspicion, ?asked, "whose fault");
+    if suspicion != Suspicion::Task {
+        info!(code, ?suspicion, ?asked, "asked whose fault it is");
+    }
     match asked {
         Blame::Task if code != 0 => full_disk(bench).await,
         blame => blame,

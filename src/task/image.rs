@@ -10,6 +10,7 @@ use tracing::info;
 use super::Workbench;
 use crate::config::ImagePolicy;
 use crate::container::{ImageError, Plan, Turn};
+use crate::fault::FaultClass;
 use crate::process::{CaptureError, Limits, Query, Will, capture};
 
 /// How long a conversion may take, our own or that of another pilot on this EP that we wait for. Large
@@ -25,6 +26,17 @@ pub enum PrepareError {
     /// The converter could not be run.
     #[error(transparent)]
     Run(#[from] CaptureError),
+}
+
+impl PrepareError {
+    /// Whose fault it is.
+    #[must_use]
+    pub fn class(&self) -> FaultClass {
+        match self {
+            Self::Image(error) => error.class(),
+            Self::Run(_) => FaultClass::Ep,
+        }
+    }
 }
 
 /// The sandbox directory of `image`, converted first if the policy wants that.

@@ -13,6 +13,7 @@ use super::Workbench;
 use super::disk::Budget;
 use super::launch::binds;
 use super::staging::{Disposal, Stage};
+use crate::config::Verbosity;
 use crate::container::{self, Answer, BindError, NO_COMMAND, ProcMount, RunSpec};
 use crate::fault::Cause;
 use crate::process::{
@@ -114,7 +115,8 @@ impl Trial {
                 env: &[],
                 binds: &binds(bench, Some(&self.io()))?,
                 workdir: self.stage.scratch(),
-                verbosity: bench.verbosity,
+                // More would only have to be read past.
+                verbosity: Verbosity::Normal,
                 proc,
             },
         )?;

@@ -66,6 +66,18 @@ pub(super) async fn open_sink(
     with_retries(async |generation| Sink::open(&at, address, generation).await).await
 }
 
+/// A session that publishes takes no event, whichever queue it is.
+pub(super) async fn visit(
+    direction: Direction,
+    queue: &str,
+    address: &AmqpAddress,
+) -> Result<(), BrokerError> {
+    let at = address::place(direction, queue, address);
+    let sink = with_retries(async |generation| Sink::open(&at, address, generation).await).await?;
+    sink.close().await;
+    Ok(())
+}
+
 /// Each try is a session of its own.
 async fn with_retries<T>(
     mut open: impl AsyncFnMut(Generation) -> Result<T, BrokerError>,

@@ -24,6 +24,7 @@
 //! | `source`, `sink` | what the pilot's event loop sees; all file work is done off it |
 
 use std::future::Future;
+use std::path::Path;
 
 use tokio::task::{JoinError, spawn_blocking};
 
@@ -39,7 +40,15 @@ mod source;
 pub use self::sink::Sink;
 pub(super) use self::source::Receipt;
 pub use self::source::Source;
-use super::{BrokerError, Place};
+use super::{BrokerError, Direction, Place};
+
+pub(super) async fn visit(
+    direction: Direction,
+    queue: &str,
+    directory: &Path,
+) -> Result<(), BrokerError> {
+    sink::create(direction, queue, directory).await.map(drop)
+}
 
 /// File systems may be slow, shared ones very slow.
 fn off_the_loop<T: Send + 'static>(

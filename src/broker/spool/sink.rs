@@ -30,16 +30,7 @@ impl Sink {
         queue: &str,
         directory: &Path,
     ) -> Result<Self, BrokerError> {
-        let layout = Arc::new(Layout::new(Direction::Outgoing, queue, directory)?);
-        let created = {
-            let layout = Arc::clone(&layout);
-            off_the_loop(move || layout.create()).await
-        };
-        match created {
-            Ok(Ok(())) => {}
-            Ok(Err(trouble)) => return Err(trouble.into_broker(&layout.at)),
-            Err(error) => return Err(died(&layout.at, &error)),
-        }
+        let layout = create(Direction::Outgoing, queue, directory).await?;
         let slots = Arc::new(Semaphore::new(PUBLISHES_MAX));
         let bytes = Arc::new(Semaphore::new(PUBLISH_BYTES_MAX as usize));
         Ok(Self {
@@ -77,6 +68,24 @@ impl Sink {
             });
             written.await.unwrap_or_else(|_died| Err(gone()))
         }
+    }
+}
+
+/// Makes the directories of a queue, so that it could be used.
+pub(super) async fn create(
+    direction: Direction,
+    queue: &str,
+    directory: &Path,
+) -> Result<Arc<Layout>, BrokerError> {
+    let layout = Arc::new(Layout::new(direction, queue, directory)?);
+    let created = {
+        let layout = Arc::clone(&layout);
+        off_the_loop(move || layout.create()).await
+    };
+    match created {
+        Ok(Ok(())) => Ok(layout),
+        Ok(Err(trouble)) => Err(trouble.into_broker(&layout.at)),
+        Err(error) => Err(died(&layout.at, &error)),
     }
 }
 

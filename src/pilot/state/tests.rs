@@ -338,3 +338,59 @@ fn a_full_disk_closes_the_intake_and_ends_tasks() {
     assert!(actions.contains(&Action::Tell(Will::Terminate(SIGTERM))));
     assert_eq!(state.conclude().disk_low.as_deref(), Some("full"));
 }
+
+fn of_class(class: FaultClass) -> TaskError {
+    TaskError::ContainerRun {
+        role: ContainerRole::Task,
+        exit_code: Some(255),
+        reason: "boom".to_owned(),
+        class,
+    }
+}
+
+#[test]
+fn a_fault_of_the_machine_gives_the_event_back_uncounted_and_takes_no_more() {
+    for class in [FaultClass::Ep, FaultClass::Image, FaultClass::Broker] {
+        let mut lenient = rules(1);
+        lenient.on_task_error = OnTaskError::Continue;
+        for rules in [rules(1), lenient] {
+            let mut state = State::new(rules).0;
+            let id = deliver(&mut state);
+            let ended = state.on_event(Event::TaskEnded(id, Outcome::Failed(of_class(class))));
+            assert!(ended.contains(&Action::StopIntake), "{class}: {ended:?}");
+            let stopped = state.on_event(Event::IntakeStopped);
+            assert_eq!(settles(&stopped), [(id, Verdict::Released)], "{class}");
+            state.on_event(Event::Settled(id));
+            assert!(state.is_over());
+            assert_eq!(state.conclude().broken, Some(class));
+        }
+    }
+}
+
+#[test]
+fn no_okay_error_excuses_a_broken_machine() {
+    let mut rules = rules(1);
+    rules.on_task_error = OnTaskError::StopListening {
+        except: ["ContainerRunError".to_owned()].into(),
+    };
+    let mut state = State::new(rules).0;
+    let id = deliver(&mut state);
+    let failed = Event::TaskEnded(id, Outcome::Failed(of_class(FaultClass::Ep)));
+    assert!(state.on_event(failed).contains(&Action::StopIntake));
+}
+
+#[test]
+fn a_fault_of_the_task_or_event_is_counted_and_blames_nobody_else() {
+    for class in [FaultClass::Task, FaultClass::Event] {
+        let mut state = state(1);
+        let id = deliver(&mut state);
+        state.on_event(Event::TaskEnded(id, Outcome::Failed(of_class(class))));
+        let stopped = state.on_event(Event::IntakeStopped);
+        assert!(
+            matches!(&settles(&stopped)[..], [(_, Verdict::Failed { .. })]),
+            "{class}"
+        );
+        state.on_event(Event::Settled(id));
+        assert_eq!(state.conclude().broken, None);
+    }
+}

@@ -1,0 +1,318 @@
+//! What a pilot stands on: directories, Apptainer, binds, the task's image; each laid and, unless the
+//! user wants it otherwise, checked, before anything is taken from a queue. Decides the order of the
+//! checks and with what a failed one ends the pilot.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use tracing::{error, info};
+
+use super::{Fatal, address};
+use crate::broker::{self, Direction};
+use crate::config::{Config, ContainerConfig, Preflight, QueueConfig};
+use crate::container::{
+    Access, Apptainer, Bind, BindError, ProcMount, Surroundings, Template, check_distinct,
+};
+use crate::preflight::{self, Check, Findings, Problem, Seen};
+use crate::process::{Guard, WillSender};
+use crate::task::disk::Budget;
+use crate::task::staging::{DataDirs, HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER};
+use crate::task::{ContainerPlan, Guards, Workbench, image};
+use crate::telemetry::Progress;
+
+/// All that tasks need on this machine.
+#[derive(Debug)]
+pub(super) struct Ground {
+    pub(super) bench: Workbench,
+    pub(super) task: ContainerPlan,
+}
+
+/// The findings, and with what the first failure among them ends the pilot.
+struct Survey<'a> {
+    findings: &'a mut Findings,
+    first: Option<Fatal>,
+}
+
+impl Survey<'_> {
+    /// Notes how a check came out; gives what it made.
+    fn keep<T>(&mut self, check: Check, result: Result<(T, Seen), Fatal>) -> Option<T> {
+        match result {
+            Ok((made, seen)) => {
+                self.findings.seen(check, seen);
+                Some(made)
+            }
+            Err(fatal) => {
+                self.findings.failed(check, &fatal.message());
+                self.first.get_or_insert(fatal);
+                None
+            }
+        }
+    }
+}
+
+/// Lays the ground. Checks that don't need each other are all made, whatever failed before.
+///
+/// # Errors
+/// The first failure.
+pub(super) async fn lay(
+    config: &Config,
+    guard: Guard,
+    progress: &Progress,
+    findings: &mut Findings,
+) -> Result<Ground, Fatal> {
+    let began = Instant::now();
+    let mut survey = Survey {
+        findings,
+        first: None,
+    };
+    let dirs = survey.keep(Check::Scratch, scratch(config).await);
+    let laid = match dirs {
+        Some(dirs) => on(config, guard, progress, &mut survey, dirs).await,
+        None => None,
+    };
+    match (survey.first, laid) {
+        (None, Some(ground)) => {
+            let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            info!(elapsed_ms, "this execution point is ready");
+            Ok(ground)
+        }
+        (Some(fatal), _) => Err(fatal),
+        (None, None) => Err(Fatal::ExecutionPoint(
+            "nothing to run tasks with".to_owned(),
+        )),
+    }
+}
+
+async fn on(
+    config: &Config,
+    guard: Guard,
+    progress: &Progress,
+    survey: &mut Survey<'_>,
+    dirs: DataDirs,
+) -> Option<Ground> {
+    let images: Vec<PathBuf> = std::iter::once(&config.task)
+        .chain(&config.init)
+        .map(|container| config.cwd.join(&container.image))
+        .collect();
+    let own = dirs.apptainer();
+    // Processes that wait for each other's disk and network rather than for a core.
+    let (apptainer, namespaces, external_seen, images_seen) = tokio::join!(
+        apptainer(config, &guard, &dirs),
+        namespaces(config, &guard, &own),
+        reachable(config, &guard, &config.external_directories, &dirs),
+        reachable(config, &guard, &images, &dirs),
+    );
+    let apptainer = survey.keep(Check::Apptainer, apptainer);
+    let namespaces = namespaces.map(|seen| ((), seen)).map_err(Fatal::from);
+    survey.keep(Check::UserNamespaces, namespaces);
+    let external = external_seen
+        .map_err(Fatal::from)
+        .and_then(|seen| Ok((binds(config, &dirs)?, seen)));
+    let external = survey.keep(Check::ExternalDirectories, external);
+    let (Some(apptainer), Some((external, inputs))) = (apptainer, external) else {
+        survey.findings.skipped(Check::Image);
+        survey.findings.skipped(Check::Container);
+        return None;
+    };
+    let mut bench = Workbench {
+        apptainer,
+        guard,
+        inputs,
+        dirs,
+        external,
+        grace: config.kill_grace,
+        keep: config.keep_files,
+        guards: Guards {
+            memory: config.limits.task_memory,
+            stall: config.limits.task_stall,
+        },
+        output_limit: config.limits.task_output,
+        kept: Budget::new(config.limits.kept_files),
+        dump: config.dump_output,
+        verbosity: config.verbosity,
+        proc: ProcMount::Own,
+        log: progress.clone(),
+    };
+    let task = async {
+        images_seen?;
+        let task = plan(&bench, config, &config.task).await?;
+        let seen = format!("`{}` can be read", task.image.display());
+        Ok((task, Seen::Fine(seen)))
+    };
+    let Some(task) = survey.keep(Check::Image, task.await) else {
+        survey.findings.skipped(Check::Container);
+        return None;
+    };
+    if config.preflight == Preflight::Check {
+        let needless = "not needed: images run as directories".to_owned();
+        survey.findings.seen(Check::Fuse, Seen::Fine(needless));
+        let seen = preflight::container(&mut bench, &task.image).await;
+        survey.keep(
+            Check::Container,
+            seen.map(|seen| ((), seen)).map_err(Fatal::from),
+        )?;
+    }
+    Some(Ground { bench, task })
+}
+
+/// Opens both queues as the pilot will, and takes nothing.
+pub(super) async fn visit_brokers(config: &Config, findings: &mut Findings) -> Option<Fatal> {
+    let mut survey = Survey {
+        findings,
+        first: None,
+    };
+    for (check, direction, queue) in [
+        (Check::BrokerIncoming, Direction::Incoming, &config.incoming),
+        (Check::BrokerOutgoing, Direction::Outgoing, &config.outgoing),
+    ] {
+        let QueueConfig { name, broker } = queue;
+        let visited = broker::visit(direction, name, address(broker)).await;
+        let seen = Seen::Fine(format!("queue `{name}` can be used"));
+        survey.keep(
+            check,
+            visited
+                .map(|()| ((), seen))
+                .map_err(|error| Fatal::Broker(error.to_string())),
+        );
+    }
+    survey.first
+}
+
+/// Says, where operators look for bad sites, which one this is.
+pub(super) fn report_site(config: &Config, fatal: &Fatal) {
+    let host = nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_default();
+    let site = config.condor.site.as_deref().unwrap_or("unknown");
+    error!(
+        GLIDEIN_Site = site,
+        host,
+        reason = %fatal.message(),
+        "preflight failed: no event was taken"
+    );
+}
+
+async fn scratch(config: &Config) -> Result<(DataDirs, Seen), Fatal> {
+    let parent = config.data_parent.clone();
+    let check = config.preflight;
+    let made = tokio::task::spawn_blocking(move || {
+        let dirs = DataDirs::create(&parent).map_err(|error| {
+            Fatal::ExecutionPoint(format!(
+                "can't make the data directories in `{}`: {error}; look at its rights and free space, or set \
+                 EWMS_PILOT_DATA_DIR_PARENT_PATH_ON_HOST",
+                parent.display()
+            ))
+        })?;
+        let seen = match check {
+            Preflight::Check => preflight::scratch(&parent)?,
+            Preflight::Skip => Seen::Fine("made".to_owned()),
+        };
+        Ok((dirs, seen))
+    });
+    made.await
+        .unwrap_or_else(|error| Err(Fatal::ExecutionPoint(format!("file work stopped: {error}"))))
+}
+
+async fn apptainer(
+    config: &Config,
+    guard: &Guard,
+    dirs: &DataDirs,
+) -> Result<(Apptainer, Seen), Fatal> {
+    let apptainer = Apptainer::locate(Surroundings {
+        path: config.host.path.clone(),
+        home: config.host.home.clone(),
+        lang: config.host.lang.clone(),
+        scratch: dirs.apptainer(),
+        proxies: config.host.proxies.clone(),
+    })
+    .map_err(|error| Fatal::ExecutionPoint(error.to_string()))?;
+    let seen = match config.preflight {
+        Preflight::Check => preflight::version(guard, &apptainer, &dirs.apptainer()).await?,
+        Preflight::Skip => Seen::Fine(format!("`{}`", apptainer.program().display())),
+    };
+    Ok((apptainer, seen))
+}
+
+async fn namespaces(config: &Config, guard: &Guard, scratch: &Path) -> Result<Seen, Problem> {
+    match config.preflight {
+        Preflight::Check => preflight::namespaces(guard, scratch).await,
+        Preflight::Skip => Ok(Seen::Fine("not tried".to_owned())),
+    }
+}
+
+async fn reachable(
+    config: &Config,
+    guard: &Guard,
+    paths: &[PathBuf],
+    dirs: &DataDirs,
+) -> Result<Seen, Problem> {
+    match config.preflight {
+        Preflight::Check => preflight::reachable(guard, paths, &dirs.apptainer()).await,
+        Preflight::Skip => Ok(Seen::Fine("not looked at".to_owned())),
+    }
+}
+
+/// The external directories, and the files that came with the job.
+fn binds(config: &Config, dirs: &DataDirs) -> Result<(Vec<Bind>, Option<Bind>), Fatal> {
+    let refused = |error: BindError| Fatal::Bind(error.to_string());
+    let external = config
+        .external_directories
+        .iter()
+        .map(|dir| Bind::new(dir, dir, Access::ReadOnly))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(refused)?;
+    let mut targets = external.clone();
+    for target in [HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER] {
+        targets.push(Bind::new(dirs.hub(), target, Access::ReadWrite).map_err(refused)?);
+    }
+    check_distinct(&targets).map_err(refused)?;
+    Ok((external, inputs(config, dirs)?))
+}
+
+/// The files that HTCondor transferred with the job, as one bind.
+fn inputs(config: &Config, dirs: &DataDirs) -> Result<Option<Bind>, Fatal> {
+    let files = &config.condor.input_files;
+    if files.is_empty() {
+        return Ok(None);
+    }
+    info!(
+        count = files.len(),
+        "the job's input files are in every container"
+    );
+    let directory = dirs.gather_inputs(files).map_err(|error| {
+        Fatal::ExecutionPoint(format!(
+            "can't gather the job's input files: {error}; look at the rights and free space of the data directory"
+        ))
+    })?;
+    Bind::new(directory, INPUTS_IN_CONTAINER, Access::ReadOnly)
+        .map(Some)
+        .map_err(|error| Fatal::Bind(error.to_string()))
+}
+
+/// A container's image made usable, and its arguments checked.
+pub(super) async fn plan(
+    bench: &Workbench,
+    config: &Config,
+    container: &ContainerConfig,
+) -> Result<ContainerPlan, Fatal> {
+    let args = Template::parse(&container.args)
+        .map_err(|error| Fatal::Configuration(error.to_string()))?;
+    // Whoever gives up drops the future, and with it whatever converts.
+    let will = WillSender::new();
+    let image = image::prepare(
+        bench,
+        &container.image,
+        &config.cwd,
+        &config.images,
+        will.subscribe(),
+    )
+    .await
+    .map_err(|error| Fatal::of(error.class(), error.to_string()))?;
+    Ok(ContainerPlan {
+        image,
+        args,
+        env: container.env.clone(),
+        timeout: container.timeout,
+    })
+}

@@ -1,0 +1,347 @@
+//! What must hold on an execution point before the first event is taken, so that a broken one takes
+//! none: each check, and how what was found is told, to the log, a person and a machine. Uses task,
+//! container and process; knows no broker and decides nothing: in which order, and what follows, is the
+//! pilot's business.
+//!
+//! | check | how it is made |
+//! | --- | --- |
+//! | `scratch` | a file of 1 MiB is written and read back in the data directory |
+//! | `apptainer` | found in PATH, and of version 1.1 or later |
+//! | `user-namespaces` | a child makes those that a container needs |
+//! | `external-directories`, `image` | a child looks at them, which is killed when they hang |
+//! | `fuse` | nothing: images run as directories, which need none |
+//! | `container` | one is started, with a task's image, flags and binds, and writes a file |
+//! | `broker-incoming`, `broker-outgoing` | opened; in a pilot's life that follows the init container |
+
+mod container;
+mod namespaces;
+mod version;
+mod writer;
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use tracing::{info, warn};
+
+pub use container::container;
+pub use namespaces::{WORD as NAMESPACES, child as namespaces_child, namespaces};
+pub use version::version;
+
+use crate::fault::{Cause, FaultClass};
+use crate::process::{Guard, WillSender};
+use crate::task::disk::free;
+use crate::task::look::{Extent, Sight, look};
+use crate::task::probe::cause_of_io;
+use crate::task::write_something;
+
+/// The checks, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Check {
+    /// The pilot's settings.
+    Configuration,
+    /// Space for files.
+    Scratch,
+    /// The runtime.
+    Apptainer,
+    /// What the kernel allows.
+    UserNamespaces,
+    /// What the user binds.
+    ExternalDirectories,
+    /// What tasks run.
+    Image,
+    /// `/dev/fuse`.
+    Fuse,
+    /// All of it together.
+    Container,
+    /// Where events come from.
+    BrokerIncoming,
+    /// Where results go.
+    BrokerOutgoing,
+}
+
+impl Check {
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Configuration => "configuration",
+            Self::Scratch => "scratch",
+            Self::Apptainer => "apptainer",
+            Self::UserNamespaces => "user-namespaces",
+            Self::ExternalDirectories => "external-directories",
+            Self::Image => "image",
+            Self::Fuse => "fuse",
+            Self::Container => "container",
+            Self::BrokerIncoming => "broker-incoming",
+            Self::BrokerOutgoing => "broker-outgoing",
+        }
+    }
+}
+
+/// How a check came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Well.
+    Ok,
+    /// Not as it should be, but the pilot gets by.
+    WorkedAround,
+    /// The pilot can't run here.
+    Failed,
+    /// It was not made, because of an earlier one.
+    Skipped,
+}
+
+impl Verdict {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::WorkedAround => "NOTE",
+            Self::Failed => "FAIL",
+            Self::Skipped => "skip",
+        }
+    }
+}
+
+/// What is wrong: what was seen, whose fault it is, and how to fix it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Whose fault.
+    pub class: FaultClass,
+    /// What was seen, a lower-case fragment.
+    pub seen: String,
+    /// How to fix it.
+    pub fix: String,
+}
+
+impl Problem {
+    /// A known cause and what was seen of it.
+    #[must_use]
+    pub fn of(cause: Cause, seen: impl Into<String>) -> Self {
+        Self {
+            class: cause.class(),
+            seen: format!("{} ({cause})", seen.into()),
+            fix: cause.remedy().to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.seen, self.fix)
+    }
+}
+
+/// What a check that went well saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    /// What it should.
+    Fine(String),
+    /// Something else, which the pilot gets by with, and how to fix it.
+    WorkedAround(String, String),
+}
+
+/// One check and how it came out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Which.
+    pub check: Check,
+    /// How it came out.
+    pub verdict: Verdict,
+    /// What was seen.
+    pub seen: String,
+    /// How to fix it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+}
+
+/// All checks that were made, in their order.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Findings(Vec<Finding>);
+
+impl Findings {
+    /// Adds a check that went well.
+    pub fn seen(&mut self, check: Check, seen: Seen) {
+        let (verdict, seen, fix) = match seen {
+            Seen::Fine(seen) => (Verdict::Ok, seen, None),
+            Seen::WorkedAround(seen, fix) => (Verdict::WorkedAround, seen, Some(fix)),
+        };
+        self.add(check, verdict, seen, fix);
+    }
+
+    /// Adds one that failed, by an error's text: what was seen, then `; ` and how to fix it.
+    pub fn failed(&mut self, check: Check, error: &str) {
+        let (seen, fix) = match error.split_once("; ") {
+            Some((seen, fix)) => (seen.to_owned(), Some(fix.to_owned())),
+            None => (error.to_owned(), None),
+        };
+        self.add(check, Verdict::Failed, seen, fix);
+    }
+
+    /// Adds one that was not made.
+    pub fn skipped(&mut self, check: Check) {
+        let seen = "not tried, because of what failed above".to_owned();
+        self.add(check, Verdict::Skipped, seen, None);
+    }
+
+    fn add(&mut self, check: Check, verdict: Verdict, seen: String, fix: Option<String>) {
+        match verdict {
+            Verdict::WorkedAround => {
+                let fix = fix.as_deref().unwrap_or_default();
+                warn!(check = check.name(), %seen, fix, "preflight: worked around");
+            }
+            Verdict::Ok => info!(check = check.name(), %seen, "preflight"),
+            // Logged once, where it ends the pilot.
+            Verdict::Failed | Verdict::Skipped => {}
+        }
+        self.0.push(Finding {
+            check,
+            verdict,
+            seen,
+            fix,
+        });
+    }
+
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Finding> {
+        self.0.iter()
+    }
+}
+
+/// A line each: verdict, check, what was seen, how to fix it.
+impl fmt::Display for Findings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for finding in &self.0 {
+            let Finding {
+                check,
+                verdict,
+                seen,
+                fix,
+            } = finding;
+            // One line each, whatever a broken machine says.
+            let seen = seen.replace(['\n', '\r'], " ");
+            write!(f, "{:<4}  {:<20}  {seen}", verdict.word(), check.name())?;
+            if let Some(fix) = fix {
+                write!(f, "; {fix}")?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether files can be written in `directory` and read back.
+///
+/// # Errors
+/// When they can't.
+pub fn scratch(directory: &Path) -> Result<Seen, Problem> {
+    write_something(directory).map_err(|error: io::Error| {
+        let seen = format!(
+            "no file can be written in `{}`: {error}",
+            directory.display()
+        );
+        Problem::of(cause_of_io(&error), seen)
+    })?;
+    let free = free(directory).map(|bytes| format!(", {:.1} GB free", bytes_as_gb(bytes)));
+    Ok(Seen::Fine(format!(
+        "`{}` can be written{}",
+        directory.display(),
+        free.unwrap_or_default()
+    )))
+}
+
+fn bytes_as_gb(bytes: u64) -> f64 {
+    // Megabytes fit into 32 bits on any disk of today, and f64 holds those exactly.
+    f64::from(u32::try_from(bytes / 1_000_000).unwrap_or(u32::MAX)) / 1000.0
+}
+
+/// Whether `paths` answer. What isn't there is found out later, and told better.
+///
+/// # Errors
+/// When one hangs or fails.
+pub async fn reachable(guard: &Guard, paths: &[PathBuf], scratch: &Path) -> Result<Seen, Problem> {
+    let will = WillSender::new().subscribe();
+    for path in paths {
+        let sight = look(
+            guard,
+            std::slice::from_ref(path),
+            Extent::Glance,
+            scratch,
+            &will,
+        )
+        .await;
+        match sight {
+            Ok(Sight::Clear) => {}
+            Ok(Sight::Failing { path, error }) => {
+                let seen = format!("`{}` can't be read: {error}", path.display());
+                return Err(Problem::of(Cause::Storage, seen));
+            }
+            Ok(Sight::Hanging(after)) => {
+                let seen = format!(
+                    "`{}` gave no answer within {} s",
+                    path.display(),
+                    after.as_secs()
+                );
+                return Err(Problem::of(Cause::Hanging, seen));
+            }
+            Err(error) => return Err(Problem::of(Cause::Limits, error.to_string())),
+        }
+    }
+    let names: Vec<String> = paths
+        .iter()
+        .map(|path| format!("`{}`", path.display()))
+        .collect();
+    Ok(Seen::Fine(if names.is_empty() {
+        "none".to_owned()
+    } else {
+        format!("{} can be read", names.join(", "))
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_is_a_line_with_verdict_check_what_was_seen_and_the_fix() {
+        let mut findings = Findings::default();
+        findings.seen(Check::Scratch, Seen::Fine("`/x` can be written".to_owned()));
+        findings.failed(
+            Check::Image,
+            "image `a\nb` does not exist here; check the path",
+        );
+        findings.skipped(Check::Container);
+        let text = findings.to_string();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "ok    scratch               `/x` can be written");
+        assert_eq!(
+            lines[1],
+            "FAIL  image                 image `a b` does not exist here; check the path"
+        );
+        assert!(lines[2].starts_with("skip  container "), "{text}");
+        assert_eq!(lines.len(), 3);
+    }
+
+    #[test]
+    fn a_machine_reads_the_same_as_json() {
+        let mut findings = Findings::default();
+        findings.failed(Check::UserNamespaces, "none; ask the site");
+        let json = serde_json::to_string(&findings).expect("it is plain data");
+        assert_eq!(
+            json,
+            r#"[{"check":"user-namespaces","verdict":"failed","seen":"none","fix":"ask the site"}]"#
+        );
+    }
+
+    #[test]
+    fn a_directory_without_space_or_rights_is_a_problem_of_the_machine() {
+        let problem = scratch(Path::new("/proc")).expect_err("nothing can be written there");
+        assert_eq!(problem.class, FaultClass::Ep);
+        let here = tempfile::tempdir().expect("a directory");
+        assert!(matches!(scratch(here.path()), Ok(Seen::Fine(_))));
+    }
+}

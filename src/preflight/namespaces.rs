@@ -1,0 +1,64 @@
+//! Whether the kernel gives us the namespaces of a container. Asked by a child, because whoever makes
+//! one is in it for good. Both ends are here.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, unshare};
+
+use super::{Problem, Seen};
+use crate::fault::Cause;
+use crate::process::{ExitStatus, Guard, Limits, Query, WillSender, capture};
+
+/// The argument by which the pilot's binary becomes the child, see `cli`.
+pub const WORD: &str = "namespaces";
+/// For two system calls.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Whether they can be made. That they can't is decided by the container that is started next: an
+/// Apptainer that is installed setuid needs no user namespace.
+///
+/// # Errors
+/// When there is nobody to ask.
+pub async fn namespaces(guard: &Guard, scratch: &Path) -> Result<Seen, Problem> {
+    let query = Query {
+        program: "/proc/self/exe".into(),
+        args: vec![WORD.into()],
+        env: Vec::new(),
+        cwd: None,
+        scratch: scratch.to_path_buf(),
+    };
+    let limits = Limits {
+        timeout: Some(DEADLINE),
+        grace: Duration::ZERO,
+    };
+    let answer = capture(guard, query, limits, WillSender::new().subscribe())
+        .await
+        .map_err(|error| Problem::of(Cause::Limits, error.to_string()))?;
+    Ok(match answer.exit {
+        ExitStatus::Code(0) => Seen::Fine("user, pid and mount namespaces can be made".to_owned()),
+        _ => Seen::WorkedAround(
+            format!(
+                "no user namespace can be made: {}; only an Apptainer that is installed setuid could run here",
+                String::from_utf8_lossy(&answer.stdout)
+            ),
+            Cause::Namespaces.remedy().to_owned(),
+        ),
+    })
+}
+
+/// The child: makes the namespaces, or writes to stdout why it can't and exits with 1.
+#[must_use]
+pub fn child() -> ExitCode {
+    let wanted = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
+    match unshare(wanted) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody is left to be told when stdout is gone.
+            let _ = write!(io::stdout(), "{}", io::Error::from(error));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Apptainer's version. Uses container for the command, process to run it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::{Problem, Seen};
+use crate::container::Apptainer;
+use crate::fault::Cause;
+use crate::process::{EndedBy, Guard, Limits, Query, WillSender, capture};
+
+/// The first version that has `--no-eval`, without which an image's own shell would expand arguments and
+/// variables; also the first that needs no setuid program.
+const OLDEST: (u32, u32) = (1, 1);
+/// For a program that prints one line.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Whether Apptainer runs, and is new enough.
+///
+/// # Errors
+/// When it isn't.
+pub async fn version(
+    guard: &Guard,
+    apptainer: &Apptainer,
+    scratch: &Path,
+) -> Result<Seen, Problem> {
+    let program = apptainer.program().display();
+    let invocation = apptainer.version();
+    let query = Query {
+        program: invocation.program,
+        args: invocation.args,
+        env: invocation.env,
+        cwd: None,
+        scratch: scratch.to_path_buf(),
+    };
+    let limits = Limits {
+        timeout: Some(DEADLINE),
+        grace: Duration::ZERO,
+    };
+    let said = capture(guard, query, limits, WillSender::new().subscribe())
+        .await
+        .map_err(|error| Problem::of(Cause::Unknown, error.to_string()))?;
+    if said.ended_by == EndedBy::Timeout {
+        let seen = format!(
+            "`{program} --version` gave no answer within {} s",
+            DEADLINE.as_secs()
+        );
+        return Err(Problem::of(Cause::Hanging, seen));
+    }
+    let text = String::from_utf8_lossy(&said.stdout).trim().to_owned();
+    if !said.succeeded() {
+        let reason = crate::container::reason(&said.stderr);
+        let cause = crate::container::find_cause(&String::from_utf8_lossy(&said.stderr));
+        return Err(Problem::of(
+            cause.map_or(Cause::Unknown, |(cause, _)| cause),
+            format!("`{program} --version` fails: {reason}"),
+        ));
+    }
+    match parse(&text) {
+        Some(found) if found < OLDEST => Err(Problem::of(
+            Cause::ApptainerTooOld,
+            format!("`{program}` is `{text}`"),
+        )),
+        Some(_) => Ok(Seen::Fine(format!("`{program}` is `{text}`"))),
+        // The container that is started next decides.
+        None => Ok(Seen::WorkedAround(
+            format!("`{program}` is `{text}`, which is no version that can be compared"),
+            "ask the site for a release of Apptainer".to_owned(),
+        )),
+    }
+}
+
+/// Major and minor of a text like `apptainer version 1.4.5-2.el9`.
+fn parse(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split_whitespace().next_back()?.split('.');
+    let major = numbers.next()?.parse().ok()?;
+    let minor: String = numbers
+        .next()?
+        .chars()
+        .take_while(char::is_ascii_digit)
+        .collect();
+    Some((major, minor.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_all_packagings_are_compared() {
+        for (text, version) in [
+            ("apptainer version 1.4.5", Some((1, 4))),
+            ("apptainer version 1.0.3-1.el8", Some((1, 0))),
+            ("apptainer version 1.1.0~rc.1", Some((1, 1))),
+            ("apptainer version 1.10.0+ds1-3", Some((1, 10))),
+            ("apptainer version 2.0", Some((2, 0))),
+            ("apptainer version 1.2-dev", Some((1, 2))),
+            ("apptainer version unknown", None),
+            ("", None),
+        ] {
+            assert_eq!(parse(text), version, "{text}");
+        }
+        assert!((1, 0) < OLDEST && (1, 10) > OLDEST && (2, 0) > OLDEST);
+    }
+}
