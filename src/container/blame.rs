@@ -76,7 +76,7 @@ pub fn suspect(code: i32, stderr: &[u8]) -> Suspicion {
         return Suspicion::Task;
     }
     let points_at_apptainer =
-        only_apptainers || own().any(|line| is_error(&line)) || find_cause(&text).is_some();
+        only_apptainers || own().any(|line| is_error(&line)) || find_in(&text).is_some();
     if points_at_apptainer {
         Suspicion::Probe
     } else {
@@ -91,7 +91,7 @@ pub fn answer(code: i32, stderr: &[u8]) -> Answer {
     let reached = format!("stat {NO_COMMAND}: no such file or directory");
     let is_reached =
         code == 255 && own_lines(&text).any(|line| is_error(&line) && line.message == reached);
-    match find_cause(&text) {
+    match find_in(&text) {
         // What stops no container and still makes it useless.
         Some((cause @ (Cause::BindsForbidden | Cause::PidNamespace), said)) => {
             Answer::Broken { cause, said }
@@ -114,10 +114,14 @@ pub fn answer(code: i32, stderr: &[u8]) -> Answer {
     }
 }
 
-/// The first known cause in Apptainer's own words, in the order of the table; a container may complain
-/// about several things, of which one explains the others.
+/// The first known cause in Apptainer's own words, in the order of the table, and these words; it may
+/// complain about several things, of which one explains the others.
 #[must_use]
-pub fn find_cause(text: &str) -> Option<(Cause, String)> {
+pub fn find_cause(stderr: &[u8]) -> Option<(Cause, String)> {
+    find_in(&readable(stderr))
+}
+
+fn find_in(text: &str) -> Option<(Cause, String)> {
     let crash = lines(text).find_map(|line| Some((cause_of_crash(line)?, line.to_owned())));
     let mut worst: Option<(usize, Cause, String)> = None;
     // An older Apptainer's usage error has no level.
@@ -206,7 +210,9 @@ fn cause_of(message: &str) -> Option<Cause> {
 
 /// Last words of Go's runtime, which have no level.
 fn cause_of_crash(line: &str) -> Option<Cause> {
-    const CRASHES: [&str; 5] = [
+    const CRASHES: [&str; 7] = [
+        "runtime: out of memory: cannot allocate",
+        "fatal error: out of memory",
         "fatal error: failed to reserve page summary memory",
         "fatal error: runtime: cannot allocate",
         "fatal error: newosproc",

@@ -357,7 +357,7 @@ impl Locked {
     pub fn failed(&self, stderr: &[u8]) -> ImageError {
         let said = diagnose::apptainer_error(stderr).unwrap_or_else(|| diagnose::reason(stderr));
         // A builder that meets a damaged image and one that meets a full disk fail alike.
-        let class = match blame::find_cause(&String::from_utf8_lossy(stderr)) {
+        let class = match blame::find_cause(stderr) {
             Some((cause, _)) => cause.class(),
             None => FaultClass::Image,
         };

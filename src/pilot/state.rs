@@ -7,8 +7,8 @@
 //!   intake is closed, so that this pilot does not get it again;
 //! - one that failed for the last time that it may is put where nobody gets it again, and only then
 //!   taken out of the queue;
-//! - one that failed through no fault of its own or its task's goes back uncounted, and such a failure
-//!   always closes the intake: here it would happen to every event;
+//! - one that failed through no fault of its own or its task's is given back, which is no mark against
+//!   it, and such a failure always closes the intake: here it would happen to every event;
 //! - whatever else happens, it goes back.
 
 use std::collections::HashMap;

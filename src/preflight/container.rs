@@ -151,7 +151,7 @@ async fn timed(
 /// What lets a container run, and be of no use.
 fn useless(captured: &Captured) -> Option<(Cause, String)> {
     match suspect(0, &captured.stderr) {
-        Suspicion::Probe => find_cause(&String::from_utf8_lossy(&captured.stderr)),
+        Suspicion::Probe => find_cause(&captured.stderr),
         Suspicion::Task | Suspicion::Known(_) | Suspicion::ProbeAndRead => None,
     }
 }

@@ -49,7 +49,7 @@ pub async fn version(
     let text = String::from_utf8_lossy(&said.stdout).trim().to_owned();
     if !said.succeeded() {
         let reason = crate::container::reason(&said.stderr);
-        let cause = crate::container::find_cause(&String::from_utf8_lossy(&said.stderr));
+        let cause = crate::container::find_cause(&said.stderr);
         return Err(Problem::of(
             cause.map_or(Cause::Unknown, |(cause, _)| cause),
             format!("`{program} --version` fails: {reason}"),

@@ -67,6 +67,12 @@ pub(super) async fn blame(
     will: &watch::Receiver<Will>,
 ) -> Blame {
     let code = shells_code(exit);
+    // First, because on a full disk nobody can say anything, Apptainer included.
+    if code != 0
+        && let Some(full) = full_disk(bench).await
+    {
+        return full;
+    }
     let suspicion = container::suspect(code, &stderr.evidence);
     let asked = match suspicion {
         Suspicion::Task => Blame::Task,
@@ -76,10 +82,7 @@ pub(super) async fn blame(
     if suspicion != Suspicion::Task {
         info!(code, ?suspicion, ?asked, "asked whose fault it is");
     }
-    match asked {
-        Blame::Task if code != 0 => full_disk(bench).await,
-        blame => blame,
-    }
+    asked
 }
 
 async fn ask(
@@ -154,16 +157,12 @@ async fn unreadable(
 }
 
 /// A task that met a full disk says so in its own words, or in none.
-async fn full_disk(bench: &Workbench) -> Blame {
+async fn full_disk(bench: &Workbench) -> Option<Blame> {
     let directory = bench.dirs.apptainer();
     let written = blocking(move || Ok(write_something(&directory))).await;
-    match written {
-        Ok(Ok(())) | Err(_) => Blame::Task,
-        Ok(Err(error)) => Blame::Cause(
-            cause_of_io(&error),
-            format!("no file can be written here: {error}"),
-        ),
-    }
+    let error = written.ok()?.err()?;
+    let said = format!("no file can be written here: {error}");
+    Some(Blame::Cause(cause_of_io(&error), said))
 }
 
 /// Writes a file of 1 MiB without a name and reads it back.

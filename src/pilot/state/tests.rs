@@ -349,7 +349,7 @@ fn of_class(class: FaultClass) -> TaskError {
 }
 
 #[test]
-fn a_fault_of_the_machine_gives_the_event_back_uncounted_and_takes_no_more() {
+fn a_fault_of_the_machine_gives_the_event_back_unmarked_and_takes_no_more() {
     for class in [FaultClass::Ep, FaultClass::Image, FaultClass::Broker] {
         let mut lenient = rules(1);
         lenient.on_task_error = OnTaskError::Continue;

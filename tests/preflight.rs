@@ -1,0 +1,307 @@
+//! What a pilot does on an execution point that is broken, before it takes an event: none is touched.
+//! And `ewms-pilot check`, which says the same to a person.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::faults_site::{Damage, Site, image_through_fuse};
+use crate::support::rabbitmq::Queue;
+use crate::support::scene::{Outcome, Scene};
+use crate::support::{SOON, eventually, images};
+
+fn scene() -> Scene {
+    Scene::task(images::busybox(), "cp {{INFILE}} {{OUTFILE}}")
+        .set("EWMS_PILOT_INFILE_EXT", ".json")
+        .set("EWMS_PILOT_OUTFILE_EXT", ".json")
+}
+
+/// A pilot ends there with `code`, its last line names the cause, and its event was never delivered.
+#[track_caller]
+fn assert_takes_none(site: Site<'_>, scene: Scene, code: i32, cause: &str) -> Outcome {
+    let (incoming, outgoing) = (
+        Queue::unique("preflight-in"),
+        Queue::unique("preflight-out"),
+    );
+    incoming.produce(["1"]);
+    assert!(eventually(SOON, || incoming.depth() == 1));
+    let scene = scene
+        .set("GLIDEIN_Site", "BrokenSite")
+        .rabbitmq(&incoming, &outgoing);
+    let scene = site.of(scene);
+    let outcome = scene.run(SOON * 3);
+    outcome.assert_code(code);
+    assert!(
+        outcome.last_line().contains(&format!("({cause}); ")),
+        "{}",
+        outcome.stderr
+    );
+    assert!(
+        outcome.stderr.contains("GLIDEIN_Site=\"BrokenSite\""),
+        "{}",
+        outcome.stderr
+    );
+    assert_eq!(incoming.depth(), 1);
+    assert_eq!(incoming.delivery_counts(), [0]);
+    outcome
+}
+
+#[test]
+fn a_site_that_forbids_binds_gets_no_event() {
+    assert_takes_none(
+        Site::Configured("user bind control = no"),
+        scene(),
+        3,
+        "binds-forbidden",
+    );
+}
+
+#[test]
+fn a_site_without_pid_namespaces_gets_no_event() {
+    assert_takes_none(
+        Site::Configured("allow pid ns = no"),
+        scene(),
+        3,
+        "pid-namespace",
+    );
+}
+
+#[test]
+fn a_site_without_user_namespaces_gets_no_event() {
+    assert_takes_none(Site::NoNamespaces, scene(), 3, "namespaces");
+}
+
+#[test]
+fn a_user_without_an_account_gets_no_event() {
+    assert_takes_none(Site::NoAccount, scene(), 3, "account");
+}
+
+#[test]
+fn a_full_disk_gets_no_event() {
+    let full = Site::SmallDisk("dd if=/dev/zero of=fill bs=64k 2>/dev/null || true");
+    assert_takes_none(full, scene(), 3, "disk-full");
+}
+
+#[test]
+fn an_apptainer_that_is_too_old_gets_no_event() {
+    let scene = scene();
+    let bin = scene.dir().join("bin");
+    std::fs::create_dir(&bin).expect("made");
+    let old = "#!/bin/sh\necho apptainer version 1.0.3-1.el8\n";
+    std::fs::write(bin.join("apptainer"), old).expect("written");
+    let preparation = format!(
+        "chmod +x {0}/apptainer; export PATH={0}:$PATH",
+        bin.display()
+    );
+    assert_takes_none(Site::Prepared(&preparation), scene, 3, "apptainer-too-old");
+}
+
+#[test]
+fn an_image_whose_file_system_died_gets_no_event() {
+    let scene = scene().set("EWMS_PILOT_TASK_IMAGE", "image");
+    let directory = scene.dir().display().to_string();
+    let dead = format!(
+        "{}\nkill -KILL $fuse; wait $fuse || true",
+        image_through_fuse(&directory, Damage::None)
+    );
+    let outcome = assert_takes_none(Site::Prepared(&dead), scene, 3, "storage");
+    // One more try is made.
+    assert!(
+        outcome.stderr.contains("will look again"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
+fn a_file_system_that_hangs_does_not_hang_the_pilot() {
+    let scene = scene();
+    let directory = scene.dir().display().to_string();
+    let scene = scene.set(
+        "EWMS_PILOT_EXTERNAL_DIRECTORIES",
+        format!("{directory}/image"),
+    );
+    let hung = format!(
+        "{}\nkill -STOP $fuse",
+        image_through_fuse(&directory, Damage::None)
+    );
+    assert_takes_none(Site::Prepared(&hung), scene, 3, "hanging");
+}
+
+#[test]
+fn a_signal_ends_a_preflight_that_waits_for_a_hanging_file_system() {
+    let (scene, _, _) = scene().set("EWMS_PILOT_TASK_IMAGE", "image").spool();
+    let directory = scene.dir().display().to_string();
+    let hung = format!(
+        "{}\nkill -STOP $fuse; echo $$ > pid",
+        image_through_fuse(&directory, Damage::None)
+    );
+    let scene = Site::Prepared(&hung).of(scene);
+    let mut pilot = scene.start();
+    pilot.wait_for_line("Started", SOON);
+    let pid = std::fs::read_to_string(format!("{directory}/pid")).expect("it was written");
+    let began = Instant::now();
+    let pid = nix::unistd::Pid::from_raw(pid.trim().parse().expect("a pid"));
+    nix::sys::signal::kill(pid, Signal::SIGTERM).expect("it runs");
+    pilot.wait(SOON).assert_code(143);
+    assert!(
+        began.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+#[test]
+fn a_masked_proc_is_worked_around_and_said_so() {
+    let (scene, incoming, outgoing) = scene().spool();
+    incoming.put("a.json", "1");
+    let scene = Site::MaskedProc.of(scene);
+    let outcome = scene.run(SOON);
+    outcome.assert_code(0);
+    assert!(
+        outcome.stderr.contains("--no-mount proc"),
+        "{}",
+        outcome.stderr
+    );
+    assert_eq!(outgoing.files().len(), 1);
+}
+
+#[test]
+fn a_data_directory_where_nothing_can_be_started_is_no_obstacle() {
+    let (scene, incoming, outgoing) = scene().spool();
+    incoming.put("a.json", "1");
+    let directory = scene.dir().display().to_string();
+    let noexec = format!(
+        "mount --bind {directory} {directory}; mount -o remount,bind,noexec {directory}; cd {directory}"
+    );
+    let scene = Site::Prepared(&noexec).of(scene);
+    let outcome = scene.run(SOON);
+    outcome.assert_code(0);
+    assert!(
+        outcome
+            .stderr
+            .contains("whether it can write was not tried"),
+        "{}",
+        outcome.stderr
+    );
+    assert_eq!(outgoing.files().len(), 1);
+}
+
+#[test]
+fn a_sound_machine_is_told_so_a_line_each_and_nothing_is_taken() {
+    let (incoming, outgoing) = (Queue::unique("check-in"), Queue::unique("check-out"));
+    incoming.produce(["1"]);
+    assert!(eventually(SOON, || incoming.depth() == 1));
+    let outcome = scene()
+        .rabbitmq(&incoming, &outgoing)
+        .arg("check")
+        .run(SOON);
+    outcome.assert_code(0);
+    let lines: Vec<&str> = outcome.stdout.lines().collect();
+    let checks = [
+        "scratch",
+        "apptainer",
+        "user-namespaces",
+        "external-directories",
+        "image",
+        "fuse",
+        "container",
+        "broker-incoming",
+        "broker-outgoing",
+    ];
+    assert_eq!(lines.len(), checks.len(), "{}", outcome.stdout);
+    for (line, check) in lines.iter().zip(checks) {
+        assert!(line.starts_with(&format!("ok    {check} ")), "{line}");
+    }
+    assert!(
+        outcome.stdout.contains("wrote a file in 0."),
+        "{}",
+        outcome.stdout
+    );
+    assert_eq!(incoming.depth(), 1);
+    assert_eq!(incoming.delivery_counts(), [0]);
+}
+
+#[test]
+fn a_broken_machine_is_told_to_another_machine_as_json() {
+    let (scene, _, _) = scene().spool();
+    let scene = Site::NoNamespaces.with_arguments(scene, "check --json");
+    let outcome = scene.run(SOON);
+    outcome.assert_code(3);
+    let findings: serde_json::Value = serde_json::from_str(&outcome.stdout).expect("it is JSON");
+    let of = |check: &str| {
+        findings
+            .as_array()
+            .expect("an array")
+            .iter()
+            .find(|finding| finding["check"] == check)
+            .unwrap_or_else(|| panic!("no {check} in {findings}"))
+            .clone()
+    };
+    assert_eq!(of("scratch")["verdict"], "ok");
+    assert_eq!(of("user-namespaces")["verdict"], "worked-around");
+    assert_eq!(of("container")["verdict"], "failed");
+    assert!(
+        of("container")["fix"]
+            .as_str()
+            .expect("text")
+            .contains("max_user_namespaces")
+    );
+    assert_eq!(of("broker-incoming")["verdict"], "ok");
+}
+
+#[test]
+fn brokers_troubles_are_told_apart() {
+    let queue = Queue::unique("check-broker");
+    for (address, words) in [
+        ("no-such-host.invalid", "unknown host"),
+        ("localhost:1", "refused the connection"),
+        ("amqps://localhost:5672", "no TLS connection"),
+        ("nobody:wrong@localhost", "did not accept the credentials"),
+    ] {
+        let scene = scene()
+            .rabbitmq(&queue, &queue)
+            .set("EWMS_PILOT_QUEUE_OUTGOING_BROKER_ADDRESS", address);
+        let outcome = scene.arg("check").run(SOON);
+        outcome.assert_code(4);
+        let line = outcome
+            .stdout
+            .lines()
+            .find(|line| line.starts_with("FAIL  broker-outgoing "))
+            .unwrap_or_else(|| panic!("{}", outcome.stdout));
+        assert!(line.contains(words), "{line}");
+        assert!(
+            line.contains("EWMS_PILOT_QUEUE_OUTGOING_BROKER_ADDRESS"),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn an_outgoing_queue_that_cannot_be_opened_costs_no_event_a_delivery() {
+    let (incoming, outgoing) = (
+        Queue::unique("preflight-in"),
+        Queue::unique("preflight-out"),
+    );
+    incoming.produce(["1"]);
+    assert!(eventually(SOON, || incoming.depth() == 1));
+    let scene = scene().rabbitmq(&incoming, &outgoing).set(
+        "EWMS_PILOT_QUEUE_OUTGOING_BROKER_ADDRESS",
+        "no-such-host.invalid",
+    );
+    scene.run(SOON).assert_code(4);
+    assert_eq!(incoming.depth(), 1);
+    assert_eq!(incoming.delivery_counts(), [0]);
+}
+
+#[test]
+fn wrong_settings_are_told_by_check_too() {
+    let outcome = Scene::new().arg("check").run(SOON);
+    outcome.assert_code(2);
+    assert!(
+        outcome.stdout.starts_with("FAIL  configuration "),
+        "{}",
+        outcome.stdout
+    );
+    assert_eq!(outcome.stdout.lines().count(), 1, "{}", outcome.stdout);
+}
