@@ -127,9 +127,8 @@ fn find_in(text: &str) -> Option<(Cause, String)> {
     // An older Apptainer's usage error has no level.
     let messages = lines(text).filter_map(|line| match OwnLine::parse(line) {
         Some(own) if own.level <= ERRORS => Some(own.message),
-        Some(_) => None,
         None if line.starts_with("Error for command ") => Some(line),
-        None => None,
+        Some(_) | None => None,
     });
     for message in messages {
         let Some((rank, cause)) = ranked_cause_of(message) else {

@@ -115,7 +115,9 @@ async fn live(
 ) -> Result<Ended, Fatal> {
     let guard = guard(signals)?;
     let mut findings = Findings::default();
-    let laid = unless_signalled(signals, ground::lay(config, guard, progress, &mut findings)).await;
+    // Boxed: it is large, and over before the long part of a pilot's life.
+    let laying = Box::pin(ground::lay(config, guard, progress, &mut findings));
+    let laid = unless_signalled(signals, laying).await;
     let Ground { bench, task } = laid.inspect_err(|fatal| {
         if !matches!(fatal, Fatal::Signal(_)) {
             ground::report_site(config, fatal);

@@ -74,7 +74,6 @@ async fn attempt(bench: &Workbench, image: &Path) -> Result<Reached, (Cause, Str
     let result = ask(bench, image, &trial, &answer).await;
     // A file that isn't there was not written.
     let _ = fs::remove_file(&answer);
-    trial.end();
     result
 }
 

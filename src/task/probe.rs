@@ -2,7 +2,7 @@
 //! image, directories of its own. Uses container and process.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -23,10 +23,13 @@ use crate::process::{
 /// A start takes about 0.1 s, on a machine that is overcommitted some seconds.
 const DEADLINE: Duration = Duration::from_mins(1);
 
-/// The directories of a probe.
+/// The directories of a probe. Dropping it removes them.
 #[derive(Debug)]
 pub struct Trial {
-    stage: Stage,
+    /// Always there, but for the moment of the drop.
+    stage: Option<Stage>,
+    io: PathBuf,
+    workdir: PathBuf,
     name: String,
 }
 
@@ -84,15 +87,20 @@ impl Trial {
     pub fn prepare(bench: &Workbench) -> io::Result<Self> {
         let name = format!("probe-{}", Uuid::new_v4().simple());
         let stage = bench.dirs.stage(&name)?;
-        let trial = Self { stage, name };
-        std::fs::create_dir(trial.io())?;
+        let trial = Self {
+            io: stage.outputs().with_file_name("task-io"),
+            workdir: stage.scratch().to_path_buf(),
+            stage: Some(stage),
+            name,
+        };
+        std::fs::create_dir(&trial.io)?;
         Ok(trial)
     }
 
     /// What the container sees as its task's own directory.
     #[must_use]
-    pub fn io(&self) -> std::path::PathBuf {
-        self.stage.outputs().with_file_name("task-io")
+    pub fn io(&self) -> &Path {
+        &self.io
     }
 
     /// Runs `command` in the container; nothing when the will ended it.
@@ -113,8 +121,8 @@ impl Trial {
                 image,
                 args: command,
                 env: &[],
-                binds: &binds(bench, Some(&self.io()))?,
-                workdir: self.stage.scratch(),
+                binds: &binds(bench, Some(&self.io))?,
+                workdir: &self.workdir,
                 // More would only have to be read past.
                 verbosity: Verbosity::Normal,
                 proc,
@@ -124,7 +132,7 @@ impl Trial {
             program: invocation.program,
             args: invocation.args,
             env: invocation.env,
-            cwd: Some(self.stage.scratch().to_path_buf()),
+            cwd: Some(self.workdir.clone()),
             scratch: bench.dirs.apptainer(),
         };
         let limits = Limits {
@@ -150,10 +158,15 @@ impl Trial {
             },
         }
     }
+}
 
-    /// Removes the directories.
-    pub fn end(self) {
-        if let Err(error) = self.stage.dispose(Disposal::Remove, &Budget::new(0)) {
+impl Drop for Trial {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self
+            .stage
+            .take()
+            .map(|stage| stage.dispose(Disposal::Remove, &Budget::new(0)))
+        {
             tracing::warn!(%error, "a probe's directories could not be removed");
         }
     }
@@ -170,12 +183,10 @@ pub async fn probe(
         Err(error) => return Some(broken(&error.into())),
     };
     let command = [NO_COMMAND.to_owned()];
-    let answer = match trial.run(bench, image, bench.proc, &command, will).await {
+    match trial.run(bench, image, bench.proc, &command, will).await {
         Ok(captured) => captured.map(|captured| trial.answer(&captured)),
         Err(error) => Some(broken(&error)),
-    };
-    trial.end();
-    answer
+    }
 }
 
 fn broken(error: &TrialError) -> Answer {
