@@ -3,12 +3,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 use crate::support::scene::Scene;
 use crate::support::spool::SpoolQueue;
-use crate::support::{SOON, eventually, images, processes};
+use crate::support::{SOON, eventually, images};
 
 #[test]
 fn two_pilots_share_a_spool_and_each_event_is_done_once() {
@@ -57,7 +56,7 @@ fn killed(label: &str) -> (Scene, SpoolQueue, SpoolQueue) {
     let (scene, incoming, outgoing) = Scene::task(images::busybox(), arguments).spool();
     incoming.put("one", "event");
     let pilot = scene.start();
-    processes::await_running(&format!("sleep {label}"), SOON);
+    await_first_task(&scene);
     pilot.signal(Signal::SIGKILL);
     assert_eq!(pilot.wait(SOON).signal, Some(9));
     assert!(
@@ -67,23 +66,15 @@ fn killed(label: &str) -> (Scene, SpoolQueue, SpoolQueue) {
     (scene, incoming, outgoing)
 }
 
-/// The container of a killed pilot may run on.
-fn end_orphans(label: &str) {
-    let marker = format!("sleep {label}");
-    assert!(eventually(SOON, || {
-        for process in processes::matching(&marker) {
-            // It may end by itself meanwhile.
-            let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
-        }
-        processes::matching(&marker).is_empty()
-    }));
+/// Until the task's own first command ran: its name stands in Apptainer's arguments before that.
+fn await_first_task(scene: &Scene) {
+    assert!(eventually(SOON, || scene.hub("first").exists()));
 }
 
 #[test]
 fn the_claim_of_a_killed_pilot_is_taken_back_by_the_next() {
     let (scene, incoming, outgoing) = killed("8232");
     let outcome = scene.run(SOON);
-    end_orphans("8232");
     outcome.assert_code(0);
     assert_eq!(incoming.done().into_keys().collect::<Vec<_>>(), ["one"]);
     assert_eq!(
@@ -100,12 +91,11 @@ fn the_claim_of_a_killed_pilot_is_taken_back_by_one_that_waits() {
     let scene = scene.set("EWMS_PILOT_TIMEOUT_QUEUE_WAIT_FOR_FIRST_MESSAGE", "600");
     incoming.put("one", "event");
     let first = scene.start();
-    processes::await_running("sleep 8233", SOON);
+    await_first_task(&scene);
     let mut second = scene.start();
     second.wait_for_line("AwaitingFirstMessage", SOON);
     first.signal(Signal::SIGKILL);
     let outcome = second.wait(SOON);
-    end_orphans("8233");
     outcome.assert_code(0);
     assert_eq!(outgoing.files().len(), 1);
 }
