@@ -27,8 +27,8 @@ pub enum Fatal {
     /// The broker can't be reached, or was lost.
     #[error("RuntimeError: {0}")]
     Broker(String),
-    /// Ended by a signal before the first event.
-    #[error("RuntimeError: ended by signal {0} before any event was taken")]
+    /// Ended by a signal.
+    #[error("RuntimeError: ended by signal {0}; no event is lost: whatever was not finished is in its queue")]
     Signal(i32),
 }
 

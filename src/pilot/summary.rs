@@ -37,6 +37,7 @@ pub(super) fn log(finished: &Finished, ledger: &Ledger) {
 pub(super) fn ended(conclusion: &Conclusion) -> Result<Ended, Fatal> {
     let failed = conclusion.failures.fatal_line();
     let exit = match (&conclusion.fatal, conclusion.signal) {
+        (_, Some(signal)) if failed.is_none() => return Err(Fatal::Signal(signal)),
         (_, Some(signal)) => Exit::Signal(signal),
         (Some(reason), None) => {
             error!(%reason, "the broker was lost");

@@ -35,6 +35,12 @@ fn assert_finishing_task_is_published(signal: Signal) {
     assert!(line.contains(signal.as_str()), "{line}");
     let outcome = pilot.wait(SOON);
     outcome.assert_code(128 + signal as i32);
+    let last = outcome.last_line();
+    assert!(
+        last.starts_with(&format!("RuntimeError: ended by signal {}", signal as i32)),
+        "{last}"
+    );
+    assert!(!outcome.stderr.contains(r#"status="Done""#), "it is not");
     let results: Vec<_> = outgoing.files().into_values().collect();
     assert_eq!(results, [b"the first"]);
     assert!(
