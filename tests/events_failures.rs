@@ -253,3 +253,21 @@ fn an_okay_error_does_not_close_the_intake_and_its_event_is_tried_again() {
     assert_eq!(results, [r#""hangs once""#, r#""one""#, r#""two""#]);
     assert_eq!(incoming.total(), 0);
 }
+
+/// The broker's default limit deletes an event after 20 deliveries: a pilot that goes on after errors
+/// must not bring that about in seconds.
+#[test]
+fn an_event_that_fails_again_and_again_goes_back_ever_more_slowly() {
+    let (incoming, outgoing) = (Queue::unique("again"), Queue::unique("again"));
+    incoming.produce([r#""event""#]);
+    let mut pilot = pilot("false", &incoming, &outgoing)
+        .set("EWMS_PILOT_STOP_LISTENING_ON_TASK_ERROR", "False")
+        .set("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "60")
+        .start();
+    for pause in ["pause_ms=250", "pause_ms=500", "pause_ms=1000"] {
+        pilot.wait_for_line(pause, SOON);
+    }
+    pilot.signal(Signal::SIGTERM);
+    pilot.wait(SOON).assert_code(128 + 15);
+    assert_eq!(incoming.delivery_counts().len(), 1, "it is in its queue");
+}

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
@@ -15,6 +16,7 @@ use super::answers::{publication_of, warn_of_deletion};
 use super::disk_floor::DiskFloor;
 use super::events::{Action, Event, Outcome, Publication};
 use super::ledger::{Ledger, Settlement};
+use super::pace;
 use super::poison::{Poison, PutAway};
 use super::state::{Conclusion, Rules, State};
 use super::wall_time::{Limit, WallTime};
@@ -48,6 +50,7 @@ pub struct Extras {
 /// One taken and unsettled event.
 struct Held {
     receipt: Receipt,
+    earlier_deliveries: Option<u64>,
     /// The event until its task starts, the result once it ended.
     content: Option<Content>,
     /// The event again, if it may fail no more: it would be put away then.
@@ -79,6 +82,8 @@ struct Driver<'a> {
     /// Absent while the intake is being stopped.
     source: Option<Source>,
     will: WillSender,
+    /// Whether the intake is being closed, or was.
+    closing: watch::Sender<bool>,
     held: HashMap<TaskId, Held>,
     /// Bounded by the window: a task, a publish or a settlement for each held event, and one stop.
     under_way: FuturesUnordered<LocalBoxFuture<'static, Done>>,
@@ -112,6 +117,7 @@ pub async fn run(
         sink,
         source: Some(source),
         will: WillSender::new(),
+        closing: watch::Sender::new(false),
         held: HashMap::new(),
         under_way: FuturesUnordered::new(),
         idle: None,
@@ -190,6 +196,7 @@ impl Driver<'_> {
                     id,
                     Held {
                         receipt,
+                        earlier_deliveries,
                         content: Some(content),
                         last_try,
                     },
@@ -313,8 +320,13 @@ impl Driver<'_> {
                     Verdict::Released => self.ledger.decided(id, records::Outcome::GivenBack),
                     Verdict::Rejected => {}
                 }
+                let pause = pace::before(&verdict, held.earlier_deliveries);
+                let paused = pace::pause(id, pause, self.closing.subscribe());
                 let settled = held.receipt.settle(verdict);
-                self.go(async move { Done::Settled(id, settled.await) });
+                self.go(async move {
+                    paused.await;
+                    Done::Settled(id, settled.await)
+                });
             }
             Action::PutAway(id, obituary) => {
                 let Some(event) = self.held.get_mut(&id).and_then(|held| held.last_try.take())
@@ -328,6 +340,7 @@ impl Driver<'_> {
             }
             Action::StopIntake => {
                 self.ledger.intake_closed();
+                self.closing.send_replace(true);
                 let Some(mut source) = self.source.take() else {
                     return;
                 };

@@ -28,7 +28,9 @@ pub enum Fatal {
     #[error("RuntimeError: {0}")]
     Broker(String),
     /// Ended by a signal.
-    #[error("RuntimeError: ended by signal {0}; no event is lost: whatever was not finished is in its queue")]
+    #[error(
+        "RuntimeError: ended by signal {0}; no event is lost: whatever was not finished is in its queue"
+    )]
     Signal(i32),
 }
 

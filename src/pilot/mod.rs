@@ -16,6 +16,7 @@ pub mod events;
 mod fatal;
 mod ground;
 mod ledger;
+mod pace;
 pub mod poison;
 mod reports;
 pub mod state;

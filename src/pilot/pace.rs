@@ -1,0 +1,90 @@
+//! How fast a failed event goes back while more are taken. RabbitMQ puts it in front of its queue, so
+//! this pilot is likely to get it again at once; and since version 4.0 it deletes an event that was
+//! delivered 20 times more. Without a pause a task that fails at once would bring that about in
+//! seconds, whatever the reason of its failure is and however soon it would have passed.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::info;
+
+use crate::broker::Verdict;
+use crate::ids::TaskId;
+
+/// The pause before the first event goes back that was delivered before.
+const FIRST: Duration = Duration::from_millis(250);
+/// The longest one. Twenty deliveries take six minutes with it, and an idle pilot ends before that.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// How long an event waits before the broker is told: a failed one not at all the first time, then
+/// twice as long every time; any other not at all.
+#[must_use]
+pub(super) fn before(verdict: &Verdict, earlier_deliveries: Option<u64>) -> Duration {
+    match (verdict, earlier_deliveries) {
+        (Verdict::Failed { .. }, Some(earlier)) if earlier > 0 => {
+            let doublings = u32::try_from(earlier - 1).unwrap_or(u32::MAX);
+            2_u32
+                .checked_pow(doublings)
+                .and_then(|factor| FIRST.checked_mul(factor))
+                .map_or(LONGEST, |pause| pause.min(LONGEST))
+        }
+        (Verdict::Failed { .. } | Verdict::Done | Verdict::Released | Verdict::Rejected, _) => {
+            Duration::ZERO
+        }
+    }
+}
+
+/// Waits for so long, but no longer than the intake is open: what goes back then is another pilot's.
+pub(super) async fn pause(id: TaskId, pause: Duration, mut closing: watch::Receiver<bool>) {
+    if pause.is_zero() || *closing.borrow() {
+        return;
+    }
+    let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+    info!(task_id = %id, pause_ms, "an event that failed before waits before it goes back");
+    tokio::select! {
+        () = sleep(pause) => {}
+        _ = closing.wait_for(|closing| *closing) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(earlier_deliveries: Option<u64>) -> Duration {
+        let reason = String::new();
+        before(&Verdict::Failed { reason }, earlier_deliveries)
+    }
+
+    #[test]
+    fn a_first_failure_goes_back_at_once() {
+        assert_eq!(failed(None), Duration::ZERO);
+        assert_eq!(failed(Some(0)), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_did_not_fail_never_waits() {
+        for verdict in [Verdict::Done, Verdict::Released, Verdict::Rejected] {
+            assert_eq!(before(&verdict, Some(9)), Duration::ZERO, "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn each_further_failure_waits_twice_as_long_up_to_a_limit() {
+        let millis: Vec<u128> = (1..=9)
+            .map(|earlier| failed(Some(earlier)).as_millis())
+            .collect();
+        assert_eq!(
+            millis,
+            [250, 500, 1000, 2000, 4000, 8000, 16000, 30000, 30000]
+        );
+        assert_eq!(failed(Some(u64::MAX)), LONGEST);
+    }
+
+    #[test]
+    fn twenty_deliveries_take_minutes() {
+        let all: Duration = (0..20).map(|earlier| failed(Some(earlier))).sum();
+        assert!(all > Duration::from_mins(6), "{all:?}");
+    }
+}
