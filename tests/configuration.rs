@@ -208,11 +208,15 @@ fn another_container_platform_is_refused_as_apptainer_native() {
 }
 
 #[test]
-fn several_queues_in_one_variable_are_refused_and_not_taken_for_one_name() {
+fn several_queues_out_of_step_are_refused_and_not_taken_for_one_name() {
     let (scene, _, _) = Scene::task(images::busybox(), "true").spool();
     let scene = scene.set("EWMS_PILOT_QUEUE_INCOMING", "one;two");
     let outcome = scene.run(SOON);
-    assert_refused(&outcome, "EWMS_PILOT_QUEUE_INCOMING", "several queues");
+    assert_refused(
+        &outcome,
+        "EWMS_PILOT_QUEUE_INCOMING",
+        "lists of different lengths",
+    );
     assert!(!scene.dir().join("spool/one;two").exists());
 }
 

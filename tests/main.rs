@@ -1,6 +1,7 @@
 //! Integration tests: one binary, a module a topic. They drive the real pilot with the real Apptainer
 //! and RabbitMQ in the throw-away execution point; `scripts/test` builds it and runs them there.
 
+mod chaos;
 mod configuration;
 mod configuration_binds;
 mod configuration_envfile;
@@ -18,6 +19,7 @@ mod images;
 mod images_conversion;
 mod layers;
 mod memory;
+mod outages;
 mod poison;
 mod preflight;
 mod quarantine;

@@ -2,8 +2,9 @@
 //! tasks, files' meaning or message formats.
 //!
 //! A [`Source`] hands out deliveries, each with a [`Receipt`] that settles it once, by value. A
-//! [`Sink`] takes results and says when each is safe. Neither reconnects: a lost session is an
-//! error of [`Source::recv`], [`Receipt::settle`] and [`Sink::publish`].
+//! [`Sink`] takes results and says when each is safe. Both live through outages of their broker, as
+//! long as [`Resilience`] says; a call then just takes longer. After that, and only then, the lost
+//! connection is an error of [`Source::recv`] and [`Sink::publish`].
 //!
 //! A broker is added by one more variant in [`Address`], [`Source`], [`Sink`] and `ReceiptKind`.
 
@@ -11,17 +12,23 @@ use std::fmt;
 use std::future::Future;
 use std::num::NonZeroU32;
 use std::path::Path;
+use std::time::Duration;
 
 use futures_util::future::Either;
+use tokio::time::Instant;
 
 use crate::config::AmqpAddress;
 use crate::ids::Generation;
 
 mod error;
 pub mod rabbitmq;
+mod resilience;
+mod several;
 pub mod spool;
 
 pub use error::{BrokerError, Direction, Place, PublishError, SettleError};
+pub use resilience::{BrokerStats, Patience, Resilience};
+pub use several::{Sinks, Sources, open_sinks, open_sources};
 
 /// What a queue carries for one event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,12 +107,14 @@ impl Receipt {
         })
     }
 
-    /// Tells the broker. For RabbitMQ, `Ok` means that the acknowledgement is on its way; that it
-    /// arrived is proven by the round trips of the session, the last one in [`Source::close`].
+    /// Tells the broker. For RabbitMQ, `Ok` means that the acknowledgement is on its way, or is
+    /// deferred: when the session that delivered the event is lost, its tag means nothing any more,
+    /// and the verdict is applied when the broker delivers the event again. [`Source::close`] waits
+    /// for that, up to a minute; what never came is in [`BrokerStats::unacknowledged`].
     ///
     /// # Errors
-    /// [`SettleError::SessionLost`] when the session that delivered the event has ended; nothing
-    /// was sent then, and nothing can be: its tags mean nothing elsewhere.
+    /// [`SettleError::SessionLost`] when the source is closed, or the claim on a spool's file is
+    /// somebody else's.
     pub async fn settle(mut self, verdict: Verdict) -> Result<(), SettleError> {
         match self.0.take() {
             Some(ReceiptKind::RabbitMq(receipt)) => receipt.settle(verdict).await,
@@ -150,9 +159,10 @@ pub async fn open_source(
     queue: &str,
     broker: Address<'_>,
     window: NonZeroU32,
+    resilience: &Resilience,
 ) -> Result<Source, BrokerError> {
     match broker {
-        Address::RabbitMq(address) => rabbitmq::open_source(queue, address, window)
+        Address::RabbitMq(address) => rabbitmq::open_source(queue, address, window, resilience)
             .await
             .map(Source::RabbitMq),
         Address::Spool(directory) => spool::Source::open(queue, directory, window)
@@ -161,28 +171,35 @@ pub async fn open_source(
     }
 }
 
-/// Opens the queue that results go to.
+/// Opens the queue that results go to, and sends first what earlier pilots had to leave.
 ///
 /// # Errors
 /// As [`open_source`].
-pub async fn open_sink(queue: &str, broker: Address<'_>) -> Result<Sink, BrokerError> {
+pub async fn open_sink(
+    queue: &str,
+    broker: Address<'_>,
+    resilience: &Resilience,
+) -> Result<Sink, BrokerError> {
     match broker {
-        Address::RabbitMq(address) => rabbitmq::open_sink(queue, address, Direction::Outgoing)
+        Address::RabbitMq(address) => rabbitmq::open_sink(queue, address, resilience)
             .await
             .map(Sink::RabbitMq),
         Address::Spool(directory) => spool::Sink::open(queue, directory).await.map(Sink::Spool),
     }
 }
 
-/// Opens the queue that events go to which failed too often.
+/// Opens the queue that events go to which failed too often. It is for few of them: no outage is
+/// waited for.
 ///
 /// # Errors
 /// As [`open_source`].
 pub async fn open_dead_letters(queue: &str, broker: Address<'_>) -> Result<Sink, BrokerError> {
     match broker {
-        Address::RabbitMq(address) => rabbitmq::open_sink(queue, address, Direction::DeadLetters)
-            .await
-            .map(Sink::RabbitMq),
+        Address::RabbitMq(address) => {
+            rabbitmq::open_for_a_moment(Direction::DeadLetters, queue, address)
+                .await
+                .map(Sink::RabbitMq)
+        }
         Address::Spool(directory) => spool::Sink::open(queue, directory).await.map(Sink::Spool),
     }
 }
@@ -208,39 +225,57 @@ pub enum Source {
     RabbitMq(rabbitmq::Source),
     /// From a directory.
     Spool(spool::Source),
+    /// From several queues, in turn.
+    Several(Sources),
 }
 
 impl Source {
-    /// The next event; waits while there is none. Cancel-safe. After [`Source::stop`] it waits
-    /// until the session is lost, or for ever.
+    /// The next event; waits while there is none, and while the broker is away. Cancel-safe. After
+    /// [`Source::stop`] it waits for ever.
     ///
     /// # Errors
-    /// The session is lost; so are all receipts that it handed out.
+    /// The broker was away for too long. Receipts stay usable.
     pub async fn recv(&mut self) -> Result<Delivery, BrokerError> {
         match self {
             Self::RabbitMq(source) => source.recv().await,
             Self::Spool(source) => source.recv().await,
+            Self::Several(sources) => sources.recv().await,
+        }
+    }
+
+    /// When a queue that gave nothing for `wait` may be called idle, if that is later than now: the
+    /// time in which the broker was away tells nothing.
+    #[must_use]
+    pub fn idle_not_before(&self, wait: Duration) -> Option<Instant> {
+        match self {
+            Self::RabbitMq(source) => source.idle_not_before(wait),
+            Self::Spool(_) => None,
+            Self::Several(sources) => sources.idle_not_before(wait),
         }
     }
 
     /// Takes no more events and gives back those that were taken ahead and not handed out.
-    /// Receipts that were handed out stay usable. Idempotent; bounded in time.
+    /// Receipts that were handed out stay usable, and their events are recognised when they come
+    /// again. Idempotent; bounded in time.
     ///
     /// # Errors
-    /// The session is lost, or was before; then the broker takes the events back by itself.
+    /// The broker does not answer; it takes the events back by itself when the session ends.
     pub async fn stop(&mut self) -> Result<(), BrokerError> {
         match self {
             Self::RabbitMq(source) => source.stop().await,
             Self::Spool(source) => source.stop().await,
+            Self::Several(sources) => sources.stop().await,
         }
     }
 
-    /// Ends the session in the order that loses no acknowledgement. To be called after all
-    /// receipts are settled; bounded in time. What fails is logged.
+    /// Ends the session in the order that loses no acknowledgement, after waiting for events that
+    /// are done and were lost with a session. To be called after all receipts are settled; bounded
+    /// in time, by about three minutes at the very worst. What fails is logged.
     pub async fn close(self) {
         match self {
             Self::RabbitMq(source) => source.close().await,
             Self::Spool(source) => source.close().await,
+            Self::Several(sources) => sources.close().await,
         }
     }
 }
@@ -250,6 +285,7 @@ impl fmt::Debug for Source {
         f.write_str(match self {
             Self::RabbitMq(_) => "Source::RabbitMq",
             Self::Spool(_) => "Source::Spool",
+            Self::Several(_) => "Source::Several",
         })
     }
 }
@@ -260,6 +296,8 @@ pub enum Sink {
     RabbitMq(rabbitmq::Sink),
     /// Into a directory.
     Spool(spool::Sink),
+    /// Into several queues, each result into all.
+    Several(Sinks),
 }
 
 impl Sink {
@@ -269,6 +307,7 @@ impl Sink {
         match self {
             Self::RabbitMq(_) => Encoding::Frame,
             Self::Spool(_) => Encoding::File,
+            Self::Several(sinks) => sinks.encoding(),
         }
     }
 
@@ -277,7 +316,8 @@ impl Sink {
     ///
     /// # Errors
     /// [`PublishError::TooLarge`], [`PublishError::Unroutable`], [`PublishError::Nacked`]: the
-    /// result is not there. [`PublishError::SessionLost`]: nobody knows.
+    /// result is not there. [`PublishError::SessionLost`]: the broker was away for too long; the
+    /// result may be there, and is kept on disk to be sent by a later pilot.
     pub fn publish(
         &self,
         content: Content,
@@ -295,8 +335,9 @@ impl Sink {
         headers: Vec<(&'static str, String)>,
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
         match self {
-            Self::RabbitMq(sink) => Either::Left(sink.publish(content, headers)),
-            Self::Spool(sink) => Either::Right(sink.publish(content)),
+            Self::RabbitMq(sink) => Either::Left(Either::Left(sink.publish(content, headers))),
+            Self::Spool(sink) => Either::Left(Either::Right(sink.publish(content))),
+            Self::Several(sinks) => Either::Right(sinks.publish(&content, &headers)),
         }
     }
 
@@ -305,6 +346,7 @@ impl Sink {
         match self {
             Self::RabbitMq(sink) => sink.close().await,
             Self::Spool(_) => {}
+            Self::Several(sinks) => sinks.close().await,
         }
     }
 }
@@ -314,6 +356,7 @@ impl fmt::Debug for Sink {
         f.write_str(match self {
             Self::RabbitMq(_) => "Sink::RabbitMq",
             Self::Spool(_) => "Sink::Spool",
+            Self::Several(_) => "Sink::Several",
         })
     }
 }

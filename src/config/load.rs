@@ -12,7 +12,7 @@ use super::chirp::{ChirpConfig, DESTINATIONS};
 use super::grace::kill_grace;
 use super::limits::limits;
 use super::problem::{ConfigErrors, Lacking, Problem, one_line};
-use super::queues::{INCOMING, OUTGOING, dead_letter, queue};
+use super::queues::{INCOMING, OUTGOING, dead_letter, queues, refuse_mixed_kinds};
 use super::reader::{Reader, shown};
 use super::variables::{self as var, ALL, Otherwise, Variable};
 use super::{
@@ -39,8 +39,11 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
 
     let task = task(&mut reader, &mut warnings);
     let init = init(&mut reader, &mut warnings);
-    let incoming = queue(&mut reader, &INCOMING, cwd);
-    let outgoing = queue(&mut reader, &OUTGOING, cwd);
+    let incoming = queues(&mut reader, &INCOMING, cwd);
+    let outgoing = queues(&mut reader, &OUTGOING, cwd);
+    if let Some(outgoing) = &outgoing {
+        refuse_mixed_kinds(&mut reader, &OUTGOING, outgoing);
+    }
     let data_parent = reader.directory(&var::DATA_DIR_PARENT, cwd);
     let task_log = reader.file(&var::TASK_LOG, &data_parent);
     let infile_ext = reader.suffix(&var::INFILE_EXT);
@@ -48,6 +51,7 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
     let prefetch = reader.count(&var::PREFETCH);
     let first = reader.seconds(&var::TIMEOUT_FIRST);
     let idle = reader.seconds(&var::TIMEOUT_INCOMING).unwrap_or_default();
+    let reconnect_timeout = reader.duration(&var::RECONNECT_TIMEOUT);
     let external_directories = reader.directories(&var::EXTERNAL_DIRECTORIES);
     let slots = reader.cores(&var::MAX_CONCURRENT_TASKS);
     let on_task_error = on_task_error(&mut reader);
@@ -64,7 +68,7 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
     let condor = CondorJob::find(&environment);
     let kill_grace = kill_grace(&mut reader, condor.vacate_time, &mut warnings);
     let limits = limits(&mut reader);
-    let dead_letter = dead_letter(&mut reader, incoming.as_ref());
+    let dead_letter = dead_letter(&mut reader, incoming.as_deref());
     let quarantine = quarantine(&mut reader);
     let log = LogLevels {
         own: reader.level(&var::CL_LOG),
@@ -106,6 +110,7 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
         slots,
         first_event_timeout: first.unwrap_or(idle),
         idle_timeout: idle,
+        reconnect_timeout,
         external_directories,
         on_task_error,
         quarantine,

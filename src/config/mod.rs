@@ -74,10 +74,10 @@ pub struct Config {
     pub task: ContainerConfig,
     /// What runs once, before the broker is contacted.
     pub init: Option<ContainerConfig>,
-    /// Where events come from.
-    pub incoming: QueueConfig,
-    /// Where results go.
-    pub outgoing: QueueConfig,
+    /// Where events come from; at least one queue.
+    pub incoming: Vec<QueueConfig>,
+    /// Where results go, each to all of them; at least one queue, all of one kind.
+    pub outgoing: Vec<QueueConfig>,
     /// The working directory, where relative paths begin. Absolute.
     pub cwd: PathBuf,
     /// The directory in which `ewms-pilot-data/` is made. Absolute.
@@ -94,6 +94,8 @@ pub struct Config {
     pub first_event_timeout: Duration,
     /// How long a free slot may stay without an event before the pilot stops taking any.
     pub idle_timeout: Duration,
+    /// How long to bear a broker that can't be reached, once it was.
+    pub reconnect_timeout: Duration,
     /// Directories bound read-only at the same path into every container. Absolute.
     pub external_directories: Vec<PathBuf>,
     /// What a failed task means for further events.

@@ -1,5 +1,5 @@
-//! Puts the four variables of a queue together: name, token, kind of broker, address. They are
-//! checked against each other here, since each is fine alone.
+//! Puts the four variables of a direction's queues together: name, token, kind of broker, address.
+//! They are checked against each other here, since each is fine alone.
 
 use std::path::Path;
 
@@ -32,24 +32,63 @@ pub(super) const OUTGOING: QueueVariables = QueueVariables {
     address: &variables::QUEUE_OUTGOING_BROKER_ADDRESS,
 };
 
-/// The queue, or nothing when something is wrong with it, which the reader then knows.
-pub(super) fn queue(
+/// The queues, or nothing when something is wrong with one, which the reader then knows. Several are
+/// given as lists with `;` between the items, in step.
+pub(super) fn queues(
     reader: &mut Reader<'_>,
     from: &QueueVariables,
     cwd: &Path,
-) -> Option<QueueConfig> {
+) -> Option<Vec<QueueConfig>> {
     let name = reader.required(from.name).unwrap_or_default();
     let token = reader.text(from.token);
     let address = reader.text(from.address);
     let word = reader.required(from.kind).unwrap_or_default();
-    if refuse_several(reader, from, [name, &token, word, &address]) {
+    let names: Vec<&str> = name.split(';').collect();
+    refuse_out_of_step(reader, from, names.len(), [&token, word, &address])?;
+    if let [name] = names[..] {
+        return Some(vec![queue(
+            reader,
+            from,
+            cwd,
+            [name, &token, word, &address],
+        )?]);
+    }
+    if names.contains(&"") {
+        reader.refuse(
+            from.name,
+            name,
+            "a name is missing between two `;`, or at an end",
+        );
         return None;
     }
+    let items = |text: &str| -> Vec<String> {
+        if text.is_empty() {
+            vec![String::new(); names.len()]
+        } else {
+            text.split(';').map(str::to_owned).collect()
+        }
+    };
+    let (tokens, words, addresses) = (items(&token), items(word), items(&address));
+    let mut queues = Vec::new();
+    for (place, name) in names.iter().enumerate() {
+        let texts = [name, &*tokens[place], &*words[place], &*addresses[place]];
+        queues.push(queue(reader, from, cwd, texts));
+    }
+    queues.into_iter().collect()
+}
+
+/// One queue of name, token, kind and address.
+fn queue(
+    reader: &mut Reader<'_>,
+    from: &QueueVariables,
+    cwd: &Path,
+    [name, token, word, address]: [&str; 4],
+) -> Option<QueueConfig> {
     let [rabbitmq_word, spool_word] = variables::BROKER_TYPES;
     let broker = if word == rabbitmq_word {
-        rabbitmq(reader, from, name, &token, &address)?
+        rabbitmq(reader, from, name, token, address)?
     } else if word == spool_word {
-        spool(reader, from, name, &address, cwd)?
+        spool(reader, from, name, address, cwd)?
     } else {
         if !word.is_empty() {
             reader.refuse(
@@ -66,11 +105,11 @@ pub(super) fn queue(
     })
 }
 
-/// The queue for events that failed too often, on the broker that they came from. A spool has a place
-/// of its own for them.
+/// The queue for events that failed too often, on the broker that they came from; of several, on the
+/// first one's. A spool has a place of its own for them.
 pub(super) fn dead_letter(
     reader: &mut Reader<'_>,
-    incoming: Option<&QueueConfig>,
+    incoming: Option<&[QueueConfig]>,
 ) -> Option<QueueConfig> {
     let variable = &variables::QUEUE_DEAD_LETTER;
     let name = reader.text(variable);
@@ -84,13 +123,14 @@ pub(super) fn dead_letter(
             variables::MAX_DELIVERIES.name
         )));
     }
-    let incoming = incoming?;
+    let queues = incoming?;
+    let incoming = queues.first()?;
     if matches!(incoming.broker, BrokerConfig::Spool(_)) {
         let advice = "expected none: a spool keeps what failed too often in its `failed/`";
         reader.refuse(variable, &name, advice);
         return None;
     }
-    if name == incoming.name {
+    if queues.iter().any(|queue| queue.name == name) {
         reader.refuse(
             variable,
             &name,
@@ -103,12 +143,31 @@ pub(super) fn dead_letter(
     })
 }
 
-/// Several queues joined with `;` are refused, and said to be so: taken for one long name, they
-/// would be declared on the broker. The texts are name, token, kind and address. True when one of
-/// them is a list.
-fn refuse_several(reader: &mut Reader<'_>, from: &QueueVariables, texts: [&str; 4]) -> bool {
-    let [name, token, kind, address] = texts;
-    let names = items(name).max(1);
+/// Results are written in the way of the broker that gets them, once for all.
+pub(super) fn refuse_mixed_kinds(
+    reader: &mut Reader<'_>,
+    from: &QueueVariables,
+    queues: &[QueueConfig],
+) {
+    let spools = queues
+        .iter()
+        .filter(|queue| matches!(queue.broker, BrokerConfig::Spool(_)))
+        .count();
+    if spools > 0 && spools < queues.len() {
+        let words = reader.text(from.kind);
+        let advice = "results go to queues of one kind only: give the same for each queue";
+        reader.refuse(from.kind, &words, advice);
+    }
+}
+
+/// Lists of different lengths are refused. The texts are token, kind and address; one that is empty
+/// is so for all queues.
+fn refuse_out_of_step(
+    reader: &mut Reader<'_>,
+    from: &QueueVariables,
+    names: usize,
+    [token, kind, address]: [&str; 3],
+) -> Option<()> {
     let others = if names > 1 {
         [
             (from.token, items(token)),
@@ -124,8 +183,10 @@ fn refuse_several(reader: &mut Reader<'_>, from: &QueueVariables, texts: [&str; 
             (from.address, items(host)),
         ]
     };
+    let mut in_step = Some(());
     for (variable, count) in others {
         if count != names && count > 0 {
+            in_step = None;
             reader.problems.push(Problem::Conflict(format!(
                 "`{}` and `{}` are lists of different lengths, {names} and {count}: give one of each \
                  for each queue, with `;` between them",
@@ -133,11 +194,7 @@ fn refuse_several(reader: &mut Reader<'_>, from: &QueueVariables, texts: [&str; 
             )));
         }
     }
-    if names > 1 {
-        let advice = "several queues joined with `;` are not supported by this version: give one";
-        reader.refuse(from.name, name, advice);
-    }
-    names > 1 || others.iter().any(|&(_, count)| count > 1)
+    in_step
 }
 
 /// How many texts are joined with `;`. None is in nothing.

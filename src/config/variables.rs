@@ -211,6 +211,8 @@ variables! {
         "how long to wait for the first event";
     TIMEOUT_INCOMING = "EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", Kind::Seconds { least: 1 }, Default("1"),
         "how long to wait for a further event while there is room for one; then running tasks are waited for and the pilot ends";
+    RECONNECT_TIMEOUT = "EWMS_PILOT_BROKER_RECONNECT_TIMEOUT", Kind::Duration, Default("900"),
+        "how long to bear a broker that is lost and can't be reached; tasks run on meanwhile";
     EXTERNAL_DIRECTORIES = "EWMS_PILOT_EXTERNAL_DIRECTORIES", Kind::Directories, Default(""),
         "directories that every container sees, read-only, at the same path";
     MAX_CONCURRENT_TASKS = "EWMS_PILOT_MAX_CONCURRENT_TASKS", Kind::Cores, Default("1"),

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
@@ -21,7 +22,8 @@ use super::poison::{Poison, PutAway};
 use super::state::{Conclusion, Rules, State};
 use super::wall_time::{Limit, WallTime};
 use crate::broker::{
-    BrokerError, Content, Delivery, PublishError, Receipt, SettleError, Sink, Source, Verdict,
+    BrokerError, Content, Delivery, PublishError, Receipt, Resilience, SettleError, Sink, Source,
+    Verdict,
 };
 use crate::ids::TaskId;
 use crate::process::{Countdown, WillSender};
@@ -45,6 +47,17 @@ pub struct Extras {
     pub wall_time: Option<WallTime>,
     /// What must stay free on the disk.
     pub disk_floor: Option<DiskFloor>,
+}
+
+/// Where events come from and results go, and how their outages are borne.
+#[derive(Debug)]
+pub struct Queues {
+    /// Events.
+    pub source: Source,
+    /// Results.
+    pub sink: Sink,
+    /// What both share.
+    pub resilience: Resilience,
 }
 
 /// One taken and unsettled event.
@@ -87,7 +100,9 @@ struct Driver<'a> {
     held: HashMap<TaskId, Held>,
     /// Bounded by the window: a task, a publish or a settlement for each held event, and one stop.
     under_way: FuturesUnordered<LocalBoxFuture<'static, Done>>,
-    idle: Option<Countdown>,
+    /// How long the queue may be silent, and what is left of it.
+    idle: Option<(Duration, Countdown)>,
+    resilience: Resilience,
     reports: &'a Reports,
     ledger: &'a mut Ledger,
     rules: Rules,
@@ -97,20 +112,20 @@ struct Driver<'a> {
 
 /// Runs events until the queue is idle, a failure or a signal closes the intake, and everything
 /// taken is settled.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "each is one part of the pilot, made elsewhere"
-)]
 pub async fn run(
     rules: Rules,
-    source: Source,
-    sink: Sink,
+    queues: Queues,
     runner: Rc<Runner>,
     signals: &mut Signals,
     reports: &Reports,
     ledger: &mut Ledger,
     extras: Extras,
 ) -> Finished {
+    let Queues {
+        source,
+        sink,
+        resilience,
+    } = queues;
     let (mut state, first) = State::new(rules.clone());
     let mut driver = Driver {
         runner,
@@ -121,6 +136,7 @@ pub async fn run(
         held: HashMap::new(),
         under_way: FuturesUnordered::new(),
         idle: None,
+        resilience,
         reports,
         ledger,
         rules,
@@ -133,11 +149,16 @@ pub async fn run(
     driver.perform_all(first);
     while !state.is_over() {
         let woken = driver.next(&state, signals).await;
+        if let (Woken::Idle, Some(later)) = (&woken, driver.still_idle()) {
+            driver.idle = Some(later);
+            continue;
+        }
         let event = driver.event_of(woken);
         let actions = state.on_event(event);
         driver.perform_all(actions);
         let running = u64::try_from(state.running()).unwrap_or(u64::MAX);
         reports.counts(state.tally(), running);
+        reports.reconnects(driver.resilience.stats().reconnects);
     }
     reports.final_counts(state.tally());
     driver.sink.close().await;
@@ -152,7 +173,7 @@ pub async fn run(
 impl Driver<'_> {
     /// Waits; decides nothing. Every future here may be dropped at any await.
     async fn next(&mut self, state: &State, signals: &mut Signals) -> Woken {
-        let idle = self.idle.as_mut();
+        let idle = self.idle.as_mut().map(|(_, countdown)| countdown);
         let limit = self.wall_time.as_ref().and_then(|wall| {
             let (at, limit) = wall.next(self.ledger.runtimes().slowest())?;
             Some((Instant::from_std(at), limit))
@@ -166,6 +187,15 @@ impl Driver<'_> {
             delivery = receive(source) => Woken::Delivered(delivery),
             () = over(idle) => Woken::Idle,
         }
+    }
+
+    /// What is left of the idle time, if it was not over when its timer fired: while the broker is
+    /// away nothing can come.
+    fn still_idle(&self) -> Option<(Duration, Countdown)> {
+        let (wait, _) = self.idle.as_ref()?;
+        let end = self.source.as_ref()?.idle_not_before(*wait)?;
+        let left = end.saturating_duration_since(Instant::now());
+        Some((*wait, Countdown::new(left)))
     }
 
     /// Keeps what an event carries and says what it means.
@@ -350,9 +380,10 @@ impl Driver<'_> {
                 });
             }
             Action::Tell(will) => {
+                self.resilience.hurry();
                 self.will.advance(will);
             }
-            Action::StartIdleTimer(wait) => self.idle = Some(Countdown::new(wait)),
+            Action::StartIdleTimer(wait) => self.idle = Some((wait, Countdown::new(wait))),
             Action::StopIdleTimer => self.idle = None,
             Action::Report(status) => self.reports.status(status),
         }

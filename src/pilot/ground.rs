@@ -161,10 +161,15 @@ pub(super) async fn visit_brokers(config: &Config, findings: &mut Findings) -> O
         findings,
         first: None,
     };
-    for (check, direction, queue) in [
-        (Check::BrokerIncoming, Direction::Incoming, &config.incoming),
-        (Check::BrokerOutgoing, Direction::Outgoing, &config.outgoing),
-    ] {
+    let incoming = config
+        .incoming
+        .iter()
+        .map(|queue| (Check::BrokerIncoming, Direction::Incoming, queue));
+    let outgoing = config
+        .outgoing
+        .iter()
+        .map(|queue| (Check::BrokerOutgoing, Direction::Outgoing, queue));
+    for (check, direction, queue) in incoming.chain(outgoing) {
         let QueueConfig { name, broker } = queue;
         let visited = broker::visit(direction, name, address(broker)).await;
         let seen = Seen::Fine(format!("queue `{name}` can be used"));

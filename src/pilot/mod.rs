@@ -26,8 +26,8 @@ pub mod wall_time;
 pub use fatal::Fatal;
 pub use reports::Reports;
 
-use crate::broker::{self, BrokerError, Sink, Source};
-use crate::config::{BrokerConfig, Config};
+use crate::broker::{self, BrokerError, Resilience, Sink, Source};
+use crate::config::{BrokerConfig, Config, QueueConfig};
 use crate::exit::Exit;
 use crate::preflight::Findings;
 use crate::process::{Guard, Stops, Will, WillSender};
@@ -36,7 +36,7 @@ use crate::stats::Tally;
 use crate::task::{ContainerPlan, Initialized, Runner, Workbench, run_init};
 use crate::telemetry::Progress;
 use disk_floor::DiskFloor;
-use driver::Extras;
+use driver::{Extras, Queues};
 use events::Status;
 use ground::Ground;
 use ledger::Ledger;
@@ -135,7 +135,8 @@ async fn live(
         initialized?;
     }
 
-    let (source, sink) = unless_signalled(signals, connect(config)).await?;
+    let resilience = Resilience::new(config.reconnect_timeout, config.data_parent.join("unsent"));
+    let (source, sink) = unless_signalled(signals, connect(config, &resilience)).await?;
 
     let runner = Rc::new(Runner {
         bench,
@@ -169,12 +170,15 @@ async fn live(
             bytes,
         }),
     };
-    let finished = driver::run(
-        rules, source, sink, runner, signals, reports, ledger, extras,
-    )
-    .await;
+    let queues = Queues {
+        source,
+        sink,
+        resilience: resilience.clone(),
+    };
+    let finished = driver::run(rules, queues, runner, signals, reports, ledger, extras).await;
     *tally = finished.conclusion.tally;
     summary::log(&finished, ledger);
+    summary::log_outages(resilience.stats());
     summary::ended(&finished.conclusion)
 }
 
@@ -199,13 +203,13 @@ fn unguarded(error: &io::Error) -> Fatal {
 }
 
 /// Connects to the queues. First the one that results go to: when it can't be used, no event was taken.
-async fn connect(config: &Config) -> Result<(Source, Sink), Fatal> {
+async fn connect(config: &Config, resilience: &Resilience) -> Result<(Source, Sink), Fatal> {
     let lost = |error: BrokerError| Fatal::Broker(error.to_string());
-    let (incoming, outgoing) = (&config.incoming, &config.outgoing);
-    let sink = broker::open_sink(&outgoing.name, address(&outgoing.broker))
+    let (incoming, outgoing) = (places(&config.incoming), places(&config.outgoing));
+    let sink = broker::open_sinks(&outgoing, resilience)
         .await
         .map_err(lost)?;
-    let source = broker::open_source(&incoming.name, address(&incoming.broker), config.window())
+    let source = broker::open_sources(&incoming, config.window(), resilience)
         .await
         .map_err(lost)?;
     Ok((source, sink))
@@ -264,6 +268,13 @@ async fn unless_signalled<T>(
         }
         result = work => result,
     }
+}
+
+fn places(queues: &[QueueConfig]) -> Vec<(&str, broker::Address<'_>)> {
+    queues
+        .iter()
+        .map(|queue| (queue.name.as_str(), address(&queue.broker)))
+        .collect()
 }
 
 fn address(broker: &BrokerConfig) -> broker::Address<'_> {

@@ -55,7 +55,7 @@ impl Poison {
         Self {
             queue: config.dead_letter.clone(),
             directory: config.data_parent.join(REJECTED_DIR),
-            incoming: config.incoming.name.clone(),
+            incoming: names(&config.incoming),
             source: source.clone(),
         }
     }
@@ -107,6 +107,12 @@ impl Poison {
             ("x-ewms-pilot-id", self.source.pilot_id.clone()),
         ]
     }
+}
+
+/// As the user wrote them.
+fn names(queues: &[QueueConfig]) -> String {
+    let names: Vec<&str> = queues.iter().map(|queue| queue.name.as_str()).collect();
+    names.join(";")
 }
 
 /// A session for one event: they are rare, and a connection held for them would not be.

@@ -83,6 +83,17 @@ impl Reports {
         self.chirp_counts(tally, 0, Urgency::AtOnce);
     }
 
+    /// Sessions with a broker were replaced so often.
+    pub fn reconnects(&self, count: u64) {
+        if count > 0 {
+            self.chirp.set(
+                "BrokerReconnects",
+                Value::Count(count),
+                Urgency::WithinInterval,
+            );
+        }
+    }
+
     fn chirp_counts(&self, tally: Tally, running: u64, urgency: Urgency) {
         for (name, count) in [
             ("TasksTotal", tally.received),

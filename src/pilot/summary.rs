@@ -6,6 +6,7 @@ use super::driver::Finished;
 use super::ledger::Ledger;
 use super::state::Conclusion;
 use super::{Ended, Fatal};
+use crate::broker::BrokerStats;
 use crate::exit::Exit;
 
 /// Tallies, statistics and histogram, failures included.
@@ -31,6 +32,23 @@ pub(super) fn log(finished: &Finished, ledger: &Ledger) {
     for (text, count) in finished.conclusion.failures.by_frequency() {
         error!(count, error = %text, "tasks failed alike");
     }
+}
+
+/// What outages of the broker did, if there were any.
+pub(super) fn log_outages(stats: BrokerStats) {
+    if stats == BrokerStats::default() {
+        return;
+    }
+    info!(
+        reconnects = stats.reconnects,
+        adopted = stats.adopted,
+        published_again = stats.published_again,
+        unacknowledged = stats.unacknowledged,
+        kept_unsent = stats.kept_unsent,
+        sent_late = stats.sent_late,
+        possible_duplicates = stats.possible_duplicates(),
+        "outages of the broker"
+    );
 }
 
 /// Failed tasks first: whoever reads the last line wants to know of them whatever else happened.

@@ -15,6 +15,7 @@ use super::rabbitmq::Queue;
 use super::{SOON, eventually};
 
 const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
+const CONTROL: &str = "/usr/lib/rabbitmq/bin/rabbitmqctl";
 /// It takes four seconds on an idle machine.
 const STARTS_WITHIN: Duration = Duration::from_mins(1);
 
@@ -34,8 +35,14 @@ impl Broker {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let [port, distribution_port] = free_ports();
         let listener = format!("listeners.tcp.local = 127.0.0.1:{port}\n");
-        fs::write(directory.path().join("rabbitmq.conf"), listener)
-            .expect("the directory is writable");
+        // By default it looks once a minute for acknowledgements that are late.
+        let advanced = "[{rabbit, [{channel_tick_interval, 1000}]}].\n";
+        for (name, text) in [
+            ("rabbitmq.conf", listener.as_str()),
+            ("advanced.config", advanced),
+        ] {
+            fs::write(directory.path().join(name), text).expect("the directory is writable");
+        }
         let server = spawn(directory.path(), port, distribution_port);
         let mut broker = Self {
             directory,
@@ -71,6 +78,39 @@ impl Broker {
     pub(crate) fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
         self.server.wait().expect("a child can be waited for");
+    }
+
+    /// Ends it as an operator does.
+    #[track_caller]
+    pub(crate) fn stop(&mut self) {
+        self.signal(Signal::SIGTERM);
+        let stopped = eventually(STARTS_WITHIN, || {
+            let ended = self.server.try_wait();
+            ended.expect("a child can be waited for").is_some()
+        });
+        assert!(stopped, "the broker does not stop");
+    }
+
+    /// Runs `rabbitmqctl` on this node and gives what it printed.
+    #[track_caller]
+    pub(crate) fn control(&self, arguments: &[&str]) -> String {
+        let output = node_command(CONTROL, self.directory.path(), self.port)
+            .arg("--quiet")
+            .args(arguments)
+            .output()
+            .expect("RabbitMQ is there: run the tests with scripts/test");
+        assert!(
+            output.status.success(),
+            "rabbitmqctl {arguments:?}: {}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// The port that it listens on.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     /// Starts it again with the data that it had.
@@ -113,20 +153,7 @@ impl Drop for Broker {
 fn spawn(directory: &Path, port: u16, distribution_port: u16) -> Child {
     let output = File::create(directory.join("output")).expect("the directory is writable");
     let errors = output.try_clone().expect("a file can be had twice");
-    Command::new(SERVER)
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-        .env("LANG", "C.UTF-8")
-        .env("HOME", directory)
-        // The machine's own settings name the machine's own node.
-        .env("RABBITMQ_CONF_ENV_FILE", directory.join("none"))
-        .env("RABBITMQ_CONFIG_FILE", directory.join("rabbitmq.conf"))
-        .env("RABBITMQ_ENABLED_PLUGINS_FILE", directory.join("plugins"))
-        .env("RABBITMQ_MNESIA_BASE", directory.join("data"))
-        .env("RABBITMQ_LOG_BASE", directory.join("log"))
-        .env("RABBITMQ_PID_FILE", directory.join("pid"))
-        .env("RABBITMQ_NODENAME", node_name(port))
-        .env("RABBITMQ_NODE_PORT", port.to_string())
+    node_command(SERVER, directory, port)
         .env("RABBITMQ_DIST_PORT", distribution_port.to_string())
         // Makes the script become the server, so that a signal to the child is one to the server.
         .env("RUNNING_UNDER_SYSTEMD", "1")
@@ -137,6 +164,29 @@ fn spawn(directory: &Path, port: u16, distribution_port: u16) -> Child {
         .process_group(0)
         .spawn()
         .expect("RabbitMQ is there: run the tests with scripts/test")
+}
+
+fn node_command(program: &str, directory: &Path, port: u16) -> Command {
+    let mut command = Command::new(program);
+    command
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("LANG", "C.UTF-8")
+        .env("HOME", directory)
+        // The machine's own settings name the machine's own node.
+        .env("RABBITMQ_CONF_ENV_FILE", directory.join("none"))
+        .env("RABBITMQ_CONFIG_FILE", directory.join("rabbitmq.conf"))
+        .env(
+            "RABBITMQ_ADVANCED_CONFIG_FILE",
+            directory.join("advanced.config"),
+        )
+        .env("RABBITMQ_ENABLED_PLUGINS_FILE", directory.join("plugins"))
+        .env("RABBITMQ_MNESIA_BASE", directory.join("data"))
+        .env("RABBITMQ_LOG_BASE", directory.join("log"))
+        .env("RABBITMQ_PID_FILE", directory.join("pid"))
+        .env("RABBITMQ_NODENAME", node_name(port))
+        .env("RABBITMQ_NODE_PORT", port.to_string());
+    command
 }
 
 fn node_name(port: u16) -> String {

@@ -1,7 +1,8 @@
-//! The table of publishes that wait for the broker's confirm. Pure: no I/O, no clock but what it
-//! is given. Apart, because its rules (several at once, returns, loss) are easy to get wrong.
+//! The table of publishes that wait for the broker's confirm. Pure but for the clock: no I/O. Apart,
+//! because its rules (several at once, returns, loss) are easy to get wrong.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
@@ -30,10 +31,10 @@ pub(super) struct Pending {
     pub(super) since: Instant,
     /// Size of the body.
     pub(super) bytes: usize,
-    /// What bounds the publishes in flight. Here, and not with whoever waits, because the body is
-    /// in memory until the broker has it.
+    /// What bounds the publishes in flight. Also here, and not only with whoever waits and may stop
+    /// waiting, because the body is in memory until the broker has it.
     #[expect(dead_code, reason = "it is held, not read")]
-    pub(super) permits: [OwnedSemaphorePermit; 2],
+    pub(super) permits: Arc<[OwnedSemaphorePermit; 2]>,
 }
 
 /// All publishes of one channel that wait.
@@ -45,6 +46,7 @@ pub(super) struct Confirms {
     last_tag: u64,
     pending: BTreeMap<u64, (Pending, Option<PublishError>)>,
     lost: Option<String>,
+    heard: Option<Instant>,
 }
 
 impl Confirms {
@@ -55,6 +57,7 @@ impl Confirms {
             last_tag: 0,
             pending: BTreeMap::new(),
             lost: None,
+            heard: None,
         }
     }
 
@@ -136,7 +139,13 @@ impl Confirms {
         Some((self.pending.len(), bytes, oldest.since))
     }
 
+    /// When the broker last confirmed something.
+    pub(super) fn last_heard(&self) -> Option<Instant> {
+        self.heard
+    }
+
     fn take(&mut self, tag: u64, reach: Reach) -> Vec<(Pending, Option<PublishError>)> {
+        self.heard = Some(Instant::now());
         match reach {
             Reach::One => self.pending.remove(&tag).into_iter().collect(),
             Reach::UpTo => {
@@ -160,8 +169,6 @@ fn settle(pending: Pending, outcome: Result<(), PublishError>) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use tokio::sync::Semaphore;
     use tokio::sync::oneshot::Receiver;
 
@@ -183,7 +190,7 @@ mod tests {
         fn publish(&mut self) -> Receiver<Result<(), PublishError>> {
             let (outcome, waits) = oneshot::channel();
             let permit = || Arc::clone(&self.permits).try_acquire_owned().unwrap();
-            let permits = [permit(), permit()];
+            let permits = Arc::new([permit(), permit()]);
             let pending = Pending {
                 outcome,
                 since: Instant::now(),

@@ -1,8 +1,10 @@
-//! The session that takes events: what runs on its thread. Talks to amqprs through a [`Link`] and
-//! to the [`Source`](super::Source) through channels. Apart, because consuming and publishing fail
-//! in different ways and must not share a connection: a broker short of memory stops reading from
-//! connections that publish, and acknowledgements would get stuck there.
+//! The session that takes events: what runs on its thread, and the handle by which it is held.
+//! Talks to amqprs through a [`Link`] and to its [`Supervisor`](super::supervise) through channels.
+//! Apart, because consuming and publishing fail in different ways and must not share a connection:
+//! a broker short of memory stops reading from connections that publish, and acknowledgements would
+//! get stuck there.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use amqprs::channel::{
@@ -10,19 +12,24 @@ use amqprs::channel::{
     BasicRejectArguments, ConsumerMessage,
 };
 use amqprs::{BasicProperties, FieldValue};
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
+use super::confirms::Confirms;
+use super::inflight::Flag;
 use super::link::Link;
 use super::refusal;
-use super::session::End;
+use super::session::{self, End, Hold};
 use super::watch::Signal;
-use crate::broker::{BrokerError, Verdict};
-use crate::ids::DeliveryTag;
+use crate::broker::{BrokerError, Place, Verdict};
+use crate::config::AmqpAddress;
+use crate::ids::{DeliveryTag, Generation};
 
 /// How often the server must prove that it lives and reads: catches sessions that only look open.
 const LIVENESS_EVERY: Duration = Duration::from_secs(5);
+/// How soon the server is asked whether it has read the acknowledgements: those under way when a
+/// session is lost are in doubt.
+const PROVE_AFTER: Duration = Duration::from_millis(200);
 /// For handing one frame to amqprs' writer; it waits only when 8,192 frames wait already.
 const WRITE_WITHIN: Duration = Duration::from_secs(8);
 
@@ -31,7 +38,19 @@ const WRITE_WITHIN: Duration = Duration::from_secs(8);
 pub(super) struct Arrival {
     pub(super) tag: DeliveryTag,
     pub(super) body: Vec<u8>,
+    pub(super) flag: Flag,
     pub(super) earlier_deliveries: Option<u64>,
+}
+
+/// What the session tells.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// The server sent an event.
+    Arrived(Arrival),
+    /// The server has read this many settlements.
+    Proven(u64),
+    /// Asked by [`Command::Stop`]: no more events come.
+    Stopped,
 }
 
 /// What the session can be told. An answer that never comes means that the session was lost.
@@ -41,33 +60,148 @@ pub(super) enum Command {
     Settle {
         tag: DeliveryTag,
         verdict: Verdict,
-        done: oneshot::Sender<()>,
+        done: Option<oneshot::Sender<()>>,
     },
     /// Take no more.
-    Stop { done: oneshot::Sender<()> },
+    Stop,
     /// End.
     Close { done: oneshot::Sender<()> },
+}
+
+/// The holder's side of a session that consumes. Dropping it ends the session at once.
+#[derive(Debug)]
+pub(super) struct Session {
+    hold: Hold,
+    /// Bounded by the window: each event is settled once.
+    commands: mpsc::UnboundedSender<Command>,
+    /// Bounded by the window, and a proof each [`PROVE_AFTER`].
+    reports: mpsc::UnboundedReceiver<Report>,
+    settled: u64,
+}
+
+impl Session {
+    /// Connects and starts to consume, at most `window` events unsettled.
+    pub(super) async fn open(
+        at: Place,
+        address: AmqpAddress,
+        window: u16,
+        generation: Generation,
+    ) -> Result<Self, BrokerError> {
+        let (to_supervisor, reports) = mpsc::unbounded_channel();
+        let (commands, to_session) = mpsc::unbounded_channel();
+        let place = at.clone();
+        let hold = session::start(generation, &at, move |ready, owner| async move {
+            let confirms = Arc::new(Mutex::new(Confirms::new(&place.queue, String::new())));
+            let consumer = async {
+                let link = Link::open(&address, &place, &confirms).await?;
+                Consumer::start(link, window, to_supervisor).await
+            };
+            match consumer.await {
+                Ok(consumer) => {
+                    // Nobody waits any more: the owner's signal ends it at once.
+                    let _gone = ready.send(Ok(()));
+                    consumer.run(to_session, owner).await
+                }
+                Err(error) => {
+                    let _gone = ready.send(Err(error));
+                    End::Abandoned
+                }
+            }
+        })
+        .await?;
+        Ok(Self {
+            hold,
+            commands,
+            reports,
+            settled: 0,
+        })
+    }
+
+    pub(super) fn generation(&self) -> Generation {
+        self.hold.generation
+    }
+
+    /// The number that the next settlement has in this session.
+    pub(super) fn next_settlement(&self) -> u64 {
+        self.settled + 1
+    }
+
+    /// Settles one delivery of this session. What `done` waits for is dropped when the session is.
+    pub(super) fn settle(
+        &mut self,
+        tag: DeliveryTag,
+        verdict: Verdict,
+        done: Option<oneshot::Sender<()>>,
+    ) {
+        self.settled += 1;
+        // A session that is gone says so in its next report.
+        let _lost = self.commands.send(Command::Settle { tag, verdict, done });
+    }
+
+    /// Asks for [`Report::Stopped`].
+    pub(super) fn stop(&self) {
+        let _lost = self.commands.send(Command::Stop);
+    }
+
+    /// What comes next. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Result<Report, BrokerError> {
+        tokio::select! {
+            // Events of a dead session come again; running them now would run them twice.
+            biased;
+            error = self.hold.lost() => Err(error),
+            Some(report) = self.reports.recv() => Ok(report),
+        }
+    }
+
+    /// The last settlement that is known to have been read by the server.
+    pub(super) fn last_proof(&mut self) -> Option<u64> {
+        let mut last = None;
+        while let Ok(report) = self.reports.try_recv() {
+            if let Report::Proven(number) = report {
+                last = Some(number);
+            }
+        }
+        last
+    }
+
+    /// Ends it in the order that loses no acknowledgement.
+    pub(super) async fn close(mut self, within: Duration) -> Result<(), BrokerError> {
+        let (done, is_done) = oneshot::channel();
+        let closing =
+            async { self.commands.send(Command::Close { done }).is_ok() && is_done.await.is_ok() };
+        match timeout(within, closing).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.hold.lost().await),
+            Err(_elapsed) => Err(BrokerError::TimedOut {
+                at: self.hold.at.clone(),
+                step: "closing",
+                after: within,
+            }),
+        }
+    }
 }
 
 struct Intake {
     consumer: String,
     messages: mpsc::UnboundedReceiver<ConsumerMessage>,
-    arrivals: mpsc::Sender<Arrival>,
 }
 
-/// A session that consumes.
-pub(super) struct Consumer {
+/// A session that consumes, on its own thread.
+struct Consumer {
     link: Link,
     window: u16,
     intake: Option<Intake>,
+    reports: mpsc::UnboundedSender<Report>,
+    settled: u64,
+    proven: u64,
+    prove_at: Instant,
 }
 
 impl Consumer {
-    /// Starts to consume. `arrivals` must have room for `window` events.
-    pub(super) async fn start(
+    async fn start(
         mut link: Link,
         window: u16,
-        arrivals: mpsc::Sender<Arrival>,
+        reports: mpsc::UnboundedSender<Report>,
     ) -> Result<Self, BrokerError> {
         link.limit(window).await?;
         let channel = link.channel.clone();
@@ -77,28 +211,28 @@ impl Consumer {
         let (consumer, messages) = link
             .ask("starting to consume", channel.basic_consume_rx(arguments))
             .await?;
-        let intake = Some(Intake {
-            consumer,
-            messages,
-            arrivals,
-        });
         Ok(Self {
             link,
             window,
-            intake,
+            intake: Some(Intake { consumer, messages }),
+            reports,
+            settled: 0,
+            proven: 0,
+            prove_at: Instant::now(),
         })
     }
 
     /// Serves until the session ends.
-    pub(super) async fn run(
+    async fn run(
         mut self,
-        mut commands: mpsc::Receiver<Command>,
+        mut commands: mpsc::UnboundedReceiver<Command>,
         mut owner: oneshot::Receiver<()>,
     ) -> End {
         let mut liveness = interval(LIVENESS_EVERY);
         liveness.set_missed_tick_behavior(MissedTickBehavior::Delay);
         liveness.reset();
         loop {
+            let unproven = self.proven < self.settled;
             let step = tokio::select! {
                 biased;
                 signal = self.link.signals.recv() => {
@@ -108,9 +242,9 @@ impl Consumer {
                 _ = &mut owner => return End::Abandoned,
                 Some(command) = commands.recv() => match command {
                     Command::Settle { tag, verdict, done } => {
-                        self.settle(tag, &verdict).await.map(|()| answer(done))
+                        self.settle(tag, &verdict).await.map(|()| done.map_or((), answer))
                     }
-                    Command::Stop { done } => self.stop().await.map(|()| answer(done)),
+                    Command::Stop => self.stop().await.map(|()| self.report(Report::Stopped)),
                     Command::Close { done } => {
                         return match self.close().await {
                             Ok(()) => {
@@ -122,7 +256,8 @@ impl Consumer {
                     }
                 },
                 message = next(&mut self.intake) => self.hand_over(message),
-                _ = liveness.tick() => self.link.limit(self.window).await,
+                () = sleep_until(self.prove_at), if unproven => self.prove().await,
+                _ = liveness.tick() => self.prove().await,
             };
             if let Err(error) = step {
                 return End::Lost(error);
@@ -130,25 +265,37 @@ impl Consumer {
         }
     }
 
-    fn hand_over(&mut self, message: Option<ConsumerMessage>) -> Result<(), BrokerError> {
-        let lost = |detail: &str| BrokerError::ConnectionLost {
-            at: self.link.at.clone(),
-            detail: detail.to_owned(),
-        };
-        let arrival = message
-            .and_then(arrival)
-            .ok_or_else(|| lost("the consumer ended without a word"))?;
-        let Some(intake) = &self.intake else {
-            return Ok(());
-        };
-        match intake.arrivals.try_send(arrival) {
-            Err(TrySendError::Full(_)) => Err(lost("the server sent more than it was asked for")),
-            // Closed: the source is being dropped; the owner's signal follows.
-            Ok(()) | Err(TrySendError::Closed(_)) => Ok(()),
+    /// The server lives, and has read all that was sent to it.
+    async fn prove(&mut self) -> Result<(), BrokerError> {
+        self.link.limit(self.window).await?;
+        if self.proven < self.settled {
+            self.proven = self.settled;
+            self.report(Report::Proven(self.proven));
         }
+        Ok(())
+    }
+
+    fn report(&self, report: Report) {
+        // Whoever held the session is gone; the owner's signal follows.
+        let _gone = self.reports.send(report);
+    }
+
+    fn hand_over(&mut self, message: Option<ConsumerMessage>) -> Result<(), BrokerError> {
+        let Some(arrival) = message.and_then(arrival) else {
+            return Err(BrokerError::ConnectionLost {
+                at: self.link.at.clone(),
+                detail: "the consumer ended without a word".into(),
+            });
+        };
+        self.report(Report::Arrived(arrival));
+        Ok(())
     }
 
     async fn settle(&mut self, tag: DeliveryTag, verdict: &Verdict) -> Result<(), BrokerError> {
+        if self.proven == self.settled {
+            self.prove_at = Instant::now() + PROVE_AFTER;
+        }
+        self.settled += 1;
         let channel = &self.link.channel;
         let sent = timeout(WRITE_WITHIN, async {
             match verdict {
@@ -193,7 +340,6 @@ impl Consumer {
         let Some(Intake {
             consumer,
             mut messages,
-            arrivals: _closes,
         }) = self.intake.take()
         else {
             return Ok(());
@@ -205,9 +351,7 @@ impl Consumer {
             .await?;
         // All that the server sent before it confirmed the cancelling is here by now.
         while let Ok(message) = messages.try_recv() {
-            if let Some(arrival) = arrival(message) {
-                self.settle(arrival.tag, &Verdict::Released).await?;
-            }
+            self.hand_over(Some(message))?;
         }
         Ok(())
     }
@@ -236,10 +380,16 @@ fn answer(done: oneshot::Sender<()>) {
 fn arrival(message: ConsumerMessage) -> Option<Arrival> {
     let deliver = message.deliver?;
     let counted = message.basic_properties.as_ref().and_then(delivery_count);
-    let first = (!deliver.redelivered()).then_some(0);
+    let flag = if deliver.redelivered() {
+        Flag::Redelivered
+    } else {
+        Flag::First
+    };
+    let first = (flag == Flag::First).then_some(0);
     Some(Arrival {
         tag: DeliveryTag(deliver.delivery_tag()),
         body: message.content.unwrap_or_default(),
+        flag,
         earlier_deliveries: counted.or(first),
     })
 }

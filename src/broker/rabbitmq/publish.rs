@@ -1,66 +1,145 @@
-//! The session that publishes results: what runs on its thread. Talks to amqprs through a [`Link`]
-//! and to the [`Sink`](super::Sink) through channels.
+//! The session that publishes results: what runs on its thread, and the handle by which it is held.
+//! Talks to amqprs through a [`Link`] and to the [`Sink`](super::Sink) through channels.
 //!
 //! Only this task assigns tags and publishes, in one go: amqprs counts publishes in the order in
 //! which they reach its writer, so two publishers at once would confirm each other's messages.
 
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use amqprs::channel::{BasicPublishArguments, ConfirmSelectArguments};
+use amqprs::channel::{BasicPublishArguments, BasicQosArguments, ConfirmSelectArguments};
 use amqprs::{BasicProperties, FieldTable, FieldValue};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use uuid::Uuid;
 
-use super::confirms::Pending;
+use super::confirms::{Confirms, Pending};
 use super::link::Link;
 use super::refusal;
-use super::session::End;
+use super::session::{self, End, Hold};
 use super::watch::{SharedConfirms, Signal, with};
-use crate::broker::BrokerError;
+use crate::broker::{BrokerError, Place};
+use crate::config::AmqpAddress;
+use crate::ids::Generation;
 
 /// How often somebody who waits for a confirm is told so in the log.
 const LATE_EVERY: Duration = Duration::from_mins(1);
 /// A broker out of memory or disk confirms nothing until it is well again; giving up early would
 /// publish results twice. A dead connection is noticed by its heartbeats long before.
 const CONFIRM_WITHIN: Duration = Duration::from_mins(15);
+/// A server from which nothing was heard for so long is asked whether it lives before it is sent a
+/// result. What is sent into a connection that is dead or stuck may arrive or not, and would have to
+/// be sent again; what waits is there once.
+const FRESH: Duration = Duration::from_secs(1);
 /// For handing one message to amqprs' writer.
 const WRITE_WITHIN: Duration = Duration::from_secs(8);
 const PERSISTENT: u8 = 2;
 
+/// One message; its outcome is told by `pending`. No outcome: it was not sent.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub(super) body: Vec<u8>,
+    pub(super) headers: Vec<(&'static str, String)>,
+    pub(super) pending: Pending,
+}
+
 /// What the session can be told.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// Publish one message; its outcome is told by `pending`.
-    Publish {
-        body: Vec<u8>,
-        headers: Vec<(&'static str, String)>,
-        pending: Pending,
-    },
+    /// Publish one message.
+    Publish(Message),
     /// End.
     Close { done: oneshot::Sender<()> },
 }
 
-/// A session that publishes.
-pub(super) struct Publisher {
+/// The holder's side of a session that publishes. Dropping it ends the session at once.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) hold: Hold,
+    pub(super) commands: mpsc::Sender<Command>,
+}
+
+impl Session {
+    /// Connects, declares the queue and switches confirms on.
+    pub(super) async fn open(
+        at: Place,
+        address: AmqpAddress,
+        generation: Generation,
+    ) -> Result<Self, BrokerError> {
+        let (commands, to_session) = mpsc::channel(16);
+        let place = at.clone();
+        let hold = session::start(generation, &at, move |ready, owner| async move {
+            let name = Uuid::new_v4().simple().to_string();
+            let confirms = Arc::new(Mutex::new(Confirms::new(&place.queue, name)));
+            let publisher = async {
+                let link = Link::open(&address, &place, &confirms).await?;
+                Publisher::start(link, Arc::clone(&confirms)).await
+            };
+            match publisher.await {
+                Ok(publisher) => {
+                    // Nobody waits any more: the owner's signal ends it at once.
+                    let _gone = ready.send(Ok(()));
+                    publisher.run(to_session, owner).await
+                }
+                Err(error) => {
+                    let _gone = ready.send(Err(error));
+                    End::Abandoned
+                }
+            }
+        })
+        .await?;
+        Ok(Self { hold, commands })
+    }
+
+    /// Ends it. Whoever waits for a confirm learns nothing more.
+    pub(super) async fn close(self, within: Duration) {
+        let (done, is_done) = oneshot::channel();
+        let closing = async {
+            self.commands.send(Command::Close { done }).await.is_ok() && is_done.await.is_ok()
+        };
+        if !timeout(within, closing).await.unwrap_or(false) {
+            let (at, error) = (&self.hold.at, self.hold.loss());
+            let error = error.map(|error| error.to_string());
+            tracing::debug!(%at, error, "the outgoing queue was not closed in order");
+        }
+    }
+}
+
+/// The question, since when it is asked, and the publish that waits for its answer.
+struct Probe {
+    answer: Pin<Box<dyn Future<Output = Result<(), amqprs::error::Error>>>>,
+    since: Instant,
+    message: Message,
+}
+
+/// A session that publishes, on its own thread.
+struct Publisher {
     link: Link,
     confirms: SharedConfirms,
+    heard: Instant,
+    /// Whether the server lives; one short of memory answers when it has some again. Never
+    /// cancelled: amqprs may panic then.
+    probe: Option<Probe>,
 }
 
 impl Publisher {
-    /// Switches confirms on.
-    pub(super) async fn start(
-        mut link: Link,
-        confirms: SharedConfirms,
-    ) -> Result<Self, BrokerError> {
+    async fn start(mut link: Link, confirms: SharedConfirms) -> Result<Self, BrokerError> {
         let channel = link.channel.clone();
         let arguments = ConfirmSelectArguments::new(false);
         link.ask("switching confirms on", channel.confirm_select(arguments))
             .await?;
-        Ok(Self { link, confirms })
+        Ok(Self {
+            link,
+            confirms,
+            heard: Instant::now(),
+            probe: None,
+        })
     }
 
     /// Serves until the session ends.
-    pub(super) async fn run(
+    async fn run(
         mut self,
         mut commands: mpsc::Receiver<Command>,
         mut owner: oneshot::Receiver<()>,
@@ -76,10 +155,9 @@ impl Publisher {
                     Err(refusal::of_signal(&signal, &self.link.at))
                 }
                 _ = &mut owner => return End::Abandoned,
-                Some(command) = commands.recv() => match command {
-                    Command::Publish { body, headers, pending } => {
-                        self.publish(body, headers, pending).await
-                    }
+                answered = answer(&mut self.probe) => self.publish_probed(answered).await,
+                Some(command) = commands.recv(), if self.probe.is_none() => match command {
+                    Command::Publish(message) => self.probe_or_publish(message).await,
                     Command::Close { done } => {
                         self.link.close().await;
                         // Whoever asked may have stopped waiting.
@@ -98,12 +176,44 @@ impl Publisher {
         }
     }
 
-    async fn publish(
+    async fn probe_or_publish(&mut self, message: Message) -> Result<(), BrokerError> {
+        let confirmed = with(&self.confirms, |confirms| confirms.last_heard());
+        self.heard = self.heard.max(confirmed.unwrap_or(self.heard));
+        if self.heard.elapsed() < FRESH {
+            return self.publish(message).await;
+        }
+        let channel = self.link.channel.clone();
+        let probe = async move { channel.basic_qos(BasicQosArguments::new(0, 0, false)).await };
+        self.probe = Some(Probe {
+            answer: Box::pin(probe),
+            since: Instant::now(),
+            message,
+        });
+        Ok(())
+    }
+
+    async fn publish_probed(
         &mut self,
-        body: Vec<u8>,
-        headers: Vec<(&'static str, String)>,
-        pending: Pending,
+        answered: Result<(), amqprs::error::Error>,
     ) -> Result<(), BrokerError> {
+        let waiting = self.probe.take();
+        answered.map_err(|error| BrokerError::ConnectionLost {
+            at: self.link.at.clone(),
+            detail: error.to_string(),
+        })?;
+        self.heard = Instant::now();
+        match waiting {
+            Some(Probe { message, .. }) => self.publish(message).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn publish(&mut self, message: Message) -> Result<(), BrokerError> {
+        let Message {
+            body,
+            headers,
+            pending,
+        } = message;
         // First the entry, then the message: its confirm may be faster than our next line.
         let Some(id) = with(&self.confirms, |confirms| confirms.insert(pending)) else {
             return Ok(());
@@ -131,8 +241,12 @@ impl Publisher {
     }
 
     fn look_for_late_confirms(&self) -> Result<(), BrokerError> {
-        let Some((results, bytes, since)) = with(&self.confirms, |confirms| confirms.waiting())
-        else {
+        let waiting = with(&self.confirms, |confirms| confirms.waiting());
+        let probed = self
+            .probe
+            .as_ref()
+            .map(|probe| (1, probe.message.body.len(), probe.since));
+        let Some((results, bytes, since)) = waiting.or(probed) else {
             return Ok(());
         };
         let waited = since.elapsed();
@@ -169,4 +283,12 @@ fn table(headers: Vec<(&'static str, String)>) -> FieldTable {
         }
     }
     table
+}
+
+/// The answer to the question, if one was asked.
+async fn answer(probe: &mut Option<Probe>) -> Result<(), amqprs::error::Error> {
+    match probe {
+        Some(probe) => probe.answer.as_mut().await,
+        None => std::future::pending().await,
+    }
 }

@@ -38,11 +38,6 @@ impl Hold {
         self.lost.borrow().clone()
     }
 
-    /// A view that outlives the hold without keeping the session alive.
-    pub(super) fn watch(&self) -> watch::Receiver<Option<BrokerError>> {
-        self.lost.clone()
-    }
-
     /// Resolves when the session was lost. Cancel-safe.
     pub(super) async fn lost(&mut self) -> BrokerError {
         match self.lost.wait_for(Option::is_some).await {

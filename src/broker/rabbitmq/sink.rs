@@ -1,19 +1,19 @@
-//! The pilot's end of a session that publishes. Talks to it through channels only. Apart from
+//! The pilot's end of a queue that results go to, through all the sessions of its life. Talks to the
+//! live session and to its [`Keeper`](super::keep) through channels. Apart from
 //! [`publish`](super::publish), because that runs on the session's thread and this on the pilot's.
 
 use std::future::Future;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
-use uuid::Uuid;
 
-use super::confirms::{Confirms, Pending};
-use super::link::Link;
-use super::publish::{Command, Publisher};
-use super::session::{self, End, Hold};
-use crate::broker::{BrokerError, Content, Place, PublishError};
+use super::confirms::Pending;
+use super::keep::{Keeper, Line, Order};
+use super::publish::{Command, Message, Session};
+use super::unsent;
+use crate::broker::{BrokerError, Content, Place, PublishError, Resilience};
 use crate::config::AmqpAddress;
 use crate::ids::Generation;
 
@@ -22,7 +22,7 @@ pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Results in flight; 100 are enough for the most that one connection gives, 23,600 a second.
 const PUBLISHES_MAX: u32 = 128;
-/// And their bytes: four of the largest.
+/// And their bytes: four of the largest. In memory twice until confirmed, once for sending again.
 const PUBLISH_BYTES_MAX: u32 = 64 * 1024 * 1024;
 
 /// For the last confirms before closing; whoever cared has waited for them already.
@@ -32,49 +32,49 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Results into a queue.
 pub struct Sink {
-    hold: Hold,
-    commands: mpsc::Sender<Command>,
+    pub(super) at: Place,
+    line: watch::Receiver<Line>,
+    orders: mpsc::Sender<Order>,
     slots: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    resilience: Resilience,
+}
+
+/// What becomes of a result when the broker stays away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Otherwise {
+    /// It is written to disk.
+    Keep,
+    /// It is there already.
+    Forget,
+}
+
+/// Whether the broker may have a result already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    No,
+    Perhaps,
 }
 
 impl Sink {
-    /// A session that publishes.
-    pub(super) async fn open(
+    /// Takes over the first session. To be called within a runtime.
+    pub(super) fn start(
         at: &Place,
         address: &AmqpAddress,
-        generation: Generation,
-    ) -> Result<Self, BrokerError> {
-        let (commands, to_session) = mpsc::channel(16);
-        let (place, address) = (at.clone(), address.clone());
-        let hold = session::start(generation, at, move |ready, owner| async move {
-            let name = Uuid::new_v4().simple().to_string();
-            let confirms = Arc::new(Mutex::new(Confirms::new(&place.queue, name)));
-            let publisher = async {
-                let link = Link::open(&address, &place, &confirms).await?;
-                Publisher::start(link, Arc::clone(&confirms)).await
-            };
-            match publisher.await {
-                Ok(publisher) => {
-                    // Nobody waits any more: the owner's signal ends it at once.
-                    let _gone = ready.send(Ok(()));
-                    publisher.run(to_session, owner).await
-                }
-                Err(error) => {
-                    let _gone = ready.send(Err(error));
-                    End::Abandoned
-                }
-            }
-        })
-        .await?;
-        let slots = Arc::new(Semaphore::new(PUBLISHES_MAX as usize));
-        let bytes = Arc::new(Semaphore::new(PUBLISH_BYTES_MAX as usize));
-        Ok(Self {
-            hold,
-            commands,
-            slots,
-            bytes,
-        })
+        session: Session,
+        resilience: &Resilience,
+    ) -> Self {
+        let (orders, to_keeper) = mpsc::channel(1);
+        let (keeper, line) = Keeper::new(at.clone(), address.clone(), session, resilience.clone());
+        tokio::spawn(keeper.run(to_keeper));
+        Self {
+            at: at.clone(),
+            line,
+            orders,
+            slots: Arc::new(Semaphore::new(PUBLISHES_MAX as usize)),
+            bytes: Arc::new(Semaphore::new(PUBLISH_BYTES_MAX as usize)),
+            resilience: resilience.clone(),
+        }
     }
 
     pub(in crate::broker) fn publish(
@@ -82,8 +82,18 @@ impl Sink {
         content: Content,
         headers: Vec<(&'static str, String)>,
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
+        self.publish_or(content, headers, Otherwise::Keep)
+    }
+
+    pub(super) fn publish_or(
+        &self,
+        content: Content,
+        headers: Vec<(&'static str, String)>,
+        otherwise: Otherwise,
+    ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
         let (slots, bytes) = (Arc::clone(&self.slots), Arc::clone(&self.bytes));
-        let (commands, lost) = (self.commands.clone(), self.hold.watch());
+        let (mut line, resilience) = (self.line.clone(), self.resilience.clone());
+        let at = self.at.clone();
         async move {
             let Content::Frame(body) = content else {
                 return Err(PublishError::WrongEncoding);
@@ -101,52 +111,82 @@ impl Sink {
             };
             let slot = slots.acquire_owned().await.map_err(closed)?;
             let room = bytes.acquire_many_owned(weight).await.map_err(closed)?;
-            let (outcome, is_settled) = oneshot::channel();
-            let pending = Pending {
-                outcome,
-                since: Instant::now(),
-                bytes: size,
-                permits: [slot, room],
-            };
-            let command = Command::Publish {
-                body,
-                headers,
-                pending,
-            };
-            if commands.send(command).await.is_ok()
-                && let Ok(outcome) = is_settled.await
-            {
-                return outcome;
+            let permits = Arc::new([slot, room]);
+            let mut tried = Generation(0);
+            let mut sent = Sent::No;
+            loop {
+                let (generation, commands) = match live(&mut line, tried).await {
+                    Ok(session) => session,
+                    Err(detail) => {
+                        if otherwise == Otherwise::Keep {
+                            unsent::keep(&at, body, &resilience).await;
+                        }
+                        return Err(PublishError::SessionLost { detail });
+                    }
+                };
+                if sent == Sent::Perhaps {
+                    resilience.count(|stats| stats.published_again += 1);
+                }
+                tried = generation;
+                let (outcome, is_settled) = oneshot::channel();
+                let pending = Pending {
+                    outcome,
+                    since: Instant::now(),
+                    bytes: size,
+                    permits: Arc::clone(&permits),
+                };
+                let command = Command::Publish(Message {
+                    body: body.clone(),
+                    headers: headers.clone(),
+                    pending,
+                });
+                if commands.send(command).await.is_err() {
+                    continue;
+                }
+                match is_settled.await {
+                    Ok(Err(PublishError::SessionLost { .. })) => sent = Sent::Perhaps,
+                    Ok(outcome) => return outcome,
+                    Err(_was_not_sent) => {}
+                }
             }
-            Err(session_lost(lost).await)
         }
     }
 
     pub(in crate::broker) async fn close(self) {
         let all = self.slots.acquire_many(PUBLISHES_MAX);
         if timeout(LAST_CONFIRMS_WITHIN, all).await.is_err() {
-            let at = &self.hold.at;
-            tracing::warn!(%at, "closing although results wait for their confirm");
+            tracing::warn!(at = %self.at, "closing although results wait for their confirm");
         }
         let (done, is_done) = oneshot::channel();
         let closing = async {
-            self.commands.send(Command::Close { done }).await.is_ok() && is_done.await.is_ok()
+            if self.orders.send(Order::Close { done }).await.is_ok() {
+                // The keeper logs what it could not do.
+                let _gone = is_done.await;
+            }
         };
-        if !timeout(CLOSE_WITHIN, closing).await.unwrap_or(false) {
-            let (at, error) = (
-                &self.hold.at,
-                self.hold.loss().map(|error| error.to_string()),
-            );
-            tracing::debug!(%at, error, "the outgoing queue was not closed in order");
+        if timeout(CLOSE_WITHIN, closing).await.is_err() {
+            tracing::debug!(at = %self.at, "the outgoing queue was not closed in order");
         }
     }
 }
 
-/// The session has let go of a publish: it is ending, and about to say why.
-async fn session_lost(mut lost: watch::Receiver<Option<BrokerError>>) -> PublishError {
-    let detail = match lost.wait_for(Option::is_some).await.as_deref() {
-        Ok(Some(error)) => error.to_string(),
-        Ok(None) | Err(_) => "it ended".to_owned(),
-    };
-    PublishError::SessionLost { detail }
+/// The live session, if it is a later one than `tried`; waits for it as long as there is hope.
+async fn live(
+    line: &mut watch::Receiver<Line>,
+    tried: Generation,
+) -> Result<(Generation, mpsc::Sender<Command>), String> {
+    let settled = line.wait_for(|line| match line {
+        Line::Up(generation, _) => *generation > tried,
+        Line::Down => false,
+        Line::GivenUp(_) => true,
+    });
+    match settled.await.as_deref() {
+        Ok(Line::Up(generation, commands)) => Ok((*generation, commands.clone())),
+        Ok(Line::GivenUp(error)) => Err(given_up(error)),
+        Ok(Line::Down) | Err(_) => Err("it was closed".into()),
+    }
+}
+
+fn given_up(error: &BrokerError) -> String {
+    format!("{error}; waited for it as long as EWMS_PILOT_BROKER_RECONNECT_TIMEOUT says")
 }

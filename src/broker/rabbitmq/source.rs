@@ -1,143 +1,181 @@
-//! The pilot's end of a session that consumes. Talks to it through channels only. Apart from
-//! [`consume`](super::consume), because that runs on the session's thread and this on the pilot's.
+//! The pilot's end of a queue that events come from, through all the sessions of its life. Talks to
+//! its [`Supervisor`](super::supervise) only. Apart from it, because that runs whether the pilot
+//! looks or not.
 
-use std::sync::{Arc, Mutex};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, timeout};
 
-use super::confirms::Confirms;
-use super::consume::{Arrival, Command, Consumer};
-use super::link::Link;
-use super::session::{self, End, Hold};
-use crate::broker::{BrokerError, Content, Delivery, Place, ReceiptKind, SettleError, Verdict};
+use super::consume::{Arrival, Session};
+use super::inflight::{EntryId, Fingerprint, InFlight, Owner};
+use super::supervise::{CLOSE_WITHIN, Order, Supervisor};
+use crate::broker::{
+    BrokerError, Content, Delivery, Place, ReceiptKind, Resilience, SettleError, Verdict,
+};
 use crate::config::AmqpAddress;
-use crate::ids::{DeliveryTag, Generation};
+use crate::ids::Generation;
 
-/// Stopping is one call to the server, closing up to two and the good-byes.
+/// Stopping is one call to the server.
 const STOP_WITHIN: Duration = Duration::from_secs(12);
-const CLOSE_WITHIN: Duration = Duration::from_secs(25);
+
+/// What the two ends share. No await happens under its lock.
+#[derive(Debug, Default)]
+pub(super) struct Desk {
+    state: Mutex<DeskState>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct DeskState {
+    /// Events that came and are not handed out yet. All of the live session.
+    pub(super) ready: VecDeque<(Fingerprint, Arrival)>,
+    pub(super) in_flight: InFlight,
+    /// The live session, and since when.
+    pub(super) live: Option<(Generation, Instant)>,
+    /// Why no more events are to be expected.
+    pub(super) given_up: Option<BrokerError>,
+}
+
+impl Desk {
+    /// Changes the state and wakes whoever waits for an event.
+    pub(super) fn with<T>(&self, change: impl FnOnce(&mut DeskState) -> T) -> T {
+        let changed = change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_one();
+        changed
+    }
+}
 
 /// Events from a queue.
 pub struct Source {
-    hold: Hold,
-    commands: mpsc::Sender<Command>,
-    arrivals: mpsc::Receiver<Arrival>,
+    at: Place,
+    desk: Arc<Desk>,
+    orders: mpsc::Sender<Order>,
+    stopped: bool,
 }
 
-/// A tag with the way into its own session.
+/// An event in hand, whichever delivery stands for it.
 pub(in crate::broker) struct Receipt {
-    tag: DeliveryTag,
+    entry: EntryId,
     generation: Generation,
-    commands: mpsc::Sender<Command>,
+    orders: mpsc::Sender<Order>,
 }
 
 impl Source {
-    /// A session that consumes.
-    pub(super) async fn open(
+    /// Takes over the first session. To be called within a runtime.
+    pub(super) fn start(
         at: &Place,
         address: &AmqpAddress,
         window: u16,
-        generation: Generation,
-    ) -> Result<Self, BrokerError> {
-        let (to_pilot, arrivals) = mpsc::channel(usize::from(window));
-        let (commands, to_session) = mpsc::channel(usize::from(window) + 2);
-        let (place, address) = (at.clone(), address.clone());
-        let hold = session::start(generation, at, move |ready, owner| async move {
-            let confirms = Arc::new(Mutex::new(Confirms::new(&place.queue, String::new())));
-            let consumer = async {
-                let link = Link::open(&address, &place, &confirms).await?;
-                Consumer::start(link, window, to_pilot).await
-            };
-            match consumer.await {
-                Ok(consumer) => {
-                    // Nobody waits any more: the owner's signal ends it at once.
-                    let _gone = ready.send(Ok(()));
-                    consumer.run(to_session, owner).await
-                }
-                Err(error) => {
-                    let _gone = ready.send(Err(error));
-                    End::Abandoned
-                }
-            }
-        })
-        .await?;
-        Ok(Self {
-            hold,
-            commands,
-            arrivals,
-        })
+        session: Session,
+        resilience: &Resilience,
+    ) -> Self {
+        let desk = Arc::new(Desk::default());
+        // A full channel makes whoever settles wait; the supervisor never waits for them.
+        let (orders, to_supervisor) = mpsc::channel(64);
+        let supervisor = Supervisor::new(
+            at.clone(),
+            address.clone(),
+            window,
+            Arc::clone(&desk),
+            resilience.clone(),
+            session,
+        );
+        tokio::spawn(supervisor.run(to_supervisor));
+        Self {
+            at: at.clone(),
+            desk,
+            orders,
+            stopped: false,
+        }
     }
 
     pub(in crate::broker) async fn recv(&mut self) -> Result<Delivery, BrokerError> {
-        let Self {
-            hold,
-            commands,
-            arrivals,
-        } = self;
-        tokio::select! {
-            // Events of a dead session come again; running them now would run them twice.
-            biased;
-            error = hold.lost() => Err(error),
-            Some(arrival) = arrivals.recv() => {
-                let Arrival { tag, body, earlier_deliveries } = arrival;
-                let generation = hold.generation;
-                let receipt = Receipt { tag, generation, commands: commands.clone() };
-                Ok(Delivery {
-                    content: Content::Frame(body),
-                    earlier_deliveries,
-                    receipt: crate::broker::Receipt::new(ReceiptKind::RabbitMq(receipt)),
-                })
+        if self.stopped {
+            return std::future::pending().await;
+        }
+        loop {
+            let changed = self.desk.changed.notified();
+            if let Some(next) = self.take() {
+                return next;
             }
+            changed.await;
         }
     }
 
-    pub(in crate::broker) async fn stop(&mut self) -> Result<(), BrokerError> {
-        let stopping = async {
-            let (done, is_done) = oneshot::channel();
-            let sent = self.commands.send(Command::Stop { done }).await.is_ok();
-            if !sent || is_done.await.is_err() {
-                return Err(self.hold.lost().await);
-            }
-            // The session has closed its end: what it had handed to us is all here.
-            while let Some(Arrival { tag, .. }) = self.arrivals.recv().await {
-                let generation = self.hold.generation;
-                let receipt = Receipt {
-                    tag,
-                    generation,
-                    commands: self.commands.clone(),
-                };
-                if receipt.settle(Verdict::Released).await.is_err() {
-                    return Err(self.hold.lost().await);
-                }
-            }
-            Ok(())
+    /// The next event, which is in hand from now on.
+    fn take(&self) -> Option<Result<Delivery, BrokerError>> {
+        let mut state = self
+            .desk
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = &state.given_up {
+            return Some(Err(error.clone()));
+        }
+        let (generation, _) = state.live?;
+        let (fingerprint, arrival) = state.ready.pop_front()?;
+        let owner = Owner {
+            generation,
+            tag: arrival.tag,
         };
-        match timeout(STOP_WITHIN, stopping).await {
-            Ok(stopped) => stopped,
-            Err(_elapsed) => Err(BrokerError::TimedOut {
-                at: self.hold.at.clone(),
+        let entry = state.in_flight.enter(fingerprint, owner, arrival.flag);
+        let receipt = Receipt {
+            entry,
+            generation,
+            orders: self.orders.clone(),
+        };
+        Some(Ok(Delivery {
+            content: Content::Frame(arrival.body),
+            earlier_deliveries: arrival.earlier_deliveries,
+            receipt: crate::broker::Receipt::new(ReceiptKind::RabbitMq(receipt)),
+        }))
+    }
+
+    /// When a queue that gave nothing for `wait` may be called idle, if that is later than now: the
+    /// time in which the broker was away tells nothing.
+    pub(in crate::broker) fn idle_not_before(&self, wait: Duration) -> Option<Instant> {
+        let state = self
+            .desk
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let since = state.live.map_or(now, |(_, since)| since);
+        Some(since + wait).filter(|end| *end > now)
+    }
+
+    pub(in crate::broker) async fn stop(&mut self) -> Result<(), BrokerError> {
+        self.stopped = true;
+        let (done, is_done) = oneshot::channel();
+        let stopping = async {
+            if self.orders.send(Order::Stop { done }).await.is_ok() {
+                // Its end without an answer is that of the runtime.
+                let _gone = is_done.await;
+            }
+        };
+        timeout(STOP_WITHIN, stopping)
+            .await
+            .map_err(|_elapsed| BrokerError::TimedOut {
+                at: self.at.clone(),
                 step: "giving events back",
                 after: STOP_WITHIN,
-            }),
-        }
+            })
     }
 
     pub(in crate::broker) async fn close(mut self) {
         if let Err(error) = self.stop().await {
-            tracing::warn!(%error, "the incoming queue was not closed in order");
-            return;
+            tracing::warn!(%error, "the incoming queue did not stop in order");
         }
         let (done, is_done) = oneshot::channel();
         let closing = async {
-            self.commands.send(Command::Close { done }).await.is_ok() && is_done.await.is_ok()
+            self.orders.send(Order::Close { done }).await.is_ok() && is_done.await.is_ok()
         };
         if !timeout(CLOSE_WITHIN, closing).await.unwrap_or(false) {
-            let at = &self.hold.at;
-            let error = self.hold.loss().map(|error| error.to_string());
             tracing::warn!(
-                %at, error,
+                at = %self.at,
                 "the incoming queue was not closed in order; the broker may deliver events again \
                  that are done"
             );
@@ -152,25 +190,27 @@ impl Receipt {
 
     pub(in crate::broker) async fn settle(self, verdict: Verdict) -> Result<(), SettleError> {
         let (done, is_done) = oneshot::channel();
-        let command = Command::Settle {
-            tag: self.tag,
+        let order = Order::Settle {
+            entry: self.entry,
             verdict,
             done,
         };
-        self.commands
-            .send(command)
+        self.orders
+            .send(order)
             .await
             .map_err(|_closed| SettleError::SessionLost)?;
-        is_done.await.map_err(|_dropped| SettleError::SessionLost)
+        // No answer: the session was lost over it, and the event is settled when it comes again.
+        let _deferred = is_done.await;
+        Ok(())
     }
 
     pub(in crate::broker) fn report_drop(self) {
-        if self.commands.is_closed() {
+        if self.orders.is_closed() {
             return;
         }
-        let (delivery_tag, generation) = (self.tag.0, self.generation.0);
+        let (entry, generation) = (self.entry, self.generation.0);
         tracing::error!(
-            delivery_tag,
+            ?entry,
             generation,
             "a delivery was dropped unsettled; the broker holds its event until this pilot ends"
         );

@@ -44,7 +44,7 @@ fn defaults_are_those_of_the_table() {
     );
     assert_eq!(config.chirp, None);
     assert!(config.warnings.is_empty());
-    let BrokerConfig::RabbitMq(address) = config.incoming.broker else {
+    let BrokerConfig::RabbitMq(address) = &config.incoming[0].broker else {
         panic!("is RabbitMQ")
     };
     assert_eq!((&*address.host, address.port), ("localhost", 5672));
@@ -112,7 +112,7 @@ fn every_variable_has_its_effect() {
         ("i", "a", Some(seconds(7)))
     );
     assert_eq!(init.env, [("C".to_owned(), "True".to_owned())]);
-    let BrokerConfig::RabbitMq(address) = &config.incoming.broker else {
+    let BrokerConfig::RabbitMq(address) = &config.incoming[0].broker else {
         panic!("is RabbitMQ")
     };
     assert_eq!(
@@ -120,7 +120,7 @@ fn every_variable_has_its_effect() {
         (Transport::Tls, "host", "Me")
     );
     assert_eq!(address.password.reveal(), "tok");
-    let BrokerConfig::Spool(directory) = &config.outgoing.broker else {
+    let BrokerConfig::Spool(directory) = &config.outgoing[0].broker else {
         panic!("is a spool")
     };
     assert_eq!(directory, Path::new("/job/scratch/spool/dir"));
@@ -345,4 +345,23 @@ fn the_window_fits_what_can_run() {
     assert_eq!(window("1", "16"), 16);
     assert_eq!(window("100", "4"), 8);
     assert_eq!(window("65535", "65535"), 65535);
+}
+
+#[test]
+fn several_queues_are_lists_in_step() {
+    let config = read(&[
+        ("EWMS_PILOT_QUEUE_INCOMING", "a;b"),
+        ("EWMS_PILOT_QUEUE_INCOMING_AUTH_TOKEN", "t;u"),
+        ("EWMS_PILOT_QUEUE_INCOMING_BROKER_TYPE", "rabbitmq;spool"),
+        ("EWMS_PILOT_QUEUE_INCOMING_BROKER_ADDRESS", "me@x;/y"),
+    ]);
+    let [first, second] = &config.incoming[..] else {
+        panic!("they are two")
+    };
+    assert_eq!((&*first.name, &*second.name), ("a", "b"));
+    let BrokerConfig::RabbitMq(address) = &first.broker else {
+        panic!("is RabbitMQ")
+    };
+    assert_eq!((&*address.host, address.password.reveal()), ("x", "t"));
+    assert!(matches!(&second.broker, BrokerConfig::Spool(path) if path == Path::new("/y")));
 }

@@ -171,19 +171,30 @@ fn a_spool_needs_a_directory_and_a_file_name() {
     }
     let config = read(&[spool, address]);
     assert!(
-        matches!(config.incoming.broker, BrokerConfig::Spool(path) if path == Path::new("/spool"))
+        matches!(&config.incoming[0].broker, BrokerConfig::Spool(path) if path == Path::new("/spool"))
     );
 }
 
 #[test]
-fn several_queues_are_refused_as_such() {
+fn several_outgoing_queues_are_of_one_kind() {
     let text = problem(&[
-        ("EWMS_PILOT_QUEUE_INCOMING", "a;b"),
-        ("EWMS_PILOT_QUEUE_INCOMING_AUTH_TOKEN", "t;t"),
-        ("EWMS_PILOT_QUEUE_INCOMING_BROKER_TYPE", "rabbitmq;rabbitmq"),
-        ("EWMS_PILOT_QUEUE_INCOMING_BROKER_ADDRESS", "x;y"),
+        ("EWMS_PILOT_QUEUE_OUTGOING", "a;b"),
+        ("EWMS_PILOT_QUEUE_OUTGOING_BROKER_TYPE", "rabbitmq;spool"),
+        ("EWMS_PILOT_QUEUE_OUTGOING_BROKER_ADDRESS", "x;/y"),
     ]);
-    assert!(text.contains("several queues joined with `;`"), "{text}");
+    assert!(text.contains("queues of one kind only"), "{text}");
+}
+
+#[test]
+fn a_name_missing_among_several_is_refused() {
+    for names in ["a;", ";a"] {
+        let text = problem(&[
+            ("EWMS_PILOT_QUEUE_INCOMING", names),
+            ("EWMS_PILOT_QUEUE_INCOMING_BROKER_TYPE", "rabbitmq;rabbitmq"),
+            ("EWMS_PILOT_QUEUE_INCOMING_BROKER_ADDRESS", "x;y"),
+        ]);
+        assert!(text.contains("a name is missing"), "{text}");
+    }
 }
 
 #[test]

@@ -1,0 +1,403 @@
+//! The table of events that this pilot has in hand: which delivery stands for which event, and what
+//! became of it. Pure: no I/O, no clock. Apart, because these rules decide whether a task is run
+//! twice, and whether an event is lost.
+//!
+//! An event outlives the session it came through. When that is lost its tag means nothing any more,
+//! the task runs on, and the broker delivers the event again, flagged as redelivered. Such a delivery
+//! is *adopted*: it becomes the tag of the event in hand instead of a new event. As messages carry no
+//! identity, the event is recognised by its body.
+//!
+//! | state | with an owner | after its session was lost |
+//! | --- | --- | --- |
+//! | open: its task runs, or its result is on its way | it can be settled | adopted, goes on |
+//! | settled: done, or rejected for good | acknowledged, or rejected, at once | adopted and settled so |
+//! | sent: settled, not proven to have arrived | forgotten when proven | in doubt |
+//! | in doubt: the settlement may have arrived or not | | adopted and settled so, unless the same body was seen in two events |
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+
+use uuid::Uuid;
+
+use crate::broker::Verdict;
+use crate::ids::{DeliveryTag, Generation};
+
+/// Fingerprints that are remembered to recognise bodies that are in the queue more than once.
+const REMEMBERED: usize = 8_192;
+
+/// Recognises a body: 122 bits of its SHA-1, and its length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Fingerprint(Uuid, usize);
+
+impl Fingerprint {
+    pub(super) fn of(body: &[u8]) -> Self {
+        Self(Uuid::new_v5(&Uuid::nil(), body), body.len())
+    }
+}
+
+/// Whether the broker says that it delivered the event before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flag {
+    First,
+    Redelivered,
+}
+
+/// Names one event in hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct EntryId(u64);
+
+/// A tag and the only session in which it means something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Owner {
+    pub(super) generation: Generation,
+    pub(super) tag: DeliveryTag,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    Settled(Final, Told),
+}
+
+/// A verdict that is final: the broker is to forget the event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Final {
+    Done,
+    Rejected,
+}
+
+/// What the broker was told of a final verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    /// The settlement's number in its session.
+    Sent(u64),
+    InDoubt,
+}
+
+impl From<Final> for Verdict {
+    fn from(verdict: Final) -> Self {
+        match verdict {
+            Final::Done => Self::Done,
+            Final::Rejected => Self::Rejected,
+        }
+    }
+}
+
+impl Entry {
+    fn is_in_doubt(&self) -> bool {
+        matches!(self.state, State::Settled(_, Told::InDoubt))
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    fingerprint: Fingerprint,
+    owner: Option<Owner>,
+    state: State,
+}
+
+/// What a delivery turned out to be.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Recognised {
+    /// An event that is not in hand.
+    New,
+    /// One whose task runs here.
+    Running,
+    /// One that is worked through; to be settled so.
+    Settled(EntryId, Verdict),
+}
+
+/// What is to be done for a verdict.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Settling {
+    /// Send it with this tag.
+    Send(Owner),
+    /// Its session is lost. The acknowledgement follows when the event is delivered again.
+    Deferred,
+    /// Its session is lost, and with it the broker took the event back, which is what was wanted.
+    GivenBackAlready,
+}
+
+/// All events in hand.
+#[derive(Debug, Default)]
+pub(super) struct InFlight {
+    entries: BTreeMap<EntryId, Entry>,
+    last: u64,
+    remembered: VecDeque<Fingerprint>,
+    seen: HashSet<Fingerprint>,
+    /// Bodies that more than one event has.
+    common: HashSet<Fingerprint>,
+}
+
+impl InFlight {
+    /// An event is handed out.
+    pub(super) fn enter(&mut self, fingerprint: Fingerprint, owner: Owner, flag: Flag) -> EntryId {
+        if self.seen.insert(fingerprint) {
+            self.remembered.push_back(fingerprint);
+            if self.remembered.len() > REMEMBERED
+                && let Some(oldest) = self.remembered.pop_front()
+            {
+                self.seen.remove(&oldest);
+                self.common.remove(&oldest);
+            }
+        } else if flag == Flag::First {
+            self.common.insert(fingerprint);
+        }
+        self.last += 1;
+        let id = EntryId(self.last);
+        let entry = Entry {
+            fingerprint,
+            owner: Some(owner),
+            state: State::Open,
+        };
+        self.entries.insert(id, entry);
+        id
+    }
+
+    /// A delivery came. One that is not flagged is never one in hand.
+    pub(super) fn recognise(
+        &mut self,
+        fingerprint: Fingerprint,
+        owner: Owner,
+        flag: Flag,
+    ) -> Recognised {
+        if flag == Flag::First {
+            return Recognised::New;
+        }
+        let common = self.common.contains(&fingerprint);
+        let candidates = self.entries.iter_mut().filter(|(_, entry)| {
+            entry.owner.is_none()
+                && entry.fingerprint == fingerprint
+                // Acknowledging the twin of an event that the broker has forgotten would lose it.
+                && !(common && entry.is_in_doubt())
+        });
+        // Doubt last: whoever is surely meant comes first.
+        let Some((id, entry)) = candidates.min_by_key(|(_, entry)| entry.is_in_doubt()) else {
+            return Recognised::New;
+        };
+        entry.owner = Some(owner);
+        match entry.state {
+            State::Open => Recognised::Running,
+            State::Settled(verdict, _) => {
+                entry.state = State::Settled(verdict, Told::Nothing);
+                Recognised::Settled(*id, verdict.into())
+            }
+        }
+    }
+
+    /// The verdict on an event in hand. `number` is what its settlement would be in the session.
+    pub(super) fn settle(&mut self, id: EntryId, verdict: &Verdict, number: u64) -> Settling {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return Settling::GivenBackAlready;
+        };
+        let owner = entry.owner;
+        let verdict = match verdict {
+            Verdict::Done => Final::Done,
+            Verdict::Rejected => Final::Rejected,
+            Verdict::Failed { .. } | Verdict::Released => {
+                self.entries.remove(&id);
+                return owner.map_or(Settling::GivenBackAlready, Settling::Send);
+            }
+        };
+        if let Some(owner) = owner {
+            entry.state = State::Settled(verdict, Told::Sent(number));
+            Settling::Send(owner)
+        } else {
+            entry.state = State::Settled(verdict, Told::Nothing);
+            Settling::Deferred
+        }
+    }
+
+    /// The broker has read the session's settlements up to this one.
+    pub(super) fn proven(&mut self, number: u64) {
+        self.entries
+            .retain(|_, entry| !matches!(entry.state, State::Settled(_, Told::Sent(sent)) if sent <= number));
+    }
+
+    /// The session is lost, and all its tags with it.
+    pub(super) fn session_lost(&mut self) {
+        for entry in self.entries.values_mut() {
+            entry.owner = None;
+            if let State::Settled(_, told @ Told::Sent(_)) = &mut entry.state {
+                *told = Told::InDoubt;
+            }
+        }
+    }
+
+    /// All that the broker took back has come again: what was in doubt had arrived.
+    pub(super) fn end_doubts(&mut self) {
+        self.entries
+            .retain(|_, entry| !entry.is_in_doubt() || entry.owner.is_some());
+    }
+
+    /// Events that may be delivered again.
+    pub(super) fn ownerless(&self) -> usize {
+        self.entries
+            .values()
+            .filter(|entry| entry.owner.is_none())
+            .count()
+    }
+
+    /// Events that are done and not surely acknowledged, and for which nothing is under way.
+    pub(super) fn owed(&self) -> usize {
+        self.entries
+            .values()
+            .filter(|entry| entry.owner.is_none() && entry.state != State::Open)
+            .count()
+    }
+
+    /// Whether nothing is in hand.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &[u8] = b"pixel 1";
+
+    fn owner(generation: u64, tag: u64) -> Owner {
+        Owner {
+            generation: Generation(generation),
+            tag: DeliveryTag(tag),
+        }
+    }
+
+    fn failed() -> Verdict {
+        Verdict::Failed {
+            reason: String::new(),
+        }
+    }
+
+    fn again(table: &mut InFlight, body: &[u8], tag: u64) -> Recognised {
+        table.recognise(Fingerprint::of(body), owner(2, tag), Flag::Redelivered)
+    }
+
+    fn running(body: &[u8]) -> (InFlight, EntryId) {
+        let mut table = InFlight::default();
+        let id = table.enter(Fingerprint::of(body), owner(1, 7), Flag::First);
+        (table, id)
+    }
+
+    #[test]
+    fn a_running_event_that_comes_again_gets_the_new_tag() {
+        let (mut table, id) = running(A);
+        table.session_lost();
+        assert_eq!(again(&mut table, A, 3), Recognised::Running);
+        assert_eq!(
+            table.settle(id, &Verdict::Done, 1),
+            Settling::Send(owner(2, 3))
+        );
+        table.proven(1);
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn one_delivery_adopts_one_event() {
+        let (mut table, _) = running(A);
+        table.enter(Fingerprint::of(A), owner(1, 8), Flag::First);
+        table.session_lost();
+        assert_eq!(again(&mut table, A, 1), Recognised::Running);
+        assert_eq!(again(&mut table, A, 2), Recognised::Running);
+        assert_eq!(again(&mut table, A, 3), Recognised::New);
+    }
+
+    #[test]
+    fn nothing_adopts_an_event_whose_session_lives_and_no_unflagged_delivery_adopts() {
+        let (mut table, _) = running(A);
+        assert_eq!(again(&mut table, A, 3), Recognised::New);
+        table.session_lost();
+        let fresh = table.recognise(Fingerprint::of(A), owner(2, 4), Flag::First);
+        assert_eq!(fresh, Recognised::New);
+        assert_eq!(again(&mut table, b"pixel 2", 5), Recognised::New);
+    }
+
+    #[test]
+    fn an_event_done_during_the_outage_is_acknowledged_when_it_comes_again() {
+        let (mut table, id) = running(A);
+        table.session_lost();
+        assert_eq!(table.settle(id, &Verdict::Done, 1), Settling::Deferred);
+        assert_eq!((table.owed(), table.ownerless()), (1, 1));
+        assert_eq!(
+            again(&mut table, A, 3),
+            Recognised::Settled(id, Verdict::Done)
+        );
+        assert_eq!(
+            table.settle(id, &Verdict::Done, 1),
+            Settling::Send(owner(2, 3))
+        );
+        assert_eq!(table.owed(), 0);
+    }
+
+    #[test]
+    fn an_event_rejected_during_the_outage_is_rejected_when_it_comes_again() {
+        let (mut table, id) = running(A);
+        table.session_lost();
+        assert_eq!(table.settle(id, &Verdict::Rejected, 1), Settling::Deferred);
+        let rejected = Recognised::Settled(id, Verdict::Rejected);
+        assert_eq!(again(&mut table, A, 3), rejected);
+    }
+
+    #[test]
+    fn an_event_that_failed_during_the_outage_is_back_already() {
+        let (mut table, id) = running(A);
+        table.session_lost();
+        assert_eq!(table.settle(id, &failed(), 1), Settling::GivenBackAlready);
+        assert_eq!(again(&mut table, A, 3), Recognised::New);
+    }
+
+    #[test]
+    fn an_acknowledgement_is_forgotten_only_when_proven() {
+        let (mut table, id) = running(A);
+        table.settle(id, &Verdict::Done, 2);
+        table.proven(1);
+        table.session_lost();
+        assert_eq!(table.owed(), 1);
+        assert_eq!(
+            again(&mut table, A, 3),
+            Recognised::Settled(id, Verdict::Done)
+        );
+    }
+
+    #[test]
+    fn doubt_never_swallows_the_twin_of_an_event() {
+        let (mut table, first) = running(A);
+        let second = table.enter(Fingerprint::of(A), owner(1, 8), Flag::First);
+        table.settle(first, &Verdict::Done, 1);
+        table.session_lost();
+        assert_eq!(again(&mut table, A, 3), Recognised::Running);
+        assert_eq!(again(&mut table, A, 4), Recognised::New);
+        assert_eq!(
+            table.settle(second, &Verdict::Done, 1),
+            Settling::Send(owner(2, 3))
+        );
+    }
+
+    #[test]
+    fn doubts_end_but_what_was_never_acknowledged_is_owed_on() {
+        let (mut table, doubtful) = running(A);
+        let done = table.enter(Fingerprint::of(b"b"), owner(1, 8), Flag::First);
+        table.settle(doubtful, &Verdict::Done, 1);
+        table.session_lost();
+        table.settle(done, &Verdict::Done, 1);
+        table.end_doubts();
+        assert_eq!(table.owed(), 1);
+        assert_eq!(again(&mut table, A, 1), Recognised::New);
+        assert_eq!(
+            again(&mut table, b"b", 2),
+            Recognised::Settled(done, Verdict::Done)
+        );
+    }
+
+    #[test]
+    fn a_second_settlement_of_a_forgotten_event_sends_nothing() {
+        let (mut table, id) = running(A);
+        table.settle(id, &Verdict::Released, 1);
+        assert_eq!(
+            table.settle(id, &Verdict::Done, 2),
+            Settling::GivenBackAlready
+        );
+    }
+}

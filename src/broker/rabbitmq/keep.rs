@@ -1,0 +1,156 @@
+//! Keeps a publishing session up: replaces a lost one, and says when there is no hope. Talks to
+//! sessions, and to the [`Sink`](super::Sink)'s publishes through a watched value. Apart from the
+//! sink, because a queue may be without publishes for hours and must be there when one comes.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::publish::{Command, Session};
+use super::retry;
+use crate::broker::{BrokerError, Patience, Place, Resilience};
+use crate::config::AmqpAddress;
+use crate::ids::Generation;
+
+/// How long a pilot that was told to end waits for a broker that is away.
+const IN_A_HURRY: Duration = Duration::from_secs(10);
+/// For the good-byes.
+const CLOSE_WITHIN: Duration = Duration::from_secs(8);
+/// A session that ends sooner counts as a vain try.
+const LIVED: Duration = Duration::from_secs(30);
+
+/// The state of the connection, for publishes.
+#[derive(Debug)]
+pub(super) enum Line {
+    /// This session takes messages.
+    Up(Generation, mpsc::Sender<Command>),
+    /// Wait.
+    Down,
+    /// There was no connection for as long as was configured. A later one is used nevertheless.
+    GivenUp(BrokerError),
+}
+
+/// What the pilot's end asks for.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// End the session in order.
+    Close { done: oneshot::Sender<()> },
+}
+
+/// See the module.
+pub(super) struct Keeper {
+    at: Place,
+    address: AmqpAddress,
+    session: Session,
+    line: watch::Sender<Line>,
+    resilience: Resilience,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        at: Place,
+        address: AmqpAddress,
+        session: Session,
+        resilience: Resilience,
+    ) -> (Self, watch::Receiver<Line>) {
+        let (line, lines) = watch::channel(up(&session));
+        let keeper = Self {
+            at,
+            address,
+            session,
+            line,
+            resilience,
+        };
+        (keeper, lines)
+    }
+
+    /// Until the sink is closed or dropped.
+    pub(super) async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+        let mut tried = 0;
+        loop {
+            let since = Instant::now();
+            let error = tokio::select! {
+                biased;
+                order = orders.recv() => {
+                    if let Some(Order::Close { done }) = order {
+                        self.session.close(CLOSE_WITHIN).await;
+                        // Whoever asked may have stopped waiting.
+                        let _gone = done.send(());
+                    }
+                    return;
+                }
+                error = self.session.hold.lost() => error,
+            };
+            tried = if since.elapsed() >= LIVED {
+                0
+            } else {
+                tried + 1
+            };
+            tracing::warn!(%error, "the outgoing queue's session is lost; results wait");
+            self.line.send_replace(Line::Down);
+            tokio::select! {
+                biased;
+                // Nothing is there that could be closed in order: dropping `done` says so.
+                _ = orders.recv() => return,
+                session = self.reopen(error, &mut tried) => self.session = session,
+            }
+            self.line.send_replace(up(&self.session));
+        }
+    }
+
+    async fn reopen(&self, mut error: BrokerError, tried: &mut u32) -> Session {
+        let down_since = Instant::now();
+        let mut generation = self.session.hold.generation.0;
+        let mut patience = self.resilience.patience();
+        let mut give_up_at = down_since + self.resilience.reconnect_within();
+        loop {
+            generation += 1;
+            let pause = retry::pause_after(*tried);
+            let opening = async {
+                sleep(pause).await;
+                Session::open(
+                    self.at.clone(),
+                    self.address.clone(),
+                    Generation(generation),
+                )
+                .await
+            };
+            let mut opening = std::pin::pin!(opening);
+            let opened = loop {
+                let is_given_up = matches!(*self.line.borrow(), Line::GivenUp(_));
+                tokio::select! {
+                    biased;
+                    opened = &mut opening => break opened,
+                    Ok(now) = patience.wait_for(|now| *now == Patience::Short),
+                        if give_up_at > Instant::now() + IN_A_HURRY =>
+                    {
+                        drop(now);
+                        give_up_at = Instant::now() + IN_A_HURRY;
+                    }
+                    () = sleep_until(give_up_at), if !is_given_up => {
+                        self.line.send_replace(Line::GivenUp(error.clone()));
+                    }
+                }
+            };
+            match opened {
+                Ok(session) => {
+                    let down_secs = down_since.elapsed().as_secs();
+                    tracing::info!(at = %self.at, generation, down_secs, "the outgoing queue is back");
+                    self.resilience.count(|stats| stats.reconnects += 1);
+                    return session;
+                }
+                Err(failed) => {
+                    *tried = tried.saturating_add(1);
+                    let down_secs = down_since.elapsed().as_secs();
+                    tracing::warn!(error = %failed, down_secs, tried, "the outgoing queue can't be reached yet");
+                    error = failed;
+                }
+            }
+        }
+    }
+}
+
+fn up(session: &Session) -> Line {
+    Line::Up(session.hold.generation, session.commands.clone())
+}

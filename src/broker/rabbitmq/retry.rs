@@ -1,0 +1,75 @@
+//! When a broker that can't be reached is tried again. Talks to nobody. Apart, because the first
+//! connection and all later ones differ in patience only.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use crate::broker::BrokerError;
+use crate::ids::Generation;
+
+/// How often a broker is tried at the start, and until when: nothing is held yet, and a wrong
+/// address is to be told soon.
+const TRIES: u32 = 3;
+const TRY_WITHIN: Duration = Duration::from_secs(20);
+
+/// Between two tries in the midst of life, before a part of it is taken off at random.
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// The first connection. Each try is a session of its own.
+pub(super) async fn at_start<T>(
+    mut open: impl AsyncFnMut(Generation) -> Result<T, BrokerError>,
+) -> Result<T, BrokerError> {
+    let started = Instant::now();
+    let mut tried = 1;
+    loop {
+        let error = match open(Generation(u64::from(tried))).await {
+            Ok(opened) => return Ok(opened),
+            Err(error) => error,
+        };
+        let pause = pause_after(tried);
+        if !error.is_transient() || tried >= TRIES || started.elapsed() + pause >= TRY_WITHIN {
+            return Err(error);
+        }
+        tracing::warn!(%error, tried, pause_ms = pause.as_millis(), "will try again");
+        sleep(pause).await;
+        tried += 1;
+    }
+}
+
+/// How long to wait after so many vain tries, or, after none, after a loss.
+pub(super) fn pause_after(tried: u32) -> Duration {
+    spread(tried, Uuid::new_v4().as_u128())
+}
+
+/// 1 s, 2 s … 30 s, each shortened by up to a half, so that a thousand pilots don't come at once.
+fn spread(tried: u32, random: u128) -> Duration {
+    let longest = (SHORTEST * (1 << tried.saturating_sub(1).min(5))).min(LONGEST);
+    let thousandths = 500 + u32::try_from(random % 501).unwrap_or(0);
+    longest * thousandths / 1000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_are_spread() {
+        let cases = [
+            (0, 500, 1_000),
+            (1, 500, 1_000),
+            (2, 1_000, 2_000),
+            (5, 8_000, 16_000),
+            (6, 15_000, 30_000),
+            (1_000, 15_000, 30_000),
+        ];
+        for (tried, least, most) in cases {
+            for random in [0, 1, 250, 499, u128::MAX] {
+                let pause = spread(tried, random).as_millis();
+                assert!((least..=most).contains(&pause), "{pause} after {tried}");
+            }
+        }
+    }
+}

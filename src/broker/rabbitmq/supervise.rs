@@ -1,0 +1,468 @@
+//! Keeps a queue's consuming sessions: replaces a lost one, recognises events that are in hand when
+//! they come again, and settles each with the tag that is valid at that time. Talks to sessions and to
+//! the [`Source`](super::Source)'s desk. Apart from the source, because events are to be recognised
+//! while the pilot is busy with others, and after it stopped listening.
+//!
+//! While events are without an owner a new session asks for so many more than the window, so that they
+//! can come although others came first. After [`RECOVER_WITHIN`] no more of them are expected. A queue
+//! that was stopped gets a new session only for their sake, and what else comes with them waits
+//! until then, to be given back once instead of over and over: each return brings an event closer to
+//! the broker's delivery limit.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+use super::consume::{Arrival, Report, Session};
+use super::inflight::{EntryId, Fingerprint, Owner, Recognised, Settling};
+use super::retry;
+use super::source::Desk;
+use crate::broker::{BrokerError, Patience, Place, Resilience, Verdict};
+use crate::config::AmqpAddress;
+use crate::ids::Generation;
+
+/// How long after a reconnection events that the broker took back are waited for. It notices the end
+/// of the old connection up to three heartbeats, of 15 s, after us.
+pub(super) const RECOVER_WITHIN: Duration = Duration::from_mins(1);
+/// The same for a pilot that was told to end.
+const RECOVER_IN_A_HURRY: Duration = Duration::from_secs(10);
+/// The good-byes of one session.
+const CLOSE_SESSION_WITHIN: Duration = Duration::from_secs(25);
+/// How long closing may take in all.
+pub(super) const CLOSE_WITHIN: Duration = Duration::from_secs(
+    // A session that is lost while it is closed, one more, and its good-byes.
+    2 * RECOVER_WITHIN.as_secs() + 2 * CLOSE_SESSION_WITHIN.as_secs(),
+);
+/// A session that ends sooner counts as a vain try.
+const LIVED: Duration = Duration::from_secs(30);
+/// RabbitMQ 4.0 deletes an event, or moves it to a dead-letter queue, after 20 deliveries.
+const MANY_DELIVERIES: u64 = 15;
+
+/// What the pilot's end asks for.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Settle an event in hand. No answer means that its session was lost over it.
+    Settle {
+        entry: EntryId,
+        verdict: Verdict,
+        done: oneshot::Sender<()>,
+    },
+    /// Hand out no more, give back what was not handed out.
+    Stop { done: oneshot::Sender<()> },
+    /// End, when all that is done is acknowledged, or won't be any more.
+    Close { done: oneshot::Sender<()> },
+}
+
+type Opening = Pin<Box<dyn Future<Output = Result<Session, BrokerError>> + Send>>;
+
+enum Link {
+    Up(Session),
+    Opening(Opening),
+    Pausing(Instant),
+    /// There is nothing to be had from a session any more.
+    Idle,
+}
+
+/// Whether events are wanted. Moves forward only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Intake {
+    Open,
+    /// Only events in hand are, to recognise them; the rest waits.
+    Recovering,
+    /// The session was asked to stop.
+    Stopping,
+    Stopped,
+}
+
+/// See the module.
+pub(super) struct Supervisor {
+    at: Place,
+    address: AmqpAddress,
+    window: u16,
+    desk: Arc<Desk>,
+    resilience: Resilience,
+    link: Link,
+    generation: Generation,
+    intake: Intake,
+    wanted: bool,
+    up_since: Instant,
+    down_since: Instant,
+    tried: u32,
+    /// While events that were lost with a session may still come again.
+    recover_until: Option<Instant>,
+    stopping: Vec<oneshot::Sender<()>>,
+    closing: Option<(oneshot::Sender<()>, Instant)>,
+}
+
+enum Woken {
+    Order(Option<Order>),
+    Reported(Result<Report, BrokerError>),
+    Opened(Result<Session, BrokerError>),
+    Time,
+}
+
+impl Supervisor {
+    pub(super) fn new(
+        at: Place,
+        address: AmqpAddress,
+        window: u16,
+        desk: Arc<Desk>,
+        resilience: Resilience,
+        session: Session,
+    ) -> Self {
+        let generation = session.generation();
+        let now = Instant::now();
+        desk.with(|state| state.live = Some((generation, now)));
+        Self {
+            at,
+            address,
+            window,
+            desk,
+            resilience,
+            link: Link::Up(session),
+            generation,
+            intake: Intake::Open,
+            wanted: true,
+            up_since: now,
+            down_since: now,
+            tried: 0,
+            recover_until: None,
+            stopping: Vec::new(),
+            closing: None,
+        }
+    }
+
+    /// Until the source is closed or dropped.
+    pub(super) async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+        let mut patience = self.resilience.patience();
+        loop {
+            let wake = self.wake_at();
+            let woken = tokio::select! {
+                biased;
+                woken = reported(&mut self.link) => woken,
+                order = orders.recv() => Woken::Order(order),
+                Ok(()) = patience.changed() => Woken::Time,
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => Woken::Time,
+            };
+            match woken {
+                Woken::Order(None) => return,
+                Woken::Order(Some(order)) => self.obey(order),
+                Woken::Reported(Ok(report)) => self.note(report),
+                Woken::Reported(Err(error)) => self.lose(error),
+                Woken::Opened(Ok(session)) => self.welcome(session),
+                Woken::Opened(Err(error)) => self.try_later(error),
+                Woken::Time => {}
+            }
+            self.look_at_the_clock();
+            if self.is_ready_to_close() {
+                match self.close().await {
+                    Ok(()) => return,
+                    Err(error) => self.lose(error),
+                }
+            }
+        }
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        let pause = match self.link {
+            Link::Pausing(until) => Some(until),
+            _ => None,
+        };
+        let closing = self.closing.as_ref().map(|(_, until)| *until);
+        [pause, self.recover_until, closing]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Settle {
+                entry,
+                verdict,
+                done,
+            } => self.settle(entry, verdict, Some(done)),
+            Order::Stop { done } => {
+                self.stopping.push(done);
+                self.wanted = false;
+            }
+            Order::Close { done } => {
+                self.wanted = false;
+                let until = Instant::now() + RECOVER_WITHIN;
+                self.closing = Some((done, until));
+            }
+        }
+    }
+
+    /// `done` is answered now when the settlement has to wait.
+    fn settle(&mut self, entry: EntryId, verdict: Verdict, done: Option<oneshot::Sender<()>>) {
+        let number = match &self.link {
+            Link::Up(session) => session.next_settlement(),
+            _ => 0,
+        };
+        let settling = self
+            .desk
+            .with(|state| state.in_flight.settle(entry, &verdict, number));
+        match (settling, &mut self.link) {
+            (Settling::Send(Owner { generation, tag }), Link::Up(session))
+                if session.generation() == generation =>
+            {
+                session.settle(tag, verdict, done);
+            }
+            (Settling::Deferred, _) => {
+                tracing::info!(at = %self.at, "an event is done and will be acknowledged when it is delivered again");
+                drop(done);
+            }
+            (Settling::Send(_) | Settling::GivenBackAlready, _) => drop(done),
+        }
+    }
+
+    fn note(&mut self, report: Report) {
+        match report {
+            Report::Arrived(arrival) => self.arrived(arrival),
+            Report::Proven(number) => self.desk.with(|state| state.in_flight.proven(number)),
+            Report::Stopped => {
+                self.intake = Intake::Stopped;
+                self.release_ready();
+            }
+        }
+    }
+
+    fn arrived(&mut self, arrival: Arrival) {
+        if let Some(deliveries) = arrival.earlier_deliveries
+            && deliveries >= MANY_DELIVERIES
+        {
+            tracing::warn!(
+                at = %self.at, deliveries,
+                "an event was delivered so often that the broker may drop it soon; set the policies \
+                 `delivery-limit` and `consumer-timeout` on the queue"
+            );
+        }
+        let fingerprint = Fingerprint::of(&arrival.body);
+        let owner = Owner {
+            generation: self.generation,
+            tag: arrival.tag,
+        };
+        let flag = arrival.flag;
+        let recognised = self.desk.with(|state| {
+            let recognised = state.in_flight.recognise(fingerprint, owner, flag);
+            if recognised == Recognised::New {
+                state.ready.push_back((fingerprint, arrival));
+            }
+            recognised
+        });
+        match recognised {
+            Recognised::New => {
+                if self.intake == Intake::Stopped {
+                    self.release_ready();
+                }
+                return;
+            }
+            Recognised::Running => {
+                tracing::info!(at = %self.at, "an event whose task runs here was delivered again: it is not started again");
+            }
+            Recognised::Settled(entry, verdict) => {
+                tracing::info!(at = %self.at, "an event that is done was delivered again, and is acknowledged");
+                self.settle(entry, verdict, None);
+            }
+        }
+        self.resilience.count(|stats| stats.adopted += 1);
+    }
+
+    /// Gives back what was not handed out.
+    fn release_ready(&mut self) {
+        let Link::Up(session) = &mut self.link else {
+            return;
+        };
+        for (_, arrival) in self.desk.with(|state| std::mem::take(&mut state.ready)) {
+            session.settle(arrival.tag, Verdict::Released, None);
+        }
+    }
+
+    fn lose(&mut self, error: BrokerError) {
+        let proof = match &mut self.link {
+            Link::Up(session) => session.last_proof(),
+            _ => None,
+        };
+        // Ends the session's runtime, with all that it may still hold.
+        self.link = Link::Idle;
+        let in_hand = self.desk.with(|state| {
+            if let Some(number) = proof {
+                state.in_flight.proven(number);
+            }
+            state.in_flight.session_lost();
+            state.ready.clear();
+            state.live = None;
+            state.in_flight.ownerless()
+        });
+        tracing::warn!(%error, in_hand, "the incoming queue's session is lost; tasks run on");
+        // Each loss brings every event in hand closer to the broker's delivery limit.
+        let lived = self.up_since.elapsed();
+        self.tried = if lived >= LIVED {
+            0
+        } else {
+            self.tried.saturating_add(1)
+        };
+        self.down_since = Instant::now();
+        self.recover_until = None;
+        if self.intake > Intake::Open {
+            self.intake = Intake::Recovering;
+        }
+        self.retry(error);
+    }
+
+    fn try_later(&mut self, error: BrokerError) {
+        self.tried = self.tried.saturating_add(1);
+        let down_secs = self.down_since.elapsed().as_secs();
+        tracing::warn!(%error, down_secs, tried = self.tried, "the incoming queue can't be reached yet");
+        self.retry(error);
+    }
+
+    fn retry(&mut self, error: BrokerError) {
+        let limit = self.resilience.reconnect_within();
+        if self.wanted && self.down_since.elapsed() >= limit {
+            self.wanted = false;
+            // Tasks that run may still be acknowledged, if it comes back in their time.
+            self.desk.with(|state| state.given_up = Some(error));
+        }
+        self.link = if !self.wanted && self.desk.with(|state| state.in_flight.is_empty()) {
+            Link::Idle
+        } else {
+            Link::Pausing(Instant::now() + retry::pause_after(self.tried))
+        };
+    }
+
+    fn open(&mut self) {
+        self.generation = Generation(self.generation.0 + 1);
+        let ownerless = self.desk.with(|state| state.in_flight.ownerless());
+        let more = u16::try_from(ownerless).unwrap_or(u16::MAX);
+        let window = self.window.saturating_add(more);
+        let (at, address) = (self.at.clone(), self.address.clone());
+        self.link = Link::Opening(Box::pin(Session::open(
+            at,
+            address,
+            window,
+            self.generation,
+        )));
+    }
+
+    fn welcome(&mut self, session: Session) {
+        let now = Instant::now();
+        let (generation, down_secs) = (self.generation, self.down_since.elapsed().as_secs());
+        tracing::info!(at = %self.at, generation = generation.0, down_secs, "the incoming queue is back");
+        self.resilience.count(|stats| stats.reconnects += 1);
+        self.link = Link::Up(session);
+        self.up_since = now;
+        self.recover_until = Some(now + RECOVER_WITHIN);
+        self.desk.with(|state| state.live = Some((generation, now)));
+    }
+
+    fn look_at_the_clock(&mut self) {
+        let now = Instant::now();
+        if matches!(self.link, Link::Pausing(until) if until <= now) {
+            self.open();
+        }
+        if let Some(until) = self.recover_until {
+            let is_over = until <= now;
+            if is_over || self.desk.with(|state| state.in_flight.ownerless()) == 0 {
+                self.recover_until = None;
+            }
+            if is_over {
+                self.desk.with(|state| state.in_flight.end_doubts());
+            }
+        }
+        if !self.wanted {
+            self.stop_intake();
+            if self.intake >= Intake::Stopped
+                || !matches!(self.link, Link::Up(_))
+                || self.recover_until.is_some()
+            {
+                for done in self.stopping.drain(..) {
+                    // Whoever asked may have stopped waiting.
+                    let _gone = done.send(());
+                }
+            }
+        }
+        if let Some((_, until)) = &mut self.closing
+            && *self.resilience.patience().borrow() == Patience::Short
+        {
+            *until = (*until).min(now + RECOVER_IN_A_HURRY);
+        }
+    }
+
+    /// Stops the session's consumer, unless it may still bring events that are in hand.
+    fn stop_intake(&mut self) {
+        match (&self.link, self.intake) {
+            (Link::Up(session), Intake::Open | Intake::Recovering) => {
+                if self.recover_until.is_some() {
+                    self.intake = Intake::Recovering;
+                } else {
+                    session.stop();
+                    self.intake = Intake::Stopping;
+                }
+            }
+            (Link::Up(_), Intake::Stopping | Intake::Stopped) | (_, Intake::Recovering) => {}
+            (_, _) => self.intake = Intake::Recovering,
+        }
+    }
+
+    /// Whether nothing more can be gained by waiting.
+    fn is_ready_to_close(&self) -> bool {
+        let Some((_, until)) = &self.closing else {
+            return false;
+        };
+        let is_late = *until <= Instant::now();
+        let owed = self.desk.with(|state| state.in_flight.owed());
+        match &self.link {
+            Link::Up(_) => is_late || self.intake == Intake::Stopped || owed == 0,
+            Link::Opening(_) | Link::Pausing(_) => is_late || owed == 0,
+            Link::Idle => true,
+        }
+    }
+
+    async fn close(&mut self) -> Result<(), BrokerError> {
+        if let Link::Up(_) = &self.link {
+            self.release_ready();
+        }
+        let is_late = self
+            .closing
+            .as_ref()
+            .is_none_or(|(_, until)| *until <= Instant::now());
+        if let Link::Up(session) = std::mem::replace(&mut self.link, Link::Idle)
+            && let Err(error) = session.close(CLOSE_SESSION_WITHIN).await
+        {
+            if !is_late {
+                return Err(error);
+            }
+            tracing::warn!(%error, "the incoming queue was not closed in order");
+            self.desk.with(|state| state.in_flight.session_lost());
+        }
+        let owed = self.desk.with(|state| state.in_flight.owed());
+        if owed > 0 {
+            tracing::warn!(
+                at = %self.at, events = owed,
+                "events are done but could not be acknowledged: they will be delivered again, and \
+                 their outputs may be there twice"
+            );
+            let owed = u64::try_from(owed).unwrap_or(u64::MAX);
+            self.resilience.count(|stats| stats.unacknowledged += owed);
+        }
+        if let Some((done, _)) = self.closing.take() {
+            let _gone = done.send(());
+        }
+        Ok(())
+    }
+}
+
+/// The next that comes from the link.
+async fn reported(link: &mut Link) -> Woken {
+    match link {
+        Link::Up(session) => Woken::Reported(session.next().await),
+        Link::Opening(opening) => Woken::Opened(opening.await),
+        Link::Pausing(_) | Link::Idle => std::future::pending().await,
+    }
+}

@@ -1,0 +1,221 @@
+//! Results that could not be sent, on disk: what a pilot leaves when its broker stays away, and what
+//! the next one on the same data directory sends first. Touches that directory only. Apart, because
+//! it is about files.
+//!
+//! A file is one line of JSON that says where to, then the message's body as it is. It holds no
+//! secret: whoever sends it uses the credentials it was started with. It is on disk before it has its
+//! name; it is locked while somebody sends it, and removed when the broker has confirmed.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::sink::{Otherwise, Sink};
+use crate::broker::{Content, Place, Resilience};
+
+const SUFFIX: &str = "unsent";
+/// For all that is found at the start. What is left then stays for the next pilot.
+const SEND_WITHIN: Duration = Duration::from_mins(2);
+
+#[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
+struct Label {
+    broker: String,
+    queue: String,
+}
+
+impl Label {
+    fn of(at: &Place) -> Self {
+        Self {
+            broker: at.address.clone(),
+            queue: at.queue.clone(),
+        }
+    }
+}
+
+/// Writes a result to disk. What fails is logged: then the result is gone, though its event is not.
+pub(super) async fn keep(at: &Place, body: Vec<u8>, resilience: &Resilience) {
+    let Some(directory) = resilience.unsent().map(Path::to_owned) else {
+        return;
+    };
+    let (shown, label) = (directory.display().to_string(), Label::of(at));
+    let written = spawn_blocking(move || write(&directory, &label, &body)).await;
+    match written.unwrap_or_else(|died| Err(io::Error::other(died))) {
+        Ok(path) => {
+            resilience.count(|stats| stats.kept_unsent += 1);
+            tracing::error!(
+                %at, file = %path.display(),
+                "a result that can't be sent is kept; a pilot started on the same data directory sends it"
+            );
+        }
+        Err(error) => {
+            tracing::error!(%at, directory = shown, %error, "a result can neither be sent nor kept: its event will be run again");
+        }
+    }
+}
+
+fn write(directory: &Path, label: &Label, body: &[u8]) -> io::Result<PathBuf> {
+    fs::create_dir_all(directory)?;
+    let name = Uuid::now_v7().simple().to_string();
+    let hidden = directory.join(format!(".{name}"));
+    let path = directory.join(format!("{name}.{SUFFIX}"));
+    let mut file = File::create_new(&hidden)?;
+    let written = serde_json::to_writer(&mut file, label)
+        .map_err(io::Error::from)
+        .and_then(|()| file.write_all(b"\n"))
+        .and_then(|()| file.write_all(body))
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&hidden, &path));
+    if written.is_err() {
+        // The reason is in the error; a leftover hidden file harms nobody.
+        let _leftover = fs::remove_file(&hidden);
+    }
+    written?;
+    File::open(directory)?.sync_all()?;
+    Ok(path)
+}
+
+/// Sends what earlier pilots left for this queue.
+pub(super) async fn send_all(sink: &Sink, resilience: &Resilience) {
+    let Some(directory) = resilience.unsent().map(Path::to_owned) else {
+        return;
+    };
+    let shown = directory.display().to_string();
+    let paths = match spawn_blocking(move || list(&directory)).await {
+        Ok(Ok(paths)) => paths,
+        Ok(Err(error)) => {
+            tracing::warn!(directory = shown, %error, "can't look for unsent results");
+            return;
+        }
+        Err(_died) => return,
+    };
+    let sending = async {
+        for path in paths {
+            send(sink, path, resilience).await;
+        }
+    };
+    if timeout(SEND_WITHIN, sending).await.is_err() {
+        tracing::warn!(at = %sink.at, "unsent results are left for the next pilot: the broker is slow to confirm them");
+    }
+}
+
+async fn send(sink: &Sink, path: PathBuf, resilience: &Resilience) {
+    let file = path.display().to_string();
+    let label = Label::of(&sink.at);
+    let claimed = {
+        let path = path.clone();
+        spawn_blocking(move || claim(&path, &label)).await
+    };
+    let (lock, body) = match claimed.unwrap_or_else(|died| Err(io::Error::other(died))) {
+        Ok(Some(claimed)) => claimed,
+        Ok(None) => {
+            tracing::debug!(file, "an unsent result is for another queue, or being sent");
+            return;
+        }
+        Err(error) => {
+            tracing::warn!(file, %error, "an unsent result can't be read");
+            return;
+        }
+    };
+    match sink
+        .publish_or(Content::Frame(body), Vec::new(), Otherwise::Forget)
+        .await
+    {
+        Ok(()) => {
+            resilience.count(|stats| stats.sent_late += 1);
+            tracing::info!(file, "an earlier pilot's result is sent");
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::warn!(file, %error, "it can't be removed, and would be sent again");
+            }
+        }
+        Err(error) => tracing::warn!(file, %error, "an unsent result could not be sent"),
+    }
+    drop(lock);
+}
+
+fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|suffix| suffix == SUFFIX) {
+            paths.push(path);
+        }
+    }
+    // Their names begin with the time.
+    paths.sort();
+    Ok(paths)
+}
+
+/// The locked file and the body, if it is for this queue and nobody else's by now.
+fn claim(path: &Path, label: &Label) -> io::Result<Option<(File, Vec<u8>)>> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if file.try_lock().is_err() || !path.exists() {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let end = bytes.iter().position(|byte| *byte == b'\n');
+    let end = end.ok_or_else(|| io::Error::other("it does not say where to"))?;
+    let found: Label = serde_json::from_slice(&bytes[..end])?;
+    if found != *label {
+        return Ok(None);
+    }
+    Ok(Some((file, bytes.split_off(end + 1))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn label(queue: &str) -> Label {
+        Label {
+            broker: "mq:5672".into(),
+            queue: queue.into(),
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_found_byte_for_byte_and_in_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let unsent = directory.path().join("unsent");
+        assert!(list(&unsent).unwrap().is_empty());
+        let first = write(&unsent, &label("q"), b"\n1\0\n").unwrap();
+        let second = write(&unsent, &label("q"), b"").unwrap();
+        assert_eq!(list(&unsent).unwrap(), [first.clone(), second.clone()]);
+        assert_eq!(claim(&first, &label("q")).unwrap().unwrap().1, b"\n1\0\n");
+        assert_eq!(claim(&second, &label("q")).unwrap().unwrap().1, b"");
+    }
+
+    #[test]
+    fn a_result_for_another_queue_or_in_others_hands_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = write(directory.path(), &label("q"), b"1").unwrap();
+        assert!(claim(&path, &label("other")).unwrap().is_none());
+        let (lock, _) = claim(&path, &label("q")).unwrap().unwrap();
+        assert!(claim(&path, &label("q")).unwrap().is_none());
+        drop(lock);
+        assert!(claim(&path, &label("q")).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_file_that_was_cut_is_an_error_and_not_sent() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.unsent");
+        fs::write(&path, "{\"broker\": \"mq").unwrap();
+        assert!(claim(&path, &label("q")).is_err());
+    }
+}

@@ -1,0 +1,112 @@
+//! What the queues of one pilot share about outages: how long to bear one, where results wait that
+//! can't be sent, and what outages did. Talks to nobody. Apart, because both directions, the pilot's
+//! loop and its summary look at it.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+/// Policy and counts, shared by all who hold a clone.
+#[derive(Debug, Clone)]
+pub struct Resilience(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    reconnect_within: Duration,
+    unsent: Option<PathBuf>,
+    stats: Mutex<BrokerStats>,
+    patience: watch::Sender<Patience>,
+}
+
+/// How long the pilot can wait for a broker that is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// As long as was configured.
+    Configured,
+    /// Hardly: the pilot was told to end, and will be killed if it doesn't.
+    Short,
+}
+
+/// What outages did to a pilot's queues.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BrokerStats {
+    /// Sessions that were replaced.
+    pub reconnects: u64,
+    /// Events that came again while their task ran, or after it had ended, and were not run again.
+    pub adopted: u64,
+    /// Results that were sent again because nobody knows whether they had arrived: each may be in
+    /// the outgoing queue twice.
+    pub published_again: u64,
+    /// Events that are done but whose acknowledgement never arrived: each will be delivered again,
+    /// so that its output may be there twice.
+    pub unacknowledged: u64,
+    /// Results that could not be sent and are kept on disk.
+    pub kept_unsent: u64,
+    /// Results of earlier pilots that were found on disk and sent.
+    pub sent_late: u64,
+}
+
+impl BrokerStats {
+    /// Outputs that may be in the outgoing queue twice.
+    #[must_use]
+    pub fn possible_duplicates(&self) -> u64 {
+        self.published_again + self.unacknowledged + self.kept_unsent + self.sent_late
+    }
+}
+
+impl Resilience {
+    /// Outages are borne for `reconnect_within` without any connection; results that can't be sent
+    /// then are kept in the directory `unsent`, which is made when it is needed.
+    #[must_use]
+    pub fn new(reconnect_within: Duration, unsent: PathBuf) -> Self {
+        Self::with(reconnect_within, Some(unsent))
+    }
+
+    /// No outage is borne and nothing is kept.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::with(Duration::ZERO, None)
+    }
+
+    fn with(reconnect_within: Duration, unsent: Option<PathBuf>) -> Self {
+        Self(Arc::new(Shared {
+            reconnect_within,
+            unsent,
+            stats: Mutex::default(),
+            patience: watch::Sender::new(Patience::Configured),
+        }))
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn stats(&self) -> BrokerStats {
+        *self.lock()
+    }
+
+    /// The pilot is to end: from now on nobody waits long for a broker that is away.
+    pub fn hurry(&self) {
+        self.0.patience.send_replace(Patience::Short);
+    }
+
+    pub(super) fn count(&self, change: impl FnOnce(&mut BrokerStats)) {
+        change(&mut self.lock());
+    }
+
+    pub(super) fn reconnect_within(&self) -> Duration {
+        self.0.reconnect_within
+    }
+
+    pub(super) fn unsent(&self) -> Option<&Path> {
+        self.0.unsent.as_deref()
+    }
+
+    pub(super) fn patience(&self) -> watch::Receiver<Patience> {
+        self.0.patience.subscribe()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BrokerStats> {
+        self.0.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
