@@ -1,10 +1,13 @@
 //! What a broker's words mean to the loop: an answer to a publish, a count of deliveries. Logs what
 //! nobody else will see; decides nothing.
 
-use tracing::{error, warn};
+use std::time::Duration;
+
+use tracing::{error, info, warn};
 
 use super::events::Publication;
 use crate::broker::PublishError;
+use crate::config::{BrokerConfig, Config};
 use crate::fault::{FaultClass, TaskError};
 use crate::ids::TaskId;
 
@@ -23,6 +26,33 @@ pub(super) fn warn_of_deletion(id: TaskId, earlier_deliveries: Option<u64>) {
              raise the queue's `delivery-limit`, or set EWMS_PILOT_MAX_DELIVERIES and \
              EWMS_PILOT_QUEUE_DEAD_LETTER to keep it"
         );
+    }
+}
+
+/// A broker with default settings takes an event back that is not acknowledged after half an hour.
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_mins(30);
+/// What a task needs beside its own time: its result's way to the broker.
+const SPARE: Duration = Duration::from_mins(5);
+
+/// The event would not be run again here, but perhaps by another pilot, and each time brings it closer
+/// to its deletion.
+pub(super) fn advise_on_long_tasks(config: &Config) {
+    let mut brokers = config.incoming.iter().map(|queue| &queue.broker);
+    if !brokers.any(|broker| matches!(broker, BrokerConfig::RabbitMq(_))) {
+        return;
+    }
+    match config.task.timeout {
+        Some(timeout) if timeout + SPARE < ACKNOWLEDGED_WITHIN => {}
+        Some(timeout) => warn!(
+            task_timeout_secs = timeout.as_secs(),
+            "tasks may run for longer than a broker with default settings waits for an acknowledgement, \
+             30 minutes: have the policy `consumer-timeout` set on the incoming queue, in milliseconds \
+             and above EWMS_PILOT_TASK_TIMEOUT"
+        ),
+        None => info!(
+            "tasks may run for any time: if some take more than 25 minutes, have the policy \
+             `consumer-timeout` set on the incoming queue, in milliseconds and above the longest"
+        ),
     }
 }
 

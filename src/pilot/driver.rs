@@ -12,7 +12,6 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
-use super::Reports;
 use super::answers::{publication_of, warn_of_deletion};
 use super::disk_floor::DiskFloor;
 use super::events::{Action, Event, Outcome, Publication};
@@ -21,6 +20,7 @@ use super::pace;
 use super::poison::{Poison, PutAway};
 use super::state::{Conclusion, Rules, State};
 use super::wall_time::{Limit, WallTime};
+use super::{Queues, Reports};
 use crate::broker::{
     BrokerError, Content, Delivery, PublishError, Receipt, Resilience, SettleError, Sink, Source,
     Verdict,
@@ -47,17 +47,6 @@ pub struct Extras {
     pub wall_time: Option<WallTime>,
     /// What must stay free on the disk.
     pub disk_floor: Option<DiskFloor>,
-}
-
-/// Where events come from and results go, and how their outages are borne.
-#[derive(Debug)]
-pub struct Queues {
-    /// Events.
-    pub source: Source,
-    /// Results.
-    pub sink: Sink,
-    /// What both share.
-    pub resilience: Resilience,
 }
 
 /// One taken and unsettled event.

@@ -36,13 +36,24 @@ use crate::stats::Tally;
 use crate::task::{ContainerPlan, Initialized, Runner, Workbench, run_init};
 use crate::telemetry::Progress;
 use disk_floor::DiskFloor;
-use driver::{Extras, Queues};
+use driver::Extras;
 use events::Status;
 use ground::Ground;
 use ledger::Ledger;
 use poison::Poison;
 use state::Rules;
 use wall_time::WallTime;
+
+/// Where events come from and results go, and how their outages are borne.
+#[derive(Debug)]
+pub struct Queues {
+    /// Events.
+    pub source: Source,
+    /// Results.
+    pub sink: Sink,
+    /// What both share.
+    pub resilience: Resilience,
+}
 
 /// How a pilot ended: its exit code, and the last line that people and services read, if it failed.
 #[derive(Debug)]
@@ -158,6 +169,7 @@ async fn live(
         window = config.window(),
         "taking events"
     );
+    answers::advise_on_long_tasks(config);
     ledger.connected();
     let extras = Extras {
         poison: Poison::new(config, ledger.source()),

@@ -11,12 +11,11 @@ use amqprs::channel::{
     BasicAckArguments, BasicCancelArguments, BasicConsumeArguments, BasicNackArguments,
     BasicRejectArguments, ConsumerMessage,
 };
-use amqprs::{BasicProperties, FieldValue};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
+use super::arrival::Arrival;
 use super::confirms::Confirms;
-use super::inflight::Flag;
 use super::link::Link;
 use super::refusal;
 use super::session::{self, End, Hold};
@@ -32,15 +31,6 @@ const LIVENESS_EVERY: Duration = Duration::from_secs(5);
 const PROVE_AFTER: Duration = Duration::from_millis(200);
 /// For handing one frame to amqprs' writer; it waits only when 8,192 frames wait already.
 const WRITE_WITHIN: Duration = Duration::from_secs(8);
-
-/// One event as it came.
-#[derive(Debug)]
-pub(super) struct Arrival {
-    pub(super) tag: DeliveryTag,
-    pub(super) body: Vec<u8>,
-    pub(super) flag: Flag,
-    pub(super) earlier_deliveries: Option<u64>,
-}
 
 /// What the session tells.
 #[derive(Debug)]
@@ -281,7 +271,7 @@ impl Consumer {
     }
 
     fn hand_over(&mut self, message: Option<ConsumerMessage>) -> Result<(), BrokerError> {
-        let Some(arrival) = message.and_then(arrival) else {
+        let Some(arrival) = message.and_then(Arrival::of) else {
             return Err(BrokerError::ConnectionLost {
                 at: self.link.at.clone(),
                 detail: "the consumer ended without a word".into(),
@@ -375,36 +365,4 @@ async fn next(intake: &mut Option<Intake>) -> Option<ConsumerMessage> {
 fn answer(done: oneshot::Sender<()>) {
     // Whoever asked may have stopped waiting.
     let _gone = done.send(());
-}
-
-fn arrival(message: ConsumerMessage) -> Option<Arrival> {
-    let deliver = message.deliver?;
-    let counted = message.basic_properties.as_ref().and_then(delivery_count);
-    let flag = if deliver.redelivered() {
-        Flag::Redelivered
-    } else {
-        Flag::First
-    };
-    let first = (flag == Flag::First).then_some(0);
-    Some(Arrival {
-        tag: DeliveryTag(deliver.delivery_tag()),
-        body: message.content.unwrap_or_default(),
-        flag,
-        earlier_deliveries: counted.or(first),
-    })
-}
-
-/// Quorum queues count deliveries in the header `x-delivery-count`.
-fn delivery_count(properties: &BasicProperties) -> Option<u64> {
-    let name = "x-delivery-count".try_into().ok()?;
-    match properties.headers()?.get(&name)? {
-        FieldValue::l(count) => u64::try_from(*count).ok(),
-        FieldValue::I(count) => u64::try_from(*count).ok(),
-        FieldValue::s(count) => u64::try_from(*count).ok(),
-        FieldValue::b(count) => u64::try_from(*count).ok(),
-        FieldValue::i(count) => Some(u64::from(*count)),
-        FieldValue::u(count) => Some(u64::from(*count)),
-        FieldValue::B(count) => Some(u64::from(*count)),
-        _ => None,
-    }
 }

@@ -8,6 +8,7 @@
 //! | `session` | a connection's life on its own thread and runtime; ended as a whole |
 //! | `link` | one connection with one channel, a deadline on every step |
 //! | `watch` | amqprs' callbacks, turned into signals |
+//! | `arrival` | an event as the server sent it |
 //! | `consume`, `publish` | what runs in the two kinds of session, on their threads |
 //! | `source`, `sink` | the pilot's ends, through all sessions |
 //! | `supervise`, `keep` | replace a lost session by the next: of a source, of a sink |
@@ -33,6 +34,7 @@
 use std::num::NonZeroU32;
 
 mod address;
+mod arrival;
 mod confirms;
 mod consume;
 mod inflight;

@@ -9,7 +9,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
-use super::consume::{Arrival, Session};
+use super::arrival::Arrival;
+use super::consume::Session;
 use super::inflight::{EntryId, Fingerprint, InFlight, Owner};
 use super::supervise::{CLOSE_WITHIN, Order, Supervisor};
 use crate::broker::{

@@ -9,6 +9,8 @@
 //! until then, to be given back once instead of over and over: each return brings an event closer to
 //! the broker's delivery limit.
 
+mod ending;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,7 +19,9 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-use super::consume::{Arrival, Report, Session};
+use self::ending::CLOSE_SESSION_WITHIN;
+use super::arrival::Arrival;
+use super::consume::{Report, Session};
 use super::inflight::{EntryId, Fingerprint, Owner, Recognised, Settling};
 use super::retry;
 use super::source::Desk;
@@ -30,8 +34,6 @@ use crate::ids::Generation;
 pub(super) const RECOVER_WITHIN: Duration = Duration::from_mins(1);
 /// The same for a pilot that was told to end.
 const RECOVER_IN_A_HURRY: Duration = Duration::from_secs(10);
-/// The good-byes of one session.
-const CLOSE_SESSION_WITHIN: Duration = Duration::from_secs(25);
 /// How long closing may take in all.
 pub(super) const CLOSE_WITHIN: Duration = Duration::from_secs(
     // A session that is lost while it is closed, one more, and its good-byes.
@@ -233,15 +235,7 @@ impl Supervisor {
     }
 
     fn arrived(&mut self, arrival: Arrival) {
-        if let Some(deliveries) = arrival.earlier_deliveries
-            && deliveries >= MANY_DELIVERIES
-        {
-            tracing::warn!(
-                at = %self.at, deliveries,
-                "an event was delivered so often that the broker may drop it soon; set the policies \
-                 `delivery-limit` and `consumer-timeout` on the queue"
-            );
-        }
+        let deliveries = arrival.earlier_deliveries.unwrap_or(0);
         let fingerprint = Fingerprint::of(&arrival.body);
         let owner = Owner {
             generation: self.generation,
@@ -271,6 +265,13 @@ impl Supervisor {
             }
         }
         self.resilience.count(|stats| stats.adopted += 1);
+        if deliveries >= MANY_DELIVERIES {
+            tracing::warn!(
+                at = %self.at, deliveries,
+                "an event was delivered so often that the broker may drop it soon; set the policies \
+                 `delivery-limit` and `consumer-timeout` on the queue"
+            );
+        }
     }
 
     /// Gives back what was not handed out.
@@ -392,69 +393,6 @@ impl Supervisor {
         {
             *until = (*until).min(now + RECOVER_IN_A_HURRY);
         }
-    }
-
-    /// Stops the session's consumer, unless it may still bring events that are in hand.
-    fn stop_intake(&mut self) {
-        match (&self.link, self.intake) {
-            (Link::Up(session), Intake::Open | Intake::Recovering) => {
-                if self.recover_until.is_some() {
-                    self.intake = Intake::Recovering;
-                } else {
-                    session.stop();
-                    self.intake = Intake::Stopping;
-                }
-            }
-            (Link::Up(_), Intake::Stopping | Intake::Stopped) | (_, Intake::Recovering) => {}
-            (_, _) => self.intake = Intake::Recovering,
-        }
-    }
-
-    /// Whether nothing more can be gained by waiting.
-    fn is_ready_to_close(&self) -> bool {
-        let Some((_, until)) = &self.closing else {
-            return false;
-        };
-        let is_late = *until <= Instant::now();
-        let owed = self.desk.with(|state| state.in_flight.owed());
-        match &self.link {
-            Link::Up(_) => is_late || self.intake == Intake::Stopped || owed == 0,
-            Link::Opening(_) | Link::Pausing(_) => is_late || owed == 0,
-            Link::Idle => true,
-        }
-    }
-
-    async fn close(&mut self) -> Result<(), BrokerError> {
-        if let Link::Up(_) = &self.link {
-            self.release_ready();
-        }
-        let is_late = self
-            .closing
-            .as_ref()
-            .is_none_or(|(_, until)| *until <= Instant::now());
-        if let Link::Up(session) = std::mem::replace(&mut self.link, Link::Idle)
-            && let Err(error) = session.close(CLOSE_SESSION_WITHIN).await
-        {
-            if !is_late {
-                return Err(error);
-            }
-            tracing::warn!(%error, "the incoming queue was not closed in order");
-            self.desk.with(|state| state.in_flight.session_lost());
-        }
-        let owed = self.desk.with(|state| state.in_flight.owed());
-        if owed > 0 {
-            tracing::warn!(
-                at = %self.at, events = owed,
-                "events are done but could not be acknowledged: they will be delivered again, and \
-                 their outputs may be there twice"
-            );
-            let owed = u64::try_from(owed).unwrap_or(u64::MAX);
-            self.resilience.count(|stats| stats.unacknowledged += owed);
-        }
-        if let Some((done, _)) = self.closing.take() {
-            let _gone = done.send(());
-        }
-        Ok(())
     }
 }
 

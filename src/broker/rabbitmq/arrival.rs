@@ -1,0 +1,51 @@
+//! One event as the server sent it, taken out of amqprs' message. Pure.
+
+use amqprs::channel::ConsumerMessage;
+use amqprs::{BasicProperties, FieldValue};
+
+use super::inflight::Flag;
+use crate::ids::DeliveryTag;
+
+/// One event as it came.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    pub(super) tag: DeliveryTag,
+    pub(super) body: Vec<u8>,
+    pub(super) flag: Flag,
+    pub(super) earlier_deliveries: Option<u64>,
+}
+
+impl Arrival {
+    /// Nothing, when amqprs sends an end instead of a message.
+    pub(super) fn of(message: ConsumerMessage) -> Option<Self> {
+        let deliver = message.deliver?;
+        let counted = message.basic_properties.as_ref().and_then(delivery_count);
+        let flag = if deliver.redelivered() {
+            Flag::Redelivered
+        } else {
+            Flag::First
+        };
+        let first = (flag == Flag::First).then_some(0);
+        Some(Self {
+            tag: DeliveryTag(deliver.delivery_tag()),
+            body: message.content.unwrap_or_default(),
+            flag,
+            earlier_deliveries: counted.or(first),
+        })
+    }
+}
+
+/// Quorum queues count deliveries in the header `x-delivery-count`.
+fn delivery_count(properties: &BasicProperties) -> Option<u64> {
+    let name = "x-delivery-count".try_into().ok()?;
+    match properties.headers()?.get(&name)? {
+        FieldValue::l(count) => u64::try_from(*count).ok(),
+        FieldValue::I(count) => u64::try_from(*count).ok(),
+        FieldValue::s(count) => u64::try_from(*count).ok(),
+        FieldValue::b(count) => u64::try_from(*count).ok(),
+        FieldValue::i(count) => Some(u64::from(*count)),
+        FieldValue::u(count) => Some(u64::from(*count)),
+        FieldValue::B(count) => Some(u64::from(*count)),
+        _ => None,
+    }
+}

@@ -1,0 +1,148 @@
+//! The rules of the table, one by one.
+
+use super::*;
+
+const A: &[u8] = b"pixel 1";
+
+fn owner(generation: u64, tag: u64) -> Owner {
+    Owner {
+        generation: Generation(generation),
+        tag: DeliveryTag(tag),
+    }
+}
+
+fn failed() -> Verdict {
+    Verdict::Failed {
+        reason: String::new(),
+    }
+}
+
+fn again(table: &mut InFlight, body: &[u8], tag: u64) -> Recognised {
+    table.recognise(Fingerprint::of(body), owner(2, tag), Flag::Redelivered)
+}
+
+fn running(body: &[u8]) -> (InFlight, EntryId) {
+    let mut table = InFlight::default();
+    let id = table.enter(Fingerprint::of(body), owner(1, 7), Flag::First);
+    (table, id)
+}
+
+#[test]
+fn a_running_event_that_comes_again_gets_the_new_tag() {
+    let (mut table, id) = running(A);
+    table.session_lost();
+    assert_eq!(again(&mut table, A, 3), Recognised::Running);
+    assert_eq!(
+        table.settle(id, &Verdict::Done, 1),
+        Settling::Send(owner(2, 3))
+    );
+    table.proven(1);
+    assert!(table.is_empty());
+}
+
+#[test]
+fn one_delivery_adopts_one_event() {
+    let (mut table, _) = running(A);
+    table.enter(Fingerprint::of(A), owner(1, 8), Flag::First);
+    table.session_lost();
+    assert_eq!(again(&mut table, A, 1), Recognised::Running);
+    assert_eq!(again(&mut table, A, 2), Recognised::Running);
+    assert_eq!(again(&mut table, A, 3), Recognised::New);
+}
+
+#[test]
+fn nothing_adopts_an_event_whose_session_lives_and_no_unflagged_delivery_adopts() {
+    let (mut table, _) = running(A);
+    assert_eq!(again(&mut table, A, 3), Recognised::New);
+    table.session_lost();
+    let fresh = table.recognise(Fingerprint::of(A), owner(2, 4), Flag::First);
+    assert_eq!(fresh, Recognised::New);
+    assert_eq!(again(&mut table, b"pixel 2", 5), Recognised::New);
+}
+
+#[test]
+fn an_event_done_during_the_outage_is_acknowledged_when_it_comes_again() {
+    let (mut table, id) = running(A);
+    table.session_lost();
+    assert_eq!(table.settle(id, &Verdict::Done, 1), Settling::Deferred);
+    assert_eq!((table.owed(), table.ownerless()), (1, 1));
+    assert_eq!(
+        again(&mut table, A, 3),
+        Recognised::Settled(id, Verdict::Done)
+    );
+    assert_eq!(
+        table.settle(id, &Verdict::Done, 1),
+        Settling::Send(owner(2, 3))
+    );
+    assert_eq!(table.owed(), 0);
+}
+
+#[test]
+fn an_event_rejected_during_the_outage_is_rejected_when_it_comes_again() {
+    let (mut table, id) = running(A);
+    table.session_lost();
+    assert_eq!(table.settle(id, &Verdict::Rejected, 1), Settling::Deferred);
+    let rejected = Recognised::Settled(id, Verdict::Rejected);
+    assert_eq!(again(&mut table, A, 3), rejected);
+}
+
+#[test]
+fn an_event_that_failed_during_the_outage_is_back_already() {
+    let (mut table, id) = running(A);
+    table.session_lost();
+    assert_eq!(table.settle(id, &failed(), 1), Settling::GivenBackAlready);
+    assert_eq!(again(&mut table, A, 3), Recognised::New);
+}
+
+#[test]
+fn an_acknowledgement_is_forgotten_only_when_proven() {
+    let (mut table, id) = running(A);
+    table.settle(id, &Verdict::Done, 2);
+    table.proven(1);
+    table.session_lost();
+    assert_eq!(table.owed(), 1);
+    assert_eq!(
+        again(&mut table, A, 3),
+        Recognised::Settled(id, Verdict::Done)
+    );
+}
+
+#[test]
+fn doubt_never_swallows_the_twin_of_an_event() {
+    let (mut table, first) = running(A);
+    let second = table.enter(Fingerprint::of(A), owner(1, 8), Flag::First);
+    table.settle(first, &Verdict::Done, 1);
+    table.session_lost();
+    assert_eq!(again(&mut table, A, 3), Recognised::Running);
+    assert_eq!(again(&mut table, A, 4), Recognised::New);
+    assert_eq!(
+        table.settle(second, &Verdict::Done, 1),
+        Settling::Send(owner(2, 3))
+    );
+}
+
+#[test]
+fn doubts_end_but_what_was_never_acknowledged_is_owed_on() {
+    let (mut table, doubtful) = running(A);
+    let done = table.enter(Fingerprint::of(b"b"), owner(1, 8), Flag::First);
+    table.settle(doubtful, &Verdict::Done, 1);
+    table.session_lost();
+    table.settle(done, &Verdict::Done, 1);
+    table.end_doubts();
+    assert_eq!(table.owed(), 1);
+    assert_eq!(again(&mut table, A, 1), Recognised::New);
+    assert_eq!(
+        again(&mut table, b"b", 2),
+        Recognised::Settled(done, Verdict::Done)
+    );
+}
+
+#[test]
+fn a_second_settlement_of_a_forgotten_event_sends_nothing() {
+    let (mut table, id) = running(A);
+    table.settle(id, &Verdict::Released, 1);
+    assert_eq!(
+        table.settle(id, &Verdict::Done, 2),
+        Settling::GivenBackAlready
+    );
+}
