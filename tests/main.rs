@@ -21,6 +21,7 @@ mod layers;
 mod memory;
 mod outages;
 mod poison;
+mod pool;
 mod preflight;
 mod quarantine;
 mod rabbitmq_lost;

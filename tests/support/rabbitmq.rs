@@ -9,7 +9,7 @@ use std::time::Duration;
 /// Where the broker listens, as mqclient and the pilot take addresses. Guest may come in from here.
 pub(crate) const ADDRESS: &str = "localhost:5672";
 
-const PYTHON: &str = "/opt/peers/bin/python";
+pub(crate) const PYTHON: &str = "/opt/peers/bin/python";
 
 /// One queue, of this test alone. Deleted when dropped.
 #[derive(Debug)]
@@ -187,7 +187,7 @@ fn python(script: &str, arguments: &[&str], input: &str) -> String {
 }
 
 #[track_caller]
-fn finish(mut command: Command, input: &str) -> String {
+pub(crate) fn finish(mut command: Command, input: &str) -> String {
     let pipes = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -1,0 +1,65 @@
+//! Pilots inside an Apptainer image, which start their tasks' containers within it: container universe.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+
+use super::{assert_results, fill, on_the_ep, pilots, sh};
+use crate::support::condor::{Submission, Template, run};
+use crate::support::rabbitmq::Queue;
+use crate::support::{images, pilot_binary, source_dir};
+
+/// Where pilots' images are, as a directory and as a file: made once.
+fn pilot_images() -> &'static Path {
+    static MADE: OnceLock<TempDir> = OnceLock::new();
+    let made = MADE.get_or_init(|| {
+        let directory = on_the_ep();
+        let script = source_dir().join("tests/support/condor_image.bash");
+        run(Command::new(script)
+            .arg(directory.path())
+            .arg(pilot_binary()));
+        directory
+    });
+    made.path()
+}
+
+/// Pilots that say where they run: only their own image lacks grep.
+fn nested() -> (Submission, Queue, Queue) {
+    let script = sh("test -x /bin/grep && cp {{INFILE}} {{OUTFILE}}");
+    pilots(Template::Container, &images::busybox(), &script)
+}
+
+#[test]
+fn a_pilot_in_an_image_directory_runs_its_tasks_nested() {
+    let (submission, incoming, outgoing) = nested();
+    let events = fill(&incoming, 3);
+    let image = pilot_images().join("pilot").display().to_string();
+    let jobs = submission
+        .set("pilot_image", &image)
+        .append("transfer_container = false")
+        .submit();
+    jobs.wait_for_ends(1);
+    assert_results(&outgoing, &events);
+    let ads = jobs.history(1);
+    assert_eq!(ads[0]["ExitCode"], 0);
+    assert_eq!(ads[0]["ContainerImage"], image.as_str());
+    assert_eq!(ads[0]["HTChirpEWMSPilotTasksSuccess"], 3);
+    assert!(
+        jobs.file(0, "out").contains("GLIDEIN_Site="),
+        "{}",
+        jobs.story()
+    );
+}
+
+#[test]
+fn a_pilot_in_an_image_file_that_came_with_the_job_runs_its_tasks_nested() {
+    let (submission, incoming, outgoing) = nested();
+    let events = fill(&incoming, 3);
+    let image = pilot_images().join("ewms-pilot.sif").display().to_string();
+    let jobs = submission.set("pilot_image", &image).submit();
+    jobs.wait_for_ends(1);
+    assert_results(&outgoing, &events);
+    assert_eq!(jobs.history(1)[0]["ExitCode"], 0);
+}

@@ -1,0 +1,114 @@
+//! Pilots that can't do their work: which are tried elsewhere, which are held, and what that says.
+
+use std::fs;
+
+use super::{assert_given_back, assert_results, fill, on_the_ep, pilots, sh, shell_pilots};
+use crate::support::condor::{FIRST, Happened, SECOND, Template};
+use crate::support::images;
+
+#[test]
+fn a_pilot_without_its_image_takes_no_event_and_is_tried_on_another_machine() {
+    let (submission, incoming, outgoing) = shell_pilots("cp {{INFILE}} {{OUTFILE}}");
+    let events = fill(&incoming, 2);
+    let jobs = submission
+        .set("machines", "true")
+        .set("avoid_seconds", "600")
+        .append(&format!("rank = TARGET.Machine == \"{SECOND}\""))
+        .submit();
+    jobs.wait_for(Happened::Terminated, 1);
+    jobs.wait_for_ends(1);
+    assert_results(&outgoing, &events);
+    let ads = jobs.history(1);
+    assert_eq!(ads[0]["ExitCode"], 0);
+    assert_eq!(ads[0]["NumJobCompletions"], 2);
+    assert_eq!(ads[0]["MachineAttrMachine0"], FIRST);
+    assert_eq!(ads[0]["MachineAttrMachine1"], SECOND);
+}
+
+#[test]
+fn a_pilot_that_finds_its_image_nowhere_is_held_with_the_reason_and_took_no_event() {
+    let (submission, incoming, _outgoing) = shell_pilots("true");
+    fill(&incoming, 1);
+    let jobs = submission
+        .set("task_image", "/images/none")
+        .set("retries", "0")
+        .submit();
+    jobs.wait_for(Happened::Held, 1);
+    let ads = jobs.queue();
+    assert_eq!(ads[0]["HoldReasonSubCode"], 6);
+    let reason = ads[0]["HoldReason"].as_str().expect("there is one");
+    assert!(
+        reason.starts_with("ewms-pilot on localhost: exit code 6, image: "),
+        "{reason}"
+    );
+    assert!(reason.contains("`/images/none`"), "{reason}");
+    assert_eq!(incoming.delivery_counts(), [0]);
+}
+
+#[test]
+fn a_wrong_configuration_is_held_at_once_with_what_is_wrong() {
+    let (submission, incoming, _outgoing) = shell_pilots("true");
+    fill(&incoming, 1);
+    let jobs = submission.export("EWMS_PILOT_PREFETCH", "many").submit();
+    jobs.wait_for(Happened::Held, 1);
+    let ads = jobs.queue();
+    assert_eq!(ads[0]["HoldReasonSubCode"], 2);
+    assert_eq!(ads[0]["NumJobStarts"], 1);
+    let reason = ads[0]["HoldReason"].as_str().expect("there is one");
+    assert!(reason.contains("exit code 2, configuration"), "{reason}");
+    assert!(
+        jobs.file(0, "err").contains("`EWMS_PILOT_PREFETCH`"),
+        "{}",
+        jobs.story()
+    );
+    assert_eq!(incoming.delivery_counts(), [0]);
+}
+
+#[test]
+fn a_task_over_the_slots_memory_gets_the_pilot_held_and_its_event_back() {
+    let source = "import time; b = bytearray(1_500_000_000); time.sleep(84.23)";
+    let args = format!("python3 -c {}", shell_words::quote(source));
+    let (submission, incoming, _outgoing) = pilots(Template::Vanilla, &images::python(), &args);
+    fill(&incoming, 1);
+    let jobs = submission.set("kill_grace", "2").submit();
+    jobs.wait_for(Happened::Held, 1);
+    let ads = jobs.queue();
+    let reason = ads[0]["HoldReason"].as_str().expect("there is one");
+    assert!(reason.to_lowercase().contains("memory"), "{reason}");
+    assert_given_back(&incoming, 1);
+    crate::support::processes::assert_nothing_runs("84.23", crate::support::SOON);
+}
+
+#[test]
+fn two_pilots_on_one_machine_share_one_converted_image() {
+    let (submission, incoming, outgoing) = pilots(
+        Template::Vanilla,
+        &images::busybox_sif(),
+        &sh("sleep 0.5; cp {{INFILE}} {{OUTFILE}}"),
+    );
+    let events = fill(&incoming, 8);
+    let shared = on_the_ep();
+    let jobs = submission
+        .set("n_pilots", "2")
+        .export(
+            "_EWMS_PILOT_APPTAINER_IMAGE_DIRECTORY_MUST_BE_PRESENT",
+            "False",
+        )
+        .export(
+            "_EWMS_PILOT_APPTAINER_BUILD_WORKDIR",
+            &shared.path().display().to_string(),
+        )
+        .submit();
+    jobs.wait_for_ends(2);
+    assert_results(&outgoing, &events);
+    let store = fs::read_dir(shared.path())
+        .expect("it is there")
+        .flatten()
+        .next();
+    let store = store.expect("the images were converted there").path();
+    let entries = fs::read_dir(store).expect("it is a directory").flatten();
+    // Beside them lie the locks.
+    let paths = entries.map(|entry| entry.path());
+    let sandboxes: Vec<_> = paths.filter(|path| path.is_dir()).collect();
+    assert_eq!(sandboxes.len(), 1, "{sandboxes:?}");
+}

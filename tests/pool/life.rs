@@ -1,0 +1,127 @@
+//! Pilots that nobody disturbs: what they deliver and what HTCondor is told meanwhile.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::{assert_results, fill, shell_pilots};
+
+const PREFIX: &str = "HTChirpEWMSPilot";
+
+/// A pilot's reports: name without prefix, and value, in order.
+type Reports = Vec<(String, String)>;
+
+#[test]
+fn three_pilots_do_sixty_events_and_the_event_log_tells_every_status_and_the_counts() {
+    let (submission, incoming, outgoing) = shell_pilots("sleep 0.1; cp {{INFILE}} {{OUTFILE}}");
+    let events = fill(&incoming, 60);
+    let jobs = submission
+        .set("n_pilots", "3")
+        .set("chirp_dest", "JOB_EVENT_LOG")
+        .submit();
+    jobs.wait_for_ends(3);
+    assert_results(&outgoing, &events);
+    assert_eq!(incoming.depth(), 0);
+
+    let reports = reports_in_event_log(&jobs.events());
+    assert_eq!(reports.len(), 3, "{}", jobs.story());
+    let mut done = 0;
+    for (process, reports) in &reports {
+        let statuses: Vec<&str> = of(reports, "Status");
+        assert_eq!(
+            statuses,
+            [
+                "Started",
+                "AwaitingFirstMessage",
+                "Tasking",
+                "PendingRemainingTasks",
+                "Done"
+            ],
+            "{process}: {reports:?}"
+        );
+        let count = |name: &str| -> u32 {
+            let last = of(reports, name).pop().expect("it was reported");
+            last.parse().expect("it is a number")
+        };
+        assert_eq!(count("TasksTotal"), count("TasksSuccess"));
+        assert_eq!(count("TasksRunning"), 0);
+        assert_eq!(of(reports, "TasksFailed"), [""; 0]);
+        assert!(count("StartedTimestamp") > 1_600_000_000);
+        assert_eq!(
+            reports.last().map(|(name, _)| name.as_str()),
+            Some("LastUpdatedTimestamp")
+        );
+        done += count("TasksSuccess");
+    }
+    assert_eq!(done, 60);
+}
+
+#[test]
+fn with_job_attributes_the_last_report_is_in_the_history() {
+    let (submission, incoming, outgoing) = shell_pilots("cp {{INFILE}} {{OUTFILE}}");
+    let events = fill(&incoming, 3);
+    let jobs = submission.set("taskforce_uuid", "tf-history").submit();
+    jobs.wait_for_ends(1);
+    assert_results(&outgoing, &events);
+    let ads = jobs.history(1);
+    let attribute = |name: &str| &ads[0][format!("{PREFIX}{name}")];
+    assert_eq!(*attribute("Status"), "Done");
+    assert_eq!(*attribute("TasksTotal"), 3);
+    assert_eq!(*attribute("TasksSuccess"), 3);
+    assert_eq!(*attribute("TasksFailed"), Value::Null);
+    assert_eq!(*attribute("Error"), Value::Null);
+    assert!(attribute("LastUpdatedTimestamp").as_i64() >= attribute("StartedTimestamp").as_i64());
+    assert_eq!(ads[0]["EWMSTaskforceUUID"], "tf-history");
+    assert_eq!(ads[0]["ExitCode"], 0);
+}
+
+#[test]
+fn a_failed_task_ends_the_job_with_its_error_in_the_history_and_no_retry() {
+    let (submission, incoming, _outgoing) = shell_pilots("echo 'no \"photons\"' >&2; exit 3");
+    fill(&incoming, 1);
+    let jobs = submission.submit();
+    jobs.wait_for_ends(1);
+    let ads = jobs.history(1);
+    assert_eq!(ads[0]["ExitCode"], 1);
+    assert_eq!(ads[0]["NumJobStarts"], 1);
+    let error = "RuntimeError: 1 TASK(S) FAILED: \
+                 ContainerRunError('task failed (exit code 3): no \"photons\"')";
+    assert_eq!(ads[0][format!("{PREFIX}Error")], error);
+    assert_eq!(ads[0][format!("{PREFIX}ErrorClass")], "task");
+    assert_eq!(ads[0][format!("{PREFIX}Status")], "FatalError");
+    assert!(
+        jobs.file(0, "err").trim_end().ends_with(error),
+        "{}",
+        jobs.story()
+    );
+    assert_eq!(incoming.delivery_counts(), [1]);
+}
+
+/// By process. A report is a line `NAME: "value"` of a generic event.
+fn reports_in_event_log(events: &[Value]) -> BTreeMap<i64, Reports> {
+    let mut reports: BTreeMap<i64, Reports> = BTreeMap::new();
+    for event in events {
+        let Some((name, value)) = event["Info"]
+            .as_str()
+            .and_then(|info| info.split_once(": "))
+        else {
+            continue;
+        };
+        let Some(name) = name.strip_prefix(PREFIX) else {
+            continue;
+        };
+        let value = value.trim_matches('"').to_owned();
+        let process = event["proc"].as_i64().expect("it has one");
+        reports
+            .entry(process)
+            .or_default()
+            .push((name.to_owned(), value));
+    }
+    reports
+}
+
+/// All values of one report, in order.
+fn of<'a>(reports: &'a Reports, name: &str) -> Vec<&'a str> {
+    let same = reports.iter().filter(|(reported, _)| reported == name);
+    same.map(|(_, value)| value.as_str()).collect()
+}

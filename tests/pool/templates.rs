@@ -1,0 +1,114 @@
+//! What `condor_submit` and HTCondor's ClassAd library make of ours, without a pool.
+
+use std::path::Path;
+
+use ewms_pilot::chirp::quote;
+
+use crate::support::condor::{Submission, Template, python};
+
+fn submission(template: Template) -> Submission {
+    Submission::new(template, Path::new("/cvmfs/image"), "true")
+}
+
+/// The value of an attribute, as `condor_submit` writes it.
+#[track_caller]
+fn attribute<'a>(ads: &'a str, name: &str) -> &'a str {
+    let mut values = ads
+        .lines()
+        .filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    values
+        .next()
+        .unwrap_or_else(|| panic!("no {name} in:\n{ads}"))
+}
+
+/// What both templates promise.
+#[track_caller]
+fn assert_common(ads: &str) {
+    for (name, value) in [
+        ("RequestCpus", "2"),
+        ("OriginalTime", "600"),
+        ("EWMSTaskforceUUID", "\"tf\""),
+        ("WantIOProxy", "true"),
+        ("KillSig", "\"SIGTERM\""),
+        ("JobMaxVacateTime", "20 + 30"),
+        ("JobMaxRetries", "5"),
+        ("WhenToTransferOutput", "\"ON_EXIT_OR_EVICT\""),
+        ("TransferOutput", "\"ewms-pilot-tasks.jsonl\""),
+    ] {
+        assert_eq!(attribute(ads, name), value, "{name}");
+    }
+    let environment = attribute(ads, "Environment");
+    for variable in [
+        "EWMS_PILOT_TASK_IMAGE=/cvmfs/image",
+        "EWMS_PILOT_KILL_GRACE=20",
+        "EWMS_PILOT_HTCHIRP=True",
+        "EWMS_PILOT_HTCHIRP_DEST=JOB_ATTR",
+        "EWMS_PILOT_PREFETCH=4",
+    ] {
+        assert!(environment.contains(variable), "{environment}");
+    }
+    let inputs = attribute(ads, "TransferInput");
+    for input in ["ewms_htcondor_envfile.sh", "table.fits"] {
+        assert!(inputs.contains(input), "{inputs}");
+    }
+    assert!(attribute(ads, "Requirements").contains("HasUserNamespaces"));
+    assert!(attribute(ads, "Cmd").ends_with("condor/ewms-pilot-wrapper\""));
+    assert_eq!(ads.matches("ProcId=").count(), 3, "{ads}");
+}
+
+fn with_macros(template: Template) -> Submission {
+    submission(template)
+        .set("n_pilots", "3")
+        .set("cpus", "2")
+        .set("max_seconds", "600")
+        .set("kill_grace", "20")
+        .set("taskforce_uuid", "tf")
+        .set("input_files", "table.fits")
+        .set("pilot_env", "EWMS_PILOT_PREFETCH=4")
+}
+
+#[test]
+fn the_vanilla_template_makes_the_jobs_that_it_promises() {
+    let ads = with_macros(Template::Vanilla).dry_run();
+    assert_common(&ads);
+    assert_eq!(attribute(&ads, "JobUniverse"), "5");
+    assert!(attribute(&ads, "TransferInput").contains("/ewms-pilot,"));
+    assert!(attribute(&ads, "Requirements").contains("HasSingularity"));
+}
+
+#[test]
+fn the_container_template_makes_the_jobs_that_it_promises() {
+    let ads = with_macros(Template::Container)
+        .set("pilot_image", "/cvmfs/pilot")
+        .dry_run();
+    assert_common(&ads);
+    assert_eq!(attribute(&ads, "WantContainer"), "true");
+    assert_eq!(attribute(&ads, "ContainerImage"), "\"/cvmfs/pilot\"");
+}
+
+#[test]
+fn every_text_is_quoted_byte_for_byte_as_htcondor_quotes_it() {
+    let mut texts: Vec<String> = (1..=0x2ff)
+        .chain([0xfffd, 0xffff, 0x1_f980])
+        .filter_map(char::from_u32)
+        .flat_map(|letter| {
+            [
+                letter.to_string(),
+                format!("a{letter}7"),
+                format!("{letter}\"{letter}"),
+            ]
+        })
+        .collect();
+    texts.extend(["", "\\\"", "\\n\n", "it's", "$(X) {} [] ; //"].map(str::to_owned));
+    let list = serde_json::to_string(&texts).expect("JSON takes strings");
+    let answer = python(&["quote"], &list);
+    let theirs: Vec<String> = serde_json::from_str(&answer).expect("a list");
+    let ours: Vec<String> = texts.iter().map(|text| quote(text)).collect();
+    assert!(ours.len() > 2_000);
+    for ((text, ours), theirs) in texts.iter().zip(&ours).zip(&theirs) {
+        assert_eq!(ours, theirs, "{text:?}");
+    }
+    let answer = python(&["unquote"], &serde_json::to_string(&ours).expect("JSON"));
+    let back: Vec<String> = serde_json::from_str(&answer).expect("a list");
+    assert_eq!(back, texts);
+}

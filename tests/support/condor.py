@@ -1,0 +1,26 @@
+"""What HTCondor's own Python package says.
+
+usage: condor.py events LOG   print each event of a job event log as one line of JSON
+       condor.py quote        stdin is a JSON list of strings: print the list of their ClassAd literals
+       condor.py unquote      the other way round
+"""
+
+import json
+import sys
+
+import classad
+import htcondor
+
+verb = sys.argv[1]
+if verb == "events":
+    with htcondor.JobEventLog(sys.argv[2]) as log:
+        for event in log.events(stop_after=0):
+            shown = {name: event[name] for name in event.keys()}
+            shown.update(type=event.type.name, proc=event.proc)
+            print(json.dumps(shown, default=str))
+elif verb == "quote":
+    print(json.dumps([classad.quote(text) for text in json.load(sys.stdin)]))
+elif verb == "unquote":
+    print(json.dumps([classad.unquote(text) for text in json.load(sys.stdin)]))
+else:
+    sys.exit(__doc__)

@@ -1,0 +1,333 @@
+//! HTCondor seen from a submit node: jobs made of the bundled templates, by an ordinary user, with
+//! HTCondor's own commands. One pool, of two machines, for all tests; started by the first that asks.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::processes::{self, Process};
+use super::rabbitmq::{self, PYTHON, Queue};
+use super::{eventually, pilot_binary, source_dir};
+
+/// The machine that has everything.
+pub(crate) const FIRST: &str = "localhost";
+/// The machine that has no image.
+pub(crate) const SECOND: &str = "second";
+
+/// A job waits for the negotiator, for files to be copied, and for other tests' jobs.
+pub(crate) const BY_THEN: Duration = Duration::from_mins(2);
+
+/// What HTCondor writes into a job's event log, by the numbers that stand there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Happened {
+    Executing = 1,
+    Evicted = 4,
+    Terminated = 5,
+    Aborted = 9,
+    Suspended = 10,
+    Unsuspended = 11,
+    Held = 12,
+    Released = 13,
+}
+
+/// The two bundled templates.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Template {
+    Vanilla,
+    Container,
+}
+
+impl Template {
+    pub(crate) fn path(self) -> PathBuf {
+        source_dir().join("condor").join(match self {
+            Self::Vanilla => "ewms-pilot.sub",
+            Self::Container => "ewms-pilot-container.sub",
+        })
+    }
+}
+
+/// Pilots to be submitted: a directory, the env file that is in it, macros.
+#[derive(Debug)]
+pub(crate) struct Submission {
+    template: Template,
+    directory: tempfile::TempDir,
+    exported: BTreeMap<String, String>,
+    macros: BTreeMap<String, String>,
+    appended: Vec<String>,
+}
+
+impl Submission {
+    /// Pilots whose tasks run `arguments` in `image`, on the machine that has images. What waits in the
+    /// templates for a real pool's sake is short.
+    pub(crate) fn new(template: Template, image: &Path, arguments: &str) -> Self {
+        let submission = Self {
+            template,
+            directory: tempfile::tempdir().expect("a temporary directory can be made"),
+            exported: BTreeMap::new(),
+            macros: BTreeMap::new(),
+            appended: Vec::new(),
+        };
+        submission
+            .set("task_image", &image.display().to_string())
+            .set("pilot_binary", &pilot_binary().display().to_string())
+            .set("machines", &format!("TARGET.Machine == \"{FIRST}\""))
+            .set("memory", "512MB")
+            .set("disk", "500MB")
+            .set("retry_wait", "1")
+            .set("avoid_seconds", "1")
+            .export("EWMS_PILOT_TASK_ARGS", arguments)
+            .export("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "3")
+    }
+
+    /// Events from and results to the real broker.
+    pub(crate) fn rabbitmq(mut self, incoming: &Queue, outgoing: &Queue) -> Self {
+        for (direction, queue) in [("INCOMING", incoming), ("OUTGOING", outgoing)] {
+            let variable = format!("EWMS_PILOT_QUEUE_{direction}");
+            self = self
+                .export(&variable, queue.name())
+                .export(&format!("{variable}_BROKER_TYPE"), "rabbitmq")
+                .export(&format!("{variable}_BROKER_ADDRESS"), rabbitmq::ADDRESS);
+        }
+        self
+    }
+
+    /// Adds a line to the env file.
+    pub(crate) fn export(mut self, name: &str, value: &str) -> Self {
+        self.exported.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Sets a macro of the template.
+    pub(crate) fn set(mut self, name: &str, value: &str) -> Self {
+        self.macros.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Adds a submit command, as `condor_submit -append` does.
+    pub(crate) fn append(mut self, command: &str) -> Self {
+        self.appended.push(command.to_owned());
+        self
+    }
+
+    /// From where it is submitted.
+    pub(crate) fn dir(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// What `condor_submit -dry-run` would send: one ad a pilot, without asking the pool.
+    #[track_caller]
+    pub(crate) fn dry_run(&self) -> String {
+        let output = self.condor_submit(&["-dry-run", "job.ad"]);
+        assert!(output.status.success(), "{output:?}");
+        fs::read_to_string(self.dir().join("job.ad")).expect("a dry run writes the ads")
+    }
+
+    /// Submits it; the pool is started if it doesn't run.
+    #[track_caller]
+    pub(crate) fn submit(self) -> Jobs {
+        start_pool();
+        let output = self.condor_submit(&["-terse"]);
+        assert!(output.status.success(), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stdout);
+        // `FIRST.PROC - LAST.PROC`
+        let cluster = said.trim().split('.').next().expect("it says the cluster");
+        Jobs {
+            cluster: cluster.to_owned(),
+            directory: self.directory,
+        }
+    }
+
+    fn condor_submit(&self, options: &[&str]) -> Output {
+        // As the submitting service writes it.
+        let exported = self.exported.iter();
+        let lines: Vec<String> = exported
+            .map(|(name, value)| format!("export {name}={}\n", shell_words::quote(value)))
+            .collect();
+        let lines = lines.concat();
+        let file = self.dir().join("ewms_htcondor_envfile.sh");
+        fs::write(file, format!("set -x\n{lines}set +x\n")).expect("the directory is writable");
+        let mut command = Command::new("condor_submit");
+        command.current_dir(self.dir()).args(options);
+        for appended in &self.appended {
+            command.args(["-append", appended]);
+        }
+        let macros = self.macros.iter();
+        command.args(macros.map(|(name, value)| format!("{name}={value}")));
+        let command = command.arg(self.template.path());
+        command.output().expect("the execution point has HTCondor")
+    }
+}
+
+/// Pilots that were submitted. Dropped, what is left of them leaves the queue.
+#[derive(Debug)]
+pub(crate) struct Jobs {
+    cluster: String,
+    directory: tempfile::TempDir,
+}
+
+impl Jobs {
+    /// HTCondor's number for them all.
+    pub(crate) fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
+    /// From where they were submitted.
+    pub(crate) fn dir(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A file that came back: `CLUSTER.PROC.KIND`.
+    pub(crate) fn file(&self, process: usize, kind: &str) -> String {
+        let name = format!("{}.{process}.{kind}", self.cluster);
+        let bytes = fs::read(self.dir().join("logs").join(name)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The job event log.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.dir().join(format!("ewms-pilot-{}.log", self.cluster))
+    }
+
+    /// How often something has happened to any of them.
+    pub(crate) fn count(&self, happened: Happened) -> usize {
+        let start = format!("{:03} ({:0>3}.", happened as u8, self.cluster);
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        log.lines().filter(|line| line.starts_with(&start)).count()
+    }
+
+    /// Waits until something has happened `times` times.
+    #[track_caller]
+    pub(crate) fn wait_for(&self, happened: Happened, times: usize) {
+        let found = eventually(BY_THEN, || self.count(happened) >= times);
+        assert!(found, "{happened:?} not {times} times:\n{}", self.story());
+    }
+
+    /// Waits until a task runs exactly `command_line`; gives the process.
+    #[track_caller]
+    pub(crate) fn wait_for_process(&self, command_line: &str) -> Process {
+        let mut found = None;
+        eventually(BY_THEN, || {
+            let mut running = processes::matching(command_line).into_iter();
+            found = running.find(|process| process.command_line == command_line);
+            // A pilot that is gone starts no task.
+            found.is_some() || self.count(Happened::Terminated) + self.count(Happened::Held) > 0
+        });
+        found.unwrap_or_else(|| panic!("no `{command_line}`:\n{}", self.story()))
+    }
+
+    /// Waits until all `count` pilots have left the queue by their own end.
+    #[track_caller]
+    pub(crate) fn wait_for_ends(&self, count: usize) {
+        let over = |jobs: &Self| jobs.count(Happened::Terminated) + jobs.count(Happened::Held);
+        eventually(BY_THEN, || over(self) >= count);
+        let ended = self.count(Happened::Terminated);
+        assert!(
+            ended >= count,
+            "{ended} of {count} ended:\n{}",
+            self.story()
+        );
+    }
+
+    /// The events of the log, as HTCondor's Python package reads them.
+    #[track_caller]
+    pub(crate) fn events(&self) -> Vec<Value> {
+        let log = self.log().display().to_string();
+        let lines = python(&["events", &log], "");
+        let parsed = lines.lines().map(serde_json::from_str);
+        parsed.map(|event| event.expect("it is JSON")).collect()
+    }
+
+    /// The ads of those that left the queue, by process.
+    #[track_caller]
+    pub(crate) fn history(&self, count: usize) -> Vec<Value> {
+        let mut ads = Vec::new();
+        let complete = eventually(BY_THEN, || {
+            ads = self.ads("condor_history");
+            ads.len() == count
+        });
+        assert!(complete, "{} in the history of {count}", ads.len());
+        ads
+    }
+
+    /// The ads of those in the queue, by process.
+    #[track_caller]
+    pub(crate) fn queue(&self) -> Vec<Value> {
+        self.ads("condor_q")
+    }
+
+    fn ads(&self, program: &str) -> Vec<Value> {
+        let text = run(Command::new(program).args([&self.cluster, "-json"]));
+        if text.trim().is_empty() {
+            return Vec::new();
+        }
+        let ads: Value = serde_json::from_str(&text).expect("it is JSON");
+        let mut ads = ads.as_array().expect("it is a list").clone();
+        ads.sort_by_key(|ad| ad["ProcId"].as_i64());
+        ads
+    }
+
+    /// Runs an HTCondor command on all of them.
+    #[track_caller]
+    pub(crate) fn tell(&self, program: &str) {
+        run(Command::new(program).arg(&self.cluster));
+    }
+
+    /// All there is to tell of them, for whoever looks into a failure.
+    pub(crate) fn story(&self) -> String {
+        let mut story = fs::read_to_string(self.log()).unwrap_or_default();
+        for entry in fs::read_dir(self.dir().join("logs")).into_iter().flatten() {
+            let Ok(entry) = entry else { continue };
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let text = fs::read(entry.path()).unwrap_or_default();
+            write!(story, "--- {name}\n{}", String::from_utf8_lossy(&text))
+                .expect("a string takes it");
+        }
+        story
+    }
+}
+
+impl Drop for Jobs {
+    fn drop(&mut self) {
+        // Nothing is there to remove after most tests, which it then says.
+        let _ = Command::new("condor_rm").arg(&self.cluster).output();
+    }
+}
+
+/// Starts the pool, once.
+#[track_caller]
+pub(crate) fn start_pool() {
+    static STARTED: OnceLock<()> = OnceLock::new();
+    STARTED.get_or_init(|| {
+        let script = source_dir().join("tests/support/condor_pool.bash");
+        run(Command::new("sudo").arg(script));
+    });
+}
+
+/// Runs a command to its end and gives its standard output.
+#[track_caller]
+pub(crate) fn run(command: &mut Command) -> String {
+    let output = command.output().expect("the execution point has it");
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Asks HTCondor's Python package.
+#[track_caller]
+pub(crate) fn python(arguments: &[&str], input: &str) -> String {
+    let script = include_str!("condor.py");
+    let mut command = Command::new(PYTHON);
+    command.args(["-W", "ignore", "-c", script]).args(arguments);
+    rabbitmq::finish(command, input)
+}
