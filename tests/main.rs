@@ -27,6 +27,7 @@ mod quarantine;
 mod rabbitmq_lost;
 mod rabbitmq_refused;
 mod records;
+mod several_queues;
 mod spool;
 mod spool_shared;
 mod statistics;
