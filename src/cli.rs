@@ -3,14 +3,18 @@
 //! To add a subcommand, add a variant to `Words` and to [`Command`], and the row between them.
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use clap_mangen::Man;
 
 use crate::config::table;
 use crate::exit;
 use crate::preflight;
 use crate::process::GUARDIAN;
+use crate::report::{Output, Request};
 use crate::task::look::{self, Extent};
 
 /// What the user wants.
@@ -26,6 +30,10 @@ pub enum Command {
     Look(Vec<PathBuf>, Extent),
     /// Make a container's namespaces. Started by the pilot, not by people.
     Namespaces,
+    /// Say what records add up to.
+    Report(Request),
+    /// Print this: what was made of the definition of the command line itself.
+    Print(Vec<u8>),
 }
 
 /// For whom `check` says what it found.
@@ -75,6 +83,25 @@ enum Words {
     },
     #[command(name = preflight::NAMESPACES, hide = true)]
     Namespaces,
+    /// Say what pilots and their tasks did, from the records that they brought home.
+    Report {
+        /// Record files (.jsonl, also as .gz or .zst), directories of them, or globs
+        #[arg(required = true)]
+        paths: Vec<PathBuf>,
+        /// Write the report as a page, too
+        #[arg(long, value_name = "OUT")]
+        html: Option<PathBuf>,
+        /// Print all numbers as JSON instead of tables
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a script that completes this program's arguments in a shell.
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page.
+    Man,
 }
 
 /// Reads the process's arguments. Doesn't return when they ask for help or the version (exit code
@@ -101,7 +128,51 @@ fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, 
             },
         ),
         Some(Words::Namespaces) => Command::Namespaces,
+        Some(Words::Report { paths, html, json }) => Command::Report(Request {
+            paths,
+            page: html,
+            output: if json { Output::Json } else { Output::Table },
+        }),
+        Some(Words::Completions { shell }) => Command::Print(completions(shell)),
+        Some(Words::Man) => Command::Print(manual()),
     })
+}
+
+fn completions(shell: Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    let mut definition = Arguments::command();
+    let name = definition.get_name().to_owned();
+    clap_complete::generate(shell, &mut definition, name, &mut script);
+    script
+}
+
+/// The program's page, with what each subcommand takes.
+fn manual() -> Vec<u8> {
+    let mut definition = Arguments::command().disable_help_subcommand(true);
+    definition.build();
+    let whole = Man::new(definition.clone().after_long_help(""));
+    let mut page = Vec::new();
+    // Memory takes whatever is written.
+    let _ = whole.render(&mut page);
+    for subcommand in definition
+        .get_subcommands()
+        .filter(|each| !each.is_hide_set())
+    {
+        let name = subcommand.get_name().to_uppercase();
+        let of_it = Man::new(subcommand.clone());
+        let _ = writeln!(page, ".SH {name}");
+        let _ = of_it.render_description_section(&mut page);
+        if subcommand.get_arguments().next().is_some() {
+            let _ = of_it.render_options_section(&mut page);
+        }
+    }
+    // Lines as they are: the tables are laid out already.
+    let tables = after_long_help()
+        .replace('\\', "\\e")
+        .replace('-', "\\-")
+        .replace('\'', "\\(aq");
+    let _ = writeln!(page, ".SH VARIABLES AND EXIT CODES\n.nf\n{tables}\n.fi");
+    page
 }
 
 fn after_long_help() -> String {
@@ -114,7 +185,6 @@ fn after_long_help() -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
     use clap::error::ErrorKind;
 
     use super::*;

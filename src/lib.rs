@@ -16,6 +16,7 @@
 //! | [`process`] | one supervised child: session, signals, grace, kill, reap; the guardian |
 //! | [`chirp`] | what HTCondor is told while the pilot runs |
 //! | [`records`] | the file of what each task, and the pilot, did |
+//! | [`report`] | what the records of any number of pilots add up to |
 //! | [`stats`] | tallies, run-time statistics and their histogram |
 //! | [`telemetry`] | logging and the progress line |
 //! | [`fault`], [`exit`], [`ids`], [`signals`] | error names, exit codes, identities, signals of the pilot |
@@ -36,6 +37,7 @@ pub mod pilot;
 pub mod preflight;
 pub mod process;
 pub mod records;
+pub mod report;
 pub mod signals;
 pub mod stats;
 pub mod task;
@@ -44,7 +46,7 @@ pub mod telemetry;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
 use color_eyre::eyre::{Result, WrapErr};
@@ -69,6 +71,16 @@ pub fn run(command: Command) -> Result<ExitCode> {
         Command::Check(format) => check(format),
         Command::Look(paths, extent) => Ok(task::look::child(&paths, extent)),
         Command::Namespaces => Ok(preflight::namespaces_child()),
+        Command::Report(request) => {
+            let mut out = BufWriter::new(io::stdout().lock());
+            let exit = report::run(&request, &mut out, &mut io::stderr());
+            Ok(exit.code().into())
+        }
+        Command::Print(text) => {
+            // Nobody left to read is no failure.
+            let _unread = io::stdout().write_all(&text);
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

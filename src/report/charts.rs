@@ -1,0 +1,289 @@
+//! The charts of numbers: run times, throughput, failures by site. Drawn small enough for a phone.
+
+use super::format::{count, percent, round_seconds, seconds, utc};
+use super::places::Place;
+use super::reasons::Class;
+use super::spread::{Values, as_float, to_integer};
+use super::svg::{Anchor, Drawing, Shape, multiples, round_step, time_step};
+use super::tracks::{Fate, Tracks};
+
+/// Units of a small chart; about a phone's width.
+const WIDTH: f64 = 440.0;
+const HEIGHT: f64 = 220.0;
+const LEFT: f64 = 62.0;
+const RIGHT: f64 = 8.0;
+const TOP: f64 = 10.0;
+const BOTTOM: f64 = 26.0;
+const BARS: f64 = 32.0;
+const SITES: usize = 15;
+const MICROS: f64 = 1e6;
+
+/// How a fate is drawn, and named in the style sheet and the legend.
+pub(super) fn look(fate: Fate) -> (&'static str, Shape, &'static str) {
+    match fate {
+        Fate::Done => ("done", Shape::Square, "done"),
+        Fate::Untried => ("back", Shape::Square, "given back"),
+        Fate::Failed(Class::Task) => ("task", Shape::Triangle, "task's fault"),
+        Fate::Failed(Class::Event) => ("event", Shape::Diamond, "event's fault"),
+        Fate::Failed(Class::Image) => ("image", Shape::Square, "image's fault"),
+        Fate::Failed(Class::Ep) => ("ep", Shape::Cross, "machine's fault (EP)"),
+        Fate::Failed(Class::Broker) => ("broker", Shape::Circle, "broker's fault"),
+        Fate::Failed(Class::Unknown) => ("unknown", Shape::Plus, "unknown fault"),
+    }
+}
+
+/// Bars of equal width over an axis.
+struct Bars {
+    drawing: Drawing,
+    from: f64,
+    width: f64,
+    number: usize,
+    largest: u64,
+}
+
+impl Bars {
+    fn new(from: f64, width: f64, number: usize, largest: u64) -> Self {
+        let mut bars = Self {
+            drawing: Drawing::new(WIDTH, HEIGHT),
+            from,
+            width,
+            number,
+            largest: largest.max(1),
+        };
+        let top = as_float(bars.largest);
+        for value in multiples(0.0, top, round_step(top, 4.0).max(1.0)) {
+            let y = bars.y(value);
+            bars.drawing.line((LEFT, y), (WIDTH - RIGHT, y), "grid");
+            bars.drawing.text(
+                (LEFT - 5.0, y + 4.0),
+                Anchor::End,
+                &count(to_integer(value)),
+            );
+        }
+        bars
+    }
+
+    fn end(&self) -> f64 {
+        self.from + self.width * as_float(self.number as u64)
+    }
+
+    fn x(&self, value: f64) -> f64 {
+        LEFT + (value - self.from) / (self.end() - self.from) * (WIDTH - LEFT - RIGHT)
+    }
+
+    fn y(&self, value: f64) -> f64 {
+        HEIGHT - BOTTOM - value / as_float(self.largest) * (HEIGHT - TOP - BOTTOM)
+    }
+
+    /// Draws `number` above those that stand there already.
+    fn bar(&mut self, bin: usize, below: u64, number: u64, class: &str, note: &str) {
+        if number == 0 {
+            return;
+        }
+        let left = self.x(self.from + self.width * as_float(bin as u64));
+        let right = self.x(self.from + self.width * as_float(bin as u64 + 1));
+        let (top, bottom) = (self.y(as_float(below + number)), self.y(as_float(below)));
+        // Rare ones are seen, too.
+        let height = (bottom - top).max(1.0);
+        self.drawing.rect(
+            (left + 0.5, bottom - height),
+            ((right - left - 1.0).max(0.8), height),
+            class,
+            note,
+        );
+    }
+
+    fn tick(&mut self, value: f64, label: &str) {
+        let x = self.x(value);
+        self.drawing
+            .line((x, HEIGHT - BOTTOM), (x, HEIGHT - BOTTOM + 4.0), "axis");
+        let anchor = if x > WIDTH - 30.0 {
+            Anchor::End
+        } else {
+            Anchor::Middle
+        };
+        self.drawing
+            .text((x, HEIGHT - BOTTOM + 19.0), anchor, label);
+    }
+}
+
+/// Run times of tasks that succeeded; the few that are far longer than the others share the last bar.
+pub(super) fn run_times(values: &Values) -> Option<String> {
+    let counted = values.counted();
+    let all: u64 = counted.iter().map(|(_, number)| number).sum();
+    let mut below = 0;
+    let most = counted.iter().find(|(_, number)| {
+        below += number;
+        as_float(below) >= as_float(all) * 0.995
+    })?;
+    let longest = as_float(most.0) / MICROS;
+    let width = round_step(longest.max(0.001), BARS);
+    let number = usize::try_from(to_integer((longest / width).floor())).unwrap_or(0) + 1;
+    let mut bins = vec![0; number + 1];
+    for (micros, times) in counted {
+        let bin = to_integer((as_float(micros) / MICROS / width + 1e-9).floor());
+        bins[usize::try_from(bin).unwrap_or(number).min(number)] += times;
+    }
+    if bins.last() == Some(&0) {
+        bins.pop();
+    }
+    let largest = bins.iter().copied().max().unwrap_or(0);
+    let mut bars = Bars::new(0.0, width, bins.len(), largest);
+    for (bin, &times) in bins.iter().enumerate() {
+        let from = width * as_float(bin as u64);
+        let range = match bin {
+            _ if bin == number => format!("{} or more", seconds(from)),
+            _ => format!("{} to {}", seconds(from), seconds(from + width)),
+        };
+        bars.bar(
+            bin,
+            0,
+            times,
+            "done",
+            &format!("{range}: {} tasks", count(times)),
+        );
+    }
+    let end = bars.end();
+    for value in multiples(
+        0.0,
+        end,
+        time_step(end, 5.0).max(round_step(end, 6.0).min(1.0)),
+    ) {
+        bars.tick(value, &round_seconds(value));
+    }
+    Some(bars.drawing.finish(
+        "small",
+        "Histogram of the run times of tasks that succeeded",
+    ))
+}
+
+/// Events done and failed over time, and the width of a bar in seconds.
+pub(super) fn throughput(tracks: &Tracks) -> Option<(String, f64)> {
+    let (first, last) = tracks.range()?;
+    let width = time_step(last - first, 48.0);
+    let from = ((tracks.base + first) / width).floor() * width;
+    let bin_of = |time: f64| {
+        usize::try_from(to_integer(((tracks.base + time - from) / width).floor())).unwrap_or(0)
+    };
+    let mut bins = vec![[0_u64; 2]; bin_of(last) + 1];
+    for task in &tracks.tasks {
+        let kind = match task.fate {
+            Fate::Done => 0,
+            Fate::Failed(_) => 1,
+            Fate::Untried => continue,
+        };
+        bins[bin_of(f64::from(task.end))][kind] += 1;
+    }
+    let largest = bins
+        .iter()
+        .map(|[done, failed]| done + failed)
+        .max()
+        .unwrap_or(0);
+    let mut bars = Bars::new(from, width, bins.len(), largest);
+    for (bin, &[done, failed]) in bins.iter().enumerate() {
+        let begin = from + width * as_float(bin as u64);
+        let note = format!(
+            "{} UTC, {}: {} done, {} failed",
+            utc(begin),
+            seconds(width),
+            count(done),
+            count(failed)
+        );
+        bars.bar(bin, 0, done, "done", &note);
+        bars.bar(bin, done, failed, "failed", &note);
+    }
+    let (from, end) = (bars.from, bars.end());
+    for (time, label) in time_ticks(from, end, 5.0) {
+        bars.tick(time, &label);
+    }
+    Some((
+        bars.drawing
+            .finish("small", "Events done and failed over time"),
+        width,
+    ))
+}
+
+/// Round times between two, with the day where it changes.
+pub(super) fn time_ticks(from: f64, to: f64, most: f64) -> Vec<(f64, String)> {
+    let step = time_step(to - from, most);
+    let mut day = String::new();
+    multiples(from, to, step)
+        .map(|time| {
+            let text = utc(time);
+            let (date, clock) = text.split_once(' ').unwrap_or((&text, ""));
+            let is_new = day != date;
+            date.clone_into(&mut day);
+            let clock = if step < 60.0 { clock } else { &clock[..5] };
+            let label = if step >= 86_400.0 || (is_new && clock.starts_with("00:00")) {
+                &date[5..]
+            } else {
+                clock
+            };
+            (time, label.to_owned())
+        })
+        .collect()
+}
+
+/// Faults by site, coloured by class, with the failure rate.
+pub(super) fn sites(places: &[Place]) -> Option<String> {
+    const ROW: f64 = 24.0;
+    const NAME: f64 = 128.0;
+    const RATE: f64 = 140.0;
+    let faults =
+        |place: &Place| place.faults_by_class.values().sum::<u64>() + place.failed_before_any_task;
+    let mut worst: Vec<&Place> = places.iter().filter(|place| faults(place) > 0).collect();
+    worst.sort_by_key(|place| std::cmp::Reverse(faults(place)));
+    worst.truncate(SITES);
+    let largest = as_float(worst.iter().map(|place| faults(place)).max()?);
+    let mut drawing = Drawing::new(WIDTH, TOP + ROW * as_float(worst.len() as u64));
+    for (row, place) in worst.iter().enumerate() {
+        let y = TOP / 2.0 + ROW * as_float(row as u64);
+        let name = super::format::one_line(place.name(), 16);
+        drawing.text((NAME - 6.0, y + 16.0), Anchor::End, &name);
+        let mut x = NAME;
+        let parts = Class::ALL.into_iter().map(|class| {
+            let (style, shape, label) = look(Fate::Failed(class));
+            (
+                style,
+                shape,
+                label,
+                place
+                    .faults_by_class
+                    .get(class.name())
+                    .copied()
+                    .unwrap_or(0),
+            )
+        });
+        let stillborn = (
+            "ep",
+            Shape::Cross,
+            "pilots failed before any task",
+            place.failed_before_any_task,
+        );
+        for (style, shape, label, number) in parts.chain([stillborn]) {
+            if number == 0 {
+                continue;
+            }
+            let width = as_float(number) / largest * (WIDTH - NAME - RATE);
+            let note = format!("{}: {} {label}", place.name(), count(number));
+            drawing.rect(
+                (x, y + 3.0),
+                ((width - 0.5).max(1.0), ROW - 6.0),
+                style,
+                &note,
+            );
+            if width > 14.0 {
+                drawing.mark(shape, (x + 8.0, y + ROW / 2.0), 3.5, "inside", "");
+            }
+            x += width.max(1.5);
+        }
+        let bad = if place.bad.is_some() { " bad" } else { "" };
+        let rate = format!(
+            "{} ({}){bad}",
+            count(faults(place)),
+            percent(place.failure_rate)
+        );
+        drawing.text((x + 5.0, y + 16.0), Anchor::Start, &rate);
+    }
+    Some(drawing.finish("small", "Faults by site and class"))
+}

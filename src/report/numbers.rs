@@ -1,0 +1,318 @@
+//! The numbers themselves, worked out once from what was added up. The table, the page and `--json` all
+//! show these and compute none of their own.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::fleet::Fleet;
+use super::places::{self, Place, by_name};
+use super::reasons::Reason;
+use super::spread::{Spread, as_float, to_integer};
+use super::sums::Used;
+
+/// So many different errors are named.
+const REASONS: usize = 20;
+const MIB: f64 = 1024.0 * 1024.0;
+const MICROS: f64 = 1e6;
+
+/// What was read, and what could not be.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Input {
+    /// Files that were read.
+    pub files: u64,
+    /// Records that count.
+    pub records: u64,
+    /// Records that were read before, in another copy of a file; they count once.
+    pub repeated_records: u64,
+    /// Lines that are no records.
+    pub unreadable_lines: u64,
+    /// The first of them: file, line, reason.
+    pub first_unreadable: Vec<String>,
+    /// Records of a later format than this program knows.
+    pub newer_records: u64,
+    /// Records of kinds that this program doesn't know.
+    pub unknown_records: u64,
+    /// Files and directories that could not be read, or not to their end.
+    pub problems: Vec<String>,
+}
+
+/// All numbers. Fields say their units; absent means not known.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// 1; changes when a field changes its meaning.
+    pub report_format: u32,
+    /// What was read.
+    pub input: Input,
+    /// Start of the first task and end of the last one.
+    pub first_unix_secs: Option<f64>,
+    /// See above.
+    pub last_unix_secs: Option<f64>,
+    /// The pilots.
+    pub pilots: Pilots,
+    /// What became of the events.
+    pub events: Events,
+    /// Tasks with a fault, by whose it was; those of the machine among the given back too.
+    pub faults_by_class: BTreeMap<&'static str, u64>,
+    /// The most frequent errors of tasks.
+    pub errors: Vec<Reason>,
+    /// How many failures had other ones.
+    pub other_errors: u64,
+    /// Wall time of tasks that succeeded.
+    pub run_time_secs: Option<Spread>,
+    /// Wall time of all tasks that didn't succeed.
+    pub failed_run_time_secs: f64,
+    /// From the connection to the first event, one value a pilot.
+    pub first_event_wait_secs: Option<Spread>,
+    /// Where the time of the slots went.
+    pub slot_time: Slots,
+    /// What containers used of their cores.
+    pub cpu: Cpu,
+    /// The largest memory of a task, against the request for each slot.
+    pub memory: Resource,
+    /// The disk of a task at its end, against the request for each slot.
+    pub disk: Resource,
+    /// Connections that were lost.
+    pub broker: Broker,
+    /// By failures, most first.
+    pub sites: Vec<Place>,
+    /// By failures, most first.
+    pub hosts: Vec<Place>,
+    /// An expression for `requirements` that keeps jobs off the bad ones.
+    pub requirements: Option<String>,
+}
+
+/// The pilots.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Pilots {
+    /// Seen in any record.
+    pub seen: u64,
+    /// With a record of their end.
+    pub ended: u64,
+    /// Without: killed, evicted without their files, or still running.
+    pub without_end: u64,
+    /// Ended by a fault of machine, broker, init container or image before a task was started.
+    pub failed_before_any_task: u64,
+    /// How many ended with each exit code.
+    pub exit_codes: BTreeMap<i32, u64>,
+    /// The most frequent errors of pilots that ended with exit code 2 or more.
+    pub errors: Vec<Reason>,
+    /// How many had other ones.
+    pub other_errors: u64,
+    /// Slots that all pilots together had, one after another included.
+    pub slots: u64,
+    /// Of one pilot, if all had as many.
+    pub slots_each: Option<u32>,
+}
+
+/// What became of the events, one for each time that one was taken.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Events {
+    /// All.
+    pub taken: u64,
+    /// Succeeded.
+    pub done: u64,
+    /// Failed; dead-lettered and rejected ones among them.
+    pub failed: u64,
+    /// Failed too often, and went to the dead-letter queue.
+    pub dead_lettered: u64,
+    /// Failed too often, and went to `rejected/`.
+    pub rejected: u64,
+    /// Back to the queue, untried or not by their own fault.
+    pub given_back: u64,
+    /// The pilot broke down with them.
+    pub unsettled: u64,
+    /// Had been delivered before.
+    pub redelivered: u64,
+    /// Recognised as done already and not run again.
+    pub duplicates: u64,
+    /// Succeeded without an output.
+    pub no_output: u64,
+}
+
+/// Seconds of one slot, of the pilots with a record of their end.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Slots {
+    /// From start to end.
+    pub total_secs: f64,
+    /// Ran a task.
+    pub busy_secs: f64,
+    /// Until events could be taken.
+    pub starting_secs: f64,
+    /// Of that, the init container.
+    pub init_secs: f64,
+    /// Waited for an event.
+    pub idle_secs: f64,
+    /// Was without connection and without a task; at most.
+    pub outage_secs: f64,
+    /// Waited for the other slots after the last event.
+    pub draining_secs: f64,
+}
+
+/// CPU time of the containers.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Cpu {
+    /// Used.
+    pub used_secs: f64,
+    /// Their wall time, times the cores that each slot has (1 if not known).
+    pub available_secs: f64,
+    /// The one by the other.
+    pub efficiency: Option<f64>,
+}
+
+/// Used and requested, in bytes of one slot.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Resource {
+    /// One value a task.
+    pub used_bytes: Option<Spread>,
+    /// One value a pilot.
+    pub requested_bytes: Option<Spread>,
+    /// Tasks that used more than their slot's share of the request.
+    pub tasks_above_request: u64,
+    /// Tasks for which both are known.
+    pub tasks_compared: u64,
+    /// Whole MiB that 99 % of the tasks fit into.
+    pub fits_99_percent_mib: Option<u64>,
+}
+
+/// Connections that were lost.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Broker {
+    /// How often; as often a pilot reconnected, or ended for it.
+    pub reconnects: u64,
+    /// Pilots that it happened to.
+    pub pilots: u64,
+    /// Time without connection, all pilots together.
+    pub outage_secs: f64,
+}
+
+impl Report {
+    /// Works the numbers out.
+    pub(super) fn of(fleet: &mut Fleet, mut input: Input) -> Self {
+        input.records = fleet.records;
+        input.repeated_records = fleet.repeated;
+        let range = fleet.tracks.range();
+        let base = fleet.tracks.base;
+        let (errors, other_errors) = fleet.reasons.most_frequent(REASONS);
+        let (sites, hosts, requirements) = places::judge(fleet);
+        let time = fleet.ends.slots;
+        let cpu = Cpu {
+            used_secs: fleet.cpu_secs,
+            available_secs: fleet.core_secs,
+            efficiency: (fleet.core_secs > 0.0).then(|| fleet.cpu_secs / fleet.core_secs),
+        };
+        Self {
+            report_format: 1,
+            input,
+            first_unix_secs: range.map(|(first, _)| base + first),
+            last_unix_secs: range.map(|(_, last)| base + last),
+            pilots: pilots(fleet),
+            events: events(fleet),
+            faults_by_class: by_name(|class| fleet.classes.get(&class).copied().unwrap_or(0)),
+            errors,
+            other_errors,
+            run_time_secs: fleet.run_times.spread(MICROS),
+            failed_run_time_secs: fleet.failed_secs,
+            first_event_wait_secs: fleet.ends.first_event_waits.spread(MICROS),
+            slot_time: Slots {
+                total_secs: time.total,
+                busy_secs: time.busy,
+                starting_secs: time.starting,
+                init_secs: time.init,
+                idle_secs: time.idle(),
+                outage_secs: time.outage,
+                draining_secs: time.draining,
+            },
+            cpu,
+            memory: Resource::of(&mut fleet.memory),
+            disk: Resource::of(&mut fleet.disk),
+            broker: Broker {
+                reconnects: fleet.ends.outages,
+                pilots: fleet.ends.pilots_with_outage,
+                outage_secs: fleet.ends.outage_secs,
+            },
+            sites,
+            hosts,
+            requirements,
+        }
+    }
+}
+
+fn pilots(fleet: &Fleet) -> Pilots {
+    let (errors, other_errors) = fleet.ends.reasons.most_frequent(REASONS);
+    let seen = fleet.pilots.len() as u64;
+    let ended = fleet.pilots.iter().filter(|pilot| pilot.ended).count() as u64;
+    let mut slots = fleet.pilots.iter().filter_map(|pilot| pilot.slots);
+    let slots_each = slots
+        .next()
+        .filter(|first| slots.all(|other| other == *first));
+    Pilots {
+        seen,
+        ended,
+        without_end: seen - ended,
+        failed_before_any_task: fleet.ends.stillborn,
+        exit_codes: fleet.ends.exit_codes.clone(),
+        errors,
+        other_errors,
+        slots: fleet
+            .pilots
+            .iter()
+            .map(|pilot| u64::from(pilot.slots.unwrap_or(1)))
+            .sum(),
+        slots_each,
+    }
+}
+
+fn events(fleet: &Fleet) -> Events {
+    let of = |name| fleet.outcomes.get(name).copied().unwrap_or(0);
+    let (dead_lettered, rejected) = (of("dead_lettered"), of("rejected"));
+    Events {
+        taken: fleet.outcomes.values().sum(),
+        done: of("done"),
+        failed: of("failed") + dead_lettered + rejected,
+        dead_lettered,
+        rejected,
+        given_back: of("given_back"),
+        unsettled: of("unsettled"),
+        redelivered: fleet.redelivered,
+        duplicates: fleet.ends.duplicates,
+        no_output: fleet.ends.no_output,
+    }
+}
+
+impl Resource {
+    fn of(used: &mut Used) -> Self {
+        let used_bytes = used.tasks.spread(1.0);
+        Self {
+            used_bytes,
+            requested_bytes: used.requested.spread(1.0),
+            tasks_above_request: used.above,
+            tasks_compared: used.compared,
+            fits_99_percent_mib: used_bytes.map(|spread| to_integer((spread.p99 / MIB).ceil())),
+        }
+    }
+}
+
+impl Slots {
+    /// A share of the total.
+    #[must_use]
+    pub fn share(&self, seconds: f64) -> f64 {
+        if self.total_secs > 0.0 {
+            seconds / self.total_secs
+        } else {
+            0.0
+        }
+    }
+}
+
+impl Pilots {
+    /// Slots of one pilot, for a sentence; their mean where they differ.
+    #[must_use]
+    pub fn mean_slots(&self) -> f64 {
+        if self.seen == 0 {
+            0.0
+        } else {
+            as_float(self.slots) / as_float(self.seen)
+        }
+    }
+}

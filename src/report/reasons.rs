@@ -1,0 +1,165 @@
+//! Failures that say the same, counted. Bounded: of ever new texts only those that come back are kept.
+
+use std::collections::{BTreeSet, HashMap};
+
+use serde::Serialize;
+
+/// So many different texts are remembered, each of at most 4 KiB; then the rarer half is forgotten.
+const MOST: usize = 2000;
+
+/// Texts and how often each was seen.
+#[derive(Debug, Default)]
+pub(super) struct Reasons {
+    seen: HashMap<Box<str>, Seen>,
+    forgotten: u64,
+}
+
+#[derive(Debug)]
+struct Seen {
+    class: Class,
+    count: u64,
+    sites: BTreeSet<u32>,
+}
+
+/// A text that failures have in common.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Reason {
+    /// How many failures said so.
+    pub count: u64,
+    /// Whose fault the first of them was.
+    pub fault_class: &'static str,
+    /// At how many sites.
+    pub sites: usize,
+    /// What they said.
+    pub error: String,
+}
+
+/// Whose fault a failure was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub(super) enum Class {
+    Task,
+    Event,
+    Image,
+    Ep,
+    Broker,
+    /// The record doesn't say, or a class that this version doesn't know.
+    Unknown,
+}
+
+impl Class {
+    pub(super) const ALL: [Self; 6] = [
+        Self::Task,
+        Self::Event,
+        Self::Image,
+        Self::Ep,
+        Self::Broker,
+        Self::Unknown,
+    ];
+
+    pub(super) fn of(name: Option<&str>) -> Self {
+        let known = Self::ALL
+            .into_iter()
+            .find(|class| Some(class.name()) == name);
+        known.unwrap_or(Self::Unknown)
+    }
+
+    /// As in the records.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Task => "task",
+            Self::Event => "event",
+            Self::Image => "image",
+            Self::Ep => "ep",
+            Self::Broker => "broker",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl Reasons {
+    pub(super) fn add(&mut self, class: Class, text: &str, site: u32) {
+        if let Some(seen) = self.seen.get_mut(text) {
+            seen.count += 1;
+            seen.sites.insert(site);
+            return;
+        }
+        if self.seen.len() >= MOST {
+            self.forget();
+        }
+        let seen = Seen {
+            class,
+            count: 1,
+            sites: BTreeSet::from([site]),
+        };
+        self.seen.insert(text.into(), seen);
+    }
+
+    fn forget(&mut self) {
+        let mut counts: Vec<u64> = self.seen.values().map(|seen| seen.count).collect();
+        let (_, &mut middle, _) = counts.select_nth_unstable(MOST / 2);
+        let forgotten = &mut self.forgotten;
+        self.seen.retain(|_, seen| {
+            let kept = seen.count > middle;
+            if !kept {
+                *forgotten += seen.count;
+            }
+            kept
+        });
+    }
+
+    /// The most frequent ones, and how many failures said something else.
+    pub(super) fn most_frequent(&self, number: usize) -> (Vec<Reason>, u64) {
+        let mut all: Vec<_> = self.seen.iter().collect();
+        all.sort_by(|(left_text, left), (right_text, right)| {
+            right
+                .count
+                .cmp(&left.count)
+                .then_with(|| left_text.cmp(right_text))
+        });
+        let rest: u64 = all.iter().skip(number).map(|(_, seen)| seen.count).sum();
+        let first = all.iter().take(number).map(|(text, seen)| Reason {
+            count: seen.count,
+            fault_class: seen.class.name(),
+            sites: seen.sites.len(),
+            error: text.to_string(),
+        });
+        (first.collect(), rest + self.forgotten)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_texts_are_counted_and_the_rest_is_summed() {
+        let mut reasons = Reasons::default();
+        for (text, site) in [("b", 1), ("a", 1), ("b", 2), ("c", 1)] {
+            reasons.add(Class::Task, text, site);
+        }
+        let (first, rest) = reasons.most_frequent(2);
+        let found: Vec<_> = first
+            .iter()
+            .map(|reason| (&*reason.error, reason.count, reason.sites))
+            .collect();
+        assert_eq!((found, rest), (vec![("b", 2, 2), ("a", 1, 1)], 1));
+    }
+
+    #[test]
+    fn texts_that_never_come_back_are_forgotten_but_stay_counted() {
+        let mut reasons = Reasons::default();
+        for number in 0..20_000 {
+            reasons.add(Class::Task, &format!("new {number}"), 0);
+            if number % 10 == 0 {
+                reasons.add(Class::Ep, "again", 0);
+            }
+        }
+        assert!(reasons.seen.len() <= MOST);
+        let (first, rest) = reasons.most_frequent(1);
+        assert_eq!(
+            (&*first[0].error, first[0].count, rest),
+            ("again", 2000, 20_000)
+        );
+    }
+}

@@ -1,0 +1,166 @@
+//! The numbers as tables of words, the same ones for the terminal and the page, so that both always say
+//! the same. How a table looks on a terminal is here too.
+
+use std::fmt::Write as _;
+
+use super::format::{counted, seconds, utc};
+use super::numbers::Report;
+
+/// For whom the tables are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Audience {
+    /// Somebody at a terminal, with all pilots before them.
+    Terminal,
+    /// Somebody with the page, which has room.
+    Page,
+    /// A reader of one pilot's log.
+    Log,
+}
+
+impl Audience {
+    /// Most rows of a table of sites, and of hosts.
+    pub(super) fn rows(self) -> (usize, usize) {
+        match self {
+            Self::Terminal => (25, 10),
+            Self::Page => (200, 50),
+            Self::Log => (0, 0),
+        }
+    }
+
+    /// Longest text of an error.
+    pub(super) fn error_columns(self) -> usize {
+        match self {
+            Self::Terminal => 120,
+            Self::Page => 300,
+            Self::Log => 200,
+        }
+    }
+}
+
+/// A table: cells are ready to be shown.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    pub(super) title: &'static str,
+    /// None for a list of facts: what, how much, remark.
+    pub(super) head: Vec<&'static str>,
+    pub(super) rows: Vec<Vec<String>>,
+    /// Said below it.
+    pub(super) remark: Option<String>,
+}
+
+impl Table {
+    pub(super) fn facts(title: &'static str) -> Self {
+        Self {
+            title,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn fact(&mut self, what: &str, value: impl Into<String>, remark: impl Into<String>) {
+        self.rows
+            .push(vec![what.to_owned(), value.into(), remark.into()]);
+    }
+
+    /// Numbers stand to the right, words to the left.
+    pub(super) fn is_number(&self, column: usize) -> bool {
+        match self.head.get(column) {
+            None => column == 1,
+            Some(head) => !matches!(*head, "site" | "host" | "class" | "error" | "because"),
+        }
+    }
+}
+
+/// One line about what was read.
+pub(super) fn headline(report: &Report) -> String {
+    let mut line = format!(
+        "{} of {} in {}",
+        counted(report.input.records, "record"),
+        counted(report.pilots.seen, "pilot"),
+        counted(report.input.files, "file"),
+    );
+    if let (Some(first), Some(last)) = (report.first_unix_secs, report.last_unix_secs) {
+        let _ = write!(
+            line,
+            "; tasks from {} to {} UTC ({})",
+            utc(first),
+            utc(last),
+            seconds(last - first)
+        );
+    }
+    line
+}
+
+/// What could not be read, or isn't counted.
+pub(super) fn warnings(report: &Report) -> Vec<String> {
+    let input = &report.input;
+    let mut lines = Vec::new();
+    if input.unreadable_lines > 0 {
+        let examples = input.first_unreadable.join("; ");
+        let more = if input.unreadable_lines > input.first_unreadable.len() as u64 {
+            "; …"
+        } else {
+            ""
+        };
+        lines.push(format!(
+            "{} can't be read: {examples}{more}",
+            counted(input.unreadable_lines, "line")
+        ));
+    }
+    for (number, what) in [
+        (
+            input.newer_records,
+            "of a later format, not counted: use a newer ewms-pilot to report",
+        ),
+        (
+            input.unknown_records,
+            "of a kind unknown to this ewms-pilot, not counted",
+        ),
+        (
+            input.repeated_records,
+            "in more than one file, counted once",
+        ),
+    ] {
+        if number > 0 {
+            lines.push(format!("{} {what}", counted(number, "record")));
+        }
+    }
+    lines.extend(input.problems.iter().cloned());
+    lines
+}
+
+/// A table for a terminal.
+pub(super) fn lines(table: &Table) -> Vec<String> {
+    let head: Vec<String> = table.head.iter().map(|head| (*head).to_owned()).collect();
+    let all: Vec<&Vec<String>> = (!head.is_empty())
+        .then_some(&head)
+        .into_iter()
+        .chain(&table.rows)
+        .collect();
+    let columns = all.iter().map(|row| row.len()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| {
+            all.iter()
+                .filter_map(|row| row.get(column))
+                .map(|cell| cell.chars().count())
+                .max()
+                .unwrap_or(0)
+        })
+        .collect();
+    let mut lines = vec![table.title.to_owned()];
+    if !table.rows.is_empty() {
+        lines.extend(all.iter().map(|row| {
+            let mut line = String::from(" ");
+            for (column, cell) in row.iter().enumerate() {
+                let width = widths[column];
+                let _ = if table.is_number(column) {
+                    write!(line, " {cell:>width$} ")
+                } else {
+                    write!(line, " {cell:<width$} ")
+                };
+            }
+            line.trim_end().to_owned()
+        }));
+    }
+    lines.extend(table.remark.iter().map(|remark| format!("  {remark}")));
+    lines
+}
