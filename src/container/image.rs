@@ -139,8 +139,10 @@ impl ImageError {
             Self::Missing { .. }
             | Self::Unreadable { .. }
             | Self::Empty { .. }
-            | Self::NoDirectory { .. } => FaultClass::Image,
-            Self::Store { .. } | Self::Busy { .. } => FaultClass::Ep,
+            | Self::NoDirectory { .. }
+            // Where converted images are kept is configured with the image.
+            | Self::Store { .. } => FaultClass::Image,
+            Self::Busy { .. } => FaultClass::Ep,
             Self::Build { class, .. } => *class,
         }
     }

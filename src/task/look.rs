@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC, statfs};
 use tokio::sync::watch;
 
 use crate::process::{CaptureError, EndedBy, ExitStatus, Guard, Limits, Query, Will, capture};
@@ -172,6 +173,12 @@ pub fn child(paths: &[PathBuf], extent: Extent) -> ExitCode {
 /// Reads a file, or what is in a directory. Links are looked at, not followed, but for the first. What
 /// isn't there, or isn't for us, is no failure of the file system.
 fn walk(top: &Path, extent: Extent, left: &mut usize) -> Result<(), (PathBuf, io::Error)> {
+    // What the kernel makes up may fail when it is read, and hangs on no server.
+    if let Ok(found) = statfs(top)
+        && matches!(found.filesystem_type(), PROC_SUPER_MAGIC | SYSFS_MAGIC)
+    {
+        return Ok(());
+    }
     let mut open = vec![top.to_path_buf()];
     while let Some(path) = open.pop() {
         if *left == 0 {
@@ -228,6 +235,16 @@ mod tests {
             assert!(walk(top.path(), extent, &mut extent.entries()).is_ok());
         }
         assert!(walk(Path::new("/no/such/path"), Extent::Glance, &mut 9).is_ok());
+        for made_up in ["/proc", "/sys"] {
+            assert!(
+                walk(
+                    Path::new(made_up),
+                    Extent::Through,
+                    &mut Extent::Through.entries()
+                )
+                .is_ok()
+            );
+        }
     }
 
     #[test]
