@@ -289,3 +289,17 @@ fn a_pilot_told_to_end_while_the_broker_is_away_does_not_wait_for_it() {
     // The queues can be deleted only where they are.
     broker.start_again();
 }
+
+#[test]
+fn a_pilot_told_to_end_while_the_broker_has_no_memory_does_not_wait_for_it() {
+    let broker = Broker::start();
+    let mut outage = Outage::before(&broker, 3);
+    let alarm = OutOfMemory::new(&broker);
+    outage.release();
+    outage.await_line("task succeeded");
+    outage.pilot.signal(nix::sys::signal::Signal::SIGTERM);
+    let unsent = outage.scene.dir().join("unsent");
+    outage.pilot.wait(LONG).assert_code(128 + 15);
+    assert_ne!(fs::read_dir(unsent).map_or(0, Iterator::count), 0);
+    drop(alarm);
+}

@@ -14,7 +14,7 @@ use crate::config::AmqpAddress;
 use crate::ids::Generation;
 
 /// How long a pilot that was told to end waits for a broker that is away.
-const IN_A_HURRY: Duration = Duration::from_secs(10);
+pub(super) const IN_A_HURRY: Duration = Duration::from_secs(10);
 /// For the good-byes.
 const CLOSE_WITHIN: Duration = Duration::from_secs(8);
 /// A session that ends sooner counts as a vain try.

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::confirms::Pending;
-use super::keep::{Keeper, Line, Order};
+use super::keep::{IN_A_HURRY, Keeper, Line, Order};
 use super::publish::{Command, Message, Session};
 use super::unsent;
-use crate::broker::{BrokerError, Content, Place, PublishError, Resilience};
+use crate::broker::{BrokerError, Content, Patience, Place, PublishError, Resilience};
 use crate::config::AmqpAddress;
 use crate::ids::Generation;
 
@@ -143,7 +143,18 @@ impl Sink {
                 if commands.send(command).await.is_err() {
                     continue;
                 }
-                match is_settled.await {
+                let settled = tokio::select! {
+                    biased;
+                    settled = is_settled => settled,
+                    () = patience_ends(&resilience) => {
+                        if otherwise == Otherwise::Keep {
+                            unsent::keep(&at, body, &resilience).await;
+                        }
+                        let detail = "the pilot had to end before the broker confirmed".into();
+                        return Err(PublishError::SessionLost { detail });
+                    }
+                };
+                match settled {
                     Ok(Err(PublishError::SessionLost { .. })) => sent = Sent::Perhaps,
                     Ok(outcome) => return outcome,
                     Err(_was_not_sent) => {}
@@ -185,6 +196,14 @@ async fn live(
         Ok(Line::GivenUp(error)) => Err(given_up(error)),
         Ok(Line::Down) | Err(_) => Err("it was closed".into()),
     }
+}
+
+/// When a pilot that was told to end has waited enough for a confirm.
+async fn patience_ends(resilience: &Resilience) {
+    let mut patience = resilience.patience();
+    // The sender lives as long as `resilience`.
+    drop(patience.wait_for(|now| *now == Patience::Short).await);
+    sleep(IN_A_HURRY).await;
 }
 
 fn given_up(error: &BrokerError) -> String {
