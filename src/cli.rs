@@ -138,9 +138,22 @@ fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, 
     })
 }
 
+/// The definition without the words that only the pilot itself uses.
+fn for_people() -> clap::Command {
+    let all = Arguments::command();
+    let shown = all.get_subcommands().filter(|word| !word.is_hide_set());
+    let about = |text: Option<&clap::builder::StyledStr>| text.cloned().unwrap_or_default();
+    clap::Command::new(all.get_name().to_owned())
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(about(all.get_about()))
+        .long_about(about(all.get_long_about()))
+        .disable_help_subcommand(true)
+        .subcommands(shown.cloned())
+}
+
 fn completions(shell: Shell) -> Vec<u8> {
     let mut script = Vec::new();
-    let mut definition = Arguments::command();
+    let mut definition = for_people();
     let name = definition.get_name().to_owned();
     clap_complete::generate(shell, &mut definition, name, &mut script);
     script
@@ -148,9 +161,9 @@ fn completions(shell: Shell) -> Vec<u8> {
 
 /// The program's page, with what each subcommand takes.
 fn manual() -> Vec<u8> {
-    let mut definition = Arguments::command().disable_help_subcommand(true);
+    let mut definition = for_people();
     definition.build();
-    let whole = Man::new(definition.clone().after_long_help(""));
+    let whole = Man::new(definition.clone());
     let mut page = Vec::new();
     // Memory takes whatever is written.
     let _ = whole.render(&mut page);
@@ -243,6 +256,41 @@ mod tests {
                     "{words:?} lacks exit code {code}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn what_is_made_for_shells_and_man_names_what_people_may_write_and_nothing_else() {
+        for words in [
+            &["man"][..],
+            &["completions", "bash"],
+            &["completions", "zsh"],
+            &["completions", "fish"],
+        ] {
+            let Ok(Command::Print(text)) = parse(words) else {
+                panic!("{words:?} prints");
+            };
+            let text = String::from_utf8(text)
+                .expect("it is text")
+                .replace('\\', "");
+            for shown in ["run", "check", "report", "html", "completions"] {
+                assert!(
+                    text.to_lowercase().contains(shown),
+                    "{words:?} lacks {shown}"
+                );
+            }
+            for hidden in [GUARDIAN, look::WORD, preflight::NAMESPACES] {
+                assert!(!text.contains(hidden), "{words:?} has {hidden}");
+            }
+            let variables = ALL
+                .iter()
+                .filter(|variable| text.contains(variable.name))
+                .count();
+            assert_eq!(
+                variables,
+                if words == ["man"] { ALL.len() } else { 0 },
+                "{words:?}"
+            );
         }
     }
 

@@ -27,6 +27,8 @@ mod quarantine;
 mod rabbitmq_lost;
 mod rabbitmq_refused;
 mod records;
+mod report;
+mod report_page;
 mod several_queues;
 mod spool;
 mod spool_shared;

@@ -27,8 +27,7 @@ MIB = 1 << 20
 
 def pilot(index, tasks, random):
     """The lines of one pilot."""
-    site, slots = random.randrange(12), 4
-    host = random.randrange(8)
+    site, host, slots = index % 12, index // 12 % 8, 4
     common = {"format": 1}
     identity = {
         "pilot_id": str(uuid.UUID(int=random.getrandbits(128))),
