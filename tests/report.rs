@@ -14,7 +14,8 @@ use crate::support::{SOON, pilot_binary, source_dir};
 fn scene(files: &[(&str, &[Value])]) -> Scene {
     let scene = Scene::new().arg("report");
     for (name, lines) in files {
-        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        let text: Vec<String> = lines.iter().map(Value::to_string).collect();
+        let text = text.join("\n");
         fs::write(scene.dir().join(name), text).expect("the scene is writable");
     }
     scene

@@ -236,3 +236,35 @@ fn unreadable(input: &mut Input, (path, line): (&Path, u64), why: &str) {
             .push(format!("{}:{line} ({why})", path.display()));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pilots_own_report_counts_its_own_records_only_and_judges_no_site() {
+        let line = |pilot: &str, task: u32| {
+            format!(
+                r#"{{"format":1,"kind":"task","pilot_id":"{pilot}","host":"h","site":"s","task_id":"{task}","outcome":"done","wall_time_secs":2.5}}"#
+            ) + "\n"
+        };
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        let text = [line("mine", 1), line("other", 1), line("mine", 2)].concat();
+        std::fs::write(file.path(), text).expect("it can be written");
+        let lines = of_pilot(file.path(), "mine").expect("a thread").join("\n");
+        assert!(
+            lines.starts_with("2 records of 1 pilot in 1 file"),
+            "{lines}"
+        );
+        assert!(lines.contains("2.50 s  of tasks that succeeded"), "{lines}");
+        assert!(
+            !lines.contains("Sites") && !lines.contains("Hosts") && !lines.contains("\n\n"),
+            "{lines}"
+        );
+        let gone = of_pilot(Path::new("/nowhere/records.jsonl"), "mine").expect("a thread");
+        assert!(
+            gone.len() == 2 && gone[1].contains("/nowhere/records.jsonl"),
+            "{gone:?}"
+        );
+    }
+}
