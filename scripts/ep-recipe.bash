@@ -8,7 +8,7 @@ SUITE=trixie
 APPTAINER_SUITE=sid
 PACKAGES=(
   apptainer condor rabbitmq-server python3 python3-venv busybox-static
-  ca-certificates hostname iproute2 mount nftables openssl procps squashfuse strace sudo tini
+  ca-certificates chromium hostname iproute2 mount nftables openssl procps squashfuse strace sudo tini
 )
 IMAGE_PACKAGES=(base-files bash coreutils dash libc-bin libc6 python3)
 PEERS=('oms-mqclient[rabbitmq]==2.7.1' 'htcondor<25')
