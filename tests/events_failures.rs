@@ -260,10 +260,10 @@ fn an_okay_error_does_not_close_the_intake_and_its_event_is_tried_again() {
 fn an_event_that_fails_again_and_again_goes_back_ever_more_slowly() {
     let (incoming, outgoing) = (Queue::unique("again"), Queue::unique("again"));
     incoming.produce([r#""event""#]);
-    let mut pilot = pilot("false", &incoming, &outgoing)
+    let scene = pilot("false", &incoming, &outgoing)
         .set("EWMS_PILOT_STOP_LISTENING_ON_TASK_ERROR", "False")
-        .set("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "60")
-        .start();
+        .set("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "60");
+    let mut pilot = scene.start();
     for pause in ["pause_ms=250", "pause_ms=500", "pause_ms=1000"] {
         pilot.wait_for_line(pause, SOON);
     }

@@ -33,7 +33,10 @@ fn assert_common(ads: &str) {
         ("JobMaxVacateTime", "20 + 30"),
         ("JobMaxRetries", "5"),
         ("WhenToTransferOutput", "\"ON_EXIT_OR_EVICT\""),
-        ("TransferOutput", "\"ewms-pilot-tasks.jsonl\""),
+        (
+            "TransferOutput",
+            "\"ewms-pilot-tasks.jsonl,rejected,unsent\"",
+        ),
     ] {
         assert_eq!(attribute(ads, name), value, "{name}");
     }
