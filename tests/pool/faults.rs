@@ -11,9 +11,12 @@ fn a_pilot_without_its_image_takes_no_event_and_is_tried_on_another_machine() {
     let (submission, incoming, outgoing) = shell_pilots("cp {{INFILE}} {{OUTFILE}}");
     let events = fill(&incoming, 2);
     let jobs = submission
-        .set("machines", "true")
+        // A rank would not do: a claim that an earlier job left is used again without asking for one.
+        .set(
+            "machines",
+            &format!("TARGET.Machine == \"{SECOND}\" || MY.NumJobCompletions > 0"),
+        )
         .set("avoid_seconds", "600")
-        .append(&format!("rank = TARGET.Machine == \"{SECOND}\""))
         .submit();
     jobs.wait_for(Happened::Terminated, 1);
     jobs.wait_for_ends(1);
