@@ -29,6 +29,7 @@ pub use reports::Reports;
 use crate::broker::{self, BrokerError, Resilience, Sink, Source};
 use crate::config::{BrokerConfig, Config, QueueConfig};
 use crate::exit::Exit;
+use crate::report;
 use crate::preflight::Findings;
 use crate::process::{Guard, Stops, Will, WillSender};
 use crate::signals::Signals;
@@ -102,7 +103,21 @@ pub async fn run(config: Config, mut signals: Signals, progress: Progress) -> En
         quarantine(&config, &mut signals).await;
         reports.flush().await;
     }
+    log_records(&config, &ledger);
     ended
+}
+
+/// The end of the log: what the pilot's records add up to, as `ewms-pilot report` has it.
+fn log_records(config: &Config, ledger: &Ledger) {
+    let Some(file) = &config.task_log else { return };
+    match report::of_pilot(file, &ledger.source().pilot_id) {
+        Ok(lines) => {
+            for line in lines {
+                info!("{line}");
+            }
+        }
+        Err(error) => warn!(%error, "the pilot's records can't be reported"),
+    }
 }
 
 /// Keeps the slot, so that a broken EP eats no more pilots. A signal ends it.
