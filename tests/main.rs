@@ -38,4 +38,6 @@ mod survival;
 mod survival_signals;
 mod telemetry;
 mod telemetry_terminal;
+mod tls;
+mod tokens;
 mod wall_time;

@@ -124,7 +124,7 @@ pub enum BrokerError {
         detail: String,
     },
     /// No encrypted connection.
-    #[error("no TLS connection to the broker at {at}: {detail}; check the scheme, host and port in {}, and the system's CA certificates", at.address_variable())]
+    #[error("no TLS connection to the broker at {at}: {detail}; check the scheme, host and port in {}, the system's CA certificates, and EWMS_PILOT_BROKER_CA_FILE", at.address_variable())]
     Tls {
         /// Where.
         at: Place,

@@ -5,7 +5,7 @@
 use std::net::Ipv6Addr;
 
 use super::values::is_space;
-use super::{AmqpAddress, Secret, Transport};
+use super::{AmqpAddress, Authorities, Secret, Transport};
 
 /// Why an address can't be used. No text holds a part of the address: any part may be a piece of a
 /// password that has a `/`, `@` or `:` in it.
@@ -81,6 +81,8 @@ impl AmqpAddress {
             vhost: vhost.to_owned(),
             user,
             password,
+            token_file: None,
+            authorities: Authorities::default(),
         })
     }
 }

@@ -6,18 +6,19 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroU32;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use super::authorities::authorities;
 use super::chirp::{ChirpConfig, DESTINATIONS};
 use super::grace::kill_grace;
 use super::limits::limits;
 use super::problem::{ConfigErrors, Lacking, Problem, one_line};
-use super::queues::{INCOMING, OUTGOING, dead_letter, queues, refuse_mixed_kinds};
+use super::queues::{INCOMING, OUTGOING, dead_letter, queues, refuse_mixed_kinds, trust};
 use super::reader::{Reader, shown};
 use super::variables::{self as var, ALL, Otherwise, Variable};
 use super::{
     CondorJob, Config, ContainerConfig, DumpOutput, HostVariables, ImagePolicy, KeepFiles,
-    LogLevels, OnTaskError, Preflight, Verbosity, cores, envfile, values,
+    LogLevels, OnTaskError, Preflight, Verbosity, cores, envfile, token, values,
 };
 
 /// A process's environment.
@@ -39,8 +40,12 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
 
     let task = task(&mut reader, &mut warnings);
     let init = init(&mut reader, &mut warnings);
-    let incoming = queues(&mut reader, &INCOMING, cwd);
-    let outgoing = queues(&mut reader, &OUTGOING, cwd);
+    let mut incoming = queues(&mut reader, &INCOMING, cwd);
+    let mut outgoing = queues(&mut reader, &OUTGOING, cwd);
+    let authorities = authorities(&mut reader, cwd);
+    for queues in [&mut incoming, &mut outgoing].into_iter().flatten() {
+        trust(queues, &authorities);
+    }
     if let Some(outgoing) = &outgoing {
         refuse_mixed_kinds(&mut reader, &OUTGOING, outgoing);
     }
@@ -97,6 +102,13 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
     let slots = slots.map_or_else(|| cores::allotted(&environment), at_least_one);
     let condor = CondorJob::find(&environment);
     let limits = limits(&condor, slots.get());
+    let first_event_timeout = first.unwrap_or(idle);
+    let token_end = token::end(
+        &[&incoming, &outgoing],
+        first_event_timeout,
+        SystemTime::now(),
+        &mut warnings,
+    );
     Ok(Config {
         task,
         init,
@@ -108,7 +120,7 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
         outfile_ext,
         prefetch: prefetch.map_or(NonZeroU32::MIN, at_least_one),
         slots,
-        first_event_timeout: first.unwrap_or(idle),
+        first_event_timeout,
         idle_timeout: idle,
         reconnect_timeout,
         external_directories,
@@ -117,6 +129,7 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
         kill_grace,
         keep_files,
         limits,
+        token_end,
         dead_letter,
         task_log,
         dump_output,

@@ -6,12 +6,14 @@
 
 mod ad;
 mod address;
+mod authorities;
 mod chirp;
 mod condor;
 mod cores;
 mod env_json;
 mod envfile;
 mod grace;
+mod jwt;
 mod limits;
 mod list;
 mod load;
@@ -19,23 +21,28 @@ mod problem;
 mod queues;
 mod reader;
 pub mod table;
+mod token;
+mod token_file;
 mod values;
 pub mod variables;
 
 pub use address::AddressError;
+pub use authorities::Authorities;
 pub use chirp::{ChirpConfig, ChirpDestination};
 pub use condor::CondorJob;
 pub use envfile::FILE_NAME as ENV_FILE_NAME;
+pub use jwt::expiry;
 pub use limits::Limits;
 pub use load::{Environment, load};
 pub use problem::{ConfigErrors, Problem};
+pub use token_file::TokenFile;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A token or password. Printing it in any form gives `***`.
 #[derive(Clone, PartialEq, Eq)]
@@ -112,6 +119,8 @@ pub struct Config {
     pub verbosity: Verbosity,
     /// What a task, or the pilot, is ended for.
     pub limits: Limits,
+    /// When the first of the tokens ends that can't be renewed.
+    pub token_end: Option<SystemTime>,
     /// Where an event goes that failed too often; `None` lets the broker decide.
     pub dead_letter: Option<QueueConfig>,
     /// Where the record of every task is written. Absolute.
@@ -204,8 +213,12 @@ pub struct AmqpAddress {
     pub vhost: String,
     /// User name; empty when only a token is given.
     pub user: String,
-    /// Password or token.
+    /// Password or token; the one that was read at the start if there is a file.
     pub password: Secret,
+    /// Where a newer one is to be had.
+    pub token_file: Option<TokenFile>,
+    /// Whom to believe that a server is who it says, besides whom the machine does.
+    pub authorities: Authorities,
 }
 
 /// How bytes travel to RabbitMQ.

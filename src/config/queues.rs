@@ -1,4 +1,4 @@
-//! Puts the four variables of a direction's queues together: name, token, kind of broker, address.
+//! Puts the variables of a direction's queues together: name, token or its file, kind of broker, address.
 //! They are checked against each other here, since each is fine alone.
 
 use std::path::Path;
@@ -6,12 +6,13 @@ use std::path::Path;
 use super::problem::Problem;
 use super::reader::Reader;
 use super::variables::{self, Variable};
-use super::{AmqpAddress, BrokerConfig, QueueConfig};
+use super::{AmqpAddress, Authorities, BrokerConfig, QueueConfig, TokenFile};
 
 /// The variables of one queue.
 pub(super) struct QueueVariables {
     name: &'static Variable,
     token: &'static Variable,
+    token_file: &'static Variable,
     kind: &'static Variable,
     address: &'static Variable,
 }
@@ -20,6 +21,7 @@ pub(super) struct QueueVariables {
 pub(super) const INCOMING: QueueVariables = QueueVariables {
     name: &variables::QUEUE_INCOMING,
     token: &variables::QUEUE_INCOMING_AUTH_TOKEN,
+    token_file: &variables::QUEUE_INCOMING_AUTH_TOKEN_FILE,
     kind: &variables::QUEUE_INCOMING_BROKER_TYPE,
     address: &variables::QUEUE_INCOMING_BROKER_ADDRESS,
 };
@@ -28,6 +30,7 @@ pub(super) const INCOMING: QueueVariables = QueueVariables {
 pub(super) const OUTGOING: QueueVariables = QueueVariables {
     name: &variables::QUEUE_OUTGOING,
     token: &variables::QUEUE_OUTGOING_AUTH_TOKEN,
+    token_file: &variables::QUEUE_OUTGOING_AUTH_TOKEN_FILE,
     kind: &variables::QUEUE_OUTGOING_BROKER_TYPE,
     address: &variables::QUEUE_OUTGOING_BROKER_ADDRESS,
 };
@@ -41,16 +44,18 @@ pub(super) fn queues(
 ) -> Option<Vec<QueueConfig>> {
     let name = reader.required(from.name).unwrap_or_default();
     let token = reader.text(from.token);
+    let file = reader.text(from.token_file);
+    refuse_two_tokens(reader, from, &token, &file)?;
     let address = reader.text(from.address);
     let word = reader.required(from.kind).unwrap_or_default();
     let names: Vec<&str> = name.split(';').collect();
-    refuse_out_of_step(reader, from, names.len(), [&token, word, &address])?;
+    refuse_out_of_step(reader, from, names.len(), [&token, &file, word, &address])?;
     if let [name] = names[..] {
         return Some(vec![queue(
             reader,
             from,
             cwd,
-            [name, &token, word, &address],
+            [name, &token, &file, word, &address],
         )?]);
     }
     if names.contains(&"") {
@@ -68,25 +73,37 @@ pub(super) fn queues(
             text.split(';').map(str::to_owned).collect()
         }
     };
-    let (tokens, words, addresses) = (items(&token), items(word), items(&address));
+    let (tokens, files) = (items(&token), items(&file));
+    let (words, addresses) = (items(word), items(&address));
     let mut queues = Vec::new();
     for (place, name) in names.iter().enumerate() {
-        let texts = [name, &*tokens[place], &*words[place], &*addresses[place]];
+        let texts = [
+            name,
+            &*tokens[place],
+            &*files[place],
+            &*words[place],
+            &*addresses[place],
+        ];
         queues.push(queue(reader, from, cwd, texts));
     }
     queues.into_iter().collect()
 }
 
-/// One queue of name, token, kind and address.
+/// One queue of name, token, token file, kind and address.
 fn queue(
     reader: &mut Reader<'_>,
     from: &QueueVariables,
     cwd: &Path,
-    [name, token, word, address]: [&str; 4],
+    [name, token, file, word, address]: [&str; 5],
 ) -> Option<QueueConfig> {
     let [rabbitmq_word, spool_word] = variables::BROKER_TYPES;
     let broker = if word == rabbitmq_word {
-        rabbitmq(reader, from, name, token, address)?
+        let file = if file.is_empty() {
+            None
+        } else {
+            Some(token_file(reader, from, &cwd.join(file))?)
+        };
+        rabbitmq(reader, from, name, token, file, address)?
     } else if word == spool_word {
         spool(reader, from, name, address, cwd)?
     } else {
@@ -160,17 +177,53 @@ pub(super) fn refuse_mixed_kinds(
     }
 }
 
-/// Lists of different lengths are refused. The texts are token, kind and address; one that is empty
+/// A token has one home.
+fn refuse_two_tokens(
+    reader: &mut Reader<'_>,
+    from: &QueueVariables,
+    token: &str,
+    file: &str,
+) -> Option<()> {
+    if token.is_empty() || file.is_empty() {
+        return Some(());
+    }
+    reader.problems.push(Problem::Conflict(format!(
+        "`{}` and `{}` are both set: set one of them only",
+        from.token.name, from.token_file.name
+    )));
+    None
+}
+
+fn token_file(reader: &mut Reader<'_>, from: &QueueVariables, path: &Path) -> Option<TokenFile> {
+    TokenFile::open(path.to_owned())
+        .map_err(|advice| {
+            let path = path.display().to_string();
+            reader.refuse(from.token_file, &path, advice);
+        })
+        .ok()
+}
+
+/// Lets the RabbitMQ servers among them be believed on these authorities' word as well.
+pub(super) fn trust(queues: &mut [QueueConfig], authorities: &Authorities) {
+    for queue in queues {
+        if let BrokerConfig::RabbitMq(address) = &mut queue.broker {
+            address.authorities = authorities.clone();
+        }
+    }
+}
+
+/// Lists of different lengths are refused. The texts are token, token file, kind and address; one that is empty
 /// is so for all queues.
 fn refuse_out_of_step(
     reader: &mut Reader<'_>,
     from: &QueueVariables,
     names: usize,
-    [token, kind, address]: [&str; 3],
+    [token, file, kind, address]: [&str; 4],
 ) -> Option<()> {
     let others = if names > 1 {
         [
             (from.token, items(token)),
+            (from.token_file, items(file)),
             (from.kind, items(kind)),
             (from.address, items(address)),
         ]
@@ -179,6 +232,7 @@ fn refuse_out_of_step(
         let host = address.rsplit_once('@').map_or(address, |(_, host)| host);
         [
             (from.token, names),
+            (from.token_file, names),
             (from.kind, items(kind)),
             (from.address, items(host)),
         ]
@@ -211,6 +265,7 @@ fn rabbitmq(
     from: &QueueVariables,
     name: &str,
     token: &str,
+    file: Option<TokenFile>,
     address: &str,
 ) -> Option<BrokerConfig> {
     // AMQP's short strings have one byte for their length.
@@ -218,8 +273,13 @@ fn rabbitmq(
         reader.refuse(from.name, name, "the name of a queue has at most 255 bytes");
         return None;
     }
+    let read = file.as_ref().map(TokenFile::last);
+    let token = read.as_ref().map_or(token, |token| token.reveal());
     match AmqpAddress::parse(address, token) {
-        Ok(address) => Some(BrokerConfig::RabbitMq(address)),
+        Ok(address) => Some(BrokerConfig::RabbitMq(AmqpAddress {
+            token_file: file,
+            ..address
+        })),
         Err(error) => {
             reader.refuse(from.address, address, error.to_string());
             None

@@ -49,7 +49,7 @@ pub enum Kind {
     Suffix,
     /// A directory, taken from the working directory when relative.
     Directory,
-    /// A file, taken from the pilot data's parent when relative; empty is none.
+    /// A file; empty is none.
     File,
     /// Absolute directories between commas.
     Directories,
@@ -181,6 +181,9 @@ variables! {
         "queue that events are taken from";
     QUEUE_INCOMING_AUTH_TOKEN = "EWMS_PILOT_QUEUE_INCOMING_AUTH_TOKEN", Kind::Token, Default(""),
         "replaces the password of the address";
+    QUEUE_INCOMING_AUTH_TOKEN_FILE = "EWMS_PILOT_QUEUE_INCOMING_AUTH_TOKEN_FILE",
+        Kind::File, Default(""),
+        "file that holds that token instead; read again at each connection, and before the token ends";
     QUEUE_INCOMING_BROKER_TYPE = "EWMS_PILOT_QUEUE_INCOMING_BROKER_TYPE",
         Kind::Choice(&BROKER_TYPES), Required,
         "kind of broker: a RabbitMQ server, or a spool directory";
@@ -191,12 +194,17 @@ variables! {
         "queue that results go to";
     QUEUE_OUTGOING_AUTH_TOKEN = "EWMS_PILOT_QUEUE_OUTGOING_AUTH_TOKEN", Kind::Token, Default(""),
         "like that of the incoming queue";
+    QUEUE_OUTGOING_AUTH_TOKEN_FILE = "EWMS_PILOT_QUEUE_OUTGOING_AUTH_TOKEN_FILE",
+        Kind::File, Default(""),
+        "like that of the incoming queue";
     QUEUE_OUTGOING_BROKER_TYPE = "EWMS_PILOT_QUEUE_OUTGOING_BROKER_TYPE",
         Kind::Choice(&BROKER_TYPES), Required,
         "like that of the incoming queue";
     QUEUE_OUTGOING_BROKER_ADDRESS = "EWMS_PILOT_QUEUE_OUTGOING_BROKER_ADDRESS",
         Kind::Address, Phrase("`localhost`; required for a spool"),
         "like that of the incoming queue";
+    BROKER_CA_FILE = "EWMS_PILOT_BROKER_CA_FILE", Kind::File, Default(""),
+        "CA certificates (PEM) that brokers are trusted by, besides those of the machine";
     DATA_DIR_PARENT = "EWMS_PILOT_DATA_DIR_PARENT_PATH_ON_HOST",
         Kind::Directory, Phrase("working directory"),
         "where `ewms-pilot-data/` is made";

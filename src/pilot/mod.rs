@@ -188,10 +188,7 @@ async fn live(
     ledger.connected();
     let extras = Extras {
         poison: Poison::new(config, ledger.source()),
-        wall_time: config
-            .limits
-            .max_runtime
-            .and_then(|limit| WallTime::new(ledger.began(), limit, config.kill_grace)),
+        wall_time: wall_time(config, ledger.began()),
         disk_floor: config.limits.min_free_disk.map(|bytes| DiskFloor {
             directory: config.data_parent.clone(),
             bytes,
@@ -207,6 +204,16 @@ async fn live(
     summary::log(&finished, ledger);
     summary::log_outages(resilience.stats());
     summary::ended(&finished.conclusion)
+}
+
+fn wall_time(config: &Config, began: Instant) -> Option<WallTime> {
+    let (limit, cause) = wall_time::earlier(began, config.limits.max_runtime, config.token_end)?;
+    info!(
+        seconds = limit.as_secs(),
+        ?cause,
+        "the time of this pilot is limited"
+    );
+    WallTime::new(began, limit, config.kill_grace)
 }
 
 /// From here on no container outlives the pilot.

@@ -1,11 +1,15 @@
 //! When a pilot whose wall time is limited must begin to end. Pure: it is told the time. Wall time runs
 //! on while a pilot is suspended, as it does for HTCondor.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// What is left for the last results, acknowledgements and reports after the tasks have ended; of a
 /// short run time no more than a tenth.
 const GOOD_BYE: Duration = Duration::from_secs(15);
+
+/// How much before a token's end a pilot is to be gone, since clocks differ; of a short life no more
+/// than a tenth.
+const TOKEN_MARGIN: Duration = Duration::from_secs(30);
 
 /// A moment that the limit brings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,6 +20,33 @@ pub enum Limit {
     TellTasks,
     /// Running tasks are killed.
     KillTasks,
+}
+
+/// What a pilot's time is limited by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Its wall time.
+    RunTime,
+    /// The end of a token, after which the broker takes no result any more.
+    Token,
+}
+
+/// The time of a pilot that began at `began`, and what limits it: the earlier of the two. A token that
+/// has ended already is the broker's to judge.
+#[must_use]
+pub fn earlier(
+    began: Instant,
+    run_time: Option<Duration>,
+    token_end: Option<SystemTime>,
+) -> Option<(Duration, Cause)> {
+    let token = token_end
+        .and_then(|end| end.duration_since(SystemTime::now()).ok())
+        .map(|left| began.elapsed() + left - TOKEN_MARGIN.min(left / 10));
+    let limits = [
+        run_time.map(|limit| (limit, Cause::RunTime)),
+        token.map(|limit| (limit, Cause::Token)),
+    ];
+    limits.into_iter().flatten().min_by_key(|&(limit, _)| limit)
 }
 
 /// The moments of one pilot, each of which comes once.
@@ -110,6 +141,21 @@ mod tests {
         let wall = WallTime::new(began, Duration::from_secs(20), GRACE).expect("it ends");
         assert_eq!(wall.tell, began + Duration::from_secs(13));
         assert_eq!(wall.kill, began + Duration::from_secs(18));
+    }
+
+    #[test]
+    fn the_earlier_of_run_time_and_token_limits() {
+        let began = Instant::now();
+        let limit = |run_time, token: Option<u64>| {
+            let end = token.map(|left| SystemTime::now() + Duration::from_secs(left));
+            earlier(began, run_time, end).map(|(limit, cause)| (limit.as_secs() / 10, cause))
+        };
+        assert_eq!(limit(None, None), None);
+        assert_eq!(limit(Some(HOUR), Some(7200)), Some((360, Cause::RunTime)));
+        assert_eq!(limit(Some(HOUR), Some(1835)), Some((180, Cause::Token)));
+        assert_eq!(limit(None, Some(105)), Some((9, Cause::Token)));
+        let past = SystemTime::now() - HOUR;
+        assert_eq!(earlier(began, None, Some(past)), None);
     }
 
     #[test]

@@ -32,9 +32,15 @@ impl Broker {
     /// Starts one with nothing in it.
     #[track_caller]
     pub(crate) fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// The same, with more lines in its `rabbitmq.conf`.
+    #[track_caller]
+    pub(crate) fn start_with(settings: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let [port, distribution_port] = free_ports();
-        let listener = format!("listeners.tcp.local = 127.0.0.1:{port}\n");
+        let listener = format!("listeners.tcp.local = 127.0.0.1:{port}\n{settings}");
         // By default it looks once a minute for acknowledgements that are late.
         let advanced = "[{rabbit, [{channel_tick_interval, 1000}]}].\n";
         for (name, text) in [
@@ -193,9 +199,9 @@ fn node_name(port: u16) -> String {
     format!("test-{port}@localhost")
 }
 
-/// Both at once, so that they differ.
-fn free_ports() -> [u16; 2] {
-    let listeners = [0; 2]
+/// All at once, so that they differ.
+pub(crate) fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
+    let listeners = [0; COUNT]
         .map(|any| TcpListener::bind((Ipv4Addr::LOCALHOST, any)).expect("loopback has free ports"));
     listeners.map(|listener| listener.local_addr().expect("it is bound").port())
 }

@@ -3,6 +3,7 @@
 //! lines and exit code. The tests run in the throw-away execution point that `scripts/test` enters.
 
 pub(crate) mod broker;
+pub(crate) mod certificates;
 pub(crate) mod condor;
 pub(crate) mod faults;
 pub(crate) mod images;

@@ -12,7 +12,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::broker::{BrokerError, Direction, Place};
-use crate::config::{AmqpAddress, Transport};
+use crate::config::{AmqpAddress, Authorities, Secret, Transport};
 
 /// Seconds. Two missed ones end a session; below 2 amqprs floods the broker, and its default of
 /// 60 would hide a dead connection for two minutes.
@@ -33,6 +33,7 @@ pub(super) fn place(direction: Direction, queue: &str, address: &AmqpAddress) ->
 /// What amqprs needs to open a connection.
 pub(super) fn arguments(
     address: &AmqpAddress,
+    secret: &Secret,
     at: &Place,
 ) -> Result<OpenConnectionArguments, BrokerError> {
     for (what, name) in [
@@ -51,14 +52,14 @@ pub(super) fn arguments(
         &dial_host(&address.host),
         address.port,
         &address.user,
-        address.password.reveal(),
+        secret.reveal(),
     );
     arguments
         .virtual_host(&address.vhost)
         .heartbeat(HEARTBEAT_SECS)
         .connection_name(&connection_name());
     if address.transport == Transport::Tls {
-        let connector = tls().map_err(|detail| BrokerError::Tls {
+        let connector = tls(&address.authorities).map_err(|detail| BrokerError::Tls {
             at: at.clone(),
             detail,
         })?;
@@ -85,17 +86,21 @@ fn connection_name() -> String {
     format!("ewms-pilot {host} {}", std::process::id())
 }
 
-/// The system's roots. The provider is named, because rustls panics when it has to guess.
-fn tls() -> Result<TlsConnector, String> {
+/// The system's roots and those that were given. The provider is named, because rustls panics when it
+/// has to guess.
+fn tls(given: &Authorities) -> Result<TlsConnector, String> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
-    let (usable, _unusable) = roots.add_parsable_certificates(found.certs);
+    let given = given.certificates().iter().cloned();
+    let (usable, _unusable) = roots.add_parsable_certificates(found.certs.into_iter().chain(given));
     if usable == 0 {
         let why = found
             .errors
             .first()
             .map_or_else(String::new, |error| format!(" ({error})"));
-        return Err(format!("this machine has no CA certificates{why}"));
+        return Err(format!(
+            "this machine has no CA certificates{why}, and EWMS_PILOT_BROKER_CA_FILE names none"
+        ));
     }
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -108,7 +113,6 @@ fn tls() -> Result<TlsConnector, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Secret;
 
     fn address(host: &str, vhost: &str) -> AmqpAddress {
         AmqpAddress {
@@ -118,6 +122,8 @@ mod tests {
             vhost: vhost.into(),
             user: String::new(),
             password: Secret::new("hush".into()),
+            token_file: None,
+            authorities: Authorities::default(),
         }
     }
 
@@ -125,7 +131,7 @@ mod tests {
     fn vhost_and_host_reach_amqprs_as_they_were_written() {
         let address = address("mq.example", "a%2fb/c");
         let at = place(Direction::Incoming, "q", &address);
-        let arguments = arguments(&address, &at).unwrap();
+        let arguments = arguments(&address, &address.password, &at).unwrap();
         assert_eq!(arguments.get_virtual_host(), "a%2fb/c");
         assert_eq!(arguments.get_host(), "mq.example");
         assert_eq!(arguments.get_heartbeat(), HEARTBEAT_SECS);
@@ -135,7 +141,12 @@ mod tests {
     fn an_ipv6_literal_is_dialled_in_brackets() {
         let address = address("::1", "/");
         let at = place(Direction::Incoming, "q", &address);
-        assert_eq!(arguments(&address, &at).unwrap().get_host(), "[::1]");
+        assert_eq!(
+            arguments(&address, &address.password, &at)
+                .unwrap()
+                .get_host(),
+            "[::1]"
+        );
         assert_eq!(at.address, "[::1]:5672");
     }
 
@@ -143,7 +154,7 @@ mod tests {
     fn names_that_amqp_cannot_carry_are_refused_before_amqprs_panics() {
         let address = address("mq.example", "/");
         let at = place(Direction::Outgoing, &"q".repeat(256), &address);
-        let Err(error) = arguments(&address, &at) else {
+        let Err(error) = arguments(&address, &address.password, &at) else {
             panic!("accepted")
         };
         assert!(
@@ -156,7 +167,7 @@ mod tests {
     fn no_text_or_debug_form_of_an_error_holds_the_password() {
         let address = address(&"h".repeat(10), &"v".repeat(300));
         let at = place(Direction::Incoming, "q", &address);
-        let Err(error) = arguments(&address, &at) else {
+        let Err(error) = arguments(&address, &address.password, &at) else {
             panic!("accepted")
         };
         assert!(!format!("{error} {error:?}").contains("hush"));

@@ -15,6 +15,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::{Instant, timeout};
 
 use super::refusal;
+use super::token::{self, Renewal};
 use super::watch::{ChannelWatch, ConnectionWatch, SharedConfirms, Signal};
 use crate::broker::{BrokerError, Place};
 use crate::config::AmqpAddress;
@@ -35,6 +36,7 @@ pub(super) struct Link {
     pub(super) signals: UnboundedReceiver<Signal>,
     pub(super) at: Place,
     connection: Connection,
+    _renewal: Option<Renewal>,
 }
 
 impl Link {
@@ -44,7 +46,8 @@ impl Link {
         at: &Place,
         confirms: &SharedConfirms,
     ) -> Result<Self, BrokerError> {
-        let arguments = super::address::arguments(address, at)?;
+        let secret = token::current(address, at).await;
+        let arguments = super::address::arguments(address, &secret, at)?;
         let started = Instant::now();
         let timed_out = || BrokerError::TimedOut {
             at: at.clone(),
@@ -89,6 +92,7 @@ impl Link {
             channel,
             signals,
             at: at.clone(),
+            _renewal: Renewal::of(&connection, address, secret, at),
             connection,
         };
         link.declare().await?;

@@ -7,6 +7,7 @@
 //! | `address` | the address as amqprs' arguments, TLS |
 //! | `session` | a connection's life on its own thread and runtime; ended as a whole |
 //! | `link` | one connection with one channel, a deadline on every step |
+//! | `token` | the newest token, for new connections and live ones |
 //! | `watch` | amqprs' callbacks, turned into signals |
 //! | `arrival` | an event as the server sent it |
 //! | `consume`, `publish` | what runs in the two kinds of session, on their threads |
@@ -47,6 +48,7 @@ mod session;
 mod sink;
 mod source;
 mod supervise;
+mod token;
 mod unsent;
 mod watch;
 

@@ -131,7 +131,7 @@ fn os_error(text: &str) -> Option<Errno> {
 mod tests {
     use super::*;
     use crate::broker::Direction;
-    use crate::config::Secret;
+    use crate::config::{Authorities, Secret};
 
     fn address(transport: Transport) -> AmqpAddress {
         AmqpAddress {
@@ -141,6 +141,8 @@ mod tests {
             vhost: "physics".into(),
             user: "me".into(),
             password: Secret::new("hush".into()),
+            token_file: None,
+            authorities: Authorities::default(),
         }
     }
 

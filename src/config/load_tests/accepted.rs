@@ -365,3 +365,20 @@ fn several_queues_are_lists_in_step() {
     assert_eq!((&*address.host, address.password.reveal()), ("x", "t"));
     assert!(matches!(&second.broker, BrokerConfig::Spool(path) if path == Path::new("/y")));
 }
+
+#[test]
+fn a_token_may_live_in_a_file() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, "hush\n").unwrap();
+    let path = file.path().to_str().unwrap();
+    let config = read(&[
+        ("EWMS_PILOT_QUEUE_INCOMING_AUTH_TOKEN_FILE", path),
+        ("EWMS_PILOT_QUEUE_INCOMING_BROKER_ADDRESS", "me@mq"),
+    ]);
+    let BrokerConfig::RabbitMq(address) = &config.incoming[0].broker else {
+        panic!("{:?}", config.incoming)
+    };
+    assert_eq!((&*address.user, address.password.reveal()), ("me", "hush"));
+    assert!(address.token_file.is_some());
+    assert!(!format!("{config:?}").contains("hush"));
+}

@@ -241,3 +241,26 @@ fn values_that_are_not_unicode_are_one_problem_each() {
         );
     }
 }
+
+#[test]
+fn a_token_has_one_home_and_its_file_must_hold_one() {
+    let both = problem(&[
+        ("EWMS_PILOT_QUEUE_INCOMING_AUTH_TOKEN", "hush"),
+        ("EWMS_PILOT_QUEUE_INCOMING_AUTH_TOKEN_FILE", "/nowhere"),
+    ]);
+    assert!(both.contains("AUTH_TOKEN_FILE` are both set"), "{both}");
+    assert!(!both.contains("hush"), "{both}");
+    let text = problem(&[("EWMS_PILOT_QUEUE_OUTGOING_AUTH_TOKEN_FILE", "/nowhere")]);
+    let start = "`EWMS_PILOT_QUEUE_OUTGOING_AUTH_TOKEN_FILE` is `/nowhere`: ";
+    assert!(
+        text.starts_with(start) && text.contains("can't be read"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_file_of_authorities_must_be_there() {
+    let text = problem(&[("EWMS_PILOT_BROKER_CA_FILE", "/nowhere")]);
+    let start = "`EWMS_PILOT_BROKER_CA_FILE` is `/nowhere`: can't be read: ";
+    assert!(text.starts_with(start), "{text}");
+}

@@ -1,0 +1,106 @@
+//! Tokens that are renewed while the pilot runs: the newest one for each new connection, and for a live
+//! one before the token that it began with ends. Talks to amqprs, and reads the token's file. Apart,
+//! because a connection that merely works needs none of it.
+
+use std::time::{Duration, SystemTime};
+
+use amqprs::connection::Connection;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{sleep, timeout};
+
+use crate::broker::Place;
+use crate::config::{AmqpAddress, Secret, TokenFile, expiry};
+
+/// For reading a small file, on a file system that may hang.
+const READ_WITHIN: Duration = Duration::from_secs(5);
+/// For the server's answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(8);
+/// How often the file is read again, at most, when its token's end is near or past.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// What to show the server now.
+pub(super) async fn current(address: &AmqpAddress, at: &Place) -> Secret {
+    match &address.token_file {
+        Some(file) => read(file, at).await,
+        None => address.password.clone(),
+    }
+}
+
+/// The file's token, or the one that it had when it can't be read.
+async fn read(file: &TokenFile, at: &Place) -> Secret {
+    let reading = file.clone();
+    let read = spawn_blocking(move || reading.read());
+    let problem = match timeout(READ_WITHIN, read).await {
+        Ok(Ok(Ok(token))) => return token,
+        Ok(Ok(Err(problem))) => problem,
+        Ok(Err(ended)) => ended.to_string(),
+        Err(_elapsed) => format!("no answer within `{}` s", READ_WITHIN.as_secs()),
+    };
+    tracing::warn!(%at, problem, "no newer token can be read: using the last one");
+    file.last()
+}
+
+/// Keeps the token of a live connection new. Ends when it is dropped.
+pub(super) struct Renewal(JoinHandle<()>);
+
+impl Renewal {
+    /// For a connection that was opened with `secret`. Nothing is to be done for one without a file.
+    pub(super) fn of(
+        connection: &Connection,
+        address: &AmqpAddress,
+        secret: Secret,
+        at: &Place,
+    ) -> Option<Self> {
+        let file = address.token_file.clone()?;
+        let (connection, at) = (connection.clone(), at.clone());
+        // In a task of its own: a server without memory answers no publisher for as long.
+        Some(Self(tokio::spawn(renew(connection, file, secret, at))))
+    }
+}
+
+impl Drop for Renewal {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What fails here is tried again; at worst the server ends the session when the token ends, and the
+/// next one begins with what the file holds then.
+async fn renew(connection: Connection, file: TokenFile, mut secret: Secret, at: Place) {
+    while let Some(end) = expiry(secret.reveal()) {
+        let left = end.duration_since(SystemTime::now()).unwrap_or_default();
+        sleep(pause_of(left)).await;
+        let newer = read(&file, &at).await;
+        if newer == secret {
+            continue;
+        }
+        let sent = connection.update_secret(newer.reveal(), "a newer token");
+        match timeout(ANSWER_WITHIN, sent).await {
+            Ok(Ok(())) => {
+                tracing::info!(%at, "the broker was sent a newer token");
+                secret = newer;
+            }
+            Ok(Err(error)) => tracing::warn!(%at, %error, "the broker took no newer token"),
+            Err(_elapsed) => tracing::warn!(%at, "the broker did not answer to a newer token"),
+        }
+    }
+}
+
+/// Four fifths of what is left.
+fn pause_of(left: Duration) -> Duration {
+    (left / 5 * 4).max(LOOK_EVERY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_renewed_when_a_fifth_of_its_life_is_left_and_looked_for_soon_after_its_end() {
+        assert_eq!(
+            pause_of(Duration::from_secs(3600)),
+            Duration::from_secs(2880)
+        );
+        assert_eq!(pause_of(Duration::ZERO), LOOK_EVERY);
+    }
+}
