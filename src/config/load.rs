@@ -60,16 +60,8 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
     let external_directories = reader.directories(&var::EXTERNAL_DIRECTORIES);
     let slots = reader.cores(&var::MAX_CONCURRENT_TASKS);
     let on_task_error = on_task_error(&mut reader);
-    let keep_files = if reader.boolean(&var::KEEP_ALL_TASK_FILES) {
-        KeepFiles::All
-    } else {
-        KeepFiles::Failed
-    };
-    let dump_output = if reader.boolean(&var::DUMP_TASK_OUTPUT) {
-        DumpOutput::All
-    } else {
-        DumpOutput::Failed
-    };
+    let keep_files = reader.policy(&var::KEEP_ALL_TASK_FILES, KeepFiles::All, KeepFiles::Failed);
+    let dump_output = reader.policy(&var::DUMP_TASK_OUTPUT, DumpOutput::All, DumpOutput::Failed);
     let condor = CondorJob::find(&environment);
     let kill_grace = kill_grace(&mut reader, condor.vacate_time, &mut warnings);
     let limits = limits(&mut reader);
@@ -79,16 +71,8 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
         own: reader.level(&var::CL_LOG),
         third_party: reader.level(&var::CL_LOG_THIRD_PARTY),
     };
-    let verbosity = if reader.boolean(&var::CONTAINER_DEBUG) {
-        Verbosity::Debug
-    } else {
-        Verbosity::Normal
-    };
-    let preflight = if reader.boolean(&var::PREFLIGHT) {
-        Preflight::Check
-    } else {
-        Preflight::Skip
-    };
+    let verbosity = reader.policy(&var::CONTAINER_DEBUG, Verbosity::Debug, Verbosity::Normal);
+    let preflight = reader.policy(&var::PREFLIGHT, Preflight::Check, Preflight::Skip);
     let chirp = chirp(&mut reader);
     platform(&mut reader);
     let images = images(&mut reader, cwd);
@@ -100,7 +84,6 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
         _ => return Err(ConfigErrors::new(reader.problems, lacking(&environment))),
     };
     let slots = slots.map_or_else(|| cores::allotted(&environment), at_least_one);
-    let condor = CondorJob::find(&environment);
     let limits = limits(&condor, slots.get());
     let first_event_timeout = first.unwrap_or(idle);
     let token_end = token::end(

@@ -97,6 +97,11 @@ impl<'a> Reader<'a> {
         ));
     }
 
+    /// What a yes or a no stands for.
+    pub(super) fn policy<T>(&mut self, variable: &Variable, yes: T, no: T) -> T {
+        if self.boolean(variable) { yes } else { no }
+    }
+
     pub(super) fn boolean(&mut self, variable: &Variable) -> bool {
         self.parse(variable, values::boolean).unwrap_or_default()
     }

@@ -41,7 +41,7 @@ pub fn earlier(
 ) -> Option<(Duration, Cause)> {
     let token = token_end
         .and_then(|end| end.duration_since(SystemTime::now()).ok())
-        .map(|left| began.elapsed() + left - TOKEN_MARGIN.min(left / 10));
+        .map(|left| began.elapsed() + left.saturating_sub(TOKEN_MARGIN.min(left / 10)));
     let limits = [
         run_time.map(|limit| (limit, Cause::RunTime)),
         token.map(|limit| (limit, Cause::Token)),

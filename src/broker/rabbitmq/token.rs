@@ -97,10 +97,7 @@ mod tests {
 
     #[test]
     fn a_token_is_renewed_when_a_fifth_of_its_life_is_left_and_looked_for_soon_after_its_end() {
-        assert_eq!(
-            pause_of(Duration::from_secs(3600)),
-            Duration::from_secs(2880)
-        );
+        assert_eq!(pause_of(Duration::from_hours(1)), Duration::from_mins(48));
         assert_eq!(pause_of(Duration::ZERO), LOOK_EVERY);
     }
 }
