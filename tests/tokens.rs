@@ -22,7 +22,7 @@ const HELD: &str = r#"sh -c "
 
 const EVENT: &str = r#""pixel""#;
 
-const LONG: Duration = Duration::from_secs(120);
+const LONG: Duration = Duration::from_mins(2);
 
 /// What looks like a token that ends after `life`.
 fn token(life: Duration) -> String {
@@ -112,7 +112,7 @@ fn a_live_connection_is_sent_the_newer_token_before_the_old_one_ends() {
     let scene = stage.scene(HELD, "AUTH_TOKEN_FILE", &path);
     let mut pilot = scene.start();
     assert!(eventually(SOON, || scene.hub("running").exists()));
-    let new = token(Duration::from_secs(3600));
+    let new = token(Duration::from_hours(1));
     file(&directory, &new);
     pilot.wait_for_line("the broker was sent a newer token", SOON);
     fs::write(scene.hub("release"), "").expect("the hub is writable");

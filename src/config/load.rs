@@ -18,7 +18,7 @@ use super::reader::{Reader, shown};
 use super::variables::{self as var, ALL, Otherwise, Variable};
 use super::{
     CondorJob, Config, ContainerConfig, DumpOutput, HostVariables, ImagePolicy, KeepFiles,
-    LogLevels, OnTaskError, Preflight, Verbosity, cores, envfile, token, values,
+    LogLevels, OnTaskError, Preflight, QueueConfig, Verbosity, cores, envfile, token, values,
 };
 
 /// A process's environment.
@@ -40,15 +40,7 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
 
     let task = task(&mut reader, &mut warnings);
     let init = init(&mut reader, &mut warnings);
-    let mut incoming = queues(&mut reader, &INCOMING, cwd);
-    let mut outgoing = queues(&mut reader, &OUTGOING, cwd);
-    let authorities = authorities(&mut reader, cwd);
-    for queues in [&mut incoming, &mut outgoing].into_iter().flatten() {
-        trust(queues, &authorities);
-    }
-    if let Some(outgoing) = &outgoing {
-        refuse_mixed_kinds(&mut reader, &OUTGOING, outgoing);
-    }
+    let (incoming, outgoing) = both_directions(&mut reader, cwd);
     let data_parent = reader.directory(&var::DATA_DIR_PARENT, cwd);
     let task_log = reader.file(&var::TASK_LOG, &data_parent);
     let infile_ext = reader.suffix(&var::INFILE_EXT);
@@ -126,6 +118,23 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
         warnings,
         shown: dump(&environment, slots),
     })
+}
+
+/// Where events come from and results go.
+fn both_directions(
+    reader: &mut Reader<'_>,
+    cwd: &Path,
+) -> (Option<Vec<QueueConfig>>, Option<Vec<QueueConfig>>) {
+    let mut incoming = queues(reader, &INCOMING, cwd);
+    let mut outgoing = queues(reader, &OUTGOING, cwd);
+    let authorities = authorities(reader, cwd);
+    for queues in [&mut incoming, &mut outgoing].into_iter().flatten() {
+        trust(queues, &authorities);
+    }
+    if let Some(outgoing) = &outgoing {
+        refuse_mixed_kinds(reader, &OUTGOING, outgoing);
+    }
+    (incoming, outgoing)
 }
 
 fn host(environment: &Environment) -> HostVariables {

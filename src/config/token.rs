@@ -57,7 +57,7 @@ mod tests {
     use super::*;
     use crate::config::TokenFile;
 
-    const NOW: Duration = Duration::from_secs(1_800_000_000);
+    const NOW: Duration = Duration::from_hours(500_000);
 
     fn queue(end: u64) -> QueueConfig {
         let claims = BASE64_URL_SAFE_NO_PAD.encode(format!("{{\"exp\":{end}}}"));
