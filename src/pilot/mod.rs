@@ -110,6 +110,10 @@ pub async fn run(config: Config, mut signals: Signals, progress: Progress) -> En
 /// The end of the log: what the pilot's records add up to, as `ewms-pilot report` has it.
 fn log_records(config: &Config, ledger: &Ledger) {
     let Some(file) = &config.task_log else { return };
+    // A device or a pipe takes records, but gives none back, or no end of something else.
+    if !file.is_file() {
+        return;
+    }
     match report::of_pilot(file, &ledger.source().pilot_id) {
         Ok(lines) => {
             for line in lines {
