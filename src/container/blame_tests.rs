@@ -244,6 +244,8 @@ fn a_tasks_own_end_needs_no_probe() {
         (2, "usage: reco [-h]\n"),
         (3, ""),
         (127, "sh: nonsense: not found\n"),
+        // A program of another architecture: the shell tries to read it.
+        (2, "/usr/bin/reco: line 1: \u{7f}ELF: not found\n"),
         (137, "working\n"),
         (255, "ssh: connection refused\n"),
         (42, "FATAL:   I only pretend\n"),
