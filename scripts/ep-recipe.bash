@@ -12,6 +12,8 @@ PACKAGES=(
 )
 IMAGE_PACKAGES=(base-files bash coreutils dash libc-bin libc6 python3)
 PEERS=('oms-mqclient[rabbitmq]==2.7.1' 'htcondor<25')
+# The pilot that ours replaces; says of itself that it needs a Python older than the EP's, and works with it.
+PYTHON_PILOT=(--ignore-requires-python 'ewms-pilot[rabbitmq]==1.0.5' 'oms-mqclient[rabbitmq]==2.7.1' 'htcondor<25')
 ORDINARY_USER=physicist
 
 build_root() {
@@ -32,23 +34,9 @@ build_root() {
   chroot "$root" useradd --create-home --shell /bin/bash "$ORDINARY_USER"
   echo "$ORDINARY_USER ALL=(ALL) NOPASSWD: ALL" >"$root/etc/sudoers.d/ep"
 
-  # The real producers and consumers. PyPI is reached as the machine's own pip reaches it.
-  local bundle=/etc/ssl/certs/ca-certificates.crt file settings
-  for file in /etc/resolv.conf /etc/pip.conf "$bundle"; do
-    if [[ -s $file ]]; then
-      touch "$root$file"
-      mount --bind "$(realpath "$file")" "$root$file"
-    fi
-  done
-  mapfile -t settings < <(env | grep -iE '^(PIP_(INDEX|EXTRA|TRUSTED|TIMEOUT|DEFAULT)|[a-z]+_PROXY=)' || true)
-  env -i PATH=/usr/sbin:/usr/bin HOME=/root LANG=C.UTF-8 "${settings[@]}" PIP_CERT="$bundle" \
-    chroot "$root" sh -euc '
-      python3 -m venv /opt/peers
-      /opt/peers/bin/pip install --quiet --disable-pip-version-check --no-cache-dir --retries 5 "$@"
-    ' pip "${PEERS[@]}"
-  for file in /etc/resolv.conf /etc/pip.conf "$bundle"; do
-    if mountpoint -q "$root$file"; then umount "$root$file"; fi
-  done
+  # The real producers and consumers.
+  install_python "$root" /opt/peers "${PEERS[@]}"
+  mkdir "$root/opt/python-pilot"
   : >"$root/etc/resolv.conf"
 
   cat >"$root/etc/rabbitmq/rabbitmq-env.conf" <<<'NODENAME=rabbit@localhost'
@@ -107,6 +95,38 @@ exit 1
 END
   chmod 755 "$root/usr/local/sbin/ep-start"
   rm -rf --one-file-system "$root"/var/cache/apt/*.bin "$root"/var/lib/apt/lists
+}
+
+# install_python ROOT VENV REQUIREMENT…: PyPI is reached as the machine's own pip reaches it. Leaves what it
+# mounts to the caller's mount namespace, and the root without a resolver.
+install_python() {
+  local root=$1 venv=$2 bundle=/etc/ssl/certs/ca-certificates.crt file settings
+  shift 2
+  for file in /etc/resolv.conf /etc/pip.conf "$bundle"; do
+    if [[ -s $file ]]; then
+      touch "$root$file"
+      mount --bind "$(realpath "$file")" "$root$file"
+    fi
+  done
+  mapfile -t settings < <(env | grep -iE '^(PIP_(INDEX|EXTRA|TRUSTED|TIMEOUT|DEFAULT)|[a-z]+_PROXY=)' || true)
+  env -i PATH=/usr/sbin:/usr/bin HOME=/root LANG=C.UTF-8 "${settings[@]}" PIP_CERT="$bundle" \
+    chroot "$root" sh -euc '
+      venv=$1
+      shift
+      python3 -m venv "$venv"
+      "$venv/bin/pip" install --quiet --disable-pip-version-check --no-cache-dir --retries 5 "$@"
+    ' pip "$venv" "$@"
+  for file in /etc/resolv.conf /etc/pip.conf "$bundle"; do
+    if mountpoint -q "$root$file"; then umount "$root$file"; fi
+  done
+}
+
+# Only for measuring against it, so that nobody else waits for it. Mounted where it will be used, because a
+# virtual environment knows its own path.
+build_python_pilot() {
+  local out=$1 root=$2
+  mount --bind "$out" "$root/opt/python-pilot"
+  install_python "$root" /opt/python-pilot "${PYTHON_PILOT[@]}"
 }
 
 # As images converted from Docker have it: the arguments are the command.
