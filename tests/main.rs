@@ -29,6 +29,7 @@ mod rabbitmq_refused;
 mod records;
 mod report;
 mod report_page;
+mod results_refused;
 mod several_queues;
 mod spool;
 mod spool_shared;

@@ -21,12 +21,14 @@ use crate::config::AmqpAddress;
 use crate::ids::Generation;
 
 mod error;
+mod limit;
 pub mod rabbitmq;
 mod resilience;
 mod several;
 pub mod spool;
 
 pub use error::{BrokerError, Direction, Place, PublishError, SettleError};
+pub use limit::MessageLimit;
 pub use resilience::{BrokerStats, Patience, Resilience};
 pub use several::{Sinks, Sources, open_sinks, open_sources};
 

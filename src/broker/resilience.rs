@@ -1,5 +1,5 @@
 //! What the queues of one pilot share about outages: how long to bear one, where results wait that
-//! can't be sent, and what outages did. Talks to nobody. Apart, because both directions, the pilot's
+//! can't be sent, and what outages did; and how large a message may be. Talks to nobody. Apart, because both directions, the pilot's
 //! loop and its summary look at it.
 
 use std::path::{Path, PathBuf};
@@ -8,9 +8,14 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::MessageLimit;
+
 /// Policy and counts, shared by all who hold a clone.
 #[derive(Debug, Clone)]
-pub struct Resilience(Arc<Shared>);
+pub struct Resilience {
+    shared: Arc<Shared>,
+    message_limit: MessageLimit,
+}
 
 #[derive(Debug)]
 struct Shared {
@@ -71,12 +76,28 @@ impl Resilience {
     }
 
     fn with(reconnect_within: Duration, unsent: Option<PathBuf>) -> Self {
-        Self(Arc::new(Shared {
-            reconnect_within,
-            unsent,
-            stats: Mutex::default(),
-            patience: watch::Sender::new(Patience::Configured),
-        }))
+        Self {
+            shared: Arc::new(Shared {
+                reconnect_within,
+                unsent,
+                stats: Mutex::default(),
+                patience: watch::Sender::new(Patience::Configured),
+            }),
+            message_limit: MessageLimit::default(),
+        }
+    }
+
+    /// The same, for brokers with this limit on messages.
+    #[must_use]
+    pub fn with_message_limit(mut self, limit: MessageLimit) -> Self {
+        self.message_limit = limit;
+        self
+    }
+
+    /// How large a message may be.
+    #[must_use]
+    pub fn message_limit(&self) -> &MessageLimit {
+        &self.message_limit
     }
 
     /// What happened so far.
@@ -87,7 +108,7 @@ impl Resilience {
 
     /// The pilot is to end: from now on nobody waits long for a broker that is away.
     pub fn hurry(&self) {
-        self.0.patience.send_replace(Patience::Short);
+        self.shared.patience.send_replace(Patience::Short);
     }
 
     pub(super) fn count(&self, change: impl FnOnce(&mut BrokerStats)) {
@@ -95,18 +116,21 @@ impl Resilience {
     }
 
     pub(super) fn reconnect_within(&self) -> Duration {
-        self.0.reconnect_within
+        self.shared.reconnect_within
     }
 
     pub(super) fn unsent(&self) -> Option<&Path> {
-        self.0.unsent.as_deref()
+        self.shared.unsent.as_deref()
     }
 
     pub(super) fn patience(&self) -> watch::Receiver<Patience> {
-        self.0.patience.subscribe()
+        self.shared.patience.subscribe()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BrokerStats> {
-        self.0.stats.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .stats
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -22,6 +22,8 @@ pub struct Limits {
     pub task_output: u64,
     /// Bytes kept of all failed tasks' directories together.
     pub kept_files: u64,
+    /// What a broker takes as one message, in bytes.
+    pub message: usize,
     /// Deliveries of an event that fails each time, before it is taken out of the queue.
     pub max_deliveries: Option<u64>,
 }
@@ -46,6 +48,11 @@ pub(super) fn limits(reader: &mut Reader<'_>) -> impl FnOnce(&CondorJob, u32) ->
     let max_runtime = reader.seconds(&var::MAX_RUNTIME);
     let task_output = reader.size(&var::TASK_OUTPUT_MAX).unwrap_or(u64::MAX);
     let kept_files = reader.size(&var::KEPT_FILES_MAX).unwrap_or(u64::MAX);
+    let message = reader
+        .size_above_zero(&var::BROKER_MAX_MESSAGE_SIZE)
+        .map_or(usize::MAX, |bytes| {
+            usize::try_from(bytes).unwrap_or(usize::MAX)
+        });
     let max_deliveries = reader.count(&var::MAX_DELIVERIES).map(u64::from);
     move |condor, slots| Limits {
         task_memory: match task_memory {
@@ -60,6 +67,7 @@ pub(super) fn limits(reader: &mut Reader<'_>) -> impl FnOnce(&CondorJob, u32) ->
         max_runtime: max_runtime.or(condor.wall_time),
         task_output,
         kept_files,
+        message,
         max_deliveries,
     }
 }
@@ -92,6 +100,7 @@ mod tests {
                 max_runtime: None,
                 task_output: 100 << 20,
                 kept_files: 1 << 30,
+                message: 16 << 20,
                 max_deliveries: None,
             }
         );

@@ -149,6 +149,12 @@ impl<'a> Reader<'a> {
         self.parse(variable, values::size)
     }
 
+    pub(super) fn size_above_zero(&mut self, variable: &Variable) -> Option<u64> {
+        self.parse(variable, |text| {
+            values::size(text).filter(|bytes| *bytes > 0)
+        })
+    }
+
     pub(super) fn memory(&mut self, variable: &Variable) -> Option<Memory> {
         self.parse(variable, |text| match text {
             "auto" => Some(Memory::Auto),

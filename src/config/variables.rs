@@ -33,6 +33,8 @@ pub enum Kind {
     Duration,
     /// Bytes, with a binary unit if need be.
     Size,
+    /// The same, but not zero.
+    SizeAboveZero,
     /// [`Kind::Size`], or `auto`.
     Memory,
     /// Words, or a list literal.
@@ -92,6 +94,7 @@ impl Kind {
             Self::Size => {
                 "bytes, or a number with `K`, `M`, `G` or `T` (powers of 1024)".to_owned()
             }
+            Self::SizeAboveZero => "a size like `16M` (powers of 1024), not zero".to_owned(),
             Self::Memory => "a size like `4G` (powers of 1024), or `auto`".to_owned(),
             Self::List => "words between white space, or a list like `['A', 'B']`".to_owned(),
             Self::Level => "`DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`".to_owned(),
@@ -205,6 +208,8 @@ variables! {
         "like that of the incoming queue";
     BROKER_CA_FILE = "EWMS_PILOT_BROKER_CA_FILE", Kind::File, Default(""),
         "CA certificates (PEM) that brokers are trusted by, besides those of the machine";
+    BROKER_MAX_MESSAGE_SIZE = "EWMS_PILOT_BROKER_MAX_MESSAGE_SIZE", Kind::SizeAboveZero, Default("16M"),
+        "the outgoing broker's `max_message_size`; a task whose result is larger after compression fails for good";
     DATA_DIR_PARENT = "EWMS_PILOT_DATA_DIR_PARENT_PATH_ON_HOST",
         Kind::Directory, Phrase("working directory"),
         "where `ewms-pilot-data/` is made";

@@ -151,13 +151,25 @@ pub enum TaskError {
     /// The event can't be read. (The Python pilot redelivers such an event for ever.)
     #[error("{0}")]
     EventDecode(String),
-    /// The result can't be published: too large for the broker, or no queue takes it.
+    /// The result can't be published: no queue takes it.
     #[error("{message}")]
     Publish {
         /// What did not work.
         message: String,
         /// Whose fault that is.
         class: FaultClass,
+    },
+    /// The result is larger than the broker takes, however often it is made.
+    #[error(
+        "the result is too large for the broker: `{bytes}` bytes after compression, the limit is `{limit}`; \
+         let the task write a smaller outfile, or raise the broker's max_message_size and \
+         EWMS_PILOT_BROKER_MAX_MESSAGE_SIZE"
+    )]
+    ResultTooLarge {
+        /// Size of the message's body.
+        bytes: usize,
+        /// The most that the broker takes.
+        limit: usize,
     },
     /// The machine failed us: a full disk, no more processes.
     #[error("{0}")]
@@ -178,7 +190,7 @@ impl TaskError {
             Self::InvalidDataFromOutfile(_) => "InvalidDataFromOutfileException",
             Self::InvalidBindMount(_) => "InvalidBindMountError",
             Self::EventDecode(_) => "EventDecodeError",
-            Self::Publish { .. } => "PublishError",
+            Self::Publish { .. } | Self::ResultTooLarge { .. } => "PublishError",
             Self::Os(_) => "OSError",
         }
     }
@@ -197,7 +209,7 @@ impl TaskError {
             Self::InvalidDataFromOutfile(_) => &["InvalidDataFromOutfileException"],
             Self::InvalidBindMount(_) => &["InvalidBindMountError"],
             Self::EventDecode(_) => &["EventDecodeError"],
-            Self::Publish { .. } => &["PublishError"],
+            Self::Publish { .. } | Self::ResultTooLarge { .. } => &["PublishError"],
             Self::Os(_) => &["OSError"],
         }
     }
@@ -212,10 +224,17 @@ impl TaskError {
             Self::Timeout { .. }
             | Self::Memory { .. }
             | Self::Stalled { .. }
+            | Self::ResultTooLarge { .. }
             | Self::InvalidDataFromOutfile(_) => FaultClass::Task,
             Self::InvalidDataForInfile(_) | Self::EventDecode(_) => FaultClass::Event,
             Self::InvalidBindMount(_) | Self::Os(_) => FaultClass::Ep,
         }
+    }
+
+    /// Whether it would be the same however often the event is delivered.
+    #[must_use]
+    pub fn is_permanent(&self) -> bool {
+        matches!(self, Self::ResultTooLarge { .. })
     }
 
     /// The text without the name.
@@ -228,7 +247,10 @@ impl TaskError {
     #[must_use]
     pub fn edited(mut self, edit: impl FnOnce(&str) -> String) -> Self {
         match &mut self {
-            Self::Timeout { .. } | Self::Memory { .. } | Self::Stalled { .. } => {}
+            Self::Timeout { .. }
+            | Self::Memory { .. }
+            | Self::Stalled { .. }
+            | Self::ResultTooLarge { .. } => {}
             Self::ContainerRun { reason: text, .. }
             | Self::ContainerSetup { message: text, .. }
             | Self::Publish { message: text, .. }

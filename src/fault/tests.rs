@@ -78,6 +78,11 @@ fn every_variant_has_its_name_its_aliases_and_its_class() {
         ),
         (TaskError::EventDecode(text()), &["EventDecodeError"], Event),
         (publish, &["PublishError"], Broker),
+        (
+            TaskError::ResultTooLarge { bytes: 2, limit: 1 },
+            &["PublishError"],
+            Task,
+        ),
         (TaskError::Os(text()), &["OSError"], Ep),
     ];
     for (error, names, class) in rows {

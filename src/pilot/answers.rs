@@ -65,20 +65,20 @@ pub(super) fn publication_of(id: TaskId, result: Result<(), PublishError>) -> Pu
             Publication::Lost(error.to_string())
         }
         Err(
-            error @ (PublishError::TooLarge { .. }
-            | PublishError::Unroutable { .. }
+            error @ (PublishError::Unroutable { .. }
             | PublishError::Nacked { .. }
             | PublishError::WrongEncoding),
         ) => {
             error!(task_id = %id, %error, "the broker refused a result");
-            let class = match error {
-                PublishError::TooLarge { .. } => FaultClass::Task,
-                _ => FaultClass::Broker,
-            };
             Publication::Refused(TaskError::Publish {
                 message: error.to_string(),
-                class,
+                class: FaultClass::Broker,
             })
+        }
+        Err(PublishError::TooLarge { bytes, limit }) => {
+            let error = TaskError::ResultTooLarge { bytes, limit };
+            error!(task_id = %id, %error, "the broker refused a result");
+            Publication::Refused(error)
         }
     }
 }

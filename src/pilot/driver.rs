@@ -29,7 +29,7 @@ use crate::ids::TaskId;
 use crate::process::{Countdown, WillSender};
 use crate::records;
 use crate::signals::{Signal, Signals};
-use crate::task::{Report, Runner, TaskEnd};
+use crate::task::{Keepsake, Report, Runner, TaskEnd};
 
 /// How the loop ended.
 #[derive(Debug)]
@@ -55,8 +55,8 @@ struct Held {
     earlier_deliveries: Option<u64>,
     /// The event until its task starts, the result once it ended.
     content: Option<Content>,
-    /// The event again, if it may fail no more: it would be put away then.
-    last_try: Option<Content>,
+    /// The event once its task ended: it may have to be put away.
+    event: Option<Keepsake>,
 }
 
 /// Something that was under way came to its end.
@@ -94,7 +94,6 @@ struct Driver<'a> {
     resilience: Resilience,
     reports: &'a Reports,
     ledger: &'a mut Ledger,
-    rules: Rules,
     poison: Poison,
     wall_time: Option<WallTime>,
 }
@@ -115,7 +114,7 @@ pub async fn run(
         sink,
         resilience,
     } = queues;
-    let (mut state, first) = State::new(rules.clone());
+    let (mut state, first) = State::new(rules);
     let mut driver = Driver {
         runner,
         sink,
@@ -128,7 +127,6 @@ pub async fn run(
         resilience,
         reports,
         ledger,
-        rules,
         poison: extras.poison,
         wall_time: extras.wall_time,
     };
@@ -207,17 +205,13 @@ impl Driver<'_> {
                     earlier_deliveries,
                 } = delivery;
                 warn_of_deletion(id, earlier_deliveries);
-                let last_try = self
-                    .rules
-                    .is_last_try(earlier_deliveries)
-                    .then(|| content.clone());
                 self.held.insert(
                     id,
                     Held {
                         receipt,
                         earlier_deliveries,
                         content: Some(content),
-                        last_try,
+                        event: None,
                     },
                 );
                 Event::Delivered(id, earlier_deliveries)
@@ -292,9 +286,13 @@ impl Driver<'_> {
     }
 
     fn outcome_of(&mut self, id: TaskId, report: Report) -> Outcome {
+        let held = self.held.get_mut(&id).map(|held| {
+            held.event = Some(report.event);
+            held
+        });
         match report.end {
             TaskEnd::Output(content) => {
-                if let Some(held) = self.held.get_mut(&id) {
+                if let Some(held) = held {
                     held.content = Some(content);
                 }
                 Outcome::Output
@@ -348,8 +346,7 @@ impl Driver<'_> {
                 });
             }
             Action::PutAway(id, obituary) => {
-                let Some(event) = self.held.get_mut(&id).and_then(|held| held.last_try.take())
-                else {
+                let Some(event) = self.held.get_mut(&id).and_then(|held| held.event.take()) else {
                     return;
                 };
                 let poison = self.poison.clone();

@@ -26,7 +26,7 @@ pub mod wall_time;
 pub use fatal::Fatal;
 pub use reports::Reports;
 
-use crate::broker::{self, BrokerError, Resilience, Sink, Source};
+use crate::broker::{self, BrokerError, MessageLimit, Resilience, Sink, Source};
 use crate::config::{BrokerConfig, Config, QueueConfig};
 use crate::exit::Exit;
 use crate::preflight::Findings;
@@ -165,7 +165,8 @@ async fn live(
         initialized?;
     }
 
-    let resilience = Resilience::new(config.reconnect_timeout, config.data_parent.join("unsent"));
+    let resilience = Resilience::new(config.reconnect_timeout, config.data_parent.join("unsent"))
+        .with_message_limit(MessageLimit::new(config.limits.message));
     let (source, sink) = unless_signalled(signals, connect(config, &resilience)).await?;
 
     let runner = Rc::new(Runner {
@@ -174,6 +175,7 @@ async fn live(
         infile_ext: config.infile_ext.clone(),
         outfile_ext: config.outfile_ext.clone(),
         encoding: sink.encoding(),
+        limit: resilience.message_limit().clone(),
     });
     let rules = Rules {
         slots: size(config.slots),

@@ -1,4 +1,4 @@
-//! Where an event goes that failed too often: into the dead-letter queue, or into `rejected/` beside
+//! Where an event goes that failed too often, or would fail each time: into the dead-letter queue, or into `rejected/` beside
 //! the pilot data before the broker is told that nobody wants it. Talks to the broker and the file
 //! system; what is poison is decided in `state`.
 
@@ -15,6 +15,7 @@ use crate::config::{Config, QueueConfig};
 use crate::fault::TaskError;
 use crate::ids::TaskId;
 use crate::records::{Source, shorten};
+use crate::task::Keepsake;
 
 /// The directory for events that no dead-letter queue takes.
 pub const REJECTED_DIR: &str = "rejected";
@@ -67,29 +68,29 @@ impl Poison {
     pub async fn put_away(
         self,
         id: TaskId,
-        event: Content,
+        event: Keepsake,
         obituary: Obituary,
     ) -> Result<PutAway, String> {
         let reason = obituary.error.repr();
         let deliveries = obituary.deliveries;
+        let event = blocking(move || event.into_content()).await?;
         if let Some(queue) = &self.queue {
             let headers = self.headers(&obituary);
             publish(queue, event, headers).await?;
             warn!(
                 task_id = %id, deliveries, queue = queue.name, error = reason,
-                "an event failed too often: it is in the dead-letter queue"
+                "an event failed too often, or for good: it is in the dead-letter queue"
             );
             return Ok(PutAway::DeadLettered);
         }
         let directory = self.directory.clone();
         let text = format!("failed after {deliveries} deliveries:\n{reason}\n");
-        tokio::task::spawn_blocking(move || keep(&directory, id, &event, &text))
+        blocking(move || keep(&directory, id, &event, &text))
             .await
-            .map_err(|error| error.to_string())?
             .map_err(|error| format!("can't keep it in `{}`: {error}", self.directory.display()))?;
         warn!(
             task_id = %id, deliveries, directory = %self.directory.display(), error = reason,
-            "an event failed too often: it is rejected for good, and kept here"
+            "an event failed too often, or for good: it is rejected, and kept here"
         );
         Ok(PutAway::Kept)
     }
@@ -106,6 +107,15 @@ impl Poison {
             ("x-ewms-site", self.source.site.clone().unwrap_or_default()),
             ("x-ewms-pilot-id", self.source.pilot_id.clone()),
         ]
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, String> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -5,10 +5,11 @@
 //! - it is acknowledged only when its task succeeded and its result, if any, is confirmed;
 //! - a failed one goes back to the queue, and if the failure closes the intake, only after the
 //!   intake is closed, so that this pilot does not get it again;
-//! - one that failed for the last time that it may is put where nobody gets it again, and only then
+//! - one that failed for the last time that it may, or would fail each time, is put where nobody gets it again, and only then
 //!   taken out of the queue;
 //! - one that failed through no fault of its own or its task's is given back, which is no mark against
-//!   it, and such a failure always closes the intake: here it would happen to every event;
+//!   it, and such a failure always closes the intake: here it would happen to every event. One whose
+//!   result the broker refused has failed alone;
 //! - whatever else happens, it goes back.
 
 use std::collections::HashMap;
@@ -44,12 +45,13 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Whether an event that was delivered so often before may fail no more.
-    #[must_use]
-    pub fn is_last_try(&self, earlier_deliveries: Option<u64>) -> bool {
-        self.max_deliveries
+    /// Whether an event that failed so is to come to nobody any more.
+    fn is_over(&self, error: &TaskError, earlier_deliveries: Option<u64>) -> bool {
+        let was_last_try = self
+            .max_deliveries
             .zip(earlier_deliveries)
-            .is_some_and(|(max, earlier)| earlier.saturating_add(1) >= max)
+            .is_some_and(|(max, earlier)| earlier.saturating_add(1) >= max);
+        error.class().is_events_own() && (was_last_try || error.is_permanent())
     }
 }
 
@@ -61,8 +63,8 @@ pub struct State {
     will: Will,
     signal: Option<i32>,
     tasks: HashMap<TaskId, Stage>,
-    /// Events that may fail no more, and how often they were delivered.
-    last_tries: HashMap<TaskId, u64>,
+    /// How often the broker delivered an event before, if it says so.
+    earlier: HashMap<TaskId, Option<u64>>,
     disk_low: Option<String>,
     tally: Tally,
     failures: Failures,
@@ -120,7 +122,7 @@ impl State {
             will: Will::Run,
             signal: None,
             tasks: HashMap::new(),
-            last_tries: HashMap::new(),
+            earlier: HashMap::new(),
             disk_low: None,
             tally: Tally::default(),
             failures: Failures::default(),
@@ -221,9 +223,7 @@ impl State {
 
     fn delivered(&mut self, id: TaskId, earlier: Option<u64>, actions: &mut Vec<Action>) {
         self.tally.received += 1;
-        if self.rules.is_last_try(earlier) {
-            self.last_tries.insert(id, earlier.unwrap_or(0) + 1);
-        }
+        self.earlier.insert(id, earlier);
         if !matches!(self.intake, Intake::Open) {
             self.released(id, actions);
             return;
@@ -261,7 +261,7 @@ impl State {
     fn settled(&mut self, id: TaskId, actions: &mut Vec<Action>) {
         let wanted_event = self.wants_event();
         self.tasks.remove(&id);
-        self.last_tries.remove(&id);
+        self.earlier.remove(&id);
         self.restart_idle_timer(wanted_event, actions);
     }
 
@@ -299,26 +299,28 @@ impl State {
     fn failed(&mut self, id: TaskId, error: &TaskError, actions: &mut Vec<Action>) {
         self.tally.failed += 1;
         let class = error.class();
-        let verdict = if class.is_events_own() {
+        if !class.is_events_own() {
+            self.broken.get_or_insert(class);
+        }
+        let verdict = if fails_event_alone(error) {
             Verdict::Failed {
                 reason: error.repr(),
             }
         } else {
-            self.broken.get_or_insert(class);
             Verdict::Released
         };
         if self.closes_intake(error) {
             self.stop_intake(actions);
         }
         self.failures.record(error);
-        match self.last_tries.get(&id) {
+        let earlier = self.earlier.get(&id).copied().flatten();
+        if self.rules.is_over(error, earlier) {
             // It comes back to nobody, so it needs not wait for the intake to close.
-            Some(&deliveries) if class.is_events_own() => {
-                self.tasks.insert(id, Stage::Leaving);
-                let error = error.clone();
-                actions.push(Action::PutAway(id, Obituary { error, deliveries }));
-            }
-            _ => self.give_back(id, verdict, actions),
+            self.tasks.insert(id, Stage::Leaving);
+            let (error, deliveries) = (error.clone(), earlier.unwrap_or(0).saturating_add(1));
+            actions.push(Action::PutAway(id, Obituary { error, deliveries }));
+        } else {
+            self.give_back(id, verdict, actions);
         }
     }
 
@@ -359,7 +361,7 @@ impl State {
     }
 
     fn closes_intake(&self, error: &TaskError) -> bool {
-        if !error.class().is_events_own() {
+        if !fails_event_alone(error) {
             return true;
         }
         match &self.rules.on_task_error {
@@ -401,6 +403,12 @@ impl State {
             _ => false,
         }
     }
+}
+
+/// Whether other events may fare better here. A result that the broker does not take is one of those:
+/// its queue may be full for a moment.
+fn fails_event_alone(error: &TaskError) -> bool {
+    error.class().is_events_own() || matches!(error, TaskError::Publish { .. })
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ pub mod disk;
 mod guards;
 pub mod image;
 mod init;
+mod keepsake;
 mod launch;
 pub mod look;
 pub mod probe;
@@ -26,6 +27,7 @@ mod trace;
 
 pub use blame::write_something;
 pub use guards::Guards;
+pub use keepsake::Keepsake;
 pub use run::{Report, Runner, TaskEnd};
 pub use trace::Trace;
 

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{Instrument, error, info, info_span, warn};
 
+use super::keepsake::Keepsake;
 use super::launch::{Judgement, launch, show_output, staging_error};
 use super::staging::{Disposal, Stage, TaskIo};
 use super::{ContainerPlan, SharedWorkbench, Trace};
-use crate::broker::{Content, Encoding, FileFormat};
+use crate::broker::{Content, Encoding, FileFormat, MessageLimit};
 use crate::codec::{self, FileKind};
 use crate::config::{DumpOutput, KeepFiles};
 use crate::fault::{ContainerRole, TaskError};
@@ -30,6 +31,8 @@ pub struct Runner {
     pub outfile_ext: String,
     /// How the sink wants results.
     pub encoding: Encoding,
+    /// How large one may be, as a frame.
+    pub limit: MessageLimit,
 }
 
 /// What came of a task.
@@ -37,6 +40,8 @@ pub struct Runner {
 pub struct Report {
     /// How it ended.
     pub end: TaskEnd,
+    /// The event, should it be put away.
+    pub event: Keepsake,
     /// From the start of staging to the end of collecting.
     pub wall: Duration,
     /// What it cost, as far as it came.
@@ -69,14 +74,18 @@ impl Runner {
             let started = Instant::now();
             info!("task started");
             let mut trace = Trace::default();
-            let end = self
+            let (end, event) = self
                 .run_staged(id, event, will, &mut trace)
                 .await
-                .unwrap_or_else(TaskEnd::Failed);
+                .unwrap_or_else(|error| {
+                    let lost = Keepsake::Lost(error.to_string());
+                    (TaskEnd::Failed(error), lost)
+                });
             let elapsed = started.elapsed();
             log_end(&end, elapsed);
             Report {
                 end,
+                event,
                 wall: elapsed,
                 trace,
             }
@@ -91,19 +100,20 @@ impl Runner {
         event: Content,
         will: watch::Receiver<Will>,
         trace: &mut Trace,
-    ) -> Result<TaskEnd, TaskError> {
+    ) -> Result<(TaskEnd, Keepsake), TaskError> {
         let bench = Arc::clone(&self.bench);
         let (infile_ext, outfile_ext) = (self.infile_ext.clone(), self.outfile_ext.clone());
-        let (stage, staged) = blocking(move || {
+        let (stage, kept, staged) = blocking(move || {
             let stage = bench
                 .dirs
                 .stage(&id.to_string())
                 .map_err(|error| staging_error("directories", &error))?;
+            let kept = Keepsake::of(&event, stage.scratch());
             let io = stage
                 .task_io(id, &infile_ext, &outfile_ext)
                 .map_err(|error| staging_error("directories", &error))
                 .and_then(|io| write_event(event, &infile_ext, &io).map(|()| io));
-            Ok((stage, io))
+            Ok((stage, kept, io))
         })
         .await?;
         let end = match &staged {
@@ -124,7 +134,7 @@ impl Runner {
             Ok(taken)
         });
         trace.disk_bytes = Some(taken.await?);
-        end
+        Ok((end.unwrap_or_else(TaskEnd::Failed), kept))
     }
 
     async fn run_container(
@@ -148,9 +158,9 @@ impl Runner {
             Judgement::Failed(error) => Err(error),
             Judgement::Interrupted => Ok(TaskEnd::Interrupted),
             Judgement::Succeeded => {
-                let (outfile, ext, encoding) =
-                    (io.outfile(), self.outfile_ext.clone(), self.encoding);
-                let result = blocking(move || read_result(&outfile, &ext, encoding)).await;
+                let (outfile, ext) = (io.outfile(), self.outfile_ext.clone());
+                let (encoding, limit) = (self.encoding, self.limit.clone());
+                let result = blocking(move || read_result(&outfile, &ext, encoding, &limit)).await;
                 // Whoever wrote a result that can't be sent may have said why.
                 if result.is_err() && self.bench.dump != DumpOutput::All {
                     show_output(&self.bench, ContainerRole::Task, stage);
@@ -178,12 +188,25 @@ fn write_event(event: Content, infile_ext: &str, io: &TaskIo) -> Result<(), Task
 }
 
 /// Reads what a task wrote, as the sink wants it.
-fn read_result(outfile: &Path, ext: &str, encoding: Encoding) -> Result<TaskEnd, TaskError> {
+fn read_result(
+    outfile: &Path,
+    ext: &str,
+    encoding: Encoding,
+    limit: &MessageLimit,
+) -> Result<TaskEnd, TaskError> {
     let Some(payload) = codec::read_outfile(outfile, ext, codec::DEFAULT_LIMIT_BYTES)? else {
         return Ok(TaskEnd::NoOutput);
     };
     Ok(TaskEnd::Output(match encoding {
-        Encoding::Frame => Content::Frame(codec::encode_frame(&payload)?),
+        Encoding::Frame => {
+            let frame = codec::encode_frame(&payload)?;
+            // Here, and not when it is published, because here the task's files are still kept.
+            let (bytes, limit) = (frame.len(), limit.bytes());
+            if bytes > limit {
+                return Err(TaskError::ResultTooLarge { bytes, limit });
+            }
+            Content::Frame(frame)
+        }
         Encoding::File => match codec::into_file(payload) {
             (FileKind::Json, bytes) => Content::File(FileFormat::Json, bytes),
             (FileKind::Text, bytes) => Content::File(FileFormat::Text, bytes),

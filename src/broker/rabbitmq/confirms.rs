@@ -117,14 +117,19 @@ impl Confirms {
     }
 
     /// The channel is gone: what waits is told so, and what comes later too. The first reason
-    /// counts; later ones only follow from it.
+    /// counts; later ones only follow from it. One that is too large for the broker would be the end
+    /// of every further channel, too.
     pub(super) fn lose_all(&mut self, detail: &str) {
+        let limit = message_limit(detail);
         let detail = self.lost.get_or_insert_with(|| detail.to_owned()).clone();
         for (_, (pending, returned)) in std::mem::take(&mut self.pending) {
             let lost = || PublishError::SessionLost {
                 detail: detail.clone(),
             };
-            settle(pending, Err(returned.unwrap_or_else(lost)));
+            let bytes = pending.bytes;
+            let too_large = limit.filter(|limit| bytes > *limit);
+            let too_large = too_large.map(|limit| PublishError::TooLarge { bytes, limit });
+            settle(pending, Err(too_large.or(returned).unwrap_or_else(lost)));
         }
     }
 
@@ -160,6 +165,14 @@ impl Confirms {
             }
         }
     }
+}
+
+/// The most that a broker takes which closed a channel over a larger message: `PRECONDITION_FAILED -
+/// message size 16777217 is larger than configured max size 16777216`.
+fn message_limit(detail: &str) -> Option<usize> {
+    let (_, told) = detail.split_once("message size ")?;
+    let (_, limit) = told.split_once(" max size ")?;
+    limit.trim().parse().ok()
 }
 
 fn settle(pending: Pending, outcome: Result<(), PublishError>) {
@@ -257,6 +270,29 @@ mod tests {
         };
         assert_eq!(first.try_recv(), Ok(Err(unroutable)));
         assert_eq!(second.try_recv(), Ok(Ok(())));
+    }
+
+    #[test]
+    fn a_channel_that_died_of_a_large_message_fails_that_one_for_good_and_no_other() {
+        let mut table = Table::new();
+        let mut large = table.publish();
+        table
+            .confirms
+            .lose_all("PRECONDITION_FAILED - message size 10 is larger than configured max size 9");
+        let (bytes, limit) = (10, 9);
+        assert_eq!(
+            large.try_recv(),
+            Ok(Err(PublishError::TooLarge { bytes, limit }))
+        );
+        let mut table = Table::new();
+        let mut small = table.publish();
+        table
+            .confirms
+            .lose_all("PRECONDITION_FAILED - message size 11 is larger than max size 10");
+        assert!(matches!(
+            small.try_recv(),
+            Ok(Err(PublishError::SessionLost { .. }))
+        ));
     }
 
     #[test]

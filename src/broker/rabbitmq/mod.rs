@@ -52,7 +52,7 @@ mod token;
 mod unsent;
 mod watch;
 
-pub use self::sink::{MESSAGE_BYTES_MAX, Sink};
+pub use self::sink::Sink;
 pub(super) use self::source::Receipt;
 pub use self::source::Source;
 use super::{BrokerError, Direction, Resilience};

@@ -17,12 +17,9 @@ use crate::broker::{BrokerError, Content, Patience, Place, PublishError, Resilie
 use crate::config::AmqpAddress;
 use crate::ids::Generation;
 
-/// RabbitMQ's `max_message_size`. One byte more closes the channel, after all were sent.
-pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
-
 /// Results in flight; 100 are enough for the most that one connection gives, 23,600 a second.
 const PUBLISHES_MAX: u32 = 128;
-/// And their bytes: four of the largest. In memory twice until confirmed, once for sending again.
+/// And their bytes: four of the largest that RabbitMQ takes by default; a larger one goes alone. In memory twice until confirmed, once for sending again.
 const PUBLISH_BYTES_MAX: u32 = 64 * 1024 * 1024;
 
 /// For the last confirms before closing; whoever cared has waited for them already.
@@ -99,13 +96,14 @@ impl Sink {
                 return Err(PublishError::WrongEncoding);
             };
             let size = body.len();
-            if size > MESSAGE_BYTES_MAX {
-                return Err(PublishError::TooLarge {
-                    bytes: size,
-                    limit: MESSAGE_BYTES_MAX,
-                });
+            // One byte more would close the channel, after all of them were sent.
+            let limit = resilience.message_limit().bytes();
+            if size > limit {
+                return Err(PublishError::TooLarge { bytes: size, limit });
             }
-            let weight = u32::try_from(size).unwrap_or(PUBLISH_BYTES_MAX);
+            let weight = u32::try_from(size)
+                .unwrap_or(PUBLISH_BYTES_MAX)
+                .min(PUBLISH_BYTES_MAX);
             let closed = |_| PublishError::SessionLost {
                 detail: "it was closed".into(),
             };
@@ -156,7 +154,12 @@ impl Sink {
                 };
                 match settled {
                     Ok(Err(PublishError::SessionLost { .. })) => sent = Sent::Perhaps,
-                    Ok(outcome) => return outcome,
+                    Ok(outcome) => {
+                        if let Err(PublishError::TooLarge { limit, .. }) = outcome {
+                            resilience.message_limit().lower(limit);
+                        }
+                        return outcome;
+                    }
                     Err(_was_not_sent) => {}
                 }
             }

@@ -394,3 +394,64 @@ fn a_fault_of_the_task_or_event_is_counted_and_blames_nobody_else() {
         assert_eq!(state.conclude().broken, None);
     }
 }
+
+fn refused() -> TaskError {
+    TaskError::Publish {
+        message: "full".to_owned(),
+        class: FaultClass::Broker,
+    }
+}
+
+#[test]
+fn a_refused_result_fails_its_event_and_ends_the_pilot_only_if_any_failure_does() {
+    for (on_task_error, stops) in [
+        (OnTaskError::Continue, false),
+        (
+            OnTaskError::StopListening {
+                except: ["PublishError".to_owned()].into(),
+            },
+            false,
+        ),
+        (rules(1).on_task_error, true),
+    ] {
+        let mut rules = rules(1);
+        rules.on_task_error = on_task_error;
+        let mut state = State::new(rules).0;
+        let id = deliver(&mut state);
+        state.on_event(Event::TaskEnded(id, Outcome::Output));
+        let mut actions = state.on_event(Event::Published(id, Publication::Refused(refused())));
+        assert_eq!(actions.contains(&Action::StopIntake), stops, "{actions:?}");
+        if stops {
+            actions = state.on_event(Event::IntakeStopped);
+        }
+        let settled = settles(&actions);
+        assert!(
+            matches!(&settled[..], [(_, Verdict::Failed { .. })]),
+            "{settled:?}"
+        );
+        state.on_event(Event::Settled(id));
+        assert_eq!(state.wants_event(), !stops);
+        let conclusion = state.conclude();
+        assert_eq!(conclusion.tally.failed, 1);
+        assert_eq!(conclusion.broken, Some(FaultClass::Broker));
+    }
+}
+
+#[test]
+fn an_event_that_would_fail_each_time_is_put_away_the_first_time() {
+    let mut state = state(1);
+    let id = TaskId::random();
+    state.on_event(Event::Delivered(id, Some(2)));
+    let error = TaskError::ResultTooLarge { bytes: 2, limit: 1 };
+    let failed = Event::TaskEnded(id, Outcome::Failed(error.clone()));
+    let actions = state.on_event(failed);
+    let deliveries = 3;
+    let obituary = Obituary { error, deliveries };
+    assert!(
+        actions.contains(&Action::PutAway(id, obituary)),
+        "{actions:?}"
+    );
+    state.on_event(Event::IntakeStopped);
+    let actions = state.on_event(Event::PutAway(id, Ok(PutAway::Kept)));
+    assert_eq!(settles(&actions), [(id, Verdict::Rejected)]);
+}
