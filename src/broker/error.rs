@@ -254,7 +254,7 @@ impl BrokerError {
 pub enum PublishError {
     /// It can never be published.
     #[error(
-        "a message is too large for the broker: `{bytes}` bytes after compression, the limit is `{limit}`; send less, or raise the broker's max_message_size and EWMS_PILOT_BROKER_MAX_MESSAGE_SIZE"
+        "a message is too large for the broker: `{bytes}` bytes after compression, the limit is `{limit}`; send less, or raise max_message_size at the broker and EWMS_PILOT_BROKER_MAX_MESSAGE_SIZE"
     )]
     TooLarge {
         /// Size of the message's body.

@@ -162,7 +162,7 @@ pub enum TaskError {
     /// The result is larger than the broker takes, however often it is made.
     #[error(
         "the result is too large for the broker: `{bytes}` bytes after compression, the limit is `{limit}`; \
-         let the task write a smaller outfile, or raise the broker's max_message_size and \
+         let the task write a smaller outfile, or raise max_message_size at the broker and \
          EWMS_PILOT_BROKER_MAX_MESSAGE_SIZE"
     )]
     ResultTooLarge {
