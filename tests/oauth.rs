@@ -1,4 +1,4 @@
-//! A broker with RabbitMQ's plugin for OAuth2: it takes tokens that it can verify itself, until they
+//! A broker with RabbitMQ's plugin for `OAuth2`: it takes tokens that it can verify itself, until they
 //! end.
 
 use std::fs;

@@ -1,4 +1,4 @@
-//! OAuth2 tokens of a test's own, signed by openssl, and a broker that believes them.
+//! `OAuth2` tokens of a test's own, signed by openssl, and a broker that believes them.
 
 use std::fs;
 use std::path::PathBuf;
