@@ -19,6 +19,7 @@ mod images;
 mod images_conversion;
 mod layers;
 mod memory;
+mod oauth;
 mod outages;
 mod poison;
 mod pool;

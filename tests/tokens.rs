@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 
 use crate::support::broker::Broker;
-use crate::support::faults::close_all_connections;
+use crate::support::faults::{OutOfMemory, close_all_connections};
 use crate::support::rabbitmq::Queue;
 use crate::support::scene::Scene;
 use crate::support::{SOON, eventually, images, processes};
@@ -122,6 +122,28 @@ fn a_live_connection_is_sent_the_newer_token_before_the_old_one_ends() {
         assert!(!outcome.stderr.contains(token), "{}", outcome.stderr);
     }
     assert_eq!(stage.outgoing.consume(2, Duration::from_secs(1)), [EVENT]);
+}
+
+#[test]
+fn a_broker_that_has_no_memory_for_a_newer_token_takes_it_later_on_the_same_connection() {
+    let old = token(Duration::from_secs(20));
+    let stage = Stage::with(&old);
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    let path = file(&directory, &old);
+    let scene = stage.scene(HELD, "AUTH_TOKEN_FILE", &path);
+    let mut pilot = scene.start();
+    assert!(eventually(SOON, || scene.hub("running").exists()));
+    let alarm = OutOfMemory::new(&stage.broker);
+    file(&directory, &token(Duration::from_hours(1)));
+    // From now on the broker reads nothing more from this connection.
+    fs::write(scene.hub("release"), "").expect("the hub is writable");
+    pilot.wait_for_line("the broker did not answer to a newer token", LONG);
+    drop(alarm);
+    let outcome = pilot.wait(LONG);
+    outcome.assert_code(0);
+    assert!(!outcome.stderr.contains("is lost"), "{}", outcome.stderr);
+    assert_eq!(stage.outgoing.consume(2, Duration::from_secs(1)), [EVENT]);
+    assert_eq!(stage.incoming.depth(), 0);
 }
 
 #[test]

@@ -38,14 +38,22 @@ impl Broker {
     /// The same, with more lines in its `rabbitmq.conf`.
     #[track_caller]
     pub(crate) fn start_with(settings: &str) -> Self {
+        Self::start_with_plugins(settings, &[])
+    }
+
+    /// The same, with plugins that are part of RabbitMQ but not enabled by default.
+    #[track_caller]
+    pub(crate) fn start_with_plugins(settings: &str, plugins: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let [port, distribution_port] = free_ports();
         let listener = format!("listeners.tcp.local = 127.0.0.1:{port}\n{settings}");
         // By default it looks once a minute for acknowledgements that are late.
         let advanced = "[{rabbit, [{channel_tick_interval, 1000}]}].\n";
+        let enabled = format!("[{}].\n", plugins.join(","));
         for (name, text) in [
             ("rabbitmq.conf", listener.as_str()),
             ("advanced.config", advanced),
+            ("plugins", enabled.as_str()),
         ] {
             fs::write(directory.path().join(name), text).expect("the directory is writable");
         }

@@ -7,6 +7,7 @@ pub(crate) mod certificates;
 pub(crate) mod condor;
 pub(crate) mod faults;
 pub(crate) mod images;
+pub(crate) mod oauth;
 pub(crate) mod processes;
 pub(crate) mod rabbitmq;
 pub(crate) mod scene;

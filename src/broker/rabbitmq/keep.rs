@@ -27,7 +27,8 @@ pub(super) enum Line {
     Up(Generation, mpsc::Sender<Command>),
     /// Wait.
     Down,
-    /// There was no connection for as long as was configured. A later one is used nevertheless.
+    /// There was no connection, or none that took results, for as long as was configured. A later
+    /// one is used nevertheless.
     GivenUp(BrokerError),
 }
 
@@ -68,6 +69,8 @@ impl Keeper {
     /// Until the sink is closed or dropped.
     pub(super) async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
         let mut tried = 0;
+        // Since when the broker lets us connect but takes no result.
+        let mut denied_since = None;
         loop {
             let since = Instant::now();
             let error = tokio::select! {
@@ -82,10 +85,14 @@ impl Keeper {
                 }
                 error = self.session.hold.lost() => error,
             };
-            tried = if since.elapsed() >= LIVED {
-                0
-            } else {
-                tried + 1
+            let lived = since.elapsed() >= LIVED;
+            tried = if lived { 0 } else { tried + 1 };
+            denied_since = match error {
+                BrokerError::Permission { .. } => {
+                    let earlier = denied_since.filter(|_| !lived);
+                    Some(earlier.unwrap_or_else(Instant::now))
+                }
+                _ => None,
             };
             tracing::warn!(%error, "the outgoing queue's session is lost; results wait");
             self.line.send_replace(Line::Down);
@@ -93,17 +100,23 @@ impl Keeper {
                 biased;
                 // Nothing is there that could be closed in order: dropping `done` says so.
                 _ = orders.recv() => return,
-                session = self.reopen(error, &mut tried) => self.session = session,
+                session = self.reopen(error, &mut tried, denied_since) => self.session = session,
             }
             self.line.send_replace(up(&self.session));
         }
     }
 
-    async fn reopen(&self, mut error: BrokerError, tried: &mut u32) -> Session {
+    async fn reopen(
+        &self,
+        mut error: BrokerError,
+        tried: &mut u32,
+        denied_since: Option<Instant>,
+    ) -> Session {
         let down_since = Instant::now();
         let mut generation = self.session.hold.generation.0;
         let mut patience = self.resilience.patience();
-        let mut give_up_at = down_since + self.resilience.reconnect_within();
+        let useless_since = denied_since.unwrap_or(down_since);
+        let mut give_up_at = useless_since + self.resilience.reconnect_within();
         loop {
             generation += 1;
             let pause = retry::pause_after(*tried);

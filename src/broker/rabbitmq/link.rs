@@ -5,7 +5,7 @@
 //! state that looks open. Whoever holds it ends its session instead.
 
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use amqprs::FieldTable;
 use amqprs::channel::{BasicQosArguments, Channel, QueueDeclareArguments};
@@ -14,7 +14,7 @@ use amqprs::error::Error;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::{Instant, timeout};
 
-use super::refusal;
+use super::refusal::{self, Attempt};
 use super::token::{self, Renewal};
 use super::watch::{ChannelWatch, ConnectionWatch, SharedConfirms, Signal};
 use crate::broker::{BrokerError, Place};
@@ -57,7 +57,15 @@ impl Link {
         let connection = timeout(OPEN_WITHIN, Connection::open(&arguments))
             .await
             .map_err(|_elapsed| timed_out())?
-            .map_err(|error| refusal::of_open(&error, started.elapsed(), address, at))?;
+            .map_err(|error| {
+                let attempt = Attempt {
+                    address,
+                    secret: &secret,
+                    took: started.elapsed(),
+                    ended: SystemTime::now(),
+                };
+                refusal::of_open(&error, &attempt, at)
+            })?;
 
         let (sender, signals) = mpsc::unbounded_channel();
         let watch = ConnectionWatch::new(sender.clone(), confirms.clone());

@@ -2,14 +2,14 @@
 //! every I/O error into text, so that only that text is left to judge by; all of that judging is
 //! here, and was checked against RabbitMQ 4.0 and amqprs 2.1.5.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use amqprs::error::Error;
 use nix::errno::Errno;
 
 use super::watch::Signal;
 use crate::broker::{BrokerError, Place};
-use crate::config::{AmqpAddress, Transport};
+use crate::config::{AmqpAddress, Secret, Transport, expiry};
 
 /// A server that doesn't accept the credentials drops the connection after this time: RabbitMQ
 /// waits 3.0 s so that guessing is slow.
@@ -18,30 +18,34 @@ const REFUSES_CREDENTIALS_AFTER: Duration = Duration::from_millis(2_500);
 /// The handshake's frame holds 4,096 bytes, of which other things take about 200.
 const CREDENTIALS_MAX: usize = 3_900;
 
-/// Why opening a connection failed after `elapsed`.
-pub(super) fn of_open(
-    error: &Error,
-    elapsed: Duration,
-    address: &AmqpAddress,
-    at: &Place,
-) -> BrokerError {
+/// How opening a connection was tried.
+pub(super) struct Attempt<'a> {
+    pub(super) address: &'a AmqpAddress,
+    /// What was shown to the server, which may be newer than the address.
+    pub(super) secret: &'a Secret,
+    pub(super) took: Duration,
+    pub(super) ended: SystemTime,
+}
+
+/// Why it failed.
+pub(super) fn of_open(error: &Error, attempt: &Attempt<'_>, at: &Place) -> BrokerError {
     let at = at.clone();
     let detail = plain(&error.to_string());
     match error {
         Error::ConnectionOpenError(text) if text.contains("530") => BrokerError::Vhost {
             at,
-            vhost: address.vhost.clone(),
+            vhost: attempt.address.vhost.clone(),
             detail,
         },
         Error::ConnectionOpenError(text) if text.contains("403") || text.contains("authentic") => {
             BrokerError::Authentication { at, detail }
         }
         Error::ConnectionOpenError(_) => BrokerError::Rejected { at, detail },
-        _ => of_network(detail, elapsed, address, at),
+        _ => of_network(detail, attempt, at),
     }
 }
 
-fn of_network(detail: String, elapsed: Duration, address: &AmqpAddress, at: Place) -> BrokerError {
+fn of_network(detail: String, attempt: &Attempt<'_>, at: Place) -> BrokerError {
     if detail.contains("failed to lookup address") {
         return BrokerError::UnknownHost { at, detail };
     }
@@ -58,24 +62,35 @@ fn of_network(detail: String, elapsed: Duration, address: &AmqpAddress, at: Plac
         _ => {}
     }
     // The handshake was cut off. Waiting before it is what a refusal of credentials looks like.
-    if elapsed >= REFUSES_CREDENTIALS_AFTER {
-        let size = address.user.len() + address.password.reveal().len();
-        let detail = if size > CREDENTIALS_MAX {
-            format!(
-                "it dropped the connection; user and token have `{size}` bytes, about `{CREDENTIALS_MAX}` fit into the handshake"
-            )
-        } else {
-            format!(
-                "it dropped the connection after {:.1} s, as RabbitMQ does with a wrong user, password or token",
-                elapsed.as_secs_f32()
-            )
-        };
+    if attempt.took >= REFUSES_CREDENTIALS_AFTER {
+        let detail = dropped(attempt);
         return BrokerError::Authentication { at, detail };
     }
-    match address.transport {
+    match attempt.address.transport {
         Transport::Tls if os_error(&detail).is_none() => BrokerError::Tls { at, detail },
         Transport::Tls | Transport::Tcp => BrokerError::CutOff { at, detail },
     }
+}
+
+/// What can be said of credentials that the server did not say a word to.
+fn dropped(attempt: &Attempt<'_>) -> String {
+    let secret = attempt.secret.reveal();
+    let size = attempt.address.user.len() + secret.len();
+    if size > CREDENTIALS_MAX {
+        return format!(
+            "it dropped the connection; user and token have `{size}` bytes, about `{CREDENTIALS_MAX}` fit into the handshake"
+        );
+    }
+    let took = attempt.took.as_secs_f32();
+    if let Some(ago) = expiry(secret).and_then(|end| attempt.ended.duration_since(end).ok()) {
+        let ago = ago.as_secs();
+        return format!(
+            "it dropped the connection after {took:.1} s; this token ended `{ago}` s ago and must be renewed"
+        );
+    }
+    format!(
+        "it dropped the connection after {took:.1} s, as RabbitMQ does with a wrong user, password or token"
+    )
 }
 
 /// Why the server closed the channel or connection.
@@ -85,7 +100,10 @@ pub(super) fn of_signal(signal: &Signal, at: &Place) -> BrokerError {
         Signal::Closed { code, text } => {
             let detail = format!("{code} {text}");
             match code {
-                403 if text.contains("token") => BrokerError::Authentication { at, detail },
+                // As the plugin for OAuth2 says it. A queue's name may have `token` in it as well.
+                403 if text.contains("token has expired") => {
+                    BrokerError::Authentication { at, detail }
+                }
                 403 => BrokerError::Permission { at, detail },
                 406 if text.contains("inequivalent arg") => {
                     BrokerError::OtherQueueType { at, detail }
@@ -129,6 +147,9 @@ fn os_error(text: &str) -> Option<Errno> {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+
     use super::*;
     use crate::broker::Direction;
     use crate::config::{Authorities, Secret};
@@ -159,12 +180,26 @@ mod tests {
     }
 
     fn open_by(transport: Transport, error: &Error, elapsed: u64) -> BrokerError {
-        of_open(
-            error,
-            Duration::from_secs(elapsed),
-            &address(transport),
-            &at(),
-        )
+        let address = address(transport);
+        let attempt = Attempt {
+            address: &address,
+            secret: &address.password,
+            took: Duration::from_secs(elapsed),
+            ended: SystemTime::UNIX_EPOCH,
+        };
+        of_open(error, &attempt, &at())
+    }
+
+    /// What is said when the server drops a connection that showed `secret`, an hour after 1970.
+    fn refused_with(secret: String) -> String {
+        let address = address(Transport::Tcp);
+        let attempt = Attempt {
+            address: &address,
+            secret: &Secret::new(secret),
+            took: Duration::from_secs(3),
+            ended: SystemTime::UNIX_EPOCH + Duration::from_hours(1),
+        };
+        of_open(&network("Connection reset by peer"), &attempt, &at()).to_string()
     }
 
     fn network(text: &str) -> Error {
@@ -208,6 +243,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wrong_with_the_token_that_was_shown_is_named_and_the_token_is_not() {
+        let ending_at = |end: u64| {
+            let claims = BASE64_URL_SAFE_NO_PAD.encode(format!("{{\"exp\":{end}}}"));
+            format!("e30.{claims}.signature")
+        };
+        let hour = 3_600;
+        for (secret, said) in [
+            (ending_at(hour - 60), "this token ended `60` s ago"),
+            (ending_at(hour + 60), "a wrong user, password or token"),
+            ("hush".to_owned(), "a wrong user, password or token"),
+            ("x".repeat(5_000), "user and token have `5002` bytes"),
+        ] {
+            let text = refused_with(secret.clone());
+            assert!(text.contains(said), "{text}");
+            assert!(!text.contains(&secret), "{text}");
+        }
+    }
+
+    #[test]
     fn a_tls_failure_is_one_only_when_tls_was_asked_for() {
         let broken = || network("invalid peer certificate: UnknownIssuer");
         let tls = open_by(Transport::Tls, &broken(), 0);
@@ -243,7 +297,16 @@ mod tests {
             matches!(permission, BrokerError::Permission { .. }),
             "{permission}"
         );
-        let expired = closed(403, "ACCESS_REFUSED - Provided JWT token has expired");
+        let named = "ACCESS_REFUSED - configure access to queue 'token' in vhost '/' refused";
+        let named = closed(403, named);
+        assert!(matches!(named, BrokerError::Permission { .. }), "{named}");
+        // As RabbitMQ 4.0.5 says it to whoever publishes.
+        let expired = closed(
+            403,
+            "ACCESS_REFUSED - write access to exchange 'amq.default' in vhost '/' refused for user \
+             'physicist', backend rabbit_auth_backend_oauth2 returned an error: \"Provided JWT token \
+             has expired at timestamp 1795663103 (validated at 1795663104)\"",
+        );
         assert!(
             matches!(expired, BrokerError::Authentication { .. }),
             "{expired}"

@@ -2,9 +2,11 @@
 //! one before the token that it began with ends. Talks to amqprs, and reads the token's file. Apart,
 //! because a connection that merely works needs none of it.
 
+use std::pin::pin;
 use std::time::{Duration, SystemTime};
 
 use amqprs::connection::Connection;
+use amqprs::error::Error;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
@@ -13,7 +15,7 @@ use crate::config::{AmqpAddress, Secret, TokenFile, expiry};
 
 /// For reading a small file, on a file system that may hang.
 const READ_WITHIN: Duration = Duration::from_secs(5);
-/// For the server's answer.
+/// For the server's answer, until its absence is worth a line in the log.
 const ANSWER_WITHIN: Duration = Duration::from_secs(8);
 /// How often the file is read again, at most, when its token's end is near or past.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -74,16 +76,25 @@ async fn renew(connection: Connection, file: TokenFile, mut secret: Secret, at: 
         if newer == secret {
             continue;
         }
-        let sent = connection.update_secret(newer.reveal(), "a newer token");
-        match timeout(ANSWER_WITHIN, sent).await {
-            Ok(Ok(())) => {
+        match update(&connection, &newer, &at).await {
+            Ok(()) => {
                 tracing::info!(%at, "the broker was sent a newer token");
                 secret = newer;
             }
-            Ok(Err(error)) => tracing::warn!(%at, %error, "the broker took no newer token"),
-            Err(_elapsed) => tracing::warn!(%at, "the broker did not answer to a newer token"),
+            Err(error) => tracing::warn!(%at, %error, "the broker took no newer token"),
         }
     }
+}
+
+/// Takes as long as the server does. Whether the connection lives is asked by others.
+async fn update(connection: &Connection, newer: &Secret, at: &Place) -> Result<(), Error> {
+    let mut sent = pin!(connection.update_secret(newer.reveal(), "a newer token"));
+    if let Ok(answer) = timeout(ANSWER_WITHIN, &mut sent).await {
+        return answer;
+    }
+    tracing::warn!(%at, "the broker did not answer to a newer token yet");
+    // Not cancelled: an answer that nobody waits for ends amqprs' reader.
+    sent.await
 }
 
 /// Four fifths of what is left.
