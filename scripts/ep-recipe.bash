@@ -109,6 +109,7 @@ install_python() {
     fi
   done
   mapfile -t settings < <(env | grep -iE '^(PIP_(INDEX|EXTRA|TRUSTED|TIMEOUT|DEFAULT)|[a-z]+_PROXY=)' || true)
+  # shellcheck disable=SC2016  # expanded in the root
   env -i PATH=/usr/sbin:/usr/bin HOME=/root LANG=C.UTF-8 "${settings[@]}" PIP_CERT="$bundle" \
     chroot "$root" sh -euc '
       venv=$1

@@ -133,7 +133,7 @@ pub enum BrokerError {
     },
     /// The broker doesn't know us, as far as can be told: RabbitMQ just drops the connection
     /// about three seconds after it got credentials that it doesn't accept.
-    #[error("the broker at {at} did not accept the credentials: {detail}; check {} and user and password in {}", at.token_variable(), at.address_variable())]
+    #[error("the broker at {at} did not accept the credentials: {detail}; check {token}, or {token}_FILE where that is set, and user and password in {}", at.address_variable(), token = at.token_variable())]
     Authentication {
         /// Where.
         at: Place,
