@@ -68,7 +68,9 @@ def _pilot(setting: Setting, column: str, count: int) -> list[tuple[float, float
         bodies = [encode(f"event {number}") for number in range(count)]
         with (
             Collector(queues.outgoing, lambda _number, body: ended.setdefault(body, time.monotonic())) as results,
-            pilots.running(setting, column, queues, MAX_CONCURRENT_TASKS=_SLOTS, PREFETCH=_SLOTS),
+            pilots.running(
+                setting, column, queues, TASK_ARGS=_TASK, MAX_CONCURRENT_TASKS=_SLOTS, PREFETCH=_SLOTS
+            ),
         ):
             queues.await_consumer()
             # The Python pilot's first look at the queue takes a second.

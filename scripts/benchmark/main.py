@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from importlib import import_module
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def main() -> int:
             section = import_module(_MODULES[letter]).measure(setting)
         except Exception as error:  # noqa: BLE001  # the others may still be measured
             progress(f"section {letter} failed: {error!r}")
+            traceback.print_exc()
             failed.append(letter)
             continue
         finally:

@@ -36,7 +36,7 @@ class Pilot:
 
     def processes(self) -> list[int]:
         """Its own ones: with the guardian, which the Python pilot doesn't have; no tasks."""
-        guardians = [child for child in procfs.children(self.pid) if procfs.name(child) == "ewms-guardian"]
+        guardians = [child for child in procfs.children(self.pid) if procfs.called(child) == "ewms-guardian"]
         return [self.pid, *guardians]
 
     def check(self) -> None:

@@ -60,18 +60,18 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def name(pid: int) -> str:
-    """As `ps` shows it; nothing if it is gone."""
+def called(pid: int) -> str:
+    """The first word of its command line; nothing if it is gone."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except FileNotFoundError:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
         return ""
 
 
-def named(wanted: str) -> list[int]:
-    """All processes of this name."""
+def programs(name: str) -> list[int]:
+    """All processes of this program."""
     pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return [pid for pid in pids if name(pid) == wanted]
+    return [pid for pid in pids if Path(called(pid)).name == name]
 
 
 def _fields(path: str) -> dict[str, int]:

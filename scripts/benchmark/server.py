@@ -25,7 +25,7 @@ class Server:
     @staticmethod
     def find() -> Server:
         """There is one in the execution point."""
-        pids = procfs.named("beam.smp")
+        pids = procfs.programs("beam.smp")
         if len(pids) != 1:
             raise Late(f"{len(pids)} brokers run")
         return Server(pids[0])
