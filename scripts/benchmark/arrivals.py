@@ -70,13 +70,13 @@ def _pilot(setting: Setting, column: str, count: int) -> list[tuple[float, float
             Collector(queues.outgoing, lambda _number, body: ended.setdefault(body, time.monotonic())) as results,
             pilots.running(
                 setting, column, queues, TASK_ARGS=_TASK, MAX_CONCURRENT_TASKS=_SLOTS, PREFETCH=_SLOTS
-            ),
+            ) as pilot,
         ):
             queues.await_consumer()
             # The Python pilot's first look at the queue takes a second.
             time.sleep(2)
             began = _arrive(count, lambda number: queues.publish([bodies[number]]))
-            results.wait_for(count, 60)
+            results.wait_for(count, 60, pilot.check)
         # Results come in any order; each carries its event's text.
         ends = {decode(body): end for body, end in ended.items()}
         return [(begin, ends[f"event {number}"]) for number, begin in enumerate(began)]

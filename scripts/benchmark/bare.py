@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from setting import COPY, IMAGE, Setting
+from setting import COPY, IMAGE, Place, Setting
 
 _APPTAINER = "/usr/bin/apptainer"
 _NOTHING = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
@@ -38,11 +38,16 @@ class Task:
 
 
 def prepare(
-    setting: Setting, count: int, arguments: str = COPY, event: str = "event", program: str = _APPTAINER
+    setting: Setting,
+    count: int,
+    arguments: str = COPY,
+    event: str = "event",
+    place: Place = Place.DISK,
+    program: str = _APPTAINER,
 ) -> list[Task]:
     """Makes the directories of so many tasks, as src/task/staging.rs does, and src/container/command.rs's
     commands."""
-    top = setting.directory("bare")
+    top = setting.directory("bare", place)
     hub, apptainer = top / "ewms-pilot-data/data-hub", top / "ewms-pilot-scratch/apptainer"
     hub.mkdir(parents=True)
     apptainer.mkdir(parents=True)

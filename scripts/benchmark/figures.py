@@ -11,6 +11,7 @@ from typing import Any
 from setting import BARE, OURS, PYTHON
 
 COLUMNS = (BARE, PYTHON, OURS)
+_WIDTH = 110
 
 
 @dataclass(frozen=True)
@@ -99,20 +100,21 @@ class Section:
         return {"title": self.title, "method": self.method, "rows": [row.as_json() for row in self.rows]}
 
     def as_text(self) -> str:
-        """A table for people: medians, ratios, goals."""
-        heads = ["", "", *COLUMNS, "ours/bare", "ours/Python", "goal", ""]
-        lines = [heads]
+        """A table for people: medians, ratios, goals. Columns without a value are left out."""
+        columns = [column for column in COLUMNS if any(column in row.rounds for row in self.rows)]
+        others = [column for column in columns if column != OURS]
+        lines = [["", "", *columns, *(f"ours/{column}" for column in others), "goal", ""]]
         for row in self.rows:
-            ours, values = row.median(OURS), [row.median(column) for column in COLUMNS]
-            cells = [row.what, row.unit, *(number(value) for value in values)]
-            cells += [ratio(ours, row.median(BARE)), ratio(ours, row.median(PYTHON))]
+            ours = row.median(OURS)
+            cells = [row.what, row.unit, *(number(row.median(column)) for column in columns)]
+            cells += [ratio(ours, row.median(column)) for column in others]
             lines.append([*cells, str(row.goal) if row.goal else "", row.verdict()])
-        widths = [max(len(line[index]) for line in lines) for index in range(len(heads))]
-        text = [f"\n({self.letter}) {self.title}", *wrapped(self.method)]
+        widths = [max(map(len, cells)) for cells in zip(*lines)]
+        text = [f"\n({self.letter}) {self.title}", *textwrap.wrap(self.method, _WIDTH)]
         for line in lines:
-            left = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2])]
-            right = [cell.rjust(width) for cell, width in zip(line[2:7], widths[2:7])]
-            text.append("  ".join([*left, *right, line[7].ljust(widths[7]), line[8]]).rstrip())
+            words = [cell.ljust(width) for cell, width in zip(line[:2], widths)]
+            numbers = [cell.rjust(width) for cell, width in zip(line[2:-2], widths[2:])]
+            text.append("  ".join([*words, *numbers, line[-2].ljust(widths[-2]), line[-1]]).rstrip())
         for row in self.rows:
             text += [f"  - {row.what}, {column}: {reason}" for column, reason in row.reasons.items()]
         return "\n".join(text)
@@ -130,8 +132,3 @@ def number(value: float | None) -> str:
 def ratio(ours: float | None, other: float | None) -> str:
     """Of two values, where both are."""
     return f"{ours / other:.3f}" if ours is not None and other else "-"
-
-
-def wrapped(text: str) -> list[str]:
-    """In lines that fit a terminal."""
-    return textwrap.wrap(text, 110)

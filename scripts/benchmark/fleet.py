@@ -11,7 +11,7 @@ from typing import Iterator
 
 import pilots
 import procfs
-from pilots import Pilot
+from pilots import Pilot, Runtime
 from queues import Queues
 from setting import OURS, Late, Setting
 
@@ -67,7 +67,7 @@ def sailing(setting: Setting, queues: list[Queues], count: int, task: str) -> It
             time.sleep(max(0.0, began + number / _STARTS_A_SECOND - time.monotonic()))
             own = queues[number] if len(queues) > 1 else queues[0]
             pilot = pilots.start(
-                setting, OURS, own, stand_in=True, TASK_ARGS=task.replace("{}", str(number)), PREFLIGHT=False
+                setting, OURS, own, Runtime.STAND_IN, TASK_ARGS=task.replace("{}", str(number)), PREFLIGHT=False
             )
             fleet.members.append(pilot)
         yield fleet

@@ -37,7 +37,7 @@ def _pilot(setting: Setting, section: Section, column: str, seconds: int) -> Non
     with fresh("idle") as queues, Collector(queues.outgoing) as results:
         with pilots.running(setting, column, queues) as pilot:
             queues.publish([encode("event")])
-            results.wait_for(1, 30)
+            results.wait_for(1, 30, pilot.check)
             time.sleep(_SETTLE_SECS)
             processes = pilot.processes()
             switched = [procfs.switches(pid) for pid in processes]

@@ -47,8 +47,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
     work = Path(tempfile.mkdtemp(prefix="bench-", dir=Path.home()))
+    memory = Path(tempfile.mkdtemp(prefix="bench-", dir="/bench/memory"))
     setting = Setting(
         work=work,
+        memory=memory,
         rounds=given.rounds or (1 if given.quick else 3),
         quick=given.quick,
         with_python=not given.skip_python,
@@ -75,12 +77,13 @@ def main() -> int:
             continue
         finally:
             # Nothing of one section weighs on the next.
-            for left in work.iterdir():
+            for left in (*work.iterdir(), *memory.iterdir()):
                 shutil.rmtree(left, ignore_errors=True)
         print(section.as_text(), flush=True)
         sections[letter] = section.as_json() | {"took_secs": round(time.monotonic() - began, 1)}
         given.json.write_text(json.dumps(kept, indent=1))
-    shutil.rmtree(work, ignore_errors=True)
+    for top in (work, memory):
+        shutil.rmtree(top, ignore_errors=True)
     if failed:
         print(f"\nnot measured: {', '.join(failed)}")
     return 1 if failed else 0

@@ -71,7 +71,7 @@ def _pilot(setting: Setting, column: str, slots: int, count: int, rows: _Rows) -
             with pilots.running(
                 setting, column, queues, MAX_CONCURRENT_TASKS=slots, PREFETCH=slots
             ) as pilot:
-                results.wait_for(count, 20 + count * _SLOWEST_EVENT_SECS / slots)
+                results.wait_for(count, 20 + count * _SLOWEST_EVENT_SECS / slots, pilot.check)
         rows.time.add(column, _each(results.times, slots) * 1000)
         events = count - 2 * slots
         spent = [(end - begin) / events * 1000 for begin, end in zip(*cpu)]

@@ -8,16 +8,24 @@ import subprocess
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Iterator
 
 import procfs
 from queues import Queues
-from setting import ADDRESS, COPY, IMAGE, OURS, Late, Setting
+from setting import ADDRESS, COPY, IMAGE, OURS, Late, Place, Setting
 
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 # Idle exit is not what is measured: longer than any section, ended by a signal.
 _LONG = "3600"
+
+
+class Runtime(Enum):
+    """What a pilot finds under the name of `apptainer`. With the stand-in its files are in memory."""
+
+    APPTAINER = "apptainer"
+    STAND_IN = "stand-in"
 
 
 @dataclass(frozen=True)
@@ -86,11 +94,15 @@ def variables(queues: Queues, directory: Path, **others: object) -> dict[str, st
     return env | {"_EWMS_PILOT_CONTAINER_PLATFORM": "apptainer"}
 
 
-def start(setting: Setting, column: str, queues: Queues, **others: object) -> Pilot:
+def start(
+    setting: Setting, column: str, queues: Queues, runtime: Runtime = Runtime.APPTAINER, **others: object
+) -> Pilot:
     """Starts one in a directory of its own; `others` are variables without their prefix."""
-    directory = setting.directory("pilot")
-    if others.pop("stand_in", False):
+    place = Place.DISK
+    if runtime is Runtime.STAND_IN:
+        place = Place.MEMORY
         others["path"] = f"{setting.stand_in}:{_PATH}"
+    directory = setting.directory("pilot", place)
     env = variables(queues, directory, **others)
     with open(directory / "log", "wb") as log:
         began = time.monotonic()
@@ -107,9 +119,11 @@ def start(setting: Setting, column: str, queues: Queues, **others: object) -> Pi
 
 
 @contextmanager
-def running(setting: Setting, column: str, queues: Queues, **others: object) -> Iterator[Pilot]:
+def running(
+    setting: Setting, column: str, queues: Queues, runtime: Runtime = Runtime.APPTAINER, **others: object
+) -> Iterator[Pilot]:
     """Starts one and ends it."""
-    pilot = start(setting, column, queues, **others)
+    pilot = start(setting, column, queues, runtime, **others)
     try:
         yield pilot
     except Late as late:

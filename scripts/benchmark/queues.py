@@ -149,11 +149,16 @@ class Collector(threading.Thread):
         if self._note:
             self._note(count, body)
 
-    def wait_for(self, count: int, deadline: float) -> None:
-        """Until so many results are there; `deadline` in seconds from now."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: len(self.times) >= count, deadline):
+    def wait_for(self, count: int, deadline: float, check: Callable[[], None] = lambda: None) -> None:
+        """Until so many results are there; `deadline` in seconds from now. `check` complains if they can't come."""
+        end = time.monotonic() + deadline
+        while len(self.times) < count:
+            left = end - time.monotonic()
+            if left <= 0:
                 raise Late(f"{len(self.times)} of {count} results within {deadline:.0f} s")
+            check()
+            with self._changed:
+                self._changed.wait_for(lambda: len(self.times) >= count, min(left, 1))
 
 
 def wait_until(condition: Callable[[], bool], deadline: float, otherwise: str, pause: float = 0.05) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Iterator
 
@@ -16,11 +17,19 @@ COPY = "cp {{INFILE}} {{OUTFILE}}"
 BARE, PYTHON, OURS = "bare loop", "Python pilot", "ours"
 
 
+class Place(Enum):
+    """Where files are: on disk as on any EP, or in memory, where nothing but the programs takes time."""
+
+    DISK = "disk"
+    MEMORY = "memory"
+
+
 @dataclass(frozen=True)
 class Setting:
     """One run of the benchmark."""
 
     work: Path
+    memory: Path
     rounds: int
     quick: bool
     with_python: bool
@@ -37,9 +46,10 @@ class Setting:
         """How many, in a full run and in a quick one."""
         return quick if self.quick else full
 
-    def directory(self, label: str) -> Path:
-        """A new directory on disk."""
-        path = self.work / f"{label}-{next(self._numbers)}"
+    def directory(self, label: str, place: Place) -> Path:
+        """A new directory."""
+        top = self.work if place is Place.DISK else self.memory
+        path = top / f"{label}-{next(self._numbers)}"
         path.mkdir()
         return path
 

@@ -94,7 +94,7 @@ def _pilot(setting: Setting, column: str, text: str) -> tuple[list[float], float
     with fresh("size") as queues, Collector(queues.outgoing) as results:
         with pilots.running(setting, column, queues) as pilot:
             queues.publish([encode("first")])
-            results.wait_for(1, _PATIENCE_SECS)
+            results.wait_for(1, _PATIENCE_SECS, pilot.check)
             time.sleep(1.5 if column == PYTHON else 0.2)
             procfs.reset_peak(pilot.pid)
             before = procfs.resident(pilot.pid)
@@ -102,6 +102,6 @@ def _pilot(setting: Setting, column: str, text: str) -> tuple[list[float], float
             for number in range(2, 2 + _EVENTS):
                 began = time.monotonic()
                 queues.publish([body])
-                results.wait_for(number, _PATIENCE_SECS)
+                results.wait_for(number, _PATIENCE_SECS, pilot.check)
                 times.append((results.times[-1] - began) * 1000)
             return times, procfs.peak(pilot.pid) - before

@@ -109,5 +109,5 @@ def _pilot(setting: Setting, column: str, slots: int) -> float:
                 gate.await_filled(slots)
                 took = time.monotonic() - began
                 gate.open()
-                results.wait_for(slots, 60)
+                results.wait_for(slots, 60, pilot.check)
     return took

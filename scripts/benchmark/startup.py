@@ -57,5 +57,5 @@ def _pilot(setting: Setting, column: str, preflight: str) -> tuple[float, float]
             # An infile by name: the preflight's container has directories as well.
             wait_until(lambda: any(data.glob("*/task-io/infile-*")), 30, "no event is taken", pause=0.0005)
             taken = time.monotonic()
-            results.wait_for(1, 30)
+            results.wait_for(1, 30, pilot.check)
             return (taken - pilot.started) * 1000, (results.times[0] - pilot.started) * 1000
