@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from statistics import mean
-from typing import Callable
 
 import bare
 import pilots
@@ -64,10 +64,10 @@ def _bare(setting: Setting, count: int) -> list[tuple[float, float]]:
 
 def _pilot(setting: Setting, column: str, count: int) -> list[tuple[float, float]]:
     with fresh("arrivals") as queues:
-        ended: dict[bytes, float] = {}
+        came: list[bytes] = []
         bodies = [encode(f"event {number}") for number in range(count)]
         with (
-            Collector(queues.outgoing, lambda _number, body: ended.setdefault(body, time.monotonic())) as results,
+            Collector(queues.outgoing, lambda _number, body: came.append(body)) as results,
             pilots.running(
                 setting, column, queues, TASK_ARGS=_TASK, MAX_CONCURRENT_TASKS=_SLOTS, PREFETCH=_SLOTS
             ) as pilot,
@@ -78,5 +78,5 @@ def _pilot(setting: Setting, column: str, count: int) -> list[tuple[float, float
             began = _arrive(count, lambda number: queues.publish([bodies[number]]))
             results.wait_for(count, 60, pilot.check)
         # Results come in any order; each carries its event's text.
-        ends = {decode(body): end for body, end in ended.items()}
+        ends = {decode(body): end for body, end in zip(came, results.times, strict=True)}
         return [(begin, ends[f"event {number}"]) for number, begin in enumerate(began)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from statistics import median
-from typing import Callable
 
 import server
 from figures import Goal, Section
@@ -30,11 +30,11 @@ def measure(setting: Setting) -> Section:
     section = Section(
         "h",
         "Many pilots on one broker",
-        "Pilots of one slot with a shell script in Apptainer's place, started 40 a second; results go to one queue. Idle "
-        "over 20 s, then ten events a pilot (five with 1,000) are published at once. Then the broker is killed and "
-        "started again: connections are counted by its log from when it listens; each pilot has two. Cores are what "
-        "pilots and broker used of the machine's together. One run; the Python pilot is left out, as a thousand of it "
-        "take more memory than there is.",
+        "Pilots of one slot with a shell script in Apptainer's place, files in memory, started 40 a second; results "
+        "go to one queue. Idle over 20 s, then ten events a pilot (five with 1,000) are published at once. Then the "
+        "broker is killed and started again: logins are counted by its log; each pilot has two connections. Cores are "
+        "what pilots and broker used of the machine's together. One run; the Python pilot is left out, as a thousand "
+        "of it take more memory than there is.",
     )
     for count in (10, 30) if setting.quick else (100, 1_000):
         for layout in (_OWN, _SHARED):
@@ -68,8 +68,8 @@ def _one(setting: Setting, section: Section, count: int, layout: str, label: str
             add("events a pilot, most", "", max(shares))
             add("pilots without any", "", shares.count(0), Goal(0))
             if layout == _SHARED:
-                queues = _storm(queues, fleet, broker, count, add)
-                done = _work(queues, fleet, Server.find(), events, lambda *_figure: None)
+                back = _storm(queues, fleet, broker, count, add)
+                done = _work(back, fleet, Server.find(), events, lambda *_figure: None)
                 starved = sum(1 for number in range(count) if not done[f"pilot-{number}"])
                 add("pilots without any, after the restart", "", starved, Goal(0))
             add("pilots lost", "", count - len(fleet.alive()), Goal(0))
@@ -124,9 +124,7 @@ def _storm(queues: list[Queues], fleet: Fleet, broker: Server, count: int, add: 
     broker.kill()
     broker = server.start()
     queues = connected_again(queues)
-    wait_until(
-        lambda: len(server.logged_in(killed)) >= 2 * count, 180, "not all connections are made again", pause=1
-    )
+    wait_until(lambda: len(server.logged_in(killed)) >= 2 * count, 180, "not all connections are made again", pause=1)
     _await_connected(queues, fleet, count)
     times = sorted(server.logged_in(killed))
     add("restart: broker away for", "s", times[0] - killed.timestamp())

@@ -41,13 +41,11 @@ def measure(setting: Setting) -> Section:
     section = Section(
         "g",
         "Growth",
-        f"One pilot, {_SLOTS} at once, {last:,} events with a shell script in Apptainer's place; one run. Time and CPU an "
-        "event over the last events before each mark (80, 800, 2,000, 10,000 of them). The bare loop runs the same "
-        f"script. The Python pilot is ended after {_PYTHON_SECS} s.",
+        f"One pilot, {_SLOTS} at once, {last:,} events with a shell script in Apptainer's place, files in memory; one "
+        "run. Time and CPU an event over the last events before each mark (80, 800, 2,000, 10,000 of them). The bare "
+        f"loop runs the same script. The Python pilot is ended after {_PYTHON_SECS} s.",
     )
-    tasks = bare.prepare(
-        setting, 1_000, _TASK, place=Place.MEMORY, program=str(setting.stand_in / "apptainer")
-    )
+    tasks = bare.prepare(setting, 1_000, _TASK, place=Place.MEMORY, program=str(setting.stand_in / "apptainer"))
     ended = bare.run_all(tasks, _SLOTS)
     for column in setting.pilots:
         most, seconds = (min(last, _PYTHON_MOST), _PYTHON_SECS) if column == PYTHON else (last, _SECS)

@@ -70,7 +70,7 @@ def main() -> int:
         progress(f"section {letter}")
         try:
             section = import_module(_MODULES[letter]).measure(setting)
-        except Exception as error:  # noqa: BLE001  # the others may still be measured
+        except Exception as error:  # the others may still be measured
             progress(f"section {letter} failed: {error!r}")
             traceback.print_exc()
             failed.append(letter)

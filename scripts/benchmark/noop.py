@@ -68,9 +68,7 @@ def _pilot(setting: Setting, column: str, slots: int, count: int, rows: _Rows) -
                 cpu.append([procfs.cpu_seconds(pid) for pid in pilot.processes()])
 
         with Collector(queues.outgoing, note) as results:
-            with pilots.running(
-                setting, column, queues, MAX_CONCURRENT_TASKS=slots, PREFETCH=slots
-            ) as pilot:
+            with pilots.running(setting, column, queues, MAX_CONCURRENT_TASKS=slots, PREFETCH=slots) as pilot:
                 results.wait_for(count, 20 + count * _SLOWEST_EVENT_SECS / slots, pilot.check)
         rows.time.add(column, _each(results.times, slots) * 1000)
         events = count - 2 * slots

@@ -8,9 +8,10 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import pika
 import zstd
@@ -24,7 +25,8 @@ _numbers = itertools.count()
 
 def encode(data: Any) -> bytes:
     """An event's body, as mqclient makes it."""
-    return zstd.compress(json.dumps({"headers": {}, "data": data}).encode(), 3, 1)
+    body: bytes = zstd.compress(json.dumps({"headers": {}, "data": data}).encode(), 3, 1)
+    return body
 
 
 def decode(body: bytes) -> Any:
@@ -57,11 +59,11 @@ class Queues:
 
     def depth(self) -> int:
         """How many events nobody has taken."""
-        return self._look().message_count
+        return int(self._look().message_count)
 
     def consumers(self) -> int:
         """How many listen for events."""
-        return self._look().consumer_count
+        return int(self._look().consumer_count)
 
     def await_consumer(self, deadline: float = 30) -> None:
         """Until a pilot listens."""

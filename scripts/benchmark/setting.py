@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Iterator
 
 ADDRESS = "127.0.0.1:5672"
 IMAGE = "/images/busybox"

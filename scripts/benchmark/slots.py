@@ -24,8 +24,8 @@ def measure(setting: Setting) -> Section:
     section = Section(
         "f",
         f"{slots} slots, PREFETCH 1",
-        f"{slots} events are published to a connected, idle pilot; the time until that many tasks run at the same time. "
-        "Bare loop: all containers started at once.",
+        f"{slots} events are published to a connected, idle pilot; the time until that many tasks run at the same "
+        "time. Bare loop: all containers started at once.",
     )
     for _ in range(setting.rounds):
         filled = section.row("all slots filled", "s", Goal(times=1.2))
