@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::ids::QueueIndex;
+
 /// Which of the two queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
@@ -47,18 +49,41 @@ impl Direction {
     }
 }
 
-/// A queue and where it is, as errors name it.
+/// A queue and where it is, as errors name it; or several that share a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// Which variables describe it.
     pub direction: Direction,
     /// `host:port`, or the spool directory.
     pub address: String,
-    /// The queue's name.
-    pub queue: String,
+    /// The queues' names, mostly one.
+    pub queues: Vec<String>,
 }
 
 impl Place {
+    /// The name of one of its queues.
+    pub(super) fn name(&self, queue: QueueIndex) -> &str {
+        self.queues.get(queue.0).map_or("", String::as_str)
+    }
+
+    /// One of its queues alone.
+    pub(super) fn only(&self, queue: QueueIndex) -> Self {
+        Self {
+            queues: vec![self.name(queue).to_owned()],
+            direction: self.direction,
+            address: self.address.clone(),
+        }
+    }
+
+    /// All its queues.
+    pub(super) fn indices(&self) -> impl Iterator<Item = QueueIndex> + use<> {
+        (0..self.queues.len()).map(QueueIndex)
+    }
+
+    fn names(&self) -> String {
+        format!("`{}`", self.queues.join("`, `"))
+    }
+
     fn address_variable(&self) -> String {
         format!("{}_BROKER_ADDRESS", self.direction.broker_prefix())
     }
@@ -74,7 +99,11 @@ impl Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` (queue `{}`)", self.address, self.queue)
+        let kind = match self.queues.len() {
+            1 => "queue",
+            _ => "queues",
+        };
+        write!(f, "`{}` ({kind} {})", self.address, self.names())
     }
 }
 
@@ -205,7 +234,7 @@ pub enum BrokerError {
         detail: String,
     },
     /// The queue's name is no name of a directory.
-    #[error("queue name `{}` can't be a directory in the spool `{}`: {why}; check {}", at.queue, at.address, at.queue_variable())]
+    #[error("queue name {} can't be a directory in the spool `{}`: {why}; check {}", at.names(), at.address, at.queue_variable())]
     SpoolName {
         /// Where.
         at: Place,
@@ -329,7 +358,7 @@ mod tests {
         Place {
             direction,
             address: "mq.example:5672".into(),
-            queue: "pixels".into(),
+            queues: vec!["pixels".into()],
         }
     }
 
@@ -354,6 +383,17 @@ mod tests {
             assert!(text.contains("`pixels`"), "{text}");
             assert!(text.contains(variable), "{text}");
         }
+    }
+
+    #[test]
+    fn all_queues_of_a_session_are_named_and_one_alone_when_it_is_its_own_fault() {
+        let at = Place {
+            queues: vec!["a".into(), "b".into()],
+            ..at(Direction::Outgoing)
+        };
+        assert_eq!(at.to_string(), "`mq.example:5672` (queues `a`, `b`)");
+        let one = at.only(QueueIndex(1));
+        assert_eq!(one.to_string(), "`mq.example:5672` (queue `b`)");
     }
 
     #[test]

@@ -6,11 +6,11 @@
 //! long as [`Resilience`] says; a call then just takes longer. After that, and only then, the lost
 //! connection is an error of [`Source::recv`] and [`Sink::publish`].
 //!
-//! A broker is added by one more variant in [`Address`], [`Source`], [`Sink`] and `ReceiptKind`.
+//! A broker is added by one more variant in [`Address`], [`Source`], [`Sink`] and `ReceiptKind`, and of
+//! what [`open_sources`] and [`open_sinks`] open as one.
 
 use std::fmt;
 use std::future::Future;
-use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
 
@@ -144,8 +144,8 @@ impl Drop for Receipt {
     }
 }
 
-/// Where a queue is.
-#[derive(Debug, Clone, Copy)]
+/// Where a queue is, and for RabbitMQ who we are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Address<'a> {
     /// On a RabbitMQ server.
     RabbitMq(&'a AmqpAddress),
@@ -153,48 +153,11 @@ pub enum Address<'a> {
     Spool(&'a Path),
 }
 
-/// Opens the queue that events come from. At most `window` events are unsettled at any time.
-///
-/// # Errors
-/// A [`BrokerError`]; transient ones only after three tries within about 20 s.
-pub async fn open_source(
-    queue: &str,
-    broker: Address<'_>,
-    window: NonZeroU32,
-    resilience: &Resilience,
-) -> Result<Source, BrokerError> {
-    match broker {
-        Address::RabbitMq(address) => rabbitmq::open_source(queue, address, window, resilience)
-            .await
-            .map(Source::RabbitMq),
-        Address::Spool(directory) => spool::Source::open(queue, directory, window)
-            .await
-            .map(Source::Spool),
-    }
-}
-
-/// Opens the queue that results go to, and sends first what earlier pilots had to leave.
-///
-/// # Errors
-/// As [`open_source`].
-pub async fn open_sink(
-    queue: &str,
-    broker: Address<'_>,
-    resilience: &Resilience,
-) -> Result<Sink, BrokerError> {
-    match broker {
-        Address::RabbitMq(address) => rabbitmq::open_sink(queue, address, resilience)
-            .await
-            .map(Sink::RabbitMq),
-        Address::Spool(directory) => spool::Sink::open(queue, directory).await.map(Sink::Spool),
-    }
-}
-
 /// Opens the queue that events go to which failed too often. It is for few of them: no outage is
 /// waited for.
 ///
 /// # Errors
-/// As [`open_source`].
+/// As [`open_sources`].
 pub async fn open_dead_letters(queue: &str, broker: Address<'_>) -> Result<Sink, BrokerError> {
     match broker {
         Address::RabbitMq(address) => {
@@ -209,7 +172,7 @@ pub async fn open_dead_letters(queue: &str, broker: Address<'_>) -> Result<Sink,
 /// Opens a queue as the pilot will, takes and sends nothing, and leaves: whether it could be used.
 ///
 /// # Errors
-/// As [`open_source`].
+/// As [`open_sources`].
 pub async fn visit(
     direction: Direction,
     queue: &str,
@@ -223,11 +186,11 @@ pub async fn visit(
 
 /// Hands out events.
 pub enum Source {
-    /// From RabbitMQ.
+    /// From RabbitMQ, from several queues in turn where they share a session.
     RabbitMq(rabbitmq::Source),
     /// From a directory.
     Spool(spool::Source),
-    /// From several queues, in turn.
+    /// From several brokers, in turn.
     Several(Sources),
 }
 
@@ -294,11 +257,11 @@ impl fmt::Debug for Source {
 
 /// Takes results.
 pub enum Sink {
-    /// Into RabbitMQ.
+    /// Into RabbitMQ, each result into all queues that share the session.
     RabbitMq(rabbitmq::Sink),
     /// Into a directory.
     Spool(spool::Sink),
-    /// Into several queues, each result into all.
+    /// Into several brokers, each result into all.
     Several(Sinks),
 }
 
@@ -324,7 +287,7 @@ impl Sink {
         &self,
         content: Content,
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
-        self.publish_with(content, Vec::new())
+        self.publish_with(content, &[])
     }
 
     /// As [`Sink::publish`], with headers of the message. A directory has no place for them.
@@ -334,12 +297,12 @@ impl Sink {
     pub fn publish_with(
         &self,
         content: Content,
-        headers: Vec<(&'static str, String)>,
+        headers: &[(&'static str, String)],
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
         match self {
             Self::RabbitMq(sink) => Either::Left(Either::Left(sink.publish(content, headers))),
             Self::Spool(sink) => Either::Left(Either::Right(sink.publish(content))),
-            Self::Several(sinks) => Either::Right(sinks.publish(&content, &headers)),
+            Self::Several(sinks) => Either::Right(sinks.publish(&content, headers)),
         }
     }
 

@@ -1,10 +1,14 @@
 //! Several queues as one: events from all incoming ones in turn, each result to all outgoing ones.
-//! Talks to single sources and sinks only. Apart, because no queue need know that there are others.
+//! Talks to sources and sinks only. Apart, because no broker need know that there are others.
 //!
-//! Each queue has a session of its own for each direction, also where several are on one broker: a
-//! fault of one, an acknowledgement that is late for instance, then costs the others nothing.
+//! Queues at one [`Address`] of a RabbitMQ share a session, with its connection and its thread, in each
+//! direction; see [`rabbitmq`](super::rabbitmq). Here are those of different addresses put together. A
+//! spool has no sessions to be shared.
 
+use std::collections::VecDeque;
+use std::iter::repeat_n;
 use std::num::NonZeroU32;
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::{join_all, select_all, try_join_all};
@@ -12,39 +16,61 @@ use tokio::time::Instant;
 
 use super::{
     Address, BrokerError, Content, Delivery, Encoding, PublishError, Resilience, Sink, Source,
+    rabbitmq, spool,
 };
+use crate::config::AmqpAddress;
 
 /// Opens all queues that events come from. Each may hold `window` unsettled events; more than one
 /// pilot's tasks need are then held only while several queues are full.
 ///
 /// # Errors
-/// That of the first that can't be opened.
+/// That of the first that can't be opened: a [`BrokerError`]; transient ones only after three tries
+/// within about 20 s.
 pub async fn open_sources(
     queues: &[(&str, Address<'_>)],
     window: NonZeroU32,
     resilience: &Resilience,
 ) -> Result<Source, BrokerError> {
-    let opening = queues
-        .iter()
-        .map(|&(queue, broker)| super::open_source(queue, broker, window, resilience));
+    let groups = groups(queues);
+    let opening = groups.iter().map(async |group| {
+        let source = match group {
+            Group::RabbitMq(queues, address) => {
+                Source::RabbitMq(rabbitmq::open_source(queues, address, window, resilience).await?)
+            }
+            Group::Spool(queue, directory) => {
+                Source::Spool(spool::Source::open(queue, directory, window).await?)
+            }
+        };
+        Ok(source)
+    });
     let mut sources = try_join_all(opening).await?;
     Ok(match sources.len() {
         1 => sources.remove(0),
-        _ => Source::Several(Sources { sources, first: 0 }),
+        _ => Source::Several(Sources {
+            sources,
+            turns: Turns::of(groups.iter().map(Group::size)),
+        }),
     })
 }
 
-/// Opens all queues that results go to. All are of one [`Encoding`].
+/// Opens all queues that results go to, and sends first what earlier pilots had to leave. All are of
+/// one [`Encoding`].
 ///
 /// # Errors
-/// That of the first that can't be opened.
+/// As [`open_sources`].
 pub async fn open_sinks(
     queues: &[(&str, Address<'_>)],
     resilience: &Resilience,
 ) -> Result<Sink, BrokerError> {
-    let opening = queues
-        .iter()
-        .map(|&(queue, broker)| super::open_sink(queue, broker, resilience));
+    let groups = groups(queues);
+    let opening = groups.iter().map(async |group| match group {
+        Group::RabbitMq(queues, address) => rabbitmq::open_sink(queues, address, resilience)
+            .await
+            .map(Sink::RabbitMq),
+        Group::Spool(queue, directory) => {
+            spool::Sink::open(queue, directory).await.map(Sink::Spool)
+        }
+    });
     let mut sinks = try_join_all(opening).await?;
     Ok(match sinks.len() {
         1 => sinks.remove(0),
@@ -52,21 +78,62 @@ pub async fn open_sinks(
     })
 }
 
-/// Events from several queues.
+/// What is opened as one.
+#[derive(Debug, PartialEq, Eq)]
+enum Group<'a> {
+    RabbitMq(Vec<&'a str>, &'a AmqpAddress),
+    Spool(&'a str, &'a Path),
+}
+
+impl Group<'_> {
+    fn size(&self) -> usize {
+        match self {
+            Self::RabbitMq(queues, _) => queues.len(),
+            Self::Spool(..) => 1,
+        }
+    }
+}
+
+/// In the order of their first queues.
+fn groups<'a>(queues: &[(&'a str, Address<'a>)]) -> Vec<Group<'a>> {
+    let mut groups = Vec::new();
+    for &(queue, broker) in queues {
+        let address = match broker {
+            Address::RabbitMq(address) => address,
+            Address::Spool(directory) => {
+                groups.push(Group::Spool(queue, directory));
+                continue;
+            }
+        };
+        let same = groups.iter_mut().find_map(|group| match group {
+            Group::RabbitMq(queues, of) if *of == address => Some(queues),
+            Group::RabbitMq(..) | Group::Spool(..) => None,
+        });
+        match same {
+            Some(queues) => queues.push(queue),
+            None => groups.push(Group::RabbitMq(vec![queue], address)),
+        }
+    }
+    groups
+}
+
+/// Events from several sources.
 pub struct Sources {
     sources: Vec<Source>,
-    /// Whose turn it is.
-    first: usize,
+    turns: Turns,
 }
 
 impl Sources {
     /// A queue that has just given an event is asked last: a busy one does not starve the others.
     pub(super) async fn recv(&mut self) -> Result<Delivery, BrokerError> {
-        let count = self.sources.len();
-        let (early, late) = self.sources.split_at_mut(self.first);
-        let in_turn = late.iter_mut().chain(early);
-        let (delivery, place, _) = select_all(in_turn.map(|source| Box::pin(source.recv()))).await;
-        self.first = (self.first + place + 1) % count;
+        let turns = &self.turns;
+        let mut sources: Vec<_> = self.sources.iter_mut().enumerate().collect();
+        sources.sort_by_key(|&(source, _)| turns.rank(source));
+        let asking = sources
+            .into_iter()
+            .map(|(source, events)| Box::pin(async move { (source, events.recv().await) }));
+        let ((source, delivery), ..) = select_all(asking).await;
+        self.turns.took(source);
         delivery
     }
 
@@ -93,7 +160,34 @@ impl Sources {
     }
 }
 
-/// Results to several queues.
+/// Which source is asked when. Each has as many turns as it has queues.
+struct Turns(VecDeque<usize>);
+
+impl Turns {
+    fn of(sizes: impl Iterator<Item = usize>) -> Self {
+        let turns = sizes.enumerate();
+        Self(
+            turns
+                .flat_map(|(source, size)| repeat_n(source, size))
+                .collect(),
+        )
+    }
+
+    /// The least is asked first.
+    fn rank(&self, source: usize) -> usize {
+        let mut turns = self.0.iter();
+        turns.position(|turn| *turn == source).unwrap_or(usize::MAX)
+    }
+
+    /// This source has given an event. Those that it overtook keep their turns.
+    fn took(&mut self, source: usize) {
+        if let Some(turn) = self.0.remove(self.rank(source)) {
+            self.0.push_back(turn);
+        }
+    }
+}
+
+/// Results to several sinks.
 pub struct Sinks {
     sinks: Vec<Sink>,
 }
@@ -110,9 +204,10 @@ impl Sinks {
         content: &Content,
         headers: &[(&'static str, String)],
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
-        let publishing = self.sinks.iter().map(|sink| {
-            Box::pin(sink.publish_with(content.clone(), headers.to_vec())) as Publishing
-        });
+        let publishing = self
+            .sinks
+            .iter()
+            .map(|sink| Box::pin(sink.publish_with(content.clone(), headers)) as Publishing);
         let all = join_all(publishing.collect::<Vec<_>>());
         async move { all.await.into_iter().collect() }
     }
@@ -127,10 +222,10 @@ type Publishing = std::pin::Pin<Box<dyn Future<Output = Result<(), PublishError>
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
 
     use super::*;
     use crate::broker::{FileFormat, Verdict};
+    use crate::config::Secret;
 
     fn resilience(directory: &Path) -> Resilience {
         Resilience::new(Duration::ZERO, directory.join("unsent"))
@@ -141,6 +236,59 @@ mod tests {
         fs::create_dir_all(&queue).unwrap();
         fs::write(queue.join(format!(".{name}")), name).unwrap();
         fs::rename(queue.join(format!(".{name}")), queue.join(name)).unwrap();
+    }
+
+    fn address(text: &str, token: &str) -> AmqpAddress {
+        AmqpAddress::parse(text, token).unwrap()
+    }
+
+    #[test]
+    fn queues_at_one_address_are_opened_as_one_and_others_by_themselves() {
+        let here = address("me@mq:5672/v", "hush");
+        // Each differs in one thing only.
+        let others = [
+            address("amqps://me@mq:5672/v", "hush"),
+            address("me@other:5672/v", "hush"),
+            address("me@mq:5673/v", "hush"),
+            address("me@mq:5672/w", "hush"),
+            address("you@mq:5672/v", "hush"),
+            AmqpAddress {
+                password: Secret::new("psst".into()),
+                ..here.clone()
+            },
+        ];
+        let again = here.clone();
+        let mut queues = vec![("a", Address::RabbitMq(&here))];
+        queues.extend(others.iter().map(|other| ("x", Address::RabbitMq(other))));
+        queues.push(("b", Address::RabbitMq(&again)));
+        let mut expected = vec![Group::RabbitMq(vec!["a", "b"], &here)];
+        expected.extend(others.iter().map(|other| Group::RabbitMq(vec!["x"], other)));
+        assert_eq!(groups(&queues), expected);
+    }
+
+    #[test]
+    fn queues_of_a_spool_are_opened_by_themselves() {
+        let spool = Path::new("spool");
+        let queues = ["a", "b"].map(|queue| (queue, Address::Spool(spool)));
+        let each = ["a", "b"].map(|queue| Group::Spool(queue, spool));
+        assert_eq!(groups(&queues), each);
+    }
+
+    #[test]
+    fn a_source_of_three_queues_gives_three_times_as_many_events_as_one_of_one() {
+        let mut turns = Turns::of([3, 1].into_iter());
+        let mut given = [0, 0];
+        for _ in 0..40 {
+            let source = usize::from(turns.rank(1) < turns.rank(0));
+            turns.took(source);
+            given[source] += 1;
+        }
+        assert_eq!(given, [30, 10]);
+        // It was without events for a while.
+        for _ in 0..10 {
+            turns.took(0);
+        }
+        assert!(turns.rank(1) < turns.rank(0));
     }
 
     #[tokio::test]

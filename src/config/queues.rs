@@ -86,7 +86,35 @@ pub(super) fn queues(
         ];
         queues.push(queue(reader, from, cwd, texts));
     }
-    queues.into_iter().collect()
+    let queues: Vec<QueueConfig> = queues.into_iter().collect::<Option<_>>()?;
+    refuse_repeated(reader, from, &queues);
+    Some(queues)
+}
+
+/// A queue that is there twice would get each result twice, and its events would not be recognised after
+/// an outage.
+fn refuse_repeated(reader: &mut Reader<'_>, from: &QueueVariables, queues: &[QueueConfig]) {
+    let mut rest = queues;
+    while let [queue, later @ ..] = rest {
+        if later.iter().any(|other| is_same(queue, other)) {
+            let advice = "it is there twice: name each queue of a broker once";
+            reader.refuse(from.name, &queue.name, advice);
+        }
+        rest = later;
+    }
+}
+
+/// Whoever we are there.
+fn is_same(one: &QueueConfig, other: &QueueConfig) -> bool {
+    let is_same_broker = match (&one.broker, &other.broker) {
+        (BrokerConfig::RabbitMq(one), BrokerConfig::RabbitMq(other)) => {
+            (&one.host, one.port, &one.vhost) == (&other.host, other.port, &other.vhost)
+        }
+        (BrokerConfig::Spool(one), BrokerConfig::Spool(other)) => one == other,
+        (BrokerConfig::RabbitMq(_), BrokerConfig::Spool(_))
+        | (BrokerConfig::Spool(_), BrokerConfig::RabbitMq(_)) => false,
+    };
+    is_same_broker && one.name == other.name
 }
 
 /// One queue of name, token, token file, kind and address.

@@ -76,7 +76,7 @@ impl Poison {
         let event = blocking(move || event.into_content()).await?;
         if let Some(queue) = &self.queue {
             let headers = self.headers(&obituary);
-            publish(queue, event, headers).await?;
+            publish(queue, event, &headers).await?;
             warn!(
                 task_id = %id, deliveries, queue = queue.name, error = reason,
                 "an event failed too often, or for good: it is in the dead-letter queue"
@@ -129,7 +129,7 @@ fn names(queues: &[QueueConfig]) -> String {
 async fn publish(
     queue: &QueueConfig,
     event: Content,
-    headers: Vec<(&'static str, String)>,
+    headers: &[(&'static str, String)],
 ) -> Result<(), String> {
     let sink: Sink = broker::open_dead_letters(&queue.name, address(&queue.broker))
         .await

@@ -21,12 +21,12 @@ const HEARTBEAT_SECS: u16 = 15;
 /// AMQP's short strings. amqprs panics on longer ones.
 const SHORT_STRING_MAX: usize = 255;
 
-/// How errors name the queue.
-pub(super) fn place(direction: Direction, queue: &str, address: &AmqpAddress) -> Place {
+/// How errors name the queues.
+pub(super) fn place(direction: Direction, queues: &[&str], address: &AmqpAddress) -> Place {
     Place {
         direction,
         address: format!("{}:{}", dial_host(&address.host), address.port),
-        queue: queue.to_owned(),
+        queues: queues.iter().map(|&name| name.to_owned()).collect(),
     }
 }
 
@@ -36,16 +36,15 @@ pub(super) fn arguments(
     secret: &Secret,
     at: &Place,
 ) -> Result<OpenConnectionArguments, BrokerError> {
-    for (what, name) in [
-        ("a queue name", &at.queue),
-        ("a virtual host", &address.vhost),
-    ] {
-        if name.len() > SHORT_STRING_MAX {
-            return Err(BrokerError::NameTooLong {
-                at: at.clone(),
-                what,
-                bytes: name.len(),
-            });
+    let vhost = ("a virtual host", &address.vhost, at.clone());
+    let names = at
+        .indices()
+        .zip(&at.queues)
+        .map(|(queue, name)| ("a queue name", name, at.only(queue)));
+    for (what, name, at) in names.chain([vhost]) {
+        let bytes = name.len();
+        if bytes > SHORT_STRING_MAX {
+            return Err(BrokerError::NameTooLong { at, what, bytes });
         }
     }
     let mut arguments = OpenConnectionArguments::new(
@@ -130,7 +129,7 @@ mod tests {
     #[test]
     fn vhost_and_host_reach_amqprs_as_they_were_written() {
         let address = address("mq.example", "a%2fb/c");
-        let at = place(Direction::Incoming, "q", &address);
+        let at = place(Direction::Incoming, &["q"], &address);
         let arguments = arguments(&address, &address.password, &at).unwrap();
         assert_eq!(arguments.get_virtual_host(), "a%2fb/c");
         assert_eq!(arguments.get_host(), "mq.example");
@@ -140,7 +139,7 @@ mod tests {
     #[test]
     fn an_ipv6_literal_is_dialled_in_brackets() {
         let address = address("::1", "/");
-        let at = place(Direction::Incoming, "q", &address);
+        let at = place(Direction::Incoming, &["q"], &address);
         assert_eq!(
             arguments(&address, &address.password, &at)
                 .unwrap()
@@ -153,7 +152,7 @@ mod tests {
     #[test]
     fn names_that_amqp_cannot_carry_are_refused_before_amqprs_panics() {
         let address = address("mq.example", "/");
-        let at = place(Direction::Outgoing, &"q".repeat(256), &address);
+        let at = place(Direction::Outgoing, &["q", &"q".repeat(256)], &address);
         let Err(error) = arguments(&address, &address.password, &at) else {
             panic!("accepted")
         };
@@ -166,7 +165,7 @@ mod tests {
     #[test]
     fn no_text_or_debug_form_of_an_error_holds_the_password() {
         let address = address(&"h".repeat(10), &"v".repeat(300));
-        let at = place(Direction::Incoming, "q", &address);
+        let at = place(Direction::Incoming, &["q"], &address);
         let Err(error) = arguments(&address, &address.password, &at) else {
             panic!("accepted")
         };

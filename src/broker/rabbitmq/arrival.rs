@@ -4,11 +4,12 @@ use amqprs::channel::ConsumerMessage;
 use amqprs::{BasicProperties, FieldValue};
 
 use super::inflight::Flag;
-use crate::ids::DeliveryTag;
+use crate::ids::{DeliveryTag, QueueIndex};
 
 /// One event as it came.
 #[derive(Debug)]
 pub(super) struct Arrival {
+    pub(super) queue: QueueIndex,
     pub(super) tag: DeliveryTag,
     pub(super) body: Vec<u8>,
     pub(super) flag: Flag,
@@ -17,7 +18,7 @@ pub(super) struct Arrival {
 
 impl Arrival {
     /// Nothing, when amqprs sends an end instead of a message.
-    pub(super) fn of(message: ConsumerMessage) -> Option<Self> {
+    pub(super) fn of(message: ConsumerMessage, queue: QueueIndex) -> Option<Self> {
         let deliver = message.deliver?;
         let counted = message.basic_properties.as_ref().and_then(delivery_count);
         let flag = if deliver.redelivered() {
@@ -27,6 +28,7 @@ impl Arrival {
         };
         let first = (flag == Flag::First).then_some(0);
         Some(Self {
+            queue,
             tag: DeliveryTag(deliver.delivery_tag()),
             body: message.content.unwrap_or_default(),
             flag,

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
-use crate::broker::PublishError;
+use crate::broker::{Place, PublishError};
+use crate::ids::QueueIndex;
 
 /// Whether a confirm speaks for one tag or for all up to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,8 @@ impl From<bool> for Reach {
 /// One publish that waits.
 #[derive(Debug)]
 pub(super) struct Pending {
+    /// Where it goes.
+    pub(super) queue: QueueIndex,
     /// Who waits.
     pub(super) outcome: oneshot::Sender<Result<(), PublishError>>,
     /// Since when.
@@ -40,7 +43,7 @@ pub(super) struct Pending {
 /// All publishes of one channel that wait.
 #[derive(Debug)]
 pub(super) struct Confirms {
-    queue: String,
+    at: Place,
     /// Makes message ids unique over sessions and pilots.
     session: String,
     last_tag: u64,
@@ -50,9 +53,9 @@ pub(super) struct Confirms {
 }
 
 impl Confirms {
-    pub(super) fn new(queue: &str, session: String) -> Self {
+    pub(super) fn new(at: &Place, session: String) -> Self {
         Self {
-            queue: queue.to_owned(),
+            at: at.clone(),
             session,
             last_tag: 0,
             pending: BTreeMap::new(),
@@ -89,8 +92,9 @@ impl Confirms {
     /// The broker won't have it.
     pub(super) fn nack(&mut self, tag: u64, reach: Reach) {
         for (pending, returned) in self.take(tag, reach) {
+            let queue = self.at.name(pending.queue);
             let nacked = || PublishError::Nacked {
-                queue: self.queue.clone(),
+                queue: queue.to_owned(),
             };
             settle(pending, Err(returned.unwrap_or_else(nacked)));
         }
@@ -102,7 +106,7 @@ impl Confirms {
             .strip_prefix(self.session.as_str())
             .and_then(|rest| rest.strip_prefix(':'))
             .and_then(|tag| tag.parse().ok());
-        let Some((_, returned)) = tag.and_then(|tag: u64| self.pending.get_mut(&tag)) else {
+        let Some((pending, returned)) = tag.and_then(|tag: u64| self.pending.get_mut(&tag)) else {
             tracing::error!(
                 message_id,
                 "the broker returned a message that nobody waits for"
@@ -110,7 +114,7 @@ impl Confirms {
             return;
         };
         *returned = Some(PublishError::Unroutable {
-            queue: self.queue.clone(),
+            queue: self.at.name(pending.queue).to_owned(),
             code,
             text: text.to_owned(),
         });
@@ -186,6 +190,7 @@ mod tests {
     use tokio::sync::oneshot::Receiver;
 
     use super::*;
+    use crate::broker::Direction;
 
     struct Table {
         confirms: Confirms,
@@ -194,17 +199,27 @@ mod tests {
 
     impl Table {
         fn new() -> Self {
+            let at = Place {
+                direction: Direction::Outgoing,
+                address: "mq:5672".into(),
+                queues: vec!["results".into(), "copies".into()],
+            };
             Self {
-                confirms: Confirms::new("results", "s".into()),
+                confirms: Confirms::new(&at, "s".into()),
                 permits: Arc::new(Semaphore::new(20)),
             }
         }
 
         fn publish(&mut self) -> Receiver<Result<(), PublishError>> {
+            self.publish_to(QueueIndex(0))
+        }
+
+        fn publish_to(&mut self, queue: QueueIndex) -> Receiver<Result<(), PublishError>> {
             let (outcome, waits) = oneshot::channel();
             let permit = || Arc::clone(&self.permits).try_acquire_owned().unwrap();
             let permits = Arc::new([permit(), permit()]);
             let pending = Pending {
+                queue,
                 outcome,
                 since: Instant::now(),
                 bytes: 10,
@@ -253,6 +268,20 @@ mod tests {
             queue: "results".into(),
         };
         assert_eq!(first.try_recv(), Ok(Err(nacked.clone())));
+        assert_eq!(second.try_recv(), Ok(Err(nacked)));
+    }
+
+    #[test]
+    fn each_failure_names_its_own_queue() {
+        let mut table = Table::new();
+        let (mut first, mut second) = (table.publish(), table.publish_to(QueueIndex(1)));
+        table.confirms.returned("s:1", 312, "NO_ROUTE");
+        table.confirms.nack(2, Reach::UpTo);
+        let unroutable = first.try_recv().unwrap().unwrap_err();
+        assert!(unroutable.to_string().contains("`results`"), "{unroutable}");
+        let nacked = PublishError::Nacked {
+            queue: "copies".into(),
+        };
         assert_eq!(second.try_recv(), Ok(Err(nacked)));
     }
 

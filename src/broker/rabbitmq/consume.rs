@@ -3,26 +3,29 @@
 //! Apart, because consuming and publishing fail in different ways and must not share a connection:
 //! a broker short of memory stops reading from connections that publish, and acknowledgements would
 //! get stuck there.
+//!
+//! All queues of a session share its channel: one round trip proves that all live, and a fault of one
+//! ends the session of all. Each queue has a consumer, and with it a window, of its own.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use amqprs::channel::{
-    BasicAckArguments, BasicCancelArguments, BasicConsumeArguments, BasicNackArguments,
-    BasicRejectArguments, ConsumerMessage,
+    BasicAckArguments, BasicNackArguments, BasicRejectArguments, ConsumerMessage,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::arrival::Arrival;
 use super::confirms::Confirms;
+use super::intake::{self, Intake};
 use super::link::Link;
 use super::refusal;
 use super::session::{self, End, Hold};
 use super::watch::Signal;
 use crate::broker::{BrokerError, Place, Verdict};
 use crate::config::AmqpAddress;
-use crate::ids::{DeliveryTag, Generation};
+use crate::ids::{DeliveryTag, Generation, QueueIndex};
 
 /// How often the server must prove that it lives and reads: catches sessions that only look open.
 const LIVENESS_EVERY: Duration = Duration::from_secs(5);
@@ -62,29 +65,30 @@ pub(super) enum Command {
 #[derive(Debug)]
 pub(super) struct Session {
     hold: Hold,
-    /// Bounded by the window: each event is settled once.
+    /// Bounded by the windows: each event is settled once.
     commands: mpsc::UnboundedSender<Command>,
-    /// Bounded by the window, and a proof each [`PROVE_AFTER`].
+    /// Bounded by the windows, and a proof each [`PROVE_AFTER`].
     reports: mpsc::UnboundedReceiver<Report>,
     settled: u64,
 }
 
 impl Session {
-    /// Connects and starts to consume, at most `window` events unsettled.
+    /// Connects and starts to consume; `windows` says of each queue how many events are unsettled at
+    /// most.
     pub(super) async fn open(
         at: Place,
         address: AmqpAddress,
-        window: u16,
+        windows: Vec<u16>,
         generation: Generation,
     ) -> Result<Self, BrokerError> {
         let (to_supervisor, reports) = mpsc::unbounded_channel();
         let (commands, to_session) = mpsc::unbounded_channel();
         let place = at.clone();
         let hold = session::start(generation, &at, move |ready, owner| async move {
-            let confirms = Arc::new(Mutex::new(Confirms::new(&place.queue, String::new())));
+            let confirms = Arc::new(Mutex::new(Confirms::new(&place, String::new())));
             let consumer = async {
                 let link = Link::open(&address, &place, &confirms).await?;
-                Consumer::start(link, window, to_supervisor).await
+                Consumer::start(link, &windows, to_supervisor).await
             };
             match consumer.await {
                 Ok(consumer) => {
@@ -171,16 +175,13 @@ impl Session {
     }
 }
 
-struct Intake {
-    consumer: String,
-    messages: mpsc::UnboundedReceiver<ConsumerMessage>,
-}
-
 /// A session that consumes, on its own thread.
 struct Consumer {
     link: Link,
+    /// For the round trips: any number would do, as each consumer keeps the one that it was started with.
     window: u16,
-    intake: Option<Intake>,
+    /// None after the stop.
+    intakes: Vec<Intake>,
     reports: mpsc::UnboundedSender<Report>,
     settled: u64,
     proven: u64,
@@ -190,21 +191,17 @@ struct Consumer {
 impl Consumer {
     async fn start(
         mut link: Link,
-        window: u16,
+        windows: &[u16],
         reports: mpsc::UnboundedSender<Report>,
     ) -> Result<Self, BrokerError> {
-        link.limit(window).await?;
-        let channel = link.channel.clone();
-        let arguments = BasicConsumeArguments::new(&link.at.queue, "")
-            .manual_ack(true)
-            .finish();
-        let (consumer, messages) = link
-            .ask("starting to consume", channel.basic_consume_rx(arguments))
-            .await?;
+        let mut intakes = Vec::new();
+        for (queue, &window) in link.at.indices().zip(windows) {
+            intakes.push(Intake::start(&mut link, queue, window).await?);
+        }
         Ok(Self {
             link,
-            window,
-            intake: Some(Intake { consumer, messages }),
+            window: windows.iter().copied().max().unwrap_or_default(),
+            intakes,
             reports,
             settled: 0,
             proven: 0,
@@ -226,8 +223,7 @@ impl Consumer {
             let step = tokio::select! {
                 biased;
                 signal = self.link.signals.recv() => {
-                    let signal = signal.unwrap_or(Signal::Dropped);
-                    Err(refusal::of_signal(&signal, &self.link.at))
+                    Err(self.fault(&signal.unwrap_or(Signal::Dropped)))
                 }
                 _ = &mut owner => return End::Abandoned,
                 Some(command) = commands.recv() => match command {
@@ -245,7 +241,7 @@ impl Consumer {
                         };
                     }
                 },
-                message = next(&mut self.intake) => self.hand_over(message),
+                (queue, message) = intake::next(&mut self.intakes) => self.hand_over(queue, message),
                 () = sleep_until(self.prove_at), if unproven => self.prove().await,
                 _ = liveness.tick() => self.prove().await,
             };
@@ -270,10 +266,29 @@ impl Consumer {
         let _gone = self.reports.send(report);
     }
 
-    fn hand_over(&mut self, message: Option<ConsumerMessage>) -> Result<(), BrokerError> {
-        let Some(arrival) = message.and_then(Arrival::of) else {
+    /// What the server did, and to which queue, when it says so.
+    fn fault(&self, signal: &Signal) -> BrokerError {
+        let cancelled = match signal {
+            Signal::ConsumerCancelled(consumer) => {
+                let mut intakes = self.intakes.iter();
+                intakes.find(|intake| intake.is(consumer))
+            }
+            Signal::Closed { .. } | Signal::Dropped => None,
+        };
+        match cancelled {
+            Some(intake) => refusal::of_signal(signal, &self.link.at.only(intake.queue)),
+            None => refusal::of_signal(signal, &self.link.at),
+        }
+    }
+
+    fn hand_over(
+        &self,
+        queue: QueueIndex,
+        message: Option<ConsumerMessage>,
+    ) -> Result<(), BrokerError> {
+        let Some(arrival) = message.and_then(|message| Arrival::of(message, queue)) else {
             return Err(BrokerError::ConnectionLost {
-                at: self.link.at.clone(),
+                at: self.link.at.only(queue),
                 detail: "the consumer ended without a word".into(),
             });
         };
@@ -327,21 +342,11 @@ impl Consumer {
     }
 
     async fn stop(&mut self) -> Result<(), BrokerError> {
-        let Some(Intake {
-            consumer,
-            mut messages,
-        }) = self.intake.take()
-        else {
-            return Ok(());
-        };
-        let channel = self.link.channel.clone();
-        let arguments = BasicCancelArguments::new(&consumer);
-        self.link
-            .ask("cancelling the consumer", channel.basic_cancel(arguments))
-            .await?;
-        // All that the server sent before it confirmed the cancelling is here by now.
-        while let Ok(message) = messages.try_recv() {
-            self.hand_over(Some(message))?;
+        for intake in std::mem::take(&mut self.intakes) {
+            let queue = intake.queue;
+            for message in intake.stop(&mut self.link).await? {
+                self.hand_over(queue, Some(message))?;
+            }
         }
         Ok(())
     }
@@ -352,13 +357,6 @@ impl Consumer {
         self.link.limit(self.window).await?;
         self.link.close().await;
         Ok(())
-    }
-}
-
-async fn next(intake: &mut Option<Intake>) -> Option<ConsumerMessage> {
-    match intake {
-        Some(intake) => intake.messages.recv().await,
-        None => std::future::pending().await,
     }
 }
 

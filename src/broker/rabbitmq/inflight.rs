@@ -5,7 +5,7 @@
 //! An event outlives the session it came through. When that is lost its tag means nothing any more,
 //! the task runs on, and the broker delivers the event again, flagged as redelivered. Such a delivery
 //! is *adopted*: it becomes the tag of the event in hand instead of a new event. As messages carry no
-//! identity, the event is recognised by its body.
+//! identity, the event is recognised by its queue and its body.
 //!
 //! | state | with an owner | after its session was lost |
 //! | --- | --- | --- |
@@ -19,18 +19,27 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use uuid::Uuid;
 
 use crate::broker::Verdict;
-use crate::ids::{DeliveryTag, Generation};
+use crate::ids::{DeliveryTag, Generation, QueueIndex};
 
-/// Fingerprints that are remembered to recognise bodies that are in the queue more than once.
+/// Fingerprints that are remembered to recognise bodies that are in a queue more than once.
 const REMEMBERED: usize = 8_192;
 
-/// Recognises a body: 122 bits of its SHA-1, and its length.
+/// Recognises a body in its queue: 122 bits of its SHA-1, and its length. The same body in another
+/// queue is another event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Fingerprint(Uuid, usize);
+pub(super) struct Fingerprint {
+    queue: QueueIndex,
+    hash: Uuid,
+    bytes: usize,
+}
 
 impl Fingerprint {
-    pub(super) fn of(body: &[u8]) -> Self {
-        Self(Uuid::new_v5(&Uuid::nil(), body), body.len())
+    pub(super) fn of(queue: QueueIndex, body: &[u8]) -> Self {
+        Self {
+            queue,
+            hash: Uuid::new_v5(&Uuid::nil(), body),
+            bytes: body.len(),
+        }
     }
 }
 
@@ -235,6 +244,14 @@ impl InFlight {
         self.entries
             .values()
             .filter(|entry| entry.owner.is_none())
+            .count()
+    }
+
+    /// Those of them that came from this queue.
+    pub(super) fn ownerless_of(&self, queue: QueueIndex) -> usize {
+        self.entries
+            .values()
+            .filter(|entry| entry.owner.is_none() && entry.fingerprint.queue == queue)
             .count()
     }
 

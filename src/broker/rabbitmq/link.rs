@@ -40,7 +40,7 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Connects, opens the channel, and declares the queue.
+    /// Connects, opens the channel, and declares the queues.
     pub(super) async fn open(
         address: &AmqpAddress,
         at: &Place,
@@ -113,24 +113,24 @@ impl Link {
             "x-queue-type".try_into().expect("it is short"),
             "quorum".into(),
         );
-        let arguments = QueueDeclareArguments::durable_client_named(&self.at.queue)
-            .arguments(quorum)
-            .finish();
-        let channel = self.channel.clone();
-        self.ask("declaring the queue", channel.queue_declare(arguments))
-            .await
-            .map(|_| ())
+        for queue in self.at.indices() {
+            let arguments = QueueDeclareArguments::durable_client_named(self.at.name(queue))
+                .arguments(quorum.clone())
+                .finish();
+            let (channel, at) = (self.channel.clone(), self.at.only(queue));
+            let declaring = channel.queue_declare(arguments);
+            self.ask_at(&at, "declaring the queue", declaring).await?;
+        }
+        Ok(())
     }
 
-    /// Limits what the server sends ahead. Also the round trip that proves that the server lives
-    /// and has read everything that was sent before it on this channel.
+    /// Limits what the server sends ahead to each consumer that is started after this. Also the round
+    /// trip that proves that the server lives and has read everything that was sent before it on this
+    /// channel.
     pub(super) async fn limit(&mut self, window: u16) -> Result<(), BrokerError> {
         let channel = self.channel.clone();
-        self.ask(
-            "a round trip",
-            channel.basic_qos(BasicQosArguments::new(0, window, false)),
-        )
-        .await
+        let arguments = BasicQosArguments::new(0, window, false);
+        self.ask("a round trip", channel.basic_qos(arguments)).await
     }
 
     /// One synchronous call, with the server's own reason when it refuses. Takes `&mut self`
@@ -140,11 +140,22 @@ impl Link {
         step: &'static str,
         call: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, BrokerError> {
+        let at = self.at.clone();
+        self.ask_at(&at, step, call).await
+    }
+
+    /// The same, on behalf of one of the queues.
+    pub(super) async fn ask_at<T>(
+        &mut self,
+        at: &Place,
+        step: &'static str,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, BrokerError> {
         match timeout(ANSWER_WITHIN, call).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(self.reason(&error.to_string()).await),
+            Ok(Err(error)) => Err(self.reason(at, &error.to_string()).await),
             Err(_elapsed) => Err(BrokerError::TimedOut {
-                at: self.at.clone(),
+                at: at.clone(),
                 step,
                 after: ANSWER_WITHIN,
             }),
@@ -152,7 +163,7 @@ impl Link {
     }
 
     /// Why the link failed, best told by the server.
-    async fn reason(&mut self, fallback: &str) -> BrokerError {
+    async fn reason(&mut self, at: &Place, fallback: &str) -> BrokerError {
         let told = async {
             while let Some(signal) = self.signals.recv().await {
                 if signal != Signal::Dropped {
@@ -162,9 +173,9 @@ impl Link {
             None
         };
         match timeout(REASON_WITHIN, told).await {
-            Ok(Some(signal)) => refusal::of_signal(&signal, &self.at),
+            Ok(Some(signal)) => refusal::of_signal(&signal, at),
             _ => BrokerError::ConnectionLost {
-                at: self.at.clone(),
+                at: at.clone(),
                 detail: fallback.to_owned(),
             },
         }

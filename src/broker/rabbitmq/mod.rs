@@ -10,10 +10,12 @@
 //! | `token` | the newest token, for new connections and live ones |
 //! | `watch` | amqprs' callbacks, turned into signals |
 //! | `arrival` | an event as the server sent it |
+//! | `intake` | one queue's consumer in a session |
 //! | `consume`, `publish` | what runs in the two kinds of session, on their threads |
 //! | `source`, `sink` | the pilot's ends, through all sessions |
 //! | `supervise`, `keep` | replace a lost session by the next: of a source, of a sink |
 //! | `retry` | when the next try is due |
+//! | `ready` | events that wait to be handed out, the queues in turn |
 //! | `inflight` | the events in hand, and how they are recognised when they come again |
 //! | `unsent` | results on disk that could not be sent |
 //! | `confirms` | publishes that wait for their confirm |
@@ -22,6 +24,13 @@
 //! A [`Source`] and a [`Sink`] each hold one session at a time. Any fault ends it as a whole; the
 //! next one, of the next [`Generation`](crate::ids::Generation), takes over. A delivery's tag is valid in its own session
 //! only and is never sent through another, where it would acknowledge somebody else's event.
+//!
+//! Queues of one direction that are on the same broker, with the same credentials, share a session: one
+//! connection, one thread and one proof of life for all, as thousands of pilots have them. Each keeps its
+//! own window, turn, adoptions, acknowledgements and confirms. What they share is the fault: when one is
+//! deleted, or an acknowledgement for it is late, the session of all is replaced; their tasks run on and
+//! their events are adopted. (RabbitMQ 4.0 looks at the oldest delivery on a channel only, and applies the
+//! `consumer-timeout` of its queue.)
 //!
 //! # What an outage can do
 //! No event is lost: each is acknowledged only in the session that delivered it, after its result was
@@ -39,9 +48,11 @@ mod arrival;
 mod confirms;
 mod consume;
 mod inflight;
+mod intake;
 mod keep;
 mod link;
 mod publish;
+mod ready;
 mod refusal;
 mod retry;
 mod session;
@@ -59,16 +70,17 @@ use super::{BrokerError, Direction, Resilience};
 use crate::config::AmqpAddress;
 
 pub(super) async fn open_source(
-    queue: &str,
+    queues: &[&str],
     address: &AmqpAddress,
     window: NonZeroU32,
     resilience: &Resilience,
 ) -> Result<Source, BrokerError> {
-    let at = address::place(Direction::Incoming, queue, address);
+    let at = address::place(Direction::Incoming, queues, address);
     // AMQP's prefetch count has 16 bits.
     let window = u16::try_from(window.get()).unwrap_or(u16::MAX);
     let first = retry::at_start(async |generation| {
-        consume::Session::open(at.clone(), address.clone(), window, generation).await
+        let windows = vec![window; queues.len()];
+        consume::Session::open(at.clone(), address.clone(), windows, generation).await
     });
     Ok(Source::start(
         &at,
@@ -80,11 +92,11 @@ pub(super) async fn open_source(
 }
 
 pub(super) async fn open_sink(
-    queue: &str,
+    queues: &[&str],
     address: &AmqpAddress,
     resilience: &Resilience,
 ) -> Result<Sink, BrokerError> {
-    let at = address::place(Direction::Outgoing, queue, address);
+    let at = address::place(Direction::Outgoing, queues, address);
     let first = retry::at_start(async |generation| {
         publish::Session::open(at.clone(), address.clone(), generation).await
     });
@@ -111,7 +123,7 @@ pub(super) async fn open_for_a_moment(
     queue: &str,
     address: &AmqpAddress,
 ) -> Result<Sink, BrokerError> {
-    let at = address::place(direction, queue, address);
+    let at = address::place(direction, &[queue], address);
     let first = retry::at_start(async |generation| {
         publish::Session::open(at.clone(), address.clone(), generation).await
     });

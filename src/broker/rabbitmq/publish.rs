@@ -40,7 +40,8 @@ const PERSISTENT: u8 = 2;
 /// One message; its outcome is told by `pending`. No outcome: it was not sent.
 #[derive(Debug)]
 pub(super) struct Message {
-    pub(super) body: Vec<u8>,
+    /// Shared by all the queues that it goes to.
+    pub(super) body: Arc<Vec<u8>>,
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) pending: Pending,
 }
@@ -62,7 +63,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Connects, declares the queue and switches confirms on.
+    /// Connects, declares the queues and switches confirms on.
     pub(super) async fn open(
         at: Place,
         address: AmqpAddress,
@@ -72,7 +73,7 @@ impl Session {
         let place = at.clone();
         let hold = session::start(generation, &at, move |ready, owner| async move {
             let name = Uuid::new_v4().simple().to_string();
-            let confirms = Arc::new(Mutex::new(Confirms::new(&place.queue, name)));
+            let confirms = Arc::new(Mutex::new(Confirms::new(&place, name)));
             let publisher = async {
                 let link = Link::open(&address, &place, &confirms).await?;
                 Publisher::start(link, Arc::clone(&confirms)).await
@@ -214,6 +215,7 @@ impl Publisher {
             headers,
             pending,
         } = message;
+        let queue = pending.queue;
         // First the entry, then the message: its confirm may be faster than our next line.
         let Some(id) = with(&self.confirms, |confirms| confirms.insert(pending)) else {
             return Ok(());
@@ -226,9 +228,10 @@ impl Publisher {
             properties.with_headers(table(headers));
         }
         // Without `mandatory` a message to a queue that is gone would be confirmed and lost.
-        let arguments = BasicPublishArguments::new("", &self.link.at.queue)
+        let arguments = BasicPublishArguments::new("", self.link.at.name(queue))
             .mandatory(true)
             .finish();
+        let body = Arc::unwrap_or_clone(body);
         let published = self.link.channel.basic_publish(properties, body, arguments);
         match timeout(WRITE_WITHIN, published).await {
             Ok(Ok(())) => Ok(()),

@@ -113,7 +113,7 @@ pub(super) fn of_signal(signal: &Signal, at: &Place) -> BrokerError {
                 _ => BrokerError::Rejected { at, detail },
             }
         }
-        Signal::ConsumerCancelled => BrokerError::ConnectionLost {
+        Signal::ConsumerCancelled(_) => BrokerError::ConnectionLost {
             at,
             detail: "the server cancelled the consumer: the queue was deleted or lost its leader"
                 .into(),
@@ -171,7 +171,7 @@ mod tests {
         Place {
             direction: Direction::Incoming,
             address: "mq:5672".into(),
-            queue: "q".into(),
+            queues: vec!["q".into()],
         }
     }
 

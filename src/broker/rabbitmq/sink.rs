@@ -1,4 +1,4 @@
-//! The pilot's end of a queue that results go to, through all the sessions of its life. Talks to the
+//! The pilot's end of queues that results go to, through all the sessions of its life. Talks to the
 //! live session and to its [`Keeper`](super::keep) through channels. Apart from
 //! [`publish`](super::publish), because that runs on the session's thread and this on the pilot's.
 
@@ -6,6 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -15,7 +16,7 @@ use super::publish::{Command, Message, Session};
 use super::unsent;
 use crate::broker::{BrokerError, Content, Patience, Place, PublishError, Resilience};
 use crate::config::AmqpAddress;
-use crate::ids::Generation;
+use crate::ids::{Generation, QueueIndex};
 
 /// Results in flight; 100 are enough for the most that one connection gives, 23,600 a second.
 const PUBLISHES_MAX: u32 = 128;
@@ -27,7 +28,7 @@ const LAST_CONFIRMS_WITHIN: Duration = Duration::from_secs(5);
 /// For the good-byes.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 
-/// Results into a queue.
+/// Results into the queues that share a session, each into all.
 pub struct Sink {
     pub(super) at: Place,
     line: watch::Receiver<Line>,
@@ -74,17 +75,33 @@ impl Sink {
         }
     }
 
+    /// Resolves when the last queue has it. When one does not, the event is as good as not done: it
+    /// will be run again, and the other queues get its result twice.
     pub(in crate::broker) fn publish(
         &self,
         content: Content,
-        headers: Vec<(&'static str, String)>,
+        headers: &[(&'static str, String)],
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
-        self.publish_or(content, headers, Otherwise::Keep)
+        let frame = match content {
+            Content::Frame(body) => Ok(Arc::new(body)),
+            Content::File(..) => Err(PublishError::WrongEncoding),
+        };
+        let publishing = frame.map(|body| {
+            let queues = self.at.indices();
+            join_all(queues.map(|queue| {
+                let (body, headers) = (Arc::clone(&body), headers.to_vec());
+                self.publish_to(queue, body, headers, Otherwise::Keep)
+            }))
+        });
+        async move { publishing?.await.into_iter().collect() }
     }
 
-    pub(super) fn publish_or(
+    /// The same to one of the queues. After an outage only those are sent again that the broker did not
+    /// confirm.
+    pub(super) fn publish_to(
         &self,
-        content: Content,
+        queue: QueueIndex,
+        body: Arc<Vec<u8>>,
         headers: Vec<(&'static str, String)>,
         otherwise: Otherwise,
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
@@ -92,9 +109,6 @@ impl Sink {
         let (mut line, resilience) = (self.line.clone(), self.resilience.clone());
         let at = self.at.clone();
         async move {
-            let Content::Frame(body) = content else {
-                return Err(PublishError::WrongEncoding);
-            };
             let size = body.len();
             // One byte more would close the channel, after all of them were sent.
             let limit = resilience.message_limit().bytes();
@@ -117,7 +131,7 @@ impl Sink {
                     Ok(session) => session,
                     Err(detail) => {
                         if otherwise == Otherwise::Keep {
-                            unsent::keep(&at, body, &resilience).await;
+                            unsent::keep(&at, queue, body, &resilience).await;
                         }
                         return Err(PublishError::SessionLost { detail });
                     }
@@ -128,13 +142,14 @@ impl Sink {
                 tried = generation;
                 let (outcome, is_settled) = oneshot::channel();
                 let pending = Pending {
+                    queue,
                     outcome,
                     since: Instant::now(),
                     bytes: size,
                     permits: Arc::clone(&permits),
                 };
                 let command = Command::Publish(Message {
-                    body: body.clone(),
+                    body: Arc::clone(&body),
                     headers: headers.clone(),
                     pending,
                 });
@@ -146,7 +161,7 @@ impl Sink {
                     settled = is_settled => settled,
                     () = patience_ends(&resilience) => {
                         if otherwise == Otherwise::Keep {
-                            unsent::keep(&at, body, &resilience).await;
+                            unsent::keep(&at, queue, body, &resilience).await;
                         }
                         let detail = "the pilot had to end before the broker confirmed".into();
                         return Err(PublishError::SessionLost { detail });

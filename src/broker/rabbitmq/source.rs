@@ -1,17 +1,16 @@
-//! The pilot's end of a queue that events come from, through all the sessions of its life. Talks to
+//! The pilot's end of queues that events come from, through all the sessions of its life. Talks to
 //! its [`Supervisor`](super::supervise) only. Apart from it, because that runs whether the pilot
 //! looks or not.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
-use super::arrival::Arrival;
 use super::consume::Session;
-use super::inflight::{EntryId, Fingerprint, InFlight, Owner};
+use super::inflight::{EntryId, InFlight, Owner};
+use super::ready::Ready;
 use super::supervise::{CLOSE_WITHIN, Order, Supervisor};
 use crate::broker::{
     BrokerError, Content, Delivery, Place, ReceiptKind, Resilience, SettleError, Verdict,
@@ -32,7 +31,7 @@ pub(super) struct Desk {
 #[derive(Debug, Default)]
 pub(super) struct DeskState {
     /// Events that came and are not handed out yet. All of the live session.
-    pub(super) ready: VecDeque<(Fingerprint, Arrival)>,
+    pub(super) ready: Ready,
     pub(super) in_flight: InFlight,
     /// The live session, and since when.
     pub(super) live: Option<(Generation, Instant)>,
@@ -49,7 +48,7 @@ impl Desk {
     }
 }
 
-/// Events from a queue.
+/// Events from the queues that share a session.
 pub struct Source {
     at: Place,
     desk: Arc<Desk>,
@@ -117,7 +116,7 @@ impl Source {
             return Some(Err(error.clone()));
         }
         let (generation, _) = state.live?;
-        let (fingerprint, arrival) = state.ready.pop_front()?;
+        let (fingerprint, arrival) = state.ready.pop()?;
         let owner = Owner {
             generation,
             tag: arrival.tag,

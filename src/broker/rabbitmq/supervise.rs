@@ -1,11 +1,11 @@
-//! Keeps a queue's consuming sessions: replaces a lost one, recognises events that are in hand when
-//! they come again, and settles each with the tag that is valid at that time. Talks to sessions and to
-//! the [`Source`](super::Source)'s desk. Apart from the source, because events are to be recognised
-//! while the pilot is busy with others, and after it stopped listening.
+//! Keeps the consuming sessions of queues that share them: replaces a lost one, recognises events that
+//! are in hand when they come again, and settles each with the tag that is valid at that time. Talks to
+//! sessions and to the [`Source`](super::Source)'s desk. Apart from the source, because events are to be
+//! recognised while the pilot is busy with others, and after it stopped listening.
 //!
-//! While events are without an owner a new session asks for so many more than the window, so that they
-//! can come although others came first. After [`RECOVER_WITHIN`] no more of them are expected. A queue
-//! that was stopped gets a new session only for their sake, and what else comes with them waits
+//! While events are without an owner a new session asks their queue for so many more than the window, so
+//! that they can come although others came first. After [`RECOVER_WITHIN`] no more of them are expected.
+//! Queues that were stopped get a new session only for their sake, and what else comes with them waits
 //! until then, to be given back once instead of over and over: each return brings an event closer to
 //! the broker's delivery limit.
 
@@ -236,7 +236,8 @@ impl Supervisor {
 
     fn arrived(&mut self, arrival: Arrival) {
         let deliveries = arrival.earlier_deliveries.unwrap_or(0);
-        let fingerprint = Fingerprint::of(&arrival.body);
+        let queue = arrival.queue;
+        let fingerprint = Fingerprint::of(queue, &arrival.body);
         let owner = Owner {
             generation: self.generation,
             tag: arrival.tag,
@@ -245,7 +246,7 @@ impl Supervisor {
         let recognised = self.desk.with(|state| {
             let recognised = state.in_flight.recognise(fingerprint, owner, flag);
             if recognised == Recognised::New {
-                state.ready.push_back((fingerprint, arrival));
+                state.ready.push(fingerprint, arrival);
             }
             recognised
         });
@@ -257,17 +258,17 @@ impl Supervisor {
                 return;
             }
             Recognised::Running => {
-                tracing::info!(at = %self.at, "an event whose task runs here was delivered again: it is not started again");
+                tracing::info!(at = %self.at.only(queue), "an event whose task runs here was delivered again: it is not started again");
             }
             Recognised::Settled(entry, verdict) => {
-                tracing::info!(at = %self.at, "an event that is done was delivered again, and is acknowledged");
+                tracing::info!(at = %self.at.only(queue), "an event that is done was delivered again, and is acknowledged");
                 self.settle(entry, verdict, None);
             }
         }
         self.resilience.count(|stats| stats.adopted += 1);
         if deliveries >= MANY_DELIVERIES {
             tracing::warn!(
-                at = %self.at, deliveries,
+                at = %self.at.only(queue), deliveries,
                 "an event was delivered so often that the broker may drop it soon; set the policies \
                  `delivery-limit` and `consumer-timeout` on the queue"
             );
@@ -279,7 +280,7 @@ impl Supervisor {
         let Link::Up(session) = &mut self.link else {
             return;
         };
-        for (_, arrival) in self.desk.with(|state| std::mem::take(&mut state.ready)) {
+        for (_, arrival) in self.desk.with(|state| state.ready.take()) {
             session.settle(arrival.tag, Verdict::Released, None);
         }
     }
@@ -296,7 +297,7 @@ impl Supervisor {
                 state.in_flight.proven(number);
             }
             state.in_flight.session_lost();
-            state.ready.clear();
+            drop(state.ready.take());
             state.live = None;
             state.in_flight.ownerless()
         });
@@ -339,16 +340,18 @@ impl Supervisor {
 
     fn open(&mut self) {
         self.generation = Generation(self.generation.0 + 1);
-        let ownerless = self.desk.with(|state| state.in_flight.ownerless());
-        let more = u16::try_from(ownerless).unwrap_or(u16::MAX);
-        let window = self.window.saturating_add(more);
+        let window = |ownerless| {
+            let more = u16::try_from(ownerless).unwrap_or(u16::MAX);
+            self.window.saturating_add(more)
+        };
+        let windows = self.desk.with(|state| {
+            let queues = self.at.indices();
+            let ownerless = queues.map(|queue| state.in_flight.ownerless_of(queue));
+            ownerless.map(window).collect()
+        });
         let (at, address) = (self.at.clone(), self.address.clone());
-        self.link = Link::Opening(Box::pin(Session::open(
-            at,
-            address,
-            window,
-            self.generation,
-        )));
+        let opening = Session::open(at, address, windows, self.generation);
+        self.link = Link::Opening(Box::pin(opening));
     }
 
     fn welcome(&mut self, session: Session) {

@@ -9,6 +9,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,8 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::sink::{Otherwise, Sink};
-use crate::broker::{Content, Place, Resilience};
+use crate::broker::{Place, Resilience};
+use crate::ids::QueueIndex;
 
 const SUFFIX: &str = "unsent";
 /// For all that is found at the start. What is left then stays for the next pilot.
@@ -30,31 +32,36 @@ struct Label {
 }
 
 impl Label {
-    fn of(at: &Place) -> Self {
+    fn of(at: &Place, queue: QueueIndex) -> Self {
         Self {
             broker: at.address.clone(),
-            queue: at.queue.clone(),
+            queue: at.name(queue).to_owned(),
         }
     }
 }
 
 /// Writes a result to disk. What fails is logged: then the result is gone, though its event is not.
-pub(super) async fn keep(at: &Place, body: Vec<u8>, resilience: &Resilience) {
+pub(super) async fn keep(
+    at: &Place,
+    queue: QueueIndex,
+    body: Arc<Vec<u8>>,
+    resilience: &Resilience,
+) {
     let Some(directory) = resilience.unsent().map(Path::to_owned) else {
         return;
     };
-    let (shown, label) = (directory.display().to_string(), Label::of(at));
+    let (shown, label) = (directory.display().to_string(), Label::of(at, queue));
     let written = spawn_blocking(move || write(&directory, &label, &body)).await;
     match written.unwrap_or_else(|died| Err(io::Error::other(died))) {
         Ok(path) => {
             resilience.count(|stats| stats.kept_unsent += 1);
             tracing::error!(
-                %at, file = %path.display(),
+                at = %at.only(queue), file = %path.display(),
                 "a result that can't be sent is kept; a pilot started on the same data directory sends it"
             );
         }
         Err(error) => {
-            tracing::error!(%at, directory = shown, %error, "a result can neither be sent nor kept: its event will be run again");
+            tracing::error!(at = %at.only(queue), directory = shown, %error, "a result can neither be sent nor kept: its event will be run again");
         }
     }
 }
@@ -80,7 +87,7 @@ fn write(directory: &Path, label: &Label, body: &[u8]) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-/// Sends what earlier pilots left for this queue.
+/// Sends what earlier pilots left for these queues.
 pub(super) async fn send_all(sink: &Sink, resilience: &Resilience) {
     let Some(directory) = resilience.unsent().map(Path::to_owned) else {
         return;
@@ -106,12 +113,14 @@ pub(super) async fn send_all(sink: &Sink, resilience: &Resilience) {
 
 async fn send(sink: &Sink, path: PathBuf, resilience: &Resilience) {
     let file = path.display().to_string();
-    let label = Label::of(&sink.at);
+    let at = sink.at.clone();
+    let labels = move |queue| (queue, Label::of(&at, queue));
+    let labels: Vec<_> = sink.at.indices().map(labels).collect();
     let claimed = {
         let path = path.clone();
-        spawn_blocking(move || claim(&path, &label)).await
+        spawn_blocking(move || claim(&path, &labels)).await
     };
-    let (lock, body) = match claimed.unwrap_or_else(|died| Err(io::Error::other(died))) {
+    let (lock, queue, body) = match claimed.unwrap_or_else(|died| Err(io::Error::other(died))) {
         Ok(Some(claimed)) => claimed,
         Ok(None) => {
             tracing::debug!(file, "an unsent result is for another queue, or being sent");
@@ -123,7 +132,7 @@ async fn send(sink: &Sink, path: PathBuf, resilience: &Resilience) {
         }
     };
     match sink
-        .publish_or(Content::Frame(body), Vec::new(), Otherwise::Forget)
+        .publish_to(queue, Arc::new(body), Vec::new(), Otherwise::Forget)
         .await
     {
         Ok(()) => {
@@ -156,8 +165,12 @@ fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// The locked file and the body, if it is for this queue and nobody else's by now.
-fn claim(path: &Path, label: &Label) -> io::Result<Option<(File, Vec<u8>)>> {
+/// The locked file, for which queue it is, and the body, if it is for one of these and nobody else's by
+/// now.
+fn claim(
+    path: &Path,
+    labels: &[(QueueIndex, Label)],
+) -> io::Result<Option<(File, QueueIndex, Vec<u8>)>> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -171,10 +184,8 @@ fn claim(path: &Path, label: &Label) -> io::Result<Option<(File, Vec<u8>)>> {
     let end = bytes.iter().position(|byte| *byte == b'\n');
     let end = end.ok_or_else(|| io::Error::other("it does not say where to"))?;
     let found: Label = serde_json::from_slice(&bytes[..end])?;
-    if found != *label {
-        return Ok(None);
-    }
-    Ok(Some((file, bytes.split_off(end + 1))))
+    let wanted = labels.iter().find(|(_, label)| *label == found);
+    Ok(wanted.map(|&(queue, _)| (file, queue, bytes.split_off(end + 1))))
 }
 
 #[cfg(test)]
@@ -188,6 +199,14 @@ mod tests {
         }
     }
 
+    fn labels(queues: &[&str]) -> Vec<(QueueIndex, Label)> {
+        let labels = queues.iter().map(|queue| label(queue));
+        labels
+            .enumerate()
+            .map(|(place, label)| (QueueIndex(place), label))
+            .collect()
+    }
+
     #[test]
     fn what_is_kept_is_found_byte_for_byte_and_in_order() {
         let directory = tempfile::tempdir().unwrap();
@@ -196,19 +215,22 @@ mod tests {
         let first = write(&unsent, &label("q"), b"\n1\0\n").unwrap();
         let second = write(&unsent, &label("q"), b"").unwrap();
         assert_eq!(list(&unsent).unwrap(), [first.clone(), second.clone()]);
-        assert_eq!(claim(&first, &label("q")).unwrap().unwrap().1, b"\n1\0\n");
-        assert_eq!(claim(&second, &label("q")).unwrap().unwrap().1, b"");
+        assert_eq!(
+            claim(&first, &labels(&["q"])).unwrap().unwrap().2,
+            b"\n1\0\n"
+        );
+        assert_eq!(claim(&second, &labels(&["q"])).unwrap().unwrap().2, b"");
     }
 
     #[test]
     fn a_result_for_another_queue_or_in_others_hands_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let path = write(directory.path(), &label("q"), b"1").unwrap();
-        assert!(claim(&path, &label("other")).unwrap().is_none());
-        let (lock, _) = claim(&path, &label("q")).unwrap().unwrap();
-        assert!(claim(&path, &label("q")).unwrap().is_none());
+        assert!(claim(&path, &labels(&["other"])).unwrap().is_none());
+        let (lock, ..) = claim(&path, &labels(&["q"])).unwrap().unwrap();
+        assert!(claim(&path, &labels(&["q"])).unwrap().is_none());
         drop(lock);
-        assert!(claim(&path, &label("q")).unwrap().is_some());
+        assert!(claim(&path, &labels(&["q"])).unwrap().is_some());
     }
 
     #[test]
@@ -216,6 +238,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.unsent");
         fs::write(&path, "{\"broker\": \"mq").unwrap();
-        assert!(claim(&path, &label("q")).is_err());
+        assert!(claim(&path, &labels(&["q"])).is_err());
+    }
+
+    #[test]
+    fn each_of_several_queues_gets_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = write(directory.path(), &label("b"), b"1").unwrap();
+        let (_lock, queue, body) = claim(&path, &labels(&["a", "b"])).unwrap().unwrap();
+        assert_eq!((queue, &*body), (QueueIndex(1), &b"1"[..]));
     }
 }

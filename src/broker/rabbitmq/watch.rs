@@ -27,8 +27,8 @@ pub(super) enum Signal {
         /// Its text.
         text: String,
     },
-    /// The server cancelled the consumer: the queue was deleted or lost its leader.
-    ConsumerCancelled,
+    /// The server cancelled the consumer of this tag: its queue was deleted or lost its leader.
+    ConsumerCancelled(String),
     /// The channel or connection is gone, without a word.
     Dropped,
 }
@@ -109,8 +109,9 @@ impl ChannelCallback for ChannelWatch {
         Ok(())
     }
 
-    async fn cancel(&mut self, _: &Channel, _: Cancel) -> Answer {
-        let _session_ended = self.signals.send(Signal::ConsumerCancelled);
+    async fn cancel(&mut self, _: &Channel, cancel: Cancel) -> Answer {
+        let consumer = cancel.consumer_tag().clone();
+        let _session_ended = self.signals.send(Signal::ConsumerCancelled(consumer));
         Ok(())
     }
 

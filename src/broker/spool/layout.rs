@@ -103,7 +103,7 @@ impl Layout {
         let at = Place {
             direction,
             address: directory.display().to_string(),
-            queue: queue.to_owned(),
+            queues: vec![queue.to_owned()],
         };
         let why = match queue {
             "" => Some("it is empty"),

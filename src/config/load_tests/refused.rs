@@ -216,6 +216,29 @@ fn lists_of_different_lengths_are_named_as_such() {
 }
 
 #[test]
+fn a_queue_that_is_named_twice_is_refused_unless_it_is_another_brokers() {
+    let twice = |kind, addresses| {
+        errors(&environment(&[
+            ("EWMS_PILOT_QUEUE_OUTGOING", "a;b;a"),
+            ("EWMS_PILOT_QUEUE_OUTGOING_BROKER_TYPE", kind),
+            ("EWMS_PILOT_QUEUE_OUTGOING_BROKER_ADDRESS", addresses),
+            // So that there is a problem in any case.
+            ("EWMS_PILOT_PREFETCH", "x"),
+        ]))
+    };
+    let (rabbitmq, spool) = ("rabbitmq;rabbitmq;rabbitmq", "spool;spool;spool");
+    for (kind, addresses) in [(rabbitmq, "mq/v;mq/v;mq:5672/v"), (spool, "x;x;x")] {
+        let text = twice(kind, addresses);
+        let refusal = "`EWMS_PILOT_QUEUE_OUTGOING` is `a`: it is there twice";
+        assert_eq!(text.matches(refusal).count(), 1, "{text}");
+    }
+    for (kind, addresses) in [(rabbitmq, "mq;mq;other"), (spool, "x;x;y")] {
+        let text = twice(kind, addresses);
+        assert!(!text.contains("twice"), "{text}");
+    }
+}
+
+#[test]
 fn quarantine_and_going_on_exclude_each_other() {
     let text = problem(&[
         ("EWMS_PILOT_QUARANTINE_TIME", "5"),

@@ -11,6 +11,10 @@ fn owner(generation: u64, tag: u64) -> Owner {
     }
 }
 
+fn fingerprint(body: &[u8]) -> Fingerprint {
+    Fingerprint::of(QueueIndex(0), body)
+}
+
 fn failed() -> Verdict {
     Verdict::Failed {
         reason: String::new(),
@@ -18,12 +22,12 @@ fn failed() -> Verdict {
 }
 
 fn again(table: &mut InFlight, body: &[u8], tag: u64) -> Recognised {
-    table.recognise(Fingerprint::of(body), owner(2, tag), Flag::Redelivered)
+    table.recognise(fingerprint(body), owner(2, tag), Flag::Redelivered)
 }
 
 fn running(body: &[u8]) -> (InFlight, EntryId) {
     let mut table = InFlight::default();
-    let id = table.enter(Fingerprint::of(body), owner(1, 7), Flag::First);
+    let id = table.enter(fingerprint(body), owner(1, 7), Flag::First);
     (table, id)
 }
 
@@ -43,7 +47,7 @@ fn a_running_event_that_comes_again_gets_the_new_tag() {
 #[test]
 fn one_delivery_adopts_one_event() {
     let (mut table, _) = running(A);
-    table.enter(Fingerprint::of(A), owner(1, 8), Flag::First);
+    table.enter(fingerprint(A), owner(1, 8), Flag::First);
     table.session_lost();
     assert_eq!(again(&mut table, A, 1), Recognised::Running);
     assert_eq!(again(&mut table, A, 2), Recognised::Running);
@@ -55,7 +59,7 @@ fn nothing_adopts_an_event_whose_session_lives_and_no_unflagged_delivery_adopts(
     let (mut table, _) = running(A);
     assert_eq!(again(&mut table, A, 3), Recognised::New);
     table.session_lost();
-    let fresh = table.recognise(Fingerprint::of(A), owner(2, 4), Flag::First);
+    let fresh = table.recognise(fingerprint(A), owner(2, 4), Flag::First);
     assert_eq!(fresh, Recognised::New);
     assert_eq!(again(&mut table, b"pixel 2", 5), Recognised::New);
 }
@@ -110,7 +114,7 @@ fn an_acknowledgement_is_forgotten_only_when_proven() {
 #[test]
 fn doubt_never_swallows_the_twin_of_an_event() {
     let (mut table, first) = running(A);
-    let second = table.enter(Fingerprint::of(A), owner(1, 8), Flag::First);
+    let second = table.enter(fingerprint(A), owner(1, 8), Flag::First);
     table.settle(first, &Verdict::Done, 1);
     table.session_lost();
     assert_eq!(again(&mut table, A, 3), Recognised::Running);
@@ -124,7 +128,7 @@ fn doubt_never_swallows_the_twin_of_an_event() {
 #[test]
 fn doubts_end_but_what_was_never_acknowledged_is_owed_on() {
     let (mut table, doubtful) = running(A);
-    let done = table.enter(Fingerprint::of(b"b"), owner(1, 8), Flag::First);
+    let done = table.enter(fingerprint(b"b"), owner(1, 8), Flag::First);
     table.settle(doubtful, &Verdict::Done, 1);
     table.session_lost();
     table.settle(done, &Verdict::Done, 1);
@@ -144,5 +148,38 @@ fn a_second_settlement_of_a_forgotten_event_sends_nothing() {
     assert_eq!(
         table.settle(id, &Verdict::Done, 2),
         Settling::GivenBackAlready
+    );
+}
+
+#[test]
+fn an_event_is_adopted_by_its_own_queue_only() {
+    let (mut table, first) = running(A);
+    let other_queue = Fingerprint::of(QueueIndex(1), A);
+    let second = table.enter(other_queue, owner(1, 8), Flag::First);
+    table.session_lost();
+    let ownerless = |table: &InFlight| [0, 1].map(|queue| table.ownerless_of(QueueIndex(queue)));
+    assert_eq!(ownerless(&table), [1, 1]);
+    let other =
+        |table: &mut InFlight, tag| table.recognise(other_queue, owner(2, tag), Flag::Redelivered);
+    assert_eq!(other(&mut table, 3), Recognised::Running);
+    assert_eq!(ownerless(&table), [1, 0]);
+    assert_eq!(other(&mut table, 4), Recognised::New);
+    assert_eq!(again(&mut table, A, 5), Recognised::Running);
+    for (id, tag) in [(first, 5), (second, 3)] {
+        let settling = table.settle(id, &Verdict::Done, 1);
+        assert_eq!(settling, Settling::Send(owner(2, tag)));
+    }
+}
+
+#[test]
+fn the_same_body_in_another_queue_is_no_twin() {
+    let (mut table, id) = running(A);
+    table.enter(Fingerprint::of(QueueIndex(1), A), owner(1, 8), Flag::First);
+    table.settle(id, &Verdict::Done, 1);
+    table.session_lost();
+    // Were it one, this doubt would not be trusted, and the event be run again.
+    assert_eq!(
+        again(&mut table, A, 3),
+        Recognised::Settled(id, Verdict::Done)
     );
 }
