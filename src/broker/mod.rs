@@ -21,12 +21,14 @@ use crate::config::AmqpAddress;
 use crate::ids::Generation;
 
 mod error;
+mod links;
 pub mod rabbitmq;
 mod resilience;
 mod several;
 pub mod spool;
 
 pub use error::{BrokerError, Direction, Place, PublishError, SettleError};
+pub use links::{Link, LinkState};
 pub use resilience::{BrokerStats, Patience, Resilience};
 pub use several::{Sinks, Sources, open_sinks, open_sources};
 
@@ -165,9 +167,11 @@ pub async fn open_source(
         Address::RabbitMq(address) => rabbitmq::open_source(queue, address, window, resilience)
             .await
             .map(Source::RabbitMq),
-        Address::Spool(directory) => spool::Source::open(queue, directory, window)
-            .await
-            .map(Source::Spool),
+        Address::Spool(directory) => {
+            let source = spool::Source::open(queue, directory, window).await?;
+            resilience.note(source.place(), LinkState::Up);
+            Ok(Source::Spool(source))
+        }
     }
 }
 
@@ -184,7 +188,11 @@ pub async fn open_sink(
         Address::RabbitMq(address) => rabbitmq::open_sink(queue, address, resilience)
             .await
             .map(Sink::RabbitMq),
-        Address::Spool(directory) => spool::Sink::open(queue, directory).await.map(Sink::Spool),
+        Address::Spool(directory) => {
+            let sink = spool::Sink::open(queue, directory).await?;
+            resilience.note(sink.place(), LinkState::Up);
+            Ok(Sink::Spool(sink))
+        }
     }
 }
 

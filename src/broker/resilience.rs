@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::Place;
+use super::links::{Link, LinkState, Links};
+
 /// Policy and counts, shared by all who hold a clone.
 #[derive(Debug, Clone)]
 pub struct Resilience(Arc<Shared>);
@@ -18,6 +21,7 @@ struct Shared {
     unsent: Option<PathBuf>,
     stats: Mutex<BrokerStats>,
     patience: watch::Sender<Patience>,
+    links: Links,
 }
 
 /// How long the pilot can wait for a broker that is away.
@@ -76,6 +80,7 @@ impl Resilience {
             unsent,
             stats: Mutex::default(),
             patience: watch::Sender::new(Patience::Configured),
+            links: Links::new(),
         }))
     }
 
@@ -85,6 +90,12 @@ impl Resilience {
         *self.lock()
     }
 
+    /// How each queue is connected, in the order in which they were; changes when that does.
+    #[must_use]
+    pub fn links(&self) -> watch::Receiver<Vec<Link>> {
+        self.0.links.watch()
+    }
+
     /// The pilot is to end: from now on nobody waits long for a broker that is away.
     pub fn hurry(&self) {
         self.0.patience.send_replace(Patience::Short);
@@ -92,6 +103,10 @@ impl Resilience {
 
     pub(super) fn count(&self, change: impl FnOnce(&mut BrokerStats)) {
         change(&mut self.lock());
+    }
+
+    pub(super) fn note(&self, at: &Place, state: LinkState) {
+        self.0.links.note(at, state);
     }
 
     pub(super) fn reconnect_within(&self) -> Duration {
