@@ -88,10 +88,10 @@ enum Words {
     Namespaces,
     /// Say what a pilot that runs on this machine does now: its tasks, its queues, its disk.
     ///
-    /// For a look from within its job (condor_ssh_to_job): reads the file ewms-pilot-status-ID.json that
-    /// the pilot keeps beside its ewms-pilot-data, and measures CPU (over half a second, in percent of a
-    /// core) and memory of its tasks. Without PATH it looks in the working directory, in HTCondor's
-    /// scratch directory, and in EWMS_PILOT_DATA_DIR_PARENT_PATH_ON_HOST. Exits with 0 if it found a pilot
+    /// For a person inside its job (condor_ssh_to_job): reads the file ewms-pilot-status-ID.json that the
+    /// pilot keeps beside its ewms-pilot-data, and measures CPU (over half a second, in percent of a core)
+    /// and memory of its tasks. Without PATH it searches the working directory, HTCondor's scratch
+    /// directory, and EWMS_PILOT_DATA_DIR_PARENT_PATH_ON_HOST. Exits with 0 if it found a pilot
     /// that runs, with 2 if there is none, or only what one left that was killed.
     #[expect(
         clippy::doc_markdown,

@@ -158,11 +158,12 @@ mod tests {
     fn what_is_written_is_read_again_by_its_owner_and_leaves_nothing_else_behind() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = path(directory.path(), "p");
+        let snapshot = snapshot();
         for _ in 0..2 {
-            write(&path, snapshot()).expect("written");
+            write(&path, snapshot.clone()).expect("written");
         }
         let found = read(&path).expect("it is one");
-        assert_eq!(found.tasks, snapshot().tasks);
+        assert_eq!(found.tasks, snapshot.tasks);
         assert!(found.facts.written_unix_secs > UnixTime(1.7e9));
         let mode = fs::metadata(&path).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);

@@ -10,7 +10,7 @@ use crate::records::UnixTime;
 use crate::report::format::{bytes, count, counted, one_line, round_seconds, seconds};
 
 /// A line of output is shown with at least so many characters, however narrow the terminal.
-const LINE_MIN: usize = 20;
+const LINE_MIN: usize = 10;
 /// As many characters of a task's id tell tasks apart; its directory begins with them.
 const ID_LENGTH: usize = 8;
 
