@@ -56,7 +56,9 @@ pub(super) fn follow_queues(keeper: &Keeper, resilience: &Resilience) {
     // Until the runtime ends.
     tokio::spawn(async move {
         while links.changed().await.is_ok() {
-            let queues = links.borrow_and_update().iter().map(queue).collect();
+            let mut queues: Vec<Queue> = links.borrow_and_update().iter().map(queue).collect();
+            // They are connected in the other order.
+            queues.sort_by(|a, b| a.direction.cmp(&b.direction));
             keeper.change(|snapshot| {
                 snapshot.facts.queues = queues;
                 snapshot.facts.reconnects = resilience.stats().reconnects;

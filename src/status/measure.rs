@@ -198,7 +198,22 @@ fn last_line(text: &str) -> Option<String> {
     let line = text
         .rsplit(['\n', '\r'])
         .find(|line| !line.trim().is_empty())?;
-    Some(report::format::one_line(line, LINE_MAX))
+    Some(report::format::one_line(&without_colours(line), LINE_MAX))
+}
+
+/// Leaves out what a terminal takes for colours and the like: `ESC [`, parameters, a letter. Nobody could
+/// read it; whatever else there is of control characters is replaced.
+fn without_colours(line: &str) -> String {
+    let mut parts = line.split("\x1b[");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let rest = part.trim_start_matches(|letter: char| matches!(letter, '\x20'..='\x3f'));
+        plain.push_str(
+            rest.strip_prefix(|letter: char| matches!(letter, '@'..='~'))
+                .unwrap_or(rest),
+        );
+    }
+    plain
 }
 
 #[cfg(test)]
@@ -212,7 +227,8 @@ mod tests {
             ("a\nb", Some("b")),
             ("a\n\n \n", Some("a")),
             ("10 %\r20 %\r", Some("20 %")),
-            ("a\x1b[2J", Some("a\u{fffd}[2J")),
+            ("\x1b[1;31mred\x1b[0m hat\x1b[", Some("red hat")),
+            ("a\x1b]0;b\x07", Some("a\u{fffd}]0;b\u{fffd}")),
             ("\n", None),
             ("", None),
         ] {
