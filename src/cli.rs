@@ -15,6 +15,7 @@ use crate::exit;
 use crate::preflight;
 use crate::process::GUARDIAN;
 use crate::report::{Output, Request};
+use crate::status;
 use crate::task::look::{self, Extent};
 
 /// What the user wants.
@@ -32,6 +33,8 @@ pub enum Command {
     Namespaces,
     /// Say what records add up to.
     Report(Request),
+    /// Say what the pilots of this job do now.
+    Status(status::Request),
     /// Print this: what was made of the definition of the command line itself.
     Print(Vec<u8>),
 }
@@ -83,6 +86,24 @@ enum Words {
     },
     #[command(name = preflight::NAMESPACES, hide = true)]
     Namespaces,
+    /// Say what a pilot that runs on this machine does now: its tasks, its queues, its disk.
+    ///
+    /// For a person inside its job (condor_ssh_to_job): reads the file ewms-pilot-status-ID.json that the
+    /// pilot keeps beside its ewms-pilot-data, and measures CPU (over half a second, in percent of a core)
+    /// and memory of its tasks. Without PATH it searches the working directory, HTCondor's scratch
+    /// directory, and EWMS_PILOT_DATA_DIR_PARENT_PATH_ON_HOST. Exits with 0 if it found a pilot
+    /// that runs, with 2 if there is none, or only what one left that was killed.
+    #[expect(
+        clippy::doc_markdown,
+        reason = "clap shows the comment as it is, backticks included"
+    )]
+    Status {
+        /// The directory that holds ewms-pilot-data, or a status file
+        path: Option<PathBuf>,
+        /// Print all that is known as JSON instead
+        #[arg(long)]
+        json: bool,
+    },
     /// Say what pilots and their tasks did, from the records that they brought home.
     Report {
         /// Record files (.jsonl, also as .gz or .zst), directories of them, or globs
@@ -131,6 +152,10 @@ fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, 
         Some(Words::Report { paths, html, json }) => Command::Report(Request {
             paths,
             page: html,
+            output: if json { Output::Json } else { Output::Table },
+        }),
+        Some(Words::Status { path, json }) => Command::Status(status::Request {
+            path,
             output: if json { Output::Json } else { Output::Table },
         }),
         Some(Words::Completions { shell }) => Command::Print(completions(shell)),
@@ -273,7 +298,7 @@ mod tests {
             let text = String::from_utf8(text)
                 .expect("it is text")
                 .replace('\\', "");
-            for shown in ["run", "check", "report", "html", "completions"] {
+            for shown in ["run", "check", "status", "report", "html", "completions"] {
                 assert!(
                     text.to_lowercase().contains(shown),
                     "{words:?} lacks {shown}"

@@ -17,11 +17,12 @@
 //! | [`chirp`] | what HTCondor is told while the pilot runs |
 //! | [`records`] | the file of what each task, and the pilot, did |
 //! | [`report`] | what the records of any number of pilots add up to |
+//! | [`status`] | what a person on the execution point sees of a running pilot, and the file for it |
 //! | [`stats`] | tallies, run-time statistics and their histogram |
 //! | [`telemetry`] | logging and the progress line |
 //! | [`fault`], [`exit`], [`ids`], [`signals`] | error names, exit codes, identities, signals of the pilot |
 //!
-//! A module uses only those below it: `cli` → `pilot` → `preflight` → `task` → `broker`, `container`, `process`,
+//! A module uses only those below it: `cli` → `pilot` → `preflight`, `status` → `task` → `broker`, `container`, `process`,
 //! `codec`, `chirp` (which never import each other) → `ids`, `fault`, `exit`. A test holds them to it.
 
 pub mod broker;
@@ -40,6 +41,7 @@ pub mod records;
 pub mod report;
 pub mod signals;
 pub mod stats;
+pub mod status;
 pub mod task;
 pub mod telemetry;
 
@@ -76,6 +78,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
             let exit = report::run(&request, &mut out, &mut io::stderr());
             Ok(exit.code().into())
         }
+        Command::Status(request) => show_status(&request),
         Command::Print(text) => {
             // Nobody left to read is no failure.
             let _unread = io::stdout().write_all(&text);
@@ -127,6 +130,20 @@ fn run_pilot() -> Result<ExitCode> {
 /// code has to say it alone, where `eprintln!` would panic.
 fn say(text: &impl Display) {
     let _unheard = writeln!(io::stderr(), "{text}");
+}
+
+/// Looks for pilots and shows them.
+fn show_status(request: &status::Request) -> Result<ExitCode> {
+    let places = if let Some(path) = &request.path {
+        vec![path.clone()]
+    } else {
+        let cwd = std::env::current_dir()
+            .wrap_err("the working directory is gone; name the one to look in")?;
+        config::data_parents(&std::env::vars_os().collect(), &cwd)
+    };
+    let mut out = BufWriter::new(io::stdout().lock());
+    let exit = status::run(&places, request.output, &mut out, &mut io::stderr());
+    Ok(exit.code().into())
 }
 
 /// Checks the machine and the brokers, and says on stdout what was found.

@@ -13,6 +13,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "pilot",
         &[
             "preflight",
+            "status",
             "task",
             "broker",
             "container",
@@ -33,6 +34,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "preflight",
         &["task", "container", "process", "fault", "exit", "ids"],
+    ),
+    (
+        "status",
+        &[
+            "task", "process", "records", "report", "stats", "exit", "ids",
+        ],
     ),
     (
         "task",

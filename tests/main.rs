@@ -35,6 +35,7 @@ mod several_queues;
 mod spool;
 mod spool_shared;
 mod statistics;
+mod status;
 mod support;
 mod survival;
 mod survival_signals;

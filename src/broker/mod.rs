@@ -22,13 +22,17 @@ use crate::ids::Generation;
 
 mod error;
 mod limit;
+mod links;
+mod place;
 pub mod rabbitmq;
 mod resilience;
 mod several;
 pub mod spool;
 
-pub use error::{BrokerError, Direction, Place, PublishError, SettleError};
+pub use error::{BrokerError, PublishError, SettleError};
 pub use limit::MessageLimit;
+pub use links::{Link, LinkState, Outages};
+pub use place::{Direction, Place};
 pub use resilience::{BrokerStats, Patience, Resilience};
 pub use several::{Sinks, Sources, open_sinks, open_sources};
 

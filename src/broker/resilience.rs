@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::MessageLimit;
+use super::links::{Link, LinkState, Links, Outages};
+use super::{MessageLimit, Place};
 
 /// Policy and counts, shared by all who hold a clone.
 #[derive(Debug, Clone)]
@@ -23,6 +24,7 @@ struct Shared {
     unsent: Option<PathBuf>,
     stats: Mutex<BrokerStats>,
     patience: watch::Sender<Patience>,
+    links: Links,
 }
 
 /// How long the pilot can wait for a broker that is away.
@@ -82,6 +84,7 @@ impl Resilience {
                 unsent,
                 stats: Mutex::default(),
                 patience: watch::Sender::new(Patience::Configured),
+                links: Links::new(),
             }),
             message_limit: MessageLimit::default(),
         }
@@ -106,6 +109,18 @@ impl Resilience {
         *self.lock()
     }
 
+    /// How each queue is connected, in the order in which they were; changes when that does.
+    #[must_use]
+    pub fn links(&self) -> watch::Receiver<Vec<Link>> {
+        self.shared.links.watch()
+    }
+
+    /// Connections that were lost.
+    #[must_use]
+    pub fn outages(&self) -> Outages {
+        self.shared.links.outages()
+    }
+
     /// The pilot is to end: from now on nobody waits long for a broker that is away.
     pub fn hurry(&self) {
         self.shared.patience.send_replace(Patience::Short);
@@ -113,6 +128,10 @@ impl Resilience {
 
     pub(super) fn count(&self, change: impl FnOnce(&mut BrokerStats)) {
         change(&mut self.lock());
+    }
+
+    pub(super) fn note(&self, at: &Place, state: LinkState) {
+        self.shared.links.note(at, state);
     }
 
     pub(super) fn reconnect_within(&self) -> Duration {

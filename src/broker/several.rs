@@ -15,8 +15,8 @@ use futures_util::future::{join_all, select_all, try_join_all};
 use tokio::time::Instant;
 
 use super::{
-    Address, BrokerError, Content, Delivery, Encoding, PublishError, Resilience, Sink, Source,
-    rabbitmq, spool,
+    Address, BrokerError, Content, Delivery, Encoding, LinkState, PublishError, Resilience, Sink,
+    Source, rabbitmq, spool,
 };
 use crate::config::AmqpAddress;
 
@@ -38,7 +38,9 @@ pub async fn open_sources(
                 Source::RabbitMq(rabbitmq::open_source(queues, address, window, resilience).await?)
             }
             Group::Spool(queue, directory) => {
-                Source::Spool(spool::Source::open(queue, directory, window).await?)
+                let source = spool::Source::open(queue, directory, window).await?;
+                resilience.note(source.place(), LinkState::Up);
+                Source::Spool(source)
             }
         };
         Ok(source)
@@ -68,7 +70,9 @@ pub async fn open_sinks(
             .await
             .map(Sink::RabbitMq),
         Group::Spool(queue, directory) => {
-            spool::Sink::open(queue, directory).await.map(Sink::Spool)
+            let sink = spool::Sink::open(queue, directory).await?;
+            resilience.note(sink.place(), LinkState::Up);
+            Ok(Sink::Spool(sink))
         }
     });
     let mut sinks = try_join_all(opening).await?;

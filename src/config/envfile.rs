@@ -15,7 +15,7 @@ use super::problem::Problem;
 pub const FILE_NAME: &str = "ewms_htcondor_envfile.sh";
 
 /// Where HTCondor puts a job's files.
-const SCRATCH: &str = "_CONDOR_SCRATCH_DIR";
+pub(super) const SCRATCH: &str = "_CONDOR_SCRATCH_DIR";
 
 /// The environment and, where it doesn't have a variable, the env file's. What is wrong with the
 /// file is added to `problems`; no file is fine.

@@ -17,6 +17,7 @@ mod jwt;
 mod limits;
 mod list;
 mod load;
+mod places;
 mod problem;
 mod queues;
 mod reader;
@@ -34,6 +35,7 @@ pub use envfile::FILE_NAME as ENV_FILE_NAME;
 pub use jwt::expiry;
 pub use limits::Limits;
 pub use load::{Environment, load};
+pub use places::data_parents;
 pub use problem::{ConfigErrors, Problem};
 pub use token_file::TokenFile;
 

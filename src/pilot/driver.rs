@@ -286,21 +286,17 @@ impl Driver<'_> {
     }
 
     fn outcome_of(&mut self, id: TaskId, report: Report) -> Outcome {
-        let held = self.held.get_mut(&id).map(|held| {
+        let (content, outcome) = match report.end {
+            TaskEnd::Output(content) => (Some(content), Outcome::Output),
+            TaskEnd::NoOutput => (None, Outcome::NoOutput),
+            TaskEnd::Failed(error) => (None, Outcome::Failed(error)),
+            TaskEnd::Interrupted => (None, Outcome::Interrupted),
+        };
+        if let Some(held) = self.held.get_mut(&id) {
             held.event = Some(report.event);
-            held
-        });
-        match report.end {
-            TaskEnd::Output(content) => {
-                if let Some(held) = held {
-                    held.content = Some(content);
-                }
-                Outcome::Output
-            }
-            TaskEnd::NoOutput => Outcome::NoOutput,
-            TaskEnd::Failed(error) => Outcome::Failed(error),
-            TaskEnd::Interrupted => Outcome::Interrupted,
+            held.content = content;
         }
+        outcome
     }
 
     fn perform_all(&mut self, actions: Vec<Action>) {

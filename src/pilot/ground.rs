@@ -17,7 +17,7 @@ use crate::preflight::{self, Check, Findings, Problem, Seen};
 use crate::process::{Guard, WillSender};
 use crate::task::disk::Budget;
 use crate::task::staging::{DataDirs, HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER};
-use crate::task::{ContainerPlan, Guards, Workbench, image};
+use crate::task::{ContainerPlan, Guards, Running, Workbench, image};
 use crate::telemetry::Progress;
 
 /// All that tasks need on this machine.
@@ -132,6 +132,7 @@ async fn on(
         verbosity: config.verbosity,
         proc: ProcMount::Own,
         log: progress.clone(),
+        running: Running::default(),
     };
     let task = async {
         images_seen?;

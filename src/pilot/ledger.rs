@@ -1,5 +1,5 @@
 //! Keeps the books: a record for each event from its arrival until it is settled, and the pilot's own.
-//! Told by the driver what happens, it decides nothing. The statistics at the end are made of the same
+//! Told by the driver what happens, it decides nothing; which tasks run, it tells the status file. The statistics at the end are made of the same
 //! records that go to the file.
 
 use std::collections::HashMap;
@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::Ended;
-use crate::broker::{Content, Delivery};
+use super::{Ended, shown};
+use crate::broker::{BrokerStats, Content, Delivery, Outages};
 use crate::config::Config;
 use crate::fault::{FaultClass, TaskError};
 use crate::ids::TaskId;
@@ -18,6 +18,7 @@ use crate::records::{
     Outcome, PilotEnd, PilotStart, Record, Source, TaskRecord, UnixTime, Writer, shorten,
 };
 use crate::stats::{Runtimes, Tally};
+use crate::status::Keeper;
 use crate::task::{Report, TaskEnd, Trace};
 
 /// The open and the closed books of one pilot.
@@ -32,6 +33,7 @@ pub struct Ledger {
     runtimes: Runtimes,
     end: PilotEnd,
     began: Instant,
+    keeper: Keeper,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +77,7 @@ impl Ledger {
         start.requested_disk_bytes = config.condor.request.disk;
         start.max_runtime_secs = config.limits.max_runtime.map(|time| time.as_secs_f64());
         let mut ledger = Self {
+            keeper: shown::start(config, &source),
             writer,
             source,
             open: HashMap::new(),
@@ -97,6 +100,12 @@ impl Ledger {
     #[must_use]
     pub fn source(&self) -> &Source {
         &self.source
+    }
+
+    /// What its status file is told.
+    #[must_use]
+    pub fn keeper(&self) -> &Keeper {
+        &self.keeper
     }
 
     /// When the pilot began.
@@ -153,8 +162,11 @@ impl Ledger {
             self.slots.len() - 1
         });
         self.slots[slot] = Slot::Taken(id);
+        let number = u32::try_from(slot + 1).ok();
+        self.keeper
+            .change(|snapshot| snapshot.begin(id.to_string(), number));
         if let Some(record) = self.open.get_mut(&id) {
-            record.slot = u32::try_from(slot + 1).ok();
+            record.slot = number;
             record.started_unix_secs = Some(UnixTime::now());
         }
     }
@@ -166,6 +178,7 @@ impl Ledger {
                 *slot = Slot::Free;
             }
         }
+        self.keeper.change(|snapshot| snapshot.end(&id.to_string()));
         let Some(record) = self.open.get_mut(&id) else {
             return;
         };
@@ -217,6 +230,13 @@ impl Ledger {
             };
             self.writer.write(&Record::Task(Box::new(record)));
         }
+    }
+
+    /// What outages of the broker did.
+    pub fn outages(&mut self, outages: Outages, stats: BrokerStats) {
+        self.end.broker_outages = outages.count;
+        self.end.broker_outage_secs = seconds(outages.time);
+        self.end.duplicates = stats.possible_duplicates();
     }
 
     /// The pilot ends: its last line. Tasks that nobody settled get theirs before it.

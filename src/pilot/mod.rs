@@ -19,6 +19,7 @@ mod ledger;
 mod pace;
 pub mod poison;
 mod reports;
+mod shown;
 pub mod state;
 mod summary;
 pub mod wall_time;
@@ -79,9 +80,10 @@ impl From<Fatal> for Ended {
 
 /// Runs a pilot to its end.
 pub async fn run(config: Config, mut signals: Signals, progress: Progress) -> Ended {
-    let reports = Reports::start(&config, progress.clone());
-    reports.status(Status::Started);
     let mut ledger = Ledger::open(&config);
+    let keeper = ledger.keeper().clone();
+    let reports = Reports::start(&config, progress.clone(), keeper.clone());
+    reports.status(Status::Started);
     let mut tally = Tally::default();
     let ended = live(
         &config,
@@ -103,6 +105,7 @@ pub async fn run(config: Config, mut signals: Signals, progress: Progress) -> En
         quarantine(&config, &mut signals).await;
         reports.flush().await;
     }
+    keeper.close().await;
     log_records(&config, &ledger);
     ended
 }
@@ -155,6 +158,7 @@ async fn live(
         }
     })?;
     let bench = Arc::new(bench);
+    shown::follow_containers(ledger.keeper(), &bench.running);
 
     if let Some(init) = &config.init {
         let plan = unless_signalled(signals, ground::plan(&bench, config, init)).await?;
@@ -167,6 +171,7 @@ async fn live(
 
     let resilience = Resilience::new(config.reconnect_timeout, config.data_parent.join("unsent"))
         .with_message_limit(MessageLimit::new(config.limits.message));
+    shown::follow_queues(ledger.keeper(), &resilience);
     let (source, sink) = unless_signalled(signals, connect(config, &resilience)).await?;
 
     let runner = Rc::new(Runner {
@@ -194,7 +199,7 @@ async fn live(
     ledger.connected();
     let extras = Extras {
         poison: Poison::new(config, ledger.source()),
-        wall_time: wall_time(config, ledger.began()),
+        wall_time: wall_time(config, ledger),
         disk_floor: config.limits.min_free_disk.map(|bytes| DiskFloor {
             directory: config.data_parent.clone(),
             bytes,
@@ -207,18 +212,21 @@ async fn live(
     };
     let finished = driver::run(rules, queues, runner, signals, reports, ledger, extras).await;
     *tally = finished.conclusion.tally;
+    ledger.outages(resilience.outages(), resilience.stats());
     summary::log(&finished, ledger);
     summary::log_outages(resilience.stats());
     summary::ended(&finished.conclusion)
 }
 
-fn wall_time(config: &Config, began: Instant) -> Option<WallTime> {
+fn wall_time(config: &Config, ledger: &Ledger) -> Option<WallTime> {
+    let began = ledger.began();
     let (limit, cause) = wall_time::earlier(began, config.limits.max_runtime, config.token_end)?;
     info!(
         seconds = limit.as_secs(),
         ?cause,
         "the time of this pilot is limited"
     );
+    shown::ends(ledger.keeper(), began, limit);
     WallTime::new(began, limit, config.kill_grace)
 }
 

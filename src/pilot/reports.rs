@@ -1,4 +1,5 @@
-//! Where the pilot's progress is told: the log, the terminal's progress line, and HTCondor.
+//! Where the pilot's progress is told: the log, the terminal's progress line, the status file, and
+//! HTCondor.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,6 +11,7 @@ use crate::chirp::{ChirpSettings, Destination, Reporter, Urgency, Value};
 use crate::config::{ChirpDestination, Config};
 use crate::exit::Exit;
 use crate::stats::Tally;
+use crate::status::Keeper;
 use crate::telemetry::{Counts, Progress};
 
 /// How long the end of a pilot waits for HTCondor to take its last words. On a sound EP it takes
@@ -21,12 +23,13 @@ const FLUSH: Duration = Duration::from_secs(5);
 pub struct Reports {
     progress: Progress,
     chirp: Reporter,
+    keeper: Keeper,
 }
 
 impl Reports {
     /// Starts reporting to HTCondor, if it is there and wanted.
     #[must_use]
-    pub fn start(config: &Config, progress: Progress) -> Self {
+    pub fn start(config: &Config, progress: Progress, keeper: Keeper) -> Self {
         let chirp = match (config.chirp, &config.condor.chirp_file) {
             (Some(chirp), Some(config_file)) => Reporter::start(ChirpSettings {
                 destination: match chirp.destination {
@@ -45,12 +48,18 @@ impl Reports {
         if let Some(site) = &config.condor.site {
             chirp.set("Site", Value::Text(site.clone()), Urgency::AtOnce);
         }
-        Self { progress, chirp }
+        Self {
+            progress,
+            chirp,
+            keeper,
+        }
     }
 
     /// The pilot entered a phase of its life.
     pub fn status(&self, status: Status) {
         info!(status = status.name(), "status");
+        self.keeper
+            .change(|snapshot| status.name().clone_into(&mut snapshot.facts.status));
         if status == Status::Started {
             let now = SystemTime::now()
                 .duration_since(UNIX_EPOCH)
@@ -74,12 +83,14 @@ impl Reports {
             failed: tally.failed,
             waiting: tally.pending().saturating_sub(running),
         });
+        self.keeper.change(|snapshot| snapshot.facts.events = tally);
         self.chirp_counts(tally, running, Urgency::WithinInterval);
     }
 
     /// The last counts: HTCondor is told now.
     pub fn final_counts(&self, tally: Tally) {
         self.progress.finish();
+        self.keeper.change(|snapshot| snapshot.facts.events = tally);
         self.chirp_counts(tally, 0, Urgency::AtOnce);
     }
 
@@ -111,6 +122,8 @@ impl Reports {
     /// The pilot ended; if badly, says why and whose fault it is.
     pub async fn ended(&self, ended: &Ended) {
         self.progress.finish();
+        self.keeper
+            .change(|snapshot| snapshot.facts.error.clone_from(&ended.last_line));
         if let Some(line) = &ended.last_line {
             self.chirp
                 .set("Error", Value::Text(line.clone()), Urgency::AtOnce);

@@ -24,6 +24,7 @@ pub use group::Usage;
 pub use guard::Guard;
 pub use guardian::{GUARDIAN, guard_until_end};
 pub use job::{Ended, EndedBy, ExitStatus, HardKill, Job, Leftovers, Limits, SpawnError};
+pub use proc::start_ticks;
 pub use supervise::supervise;
 pub use tend::Stops;
 pub use will::{Will, WillSender};

@@ -73,6 +73,14 @@ impl Stat {
     }
 }
 
+/// When the process `pid` began, in the kernel's ticks since boot, if it runs: with its pid that names
+/// it for good. `None` for one that has ended, whether somebody waited for it or not.
+#[must_use]
+pub fn start_ticks(pid: i32) -> Option<u64> {
+    let stat = Stat::of(Pid::from_raw(pid))?;
+    (!stat.is_zombie).then_some(stat.start.0)
+}
+
 /// Every number in `/proc` that is a process.
 fn pids() -> impl Iterator<Item = Pid> {
     fs::read_dir("/proc")

@@ -3,7 +3,7 @@
 use super::spread::{as_float, to_integer};
 
 /// `1,234,567`
-pub(super) fn count(number: u64) -> String {
+pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();
     for (index, digit) in digits.chars().enumerate() {
@@ -16,7 +16,7 @@ pub(super) fn count(number: u64) -> String {
 }
 
 /// `1 pilot`, `2,000 pilots`
-pub(super) fn counted(number: u64, noun: &str) -> String {
+pub(crate) fn counted(number: u64, noun: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{} {noun}{plural}", count(number))
 }
@@ -46,7 +46,7 @@ pub(super) fn share(part: u64, whole: u64) -> String {
 }
 
 /// `0.35 s`, `12.3 s`, `4 min 5 s`, `3 h 20 min`, `5 d 3 h`; three or four digits in all.
-pub(super) fn seconds(seconds: f64) -> String {
+pub(crate) fn seconds(seconds: f64) -> String {
     let whole = to_integer(seconds);
     match seconds {
         ..9.95 => format!("{seconds:.2} s"),
@@ -58,7 +58,7 @@ pub(super) fn seconds(seconds: f64) -> String {
 }
 
 /// The same for a round number: `10 s`, `0.5 s`, `20 min`.
-pub(super) fn round_seconds(value: f64) -> String {
+pub(crate) fn round_seconds(value: f64) -> String {
     if value < 99.5 {
         format!("{} s", (value * 1e3).round() / 1e3)
     } else {
@@ -75,7 +75,7 @@ fn two(seconds: u64, large: u64, large_name: &str, small: u64, small_name: &str)
 }
 
 /// `512 B`, `1.5 GiB`
-pub(super) fn bytes(bytes: f64) -> String {
+pub(crate) fn bytes(bytes: f64) -> String {
     let mut value = bytes;
     for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {
         if value < 1023.5 || unit == "TiB" {
@@ -116,7 +116,7 @@ fn civil(unix_secs: f64) -> (u64, u64, u64, u64) {
 
 /// A text of several lines in one of at most so many characters: its first line, or its first and last,
 /// because the last line of a traceback says what happened.
-pub(super) fn one_line(text: &str, most: usize) -> String {
+pub(crate) fn one_line(text: &str, most: usize) -> String {
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let first = lines.next().unwrap_or("(no text)");
     let line = match lines.next_back() {

@@ -17,7 +17,7 @@
 
 mod charts;
 mod fleet;
-mod format;
+pub(crate) mod format;
 mod input;
 mod line;
 mod note;

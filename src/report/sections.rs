@@ -124,7 +124,7 @@ fn events(report: &Report) -> Table {
     table.fact(
         "duplicates",
         count(events.duplicates),
-        "done already, not run again",
+        "results that may be there twice, after an outage",
     );
     if events.no_output > 0 {
         table.fact("done without output", count(events.no_output), "");

@@ -8,15 +8,15 @@ use std::path::Path;
 use nix::unistd::{SysconfVar, sysconf};
 
 /// A process by its number, as `/proc` names it.
-pub(super) type Pid = i32;
+pub type Pid = i32;
 
 /// One look at a container's processes.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Census {
+pub struct Census {
     pids: Vec<Pid>,
     rss_pages: u64,
     /// Clock ticks of CPU time, those of children that were waited for included.
-    pub(super) ticks: u64,
+    pub ticks: u64,
 }
 
 /// The child of ours whose standard output is the file `stdout`: the first process of a container.
@@ -48,22 +48,37 @@ pub(super) fn sacrifice(leader: Pid) {
     }
 }
 
-impl Census {
-    /// `leader` and all that descend from it, or are in its session.
-    pub(super) fn take(leader: Pid) -> Self {
+/// One look at all processes of the machine, for censuses of any number of containers.
+#[derive(Debug)]
+pub struct Everybody {
+    found: HashMap<Pid, Stat>,
+    by_parent: HashMap<Pid, Vec<Pid>>,
+}
+
+impl Everybody {
+    /// Looks.
+    #[must_use]
+    pub fn look() -> Self {
         let mut found: HashMap<Pid, Stat> = HashMap::new();
         let mut by_parent: HashMap<Pid, Vec<Pid>> = HashMap::new();
         for (pid, stat) in pids().filter_map(|pid| Some((pid, Stat::read(pid)?))) {
             by_parent.entry(stat.parent).or_default().push(pid);
             found.insert(pid, stat);
         }
+        Self { found, by_parent }
+    }
+
+    /// `leader` and all that descend from it, or are in its session.
+    #[must_use]
+    pub fn below(&self, leader: Pid) -> Census {
+        let Self { found, by_parent } = self;
         let session = found
             .iter()
             .filter(|(_, stat)| stat.session == leader)
             .map(|(pid, _)| *pid);
         let mut left: Vec<Pid> = session.chain([leader]).collect();
         let mut seen = HashSet::new();
-        let mut census = Self::default();
+        let mut census = Census::default();
         while let Some(pid) = left.pop() {
             let Some(stat) = found.get(&pid).filter(|_| seen.insert(pid)) else {
                 continue;
@@ -78,11 +93,25 @@ impl Census {
         }
         census
     }
+}
+
+impl Census {
+    /// `leader` and all that descend from it, or are in its session.
+    pub(super) fn take(leader: Pid) -> Self {
+        Everybody::look().below(leader)
+    }
+
+    /// How many processes there are.
+    #[must_use]
+    pub fn processes(&self) -> usize {
+        self.pids.len()
+    }
 
     /// The resident memory of all, in bytes. Pages that several share are counted for each of them,
     /// which is cheap to know; only when that is more than `limit`, each is asked for its fair share,
     /// which makes the kernel walk through its memory.
-    pub(super) fn memory(&self, limit: u64) -> u64 {
+    #[must_use]
+    pub fn memory(&self, limit: u64) -> u64 {
         let rss = self.rss_pages.saturating_mul(page_bytes());
         if rss <= limit {
             return rss;
@@ -91,6 +120,7 @@ impl Census {
     }
 }
 
+#[derive(Debug)]
 struct Stat {
     parent: Pid,
     session: Pid,
@@ -168,7 +198,8 @@ fn page_bytes() -> u64 {
 }
 
 /// Clock ticks a second.
-pub(super) fn ticks_per_second() -> u64 {
+#[must_use]
+pub fn ticks_per_second() -> u64 {
     sysconf(SysconfVar::CLK_TCK)
         .ok()
         .flatten()

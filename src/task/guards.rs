@@ -15,6 +15,7 @@ use tracing::{debug, warn};
 
 use super::capped::Written;
 use super::census::{self, Census, Pid};
+use super::running::Entered;
 use crate::fault::TaskError;
 use crate::process::{Will, WillSender};
 
@@ -56,10 +57,11 @@ pub(super) fn identity(file: &fs::File) -> std::io::Result<(u64, u64)> {
 
 impl Guards {
     /// Watches until something is wrong, then tells the task and returns what it was; else never. Notes
-    /// the most memory that it saw in `peak`.
+    /// the most memory that it saw in `peak`, and the container's first process where it was `entered`.
     pub(super) async fn watch(
         self,
         signs: Signs,
+        entered: &Entered,
         will: &WillSender,
         peak: &mut Option<u64>,
     ) -> TaskError {
@@ -67,6 +69,7 @@ impl Guards {
             debug!("the first process of a container is not to be seen");
             return std::future::pending().await;
         };
+        entered.found(leader);
         let Some(pace) = self.pace() else {
             return std::future::pending().await;
         };

@@ -10,6 +10,7 @@ use tracing::{error, warn};
 use super::blame::{self, Blame, Stderr};
 use super::capped::Capped;
 use super::guards::{self, Guards, Signs};
+use super::running::Entered;
 use super::staging::{HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER, Stage, TaskIo};
 use super::{ContainerPlan, Trace, Workbench};
 use crate::config::DumpOutput;
@@ -102,7 +103,10 @@ async fn start_to_end(
     let own_will = WillSender::new();
     own_will.advance(*will.borrow());
     let run = process::supervise(&bench.guard, job, limits, own_will.subscribe());
-    let (ended, breach) = guarded(run, guards, signs, will.clone(), &own_will, trace).await;
+    let entered = bench.running.enter(stage.name());
+    let watched = (guards, signs, &entered);
+    let (ended, breach) = guarded(run, watched, will.clone(), &own_will, trace).await;
+    drop(entered);
     let ended = ended.map_err(|error| setup_error(&error, FaultClass::Ep))?;
     out.finish("stdoutfile").await;
     err.finish("stderrfile").await;
@@ -127,8 +131,7 @@ async fn start_to_end(
 /// The container's run under its guards, and what one of them ended it for.
 async fn guarded(
     run: impl Future<Output = Result<Ended, SpawnError>>,
-    guards: Guards,
-    signs: Signs,
+    (guards, signs, entered): (Guards, Signs, &Entered),
     pilots_will: watch::Receiver<Will>,
     own_will: &WillSender,
     trace: &mut Trace,
@@ -136,7 +139,8 @@ async fn guarded(
     let mut run = std::pin::pin!(run);
     let mut forwarded = std::pin::pin!(guards::forward(pilots_will, own_will));
     let breach = {
-        let mut watch = std::pin::pin!(guards.watch(signs, own_will, &mut trace.container_memory));
+        let mut watch =
+            std::pin::pin!(guards.watch(signs, entered, own_will, &mut trace.container_memory));
         tokio::select! {
             biased;
             ended = &mut run => return (ended, None),

@@ -12,7 +12,7 @@ use crate::telemetry::Progress;
 
 mod blame;
 mod capped;
-mod census;
+pub mod census;
 pub mod disk;
 mod guards;
 pub mod image;
@@ -22,6 +22,7 @@ mod launch;
 pub mod look;
 pub mod probe;
 mod run;
+mod running;
 pub mod staging;
 mod trace;
 
@@ -29,6 +30,7 @@ pub use blame::write_something;
 pub use guards::Guards;
 pub use keepsake::Keepsake;
 pub use run::{Report, Runner, TaskEnd};
+pub use running::{Containers, Running};
 pub use trace::Trace;
 
 use staging::DataDirs;
@@ -64,6 +66,8 @@ pub struct Workbench {
     pub proc: ProcMount,
     /// Where containers' output is shown.
     pub log: Progress,
+    /// The containers that run now.
+    pub running: Running,
 }
 
 /// What to run: the tasks' container, or the init container.

@@ -32,7 +32,17 @@ pub const INPUTS_IN_CONTAINER: &str = "/ewms-pilot-data/input-files";
 /// Where a task's own directory is in its container.
 pub const IO_IN_CONTAINER: &str = "/ewms-pilot-data/task-io";
 const IO_DIR: &str = "task-io";
+const OUTPUTS_DIR: &str = "outputs";
+const OUTPUT_FILES: [&str; 2] = ["stdoutfile", "stderrfile"];
 const SCRATCH_DIR: &str = "ewms-pilot-scratch";
+
+/// Where the container `name` of a pilot, whose data are in `parent`, keeps its standard output and
+/// standard error.
+#[must_use]
+pub fn outputs_of(parent: &Path, name: &str) -> [PathBuf; 2] {
+    let outputs = parent.join(DATA_DIR).join(name).join(OUTPUTS_DIR);
+    OUTPUT_FILES.map(|file| outputs.join(file))
+}
 
 /// The directories that outlive a task.
 #[derive(Debug, Clone)]
@@ -142,22 +152,29 @@ impl Stage {
         container::scrub(text, &replacements)
     }
 
+    /// The name of its directories: a task's id, or `init-` and one.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let name = self.dir.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
     /// Holds `stdoutfile` and `stderrfile`.
     #[must_use]
     pub fn outputs(&self) -> PathBuf {
-        self.dir.join("outputs")
+        self.dir.join(OUTPUTS_DIR)
     }
 
     /// The container's standard output.
     #[must_use]
     pub fn stdout(&self) -> PathBuf {
-        self.outputs().join("stdoutfile")
+        self.outputs().join(OUTPUT_FILES[0])
     }
 
     /// The container's standard error.
     #[must_use]
     pub fn stderr(&self) -> PathBuf {
-        self.outputs().join("stderrfile")
+        self.outputs().join(OUTPUT_FILES[1])
     }
 
     /// The directory for `apptainer --workdir`.

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::publish::{Command, Session};
 use super::retry;
-use crate::broker::{BrokerError, Patience, Place, Resilience};
+use crate::broker::{BrokerError, LinkState, Patience, Place, Resilience};
 use crate::config::AmqpAddress;
 use crate::ids::Generation;
 
@@ -56,6 +56,7 @@ impl Keeper {
         resilience: Resilience,
     ) -> (Self, watch::Receiver<Line>) {
         let (line, lines) = watch::channel(up(&session));
+        resilience.note(&at, LinkState::Up);
         let keeper = Self {
             at,
             address,
@@ -96,6 +97,7 @@ impl Keeper {
             };
             tracing::warn!(%error, "the outgoing queue's session is lost; results wait");
             self.line.send_replace(Line::Down);
+            self.note(LinkState::Down(error.to_string()));
             tokio::select! {
                 biased;
                 // Nothing is there that could be closed in order: dropping `done` says so.
@@ -103,7 +105,12 @@ impl Keeper {
                 session = self.reopen(error, &mut tried, denied_since) => self.session = session,
             }
             self.line.send_replace(up(&self.session));
+            self.note(LinkState::Up);
         }
+    }
+
+    fn note(&self, state: LinkState) {
+        self.resilience.note(&self.at, state);
     }
 
     async fn reopen(
@@ -143,6 +150,7 @@ impl Keeper {
                     }
                     () = sleep_until(give_up_at), if !is_given_up => {
                         self.line.send_replace(Line::GivenUp(error.clone()));
+                        self.note(LinkState::GivenUp(error.to_string()));
                     }
                 }
             };
@@ -157,6 +165,7 @@ impl Keeper {
                     *tried = tried.saturating_add(1);
                     let down_secs = down_since.elapsed().as_secs();
                     tracing::warn!(error = %failed, down_secs, tried, "the outgoing queue can't be reached yet");
+                    self.note(LinkState::Down(failed.to_string()));
                     error = failed;
                 }
             }

@@ -25,7 +25,7 @@ use super::consume::{Report, Session};
 use super::inflight::{EntryId, Fingerprint, Owner, Recognised, Settling};
 use super::retry;
 use super::source::Desk;
-use crate::broker::{BrokerError, Patience, Place, Resilience, Verdict};
+use crate::broker::{BrokerError, LinkState, Patience, Place, Resilience, Verdict};
 use crate::config::AmqpAddress;
 use crate::ids::Generation;
 
@@ -119,6 +119,7 @@ impl Supervisor {
         let generation = session.generation();
         let now = Instant::now();
         desk.with(|state| state.live = Some((generation, now)));
+        resilience.note(&at, LinkState::Up);
         Self {
             at,
             address,
@@ -326,8 +327,11 @@ impl Supervisor {
 
     fn retry(&mut self, error: BrokerError) {
         let limit = self.resilience.reconnect_within();
+        let note = |state| self.resilience.note(&self.at, state);
+        note(LinkState::Down(error.to_string()));
         if self.wanted && self.down_since.elapsed() >= limit {
             self.wanted = false;
+            note(LinkState::GivenUp(error.to_string()));
             // Tasks that run may still be acknowledged, if it comes back in their time.
             self.desk.with(|state| state.given_up = Some(error));
         }
@@ -359,6 +363,7 @@ impl Supervisor {
         let (generation, down_secs) = (self.generation, self.down_since.elapsed().as_secs());
         tracing::info!(at = %self.at, generation = generation.0, down_secs, "the incoming queue is back");
         self.resilience.count(|stats| stats.reconnects += 1);
+        self.resilience.note(&self.at, LinkState::Up);
         self.link = Link::Up(session);
         self.up_since = now;
         self.recover_until = Some(now + RECOVER_WITHIN);

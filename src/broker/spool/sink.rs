@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::layout::{Layout, Trouble};
 use super::{died, off_the_loop};
-use crate::broker::{BrokerError, Content, Direction, FileFormat, PublishError};
+use crate::broker::{BrokerError, Content, Direction, FileFormat, Place, PublishError};
 
 /// Results in flight, and their bytes.
 const PUBLISHES_MAX: usize = 32;
@@ -38,6 +38,10 @@ impl Sink {
             slots,
             bytes,
         })
+    }
+
+    pub(in crate::broker) fn place(&self) -> &Place {
+        &self.layout.at
     }
 
     pub(in crate::broker) fn publish(

@@ -19,7 +19,9 @@ use super::keeper::Keeper;
 use super::layout::{Layout, Trouble};
 use super::notices::{Notice, Notices};
 use super::{died, off_the_loop};
-use crate::broker::{BrokerError, Content, Delivery, Direction, ReceiptKind, SettleError, Verdict};
+use crate::broker::{
+    BrokerError, Content, Delivery, Direction, Place, ReceiptKind, SettleError, Verdict,
+};
 use crate::ids::Generation;
 
 /// How soon an empty queue is looked at again where no notice comes: from a second to five, while
@@ -100,6 +102,10 @@ impl Source {
             look_at: Instant::now(),
             stopped: false,
         })
+    }
+
+    pub(in crate::broker) fn place(&self) -> &Place {
+        &self.desk.layout.at
     }
 
     pub(in crate::broker) async fn recv(&mut self) -> Result<Delivery, BrokerError> {

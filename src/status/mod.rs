@@ -1,0 +1,117 @@
+//! What a person on the execution point can see of a running pilot: the file that the pilot writes, and
+//! the command that reads it and measures the rest. Talks to the file system and `/proc`; the pilot
+//! tells it what changed and never waits for it. Apart, because a pilot that nobody looks at must not
+//! pay for being looked at: no socket, no timer, no measuring. What changes all the time, as CPU time
+//! does, is measured by whoever asks.
+//!
+//! | file | what it is |
+//! | --- | --- |
+//! | `snapshot` | the format, as types |
+//! | `file` | gets it on disk and back |
+//! | `board` | when a change is due to be written; pure |
+//! | `keeper` | the pilot's end: takes changes, writes them |
+//! | `find` | the reader's end: where files are, and whether their pilots live |
+//! | `measure` | what is measured when somebody looks |
+//! | `show` | all of it as text; pure |
+//!
+//! # The file, format 1
+//!
+//! `ewms-pilot-status-<pilot id>.json`, beside `ewms-pilot-data/`, readable by the pilot's user only: one
+//! JSON object, replaced as a whole when something in it changes, at most once a second, and removed at
+//! the pilot's end. One that is still there without its process is that of a pilot that was killed. It
+//! holds no token or password. A reader skips fields that it doesn't know. Times are seconds since 1970.
+//!
+//! | field | type | meaning |
+//! | --- | --- | --- |
+//! | `format` | integer | 1 |
+//! | `version` | text | of the pilot |
+//! | `pilot_id` | text | as in the records |
+//! | `job_id` | text or null | HTCondor's `ClusterId.ProcId` |
+//! | `site` | text or null | as in the records |
+//! | `process` | object | `host`, `boot_id`, `pid_namespace`, `pid` and `start_ticks` (field 22 of `/proc/PID/stat`): one process for good |
+//! | `started_unix_secs`, `written_unix_secs` | number | |
+//! | `ends_unix_secs` | number or null | when its wall time, or its token, is over |
+//! | `status` | text | `Started`, `Tasking`, …: what HTCondor is told, too |
+//! | `error` | text or null | the pilot's last line, once it failed |
+//! | `slots`, `window` | integer | tasks that may run at once; unsettled events held at most |
+//! | `events` | object | counts: `received`, `started`, `succeeded`, `failed`, `given_back`, `dead_lettered`, `rejected`, `published`, `no_output` |
+//! | `reconnects` | integer | sessions with a broker that were replaced |
+//! | `queues` | list | each with `direction`, `queue`, `address`, `link` (`up`, `down`, `given_up`), `since_unix_secs`, `error` |
+//! | `tasks` | object | by task id (or `init-…`): `slot`, `started_unix_secs`, `pid` of the container's first process once it is known; their outputs are in `ewms-pilot-data/<id>/outputs/` |
+
+mod board;
+mod file;
+mod find;
+mod keeper;
+mod measure;
+mod show;
+mod snapshot;
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+
+pub use crate::report::Output;
+pub use keeper::Keeper;
+pub use snapshot::{Facts, LinkState, Process, Queue, Snapshot, Task};
+
+use crate::exit::Exit;
+use find::Liveness;
+
+/// Where no terminal says how wide it is.
+const WIDTH: usize = 120;
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// A directory to look in, or a status file; otherwise where pilots keep their data.
+    pub path: Option<PathBuf>,
+    /// For whom.
+    pub output: Output,
+}
+
+/// Shows the pilots whose files are in `places`. Succeeds when one of them runs, or may run where that
+/// can't be told from here.
+pub fn run(
+    places: &[PathBuf],
+    output: Output,
+    out: &mut impl Write,
+    complaints: &mut impl Write,
+) -> Exit {
+    // With nobody left to read, the exit code has to say it alone.
+    let mut complain = |text: String| drop(writeln!(complaints, "ewms-pilot status: {text}"));
+    let found = find::pilots(places);
+    for problem in found.problems {
+        complain(problem.to_string());
+    }
+    let views = measure::views(found.pilots);
+    let runs = views.iter().any(|view| view.state != Liveness::Dead);
+    if views.is_empty() {
+        complain(find::nothing(places));
+    }
+    let text = match output {
+        Output::Json => serde_json::to_string_pretty(&views)
+            .map(|text| text + "\n")
+            .map_err(io::Error::from),
+        Output::Table => Ok(show::text(&views, width())),
+    };
+    match text.and_then(|text| out.write_all(text.as_bytes()).and_then(|()| out.flush())) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            complain(format!("can't write the answer: {error}"));
+            Exit::ExecutionPoint
+        }
+        _ if runs => Exit::Success,
+        _ => Exit::Configuration,
+    }
+}
+
+/// Columns of the terminal.
+fn width() -> usize {
+    let stdout = io::stdout();
+    if !stdout.is_terminal() {
+        return WIDTH;
+    }
+    match rustix::termios::tcgetwinsize(&stdout) {
+        Ok(size) if size.ws_col > 0 => usize::from(size.ws_col),
+        _ => WIDTH,
+    }
+}

@@ -1,0 +1,206 @@
+//! What the status file says, as types; see the module for what each field means. Data only, and how it
+//! changes.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use serde::{Deserialize, Serialize};
+
+use crate::process;
+use crate::records::UnixTime;
+use crate::stats::Tally;
+use crate::task::Containers;
+
+/// The version of the format.
+pub(super) const FORMAT: u32 = 1;
+
+/// All that a pilot says of itself.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Of the pilot.
+    #[serde(flatten)]
+    pub facts: Facts,
+    /// What runs, by the names of the containers' directories.
+    #[serde(default)]
+    pub tasks: BTreeMap<String, Task>,
+}
+
+/// All but the tasks.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Facts {
+    /// 1; set when it is written.
+    pub format: u32,
+    /// See [`version`](super).
+    pub version: String,
+    /// See [`pilot_id`](super).
+    pub pilot_id: String,
+    /// See [`job_id`](super).
+    pub job_id: Option<String>,
+    /// See [`site`](super).
+    pub site: Option<String>,
+    /// See [`process`](super).
+    pub process: Process,
+    /// See [`started_unix_secs`](super).
+    pub started_unix_secs: UnixTime,
+    /// Set when it is written.
+    pub written_unix_secs: UnixTime,
+    /// See [`ends_unix_secs`](super).
+    pub ends_unix_secs: Option<UnixTime>,
+    /// See [`status`](super).
+    pub status: String,
+    /// See [`error`](super).
+    pub error: Option<String>,
+    /// See [`slots`](super).
+    pub slots: u32,
+    /// See [`window`](super).
+    pub window: u32,
+    /// See [`events`](super).
+    pub events: Tally,
+    /// See [`reconnects`](super).
+    pub reconnects: u64,
+    /// See [`queues`](super).
+    pub queues: Vec<Queue>,
+}
+
+/// Names one process for good.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Process {
+    /// The machine's name, for people.
+    pub host: String,
+    /// Which run of which machine's kernel.
+    pub boot_id: String,
+    /// In which a pid means something.
+    pub pid_namespace: String,
+    /// Its number.
+    pub pid: i32,
+    /// When it began, in the kernel's ticks.
+    pub start_ticks: u64,
+}
+
+impl Process {
+    /// This one. What can't be known is empty.
+    #[must_use]
+    pub fn own() -> Self {
+        let text = |path| fs::read_to_string(path).unwrap_or_default();
+        let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+        let pid = i32::try_from(std::process::id()).unwrap_or_default();
+        Self {
+            host: nix::unistd::gethostname()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            boot_id: text("/proc/sys/kernel/random/boot_id").trim().to_owned(),
+            pid_namespace: namespace.to_string_lossy().into_owned(),
+            pid,
+            start_ticks: process::start_ticks(pid).unwrap_or_default(),
+        }
+    }
+}
+
+/// A queue and its connection.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Queue {
+    /// `incoming` or `outgoing`
+    pub direction: String,
+    /// Its name.
+    pub queue: String,
+    /// `host:port`, or the spool directory.
+    pub address: String,
+    /// How it is connected.
+    pub link: LinkState,
+    /// Since when.
+    pub since_unix_secs: UnixTime,
+    /// Why it isn't.
+    #[serde(default)]
+    pub error: Option<String>,
+}
+
+/// How a queue is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkState {
+    /// It can be used.
+    Up,
+    /// It is lost, and tried again.
+    Down,
+    /// It was away for longer than is borne.
+    GivenUp,
+}
+
+/// A container that runs, is about to, or whose files are being collected.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Task {
+    /// From 1; the init container has none.
+    pub slot: Option<u32>,
+    /// When its staging began.
+    pub started_unix_secs: UnixTime,
+    /// The container's first process, while there is one.
+    pub pid: Option<i32>,
+}
+
+impl Snapshot {
+    /// A task began.
+    pub fn begin(&mut self, id: String, slot: Option<u32>) {
+        let task = Task {
+            slot,
+            started_unix_secs: UnixTime::now(),
+            pid: None,
+        };
+        self.tasks.insert(id, task);
+    }
+
+    /// A task is through.
+    pub fn end(&mut self, id: &str) {
+        self.tasks.remove(id);
+    }
+
+    /// These containers run. One that is no task's is the init container's.
+    pub fn contain(&mut self, running: &Containers) {
+        self.tasks
+            .retain(|name, task| task.slot.is_some() || running.contains_key(name));
+        for (name, pid) in running {
+            if !self.tasks.contains_key(name) {
+                self.begin(name.clone(), None);
+            }
+            if let Some(task) = self.tasks.get_mut(name) {
+                task.pid = *pid;
+            }
+        }
+        for (name, task) in &mut self.tasks {
+            if !running.contains_key(name) {
+                task.pid = None;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_is_there_from_its_staging_on_and_has_a_process_while_its_container_runs() {
+        let mut snapshot = Snapshot::default();
+        snapshot.begin("a".into(), Some(1));
+        let pid = |snapshot: &Snapshot| snapshot.tasks.get("a").map(|task| task.pid);
+        snapshot.contain(&Containers::from([("a".into(), Some(7))]));
+        assert_eq!(pid(&snapshot), Some(Some(7)));
+        snapshot.contain(&Containers::new());
+        assert_eq!(pid(&snapshot), Some(None), "its files are collected");
+        snapshot.end("a");
+        assert_eq!(pid(&snapshot), None);
+    }
+
+    #[test]
+    fn the_init_container_is_there_without_a_slot() {
+        let mut snapshot = Snapshot::default();
+        snapshot.contain(&Containers::from([("init-a".into(), Some(7))]));
+        let task = &snapshot.tasks["init-a"];
+        assert_eq!((task.slot, task.pid), (None, Some(7)));
+        assert!(task.started_unix_secs > UnixTime(1.7e9));
+        snapshot.contain(&Containers::new());
+        assert!(snapshot.tasks.is_empty());
+    }
+}
