@@ -88,6 +88,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
 }
 
 fn run_pilot() -> Result<ExitCode> {
+    process::spare_memory();
     let cwd = std::env::current_dir()
         .wrap_err("the working directory is gone; start in one that exists")?;
     let environment: BTreeMap<OsString, OsString> = std::env::vars_os().collect();

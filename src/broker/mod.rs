@@ -21,6 +21,7 @@ use crate::config::AmqpAddress;
 use crate::ids::Generation;
 
 mod error;
+mod leave;
 mod limit;
 mod links;
 mod place;
@@ -30,6 +31,7 @@ mod several;
 pub mod spool;
 
 pub use error::{BrokerError, PublishError, SettleError};
+pub use leave::{Leave, LeaveGiver};
 pub use limit::MessageLimit;
 pub use links::{Link, LinkState, Outages};
 pub use place::{Direction, Place};

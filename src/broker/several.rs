@@ -15,12 +15,12 @@ use futures_util::future::{join_all, select_all, try_join_all};
 use tokio::time::Instant;
 
 use super::{
-    Address, BrokerError, Content, Delivery, Encoding, LinkState, PublishError, Resilience, Sink,
-    Source, rabbitmq, spool,
+    Address, BrokerError, Content, Delivery, Encoding, Leave, LinkState, PublishError, Resilience,
+    Sink, Source, rabbitmq, spool,
 };
 use crate::config::AmqpAddress;
 
-/// Opens all queues that events come from. Each may hold `window` unsettled events; more than one
+/// Opens all queues that events come from, and takes none before there is `leave`. Each may hold `window` unsettled events; more than one
 /// pilot's tasks need are then held only while several queues are full.
 ///
 /// # Errors
@@ -30,13 +30,14 @@ pub async fn open_sources(
     queues: &[(&str, Address<'_>)],
     window: NonZeroU32,
     resilience: &Resilience,
+    leave: &Leave,
 ) -> Result<Source, BrokerError> {
     let groups = groups(queues);
     let opening = groups.iter().map(async |group| {
         let source = match group {
-            Group::RabbitMq(queues, address) => {
-                Source::RabbitMq(rabbitmq::open_source(queues, address, window, resilience).await?)
-            }
+            Group::RabbitMq(queues, address) => Source::RabbitMq(
+                rabbitmq::open_source(queues, address, window, resilience, leave).await?,
+            ),
             Group::Spool(queue, directory) => {
                 let source = spool::Source::open(queue, directory, window).await?;
                 resilience.note(source.place(), LinkState::Up);
@@ -305,7 +306,7 @@ mod tests {
         put(spool, "quiet", "b1");
         let queues = ["busy", "quiet"].map(|queue| (queue, Address::Spool(spool)));
         let window = NonZeroU32::new(8).unwrap();
-        let mut source = open_sources(&queues, window, &resilience(spool))
+        let mut source = open_sources(&queues, window, &resilience(spool), &Leave::given())
             .await
             .unwrap();
         let mut order = Vec::new();

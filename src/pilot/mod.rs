@@ -3,10 +3,12 @@
 
 use std::io;
 use std::num::NonZeroU32;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures_util::future::{Either, select};
 use tracing::{error, info, warn};
 
 mod answers;
@@ -27,7 +29,7 @@ pub mod wall_time;
 pub use fatal::Fatal;
 pub use reports::Reports;
 
-use crate::broker::{self, BrokerError, MessageLimit, Resilience, Sink, Source};
+use crate::broker::{self, BrokerError, LeaveGiver, MessageLimit, Resilience, Sink, Source};
 use crate::config::{BrokerConfig, Config, QueueConfig};
 use crate::exit::Exit;
 use crate::preflight::Findings;
@@ -250,17 +252,28 @@ fn unguarded(error: &io::Error) -> Fatal {
     ))
 }
 
-/// Connects to the queues. First the one that results go to: when it can't be used, no event was taken.
+/// Connects to the queues, to all at once. No event is taken before it is known that results can be sent.
 async fn connect(config: &Config, resilience: &Resilience) -> Result<(Source, Sink), Fatal> {
     let lost = |error: BrokerError| Fatal::Broker(error.to_string());
     let (incoming, outgoing) = (places(&config.incoming), places(&config.outgoing));
-    let sink = broker::open_sinks(&outgoing, resilience)
-        .await
-        .map_err(lost)?;
-    let source = broker::open_sources(&incoming, config.window(), resilience)
-        .await
-        .map_err(lost)?;
-    Ok((source, sink))
+    let (giver, leave) = LeaveGiver::new();
+    let sinks = pin!(broker::open_sinks(&outgoing, resilience));
+    let sources = pin!(broker::open_sources(
+        &incoming,
+        config.window(),
+        resilience,
+        &leave
+    ));
+    let (sink, source) = match select(sinks, sources).await {
+        Either::Left((sink, sources)) => {
+            let sink = sink.map_err(lost)?;
+            giver.give();
+            (sink, sources.await)
+        }
+        // It failed, or is a spool: whatever is wrong with the other one is told first.
+        Either::Right((source, sinks)) => (sinks.await.map_err(lost)?, source),
+    };
+    Ok((source.map_err(lost)?, sink))
 }
 
 /// Makes the checks that precede a pilot's life, and the brokers' too; how it would end there.

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::guard::Guard;
 use super::job::{EndedBy, ExitStatus, Job, Leftovers, Limits, SpawnError};
@@ -103,7 +103,7 @@ pub async fn capture(
         stdout: stdout.try_clone().map_err(output)?,
         stderr: stderr.try_clone().map_err(output)?,
     };
-    let ended = supervise(guard, job, limits, will).await?;
+    let ended = supervise(guard, job, limits, will, oneshot::channel().0).await?;
     Ok(Captured {
         exit: ended.exit,
         ended_by: ended.ended_by,

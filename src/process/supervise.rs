@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::libc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::countdown::Countdown;
@@ -31,7 +31,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// the child in the same order, on a thread of its own; if the pilot dies, `guard`'s guardian does.
 ///
 /// When `will` says to stop before the start, nothing is started, and that is reported as a child
-/// that the will ended. When the sender of `will` is gone, the child runs on.
+/// that the will ended. When the sender of `will` is gone, the child runs on. `started` is told the
+/// child's pid.
 ///
 /// # Errors
 /// When the child can't be started or watched.
@@ -40,6 +41,7 @@ pub async fn supervise(
     job: Job,
     limits: Limits,
     mut will: watch::Receiver<Will>,
+    started: oneshot::Sender<i32>,
 ) -> Result<Ended, SpawnError> {
     let initial = *will.borrow();
     if initial != Will::Run {
@@ -48,9 +50,12 @@ pub async fn supervise(
     let program = job.program.clone();
     // Before the start: a child that ends at once is not missed.
     let ends = signal(SignalKind::child()).map_err(SpawnError::Watch)?;
-    let started = Instant::now();
+    let began = Instant::now();
+    let ward = spawn(guard, job)?;
+    // Not everybody wants to know.
+    let _unheard = started.send(ward.leader.0.as_raw());
     let mut child = Child {
-        ward: spawn(guard, job)?,
+        ward,
         guard: guard.clone(),
         ends,
         state: State::Unreaped,
@@ -67,7 +72,7 @@ pub async fn supervise(
         exit,
         ended_by,
         usage,
-        wall: started.elapsed(),
+        wall: began.elapsed(),
         hard_kill,
         leftovers,
     })

@@ -45,9 +45,15 @@ impl Bench {
     }
 
     async fn run(&self, script: &str, limits: Limits) -> Ended {
-        supervise(&self.guard, self.job(script), limits, self.will.subscribe())
-            .await
-            .expect("started")
+        supervise(
+            &self.guard,
+            self.job(script),
+            limits,
+            self.will.subscribe(),
+            oneshot::channel().0,
+        )
+        .await
+        .expect("started")
     }
 
     fn stdout(&self) -> String {
@@ -281,9 +287,15 @@ async fn a_lost_sender_lets_the_child_run() {
     let bench = Bench::new();
     let will = WillSender::new().subscribe();
     let job = bench.job("sleep 0.2; exit 5");
-    let ended = supervise(&bench.guard, job, limits(LONG, LONG), will)
-        .await
-        .expect("started");
+    let ended = supervise(
+        &bench.guard,
+        job,
+        limits(LONG, LONG),
+        will,
+        oneshot::channel().0,
+    )
+    .await
+    .expect("started");
     assert_eq!(
         (ended.exit, ended.ended_by),
         (ExitStatus::Code(5), EndedBy::Itself)
@@ -347,6 +359,7 @@ async fn failures_to_start_are_told_apart() {
             job,
             limits(LONG, LONG),
             bench.will.subscribe(),
+            oneshot::channel().0,
         )
     };
     let missing = start(Job {

@@ -19,16 +19,6 @@ pub struct Census {
     pub ticks: u64,
 }
 
-/// The child of ours whose standard output is the file `stdout`: the first process of a container.
-pub(super) fn leader(identity: (u64, u64)) -> Option<Pid> {
-    use std::os::unix::fs::MetadataExt;
-    let me = Pid::try_from(std::process::id()).ok()?;
-    children(me).into_iter().find(|pid| {
-        fs::metadata(format!("/proc/{pid}/fd/1"))
-            .is_ok_and(|found| (found.dev(), found.ino()) == identity)
-    })
-}
-
 /// Makes the kernel end `leader` and all below it before the pilot, when memory runs out. From the top
 /// down: what a process starts later has it from its parent.
 pub(super) fn sacrifice(leader: Pid) {

@@ -4,14 +4,13 @@
 
 use std::convert::Infallible;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::libc::SIGTERM;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::sleep;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::capped::Written;
 use super::census::{self, Census, Pid};
@@ -23,9 +22,6 @@ use crate::process::{Will, WillSender};
 const MEMORY_PACE: Duration = Duration::from_millis(500);
 /// How often progress is looked at, at the most; a tenth of the time that a task may stall is enough.
 const STALL_PACE: Duration = Duration::from_secs(10);
-/// A container's first process is there as soon as it is started; if not, it never will.
-const FIND_WITHIN: Duration = Duration::from_secs(5);
-const FIND_PACE: Duration = Duration::from_millis(5);
 /// Less CPU time than this part of the time that a task may stall is no progress: the runtime's own
 /// processes wake up now and then.
 const PROGRESS_PART: u64 = 1000;
@@ -42,17 +38,12 @@ pub struct Guards {
 /// The signs of life that aren't in `/proc`.
 #[derive(Debug)]
 pub(super) struct Signs {
-    /// How the container's first process is known: by device and inode of its standard output.
-    pub(super) stdout: (u64, u64),
+    /// The container's first process, once it is started.
+    pub(super) leader: oneshot::Receiver<Pid>,
     /// What its outputs had so far.
     pub(super) outputs: [Written; 2],
     /// What it is to write.
     pub(super) outfile: Option<PathBuf>,
-}
-
-/// Device and inode of an open file.
-pub(super) fn identity(file: &fs::File) -> std::io::Result<(u64, u64)> {
-    file.metadata().map(|found| (found.dev(), found.ino()))
 }
 
 impl Guards {
@@ -65,10 +56,11 @@ impl Guards {
         will: &WillSender,
         peak: &mut Option<u64>,
     ) -> TaskError {
-        let Some(leader) = find(signs.stdout).await else {
-            debug!("the first process of a container is not to be seen");
+        let Ok(leader) = signs.leader.await else {
+            // It was not started, and whoever starts it says so.
             return std::future::pending().await;
         };
+        census::sacrifice(leader);
         entered.found(leader);
         let Some(pace) = self.pace() else {
             return std::future::pending().await;
@@ -111,21 +103,6 @@ impl Guards {
         let memory = self.memory.map(|_| MEMORY_PACE);
         let stall = self.stall.map(|stall| (stall / 10).min(STALL_PACE));
         memory.into_iter().chain(stall).min()
-    }
-}
-
-/// The first process of the container, which is made the kernel's first choice when memory runs out.
-async fn find(stdout: (u64, u64)) -> Option<Pid> {
-    let until = Instant::now() + FIND_WITHIN;
-    loop {
-        if let Some(leader) = census::leader(stdout) {
-            census::sacrifice(leader);
-            return Some(leader);
-        }
-        if Instant::now() >= until {
-            return None;
-        }
-        sleep(FIND_PACE).await;
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tracing::{error, warn};
 
 use super::blame::{self, Blame, Stderr};
@@ -79,8 +79,9 @@ async fn start_to_end(
     let invocation = invocation(bench, plan, stage, io)?;
     let (stdout, out) = capped(&stage.stdout(), "stdoutfile", bench.output_limit)?;
     let (stderr, err) = capped(&stage.stderr(), "stderrfile", bench.output_limit)?;
+    let (started, leader) = oneshot::channel();
     let signs = Signs {
-        stdout: guards::identity(&stdout).map_err(|error| staging_error("stdoutfile", &error))?,
+        leader,
         outputs: [out.written(), err.written()],
         outfile: io.map(TaskIo::outfile),
     };
@@ -102,7 +103,7 @@ async fn start_to_end(
     };
     let own_will = WillSender::new();
     own_will.advance(*will.borrow());
-    let run = process::supervise(&bench.guard, job, limits, own_will.subscribe());
+    let run = process::supervise(&bench.guard, job, limits, own_will.subscribe(), started);
     let entered = bench.running.enter(stage.name());
     let watched = (guards, signs, &entered);
     let (ended, breach) = guarded(run, watched, will.clone(), &own_will, trace).await;

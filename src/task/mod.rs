@@ -23,6 +23,7 @@ pub mod look;
 pub mod probe;
 mod run;
 mod running;
+mod spare;
 pub mod staging;
 mod trace;
 

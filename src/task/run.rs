@@ -104,31 +104,35 @@ impl Runner {
         let bench = Arc::clone(&self.bench);
         let (infile_ext, outfile_ext) = (self.infile_ext.clone(), self.outfile_ext.clone());
         let (stage, kept, staged) = blocking(move || {
-            let stage = bench
+            let (stage, io) = bench
                 .dirs
-                .stage(&id.to_string())
+                .stage_task(id, &infile_ext, &outfile_ext)
                 .map_err(|error| staging_error("directories", &error))?;
             let kept = Keepsake::of(&event, stage.scratch());
-            let io = stage
-                .task_io(id, &infile_ext, &outfile_ext)
-                .map_err(|error| staging_error("directories", &error))
-                .and_then(|io| write_event(event, &infile_ext, &io).map(|()| io));
-            Ok((stage, kept, io))
+            let written = write_event(event, &infile_ext, &io);
+            Ok((stage, kept, (io, written)))
         })
         .await?;
-        let end = match &staged {
-            Ok(io) => self.run_container(&stage, io, will, trace).await,
-            Err(error) => Err(error.clone()),
+        let (io, written) = staged;
+        let end = match written {
+            Ok(()) => self.run_container(&stage, &io, will, trace).await,
+            Err(error) => Err(error),
         };
         let disposal = match (&end, self.bench.keep) {
-            (_, KeepFiles::All) => Disposal::Keep,
-            (Err(_), KeepFiles::Failed) => Disposal::KeepWithinBudget,
-            (Ok(_), KeepFiles::Failed) => Disposal::Remove,
+            (_, KeepFiles::All) => Some(Disposal::Keep),
+            (Err(_), KeepFiles::Failed) => Some(Disposal::KeepWithinBudget),
+            // What the kernel doesn't let go may still write there.
+            (Ok(_), KeepFiles::Failed) if trace.survivors > 0 => Some(Disposal::Remove),
+            (Ok(_), KeepFiles::Failed) => None,
         };
         let bench = Arc::clone(&self.bench);
         let taken = blocking(move || {
             let taken = stage.taken();
-            if let Err(error) = stage.dispose(disposal, &bench.kept) {
+            let done = match disposal {
+                Some(disposal) => stage.dispose(disposal, &bench.kept),
+                None => stage.clear(&io),
+            };
+            if let Err(error) = done {
                 warn!(%error, "a task's directories could not be removed");
             }
             Ok(taken)

@@ -14,10 +14,12 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tracing::warn;
 
 use super::disk::{self, Affordable, Budget};
+use super::spare::{Left, Spares};
 use crate::container::{self, remove_tree};
 use crate::ids::TaskId;
 
@@ -35,6 +37,9 @@ const IO_DIR: &str = "task-io";
 const OUTPUTS_DIR: &str = "outputs";
 const OUTPUT_FILES: [&str; 2] = ["stdoutfile", "stderrfile"];
 const SCRATCH_DIR: &str = "ewms-pilot-scratch";
+/// What Apptainer's `--workdir` is to have.
+const SCRATCH_PARTS: [&str; 3] = ["tmp", "var_tmp", "home"];
+const SCRATCH_MODE: u32 = 0o700;
 
 /// Where the container `name` of a pilot, whose data are in `parent`, keeps its standard output and
 /// standard error.
@@ -49,6 +54,7 @@ pub fn outputs_of(parent: &Path, name: &str) -> [PathBuf; 2] {
 pub struct DataDirs {
     data: PathBuf,
     scratch: PathBuf,
+    spares: Arc<Spares>,
 }
 
 impl DataDirs {
@@ -60,6 +66,7 @@ impl DataDirs {
         let dirs = Self {
             data: parent.join(DATA_DIR),
             scratch: parent.join(SCRATCH_DIR),
+            spares: Arc::default(),
         };
         fs::create_dir_all(dirs.hub())?;
         fs::create_dir_all(dirs.apptainer())?;
@@ -99,19 +106,36 @@ impl DataDirs {
     /// # Errors
     /// When a directory can't be made or is there already.
     pub fn stage(&self, name: &str) -> io::Result<Stage> {
-        let dir = self.data.join(name);
-        let scratch = self.scratch.join(name);
-        let stage = Stage { dir, scratch };
-        fs::create_dir(&stage.dir)?;
-        fs::create_dir(stage.outputs())?;
-        // Apptainer wants the three to exist when it is given the directory above them.
-        for sub in ["tmp", "var_tmp", "home"] {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(stage.scratch.join(sub))?;
-        }
+        let stage = self.unmade(name);
+        stage.make()?;
         Ok(stage)
+    }
+
+    /// The same for a task, perhaps with the directories of an earlier one that left them as they were.
+    ///
+    /// # Errors
+    /// As [`DataDirs::stage`].
+    pub fn stage_task(
+        &self,
+        id: TaskId,
+        infile_ext: &str,
+        outfile_ext: &str,
+    ) -> io::Result<(Stage, TaskIo)> {
+        let stage = self.unmade(&id.to_string());
+        let io = stage.io(id, infile_ext, outfile_ext);
+        if !self.spares.take(&stage.dir, &stage.scratch) {
+            stage.make()?;
+            fs::create_dir(&io.dir)?;
+        }
+        Ok((stage, io))
+    }
+
+    fn unmade(&self, name: &str) -> Stage {
+        Stage {
+            dir: self.data.join(name),
+            scratch: self.scratch.join(name),
+            spares: Arc::clone(&self.spares),
+        }
     }
 }
 
@@ -120,6 +144,7 @@ impl DataDirs {
 pub struct Stage {
     dir: PathBuf,
     scratch: PathBuf,
+    spares: Arc<Spares>,
 }
 
 /// What happens to a container's files once it ended. Its scratch never stays.
@@ -134,6 +159,19 @@ pub enum Disposal {
 }
 
 impl Stage {
+    fn make(&self) -> io::Result<()> {
+        fs::create_dir(&self.dir)?;
+        fs::create_dir(self.outputs())?;
+        // Apptainer wants the three to exist when it is given the directory above them.
+        for part in SCRATCH_PARTS {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(SCRATCH_MODE)
+                .create(self.scratch.join(part))?;
+        }
+        Ok(())
+    }
+
     /// What of `text` is different for each container, pilot or job, replaced by what is the same:
     /// the container's name and the directories above it.
     #[must_use]
@@ -183,24 +221,38 @@ impl Stage {
         &self.scratch
     }
 
-    /// Makes the directory through which a task gets its infile and returns its outfile.
-    ///
-    /// # Errors
-    /// When it can't be made.
-    pub fn task_io(&self, id: TaskId, infile_ext: &str, outfile_ext: &str) -> io::Result<TaskIo> {
-        let dir = self.dir.join(IO_DIR);
-        fs::create_dir(&dir)?;
-        Ok(TaskIo {
-            dir,
+    /// The directory through which a task gets its infile and returns its outfile.
+    fn io(&self, id: TaskId, infile_ext: &str, outfile_ext: &str) -> TaskIo {
+        TaskIo {
+            dir: self.dir.join(IO_DIR),
             infile: format!("infile-{id}.{infile_ext}"),
             outfile: format!("outfile-{id}.{outfile_ext}"),
-        })
+        }
     }
 
     /// What all of it takes on disk now.
     #[must_use]
     pub fn taken(&self) -> u64 {
         disk::taken(&self.dir) + disk::taken(&self.scratch)
+    }
+
+    /// Removes what a task left that succeeded, unless further tasks can have it.
+    ///
+    /// # Errors
+    /// When something can't be removed.
+    pub fn clear(self, io: &TaskIo) -> io::Result<()> {
+        let kept = self.spares.offer(&Left {
+            dir: &self.dir,
+            outputs: &self.outputs(),
+            io: &io.dir,
+            files: &[io.infile(), io.outfile()],
+            scratch: &self.scratch,
+            scratch_parts: (&SCRATCH_PARTS, SCRATCH_MODE),
+        });
+        if kept {
+            return Ok(());
+        }
+        self.dispose(Disposal::Remove, &Budget::new(0))
     }
 
     /// Removes what is to be removed.
@@ -305,8 +357,8 @@ mod tests {
     /// What stays of a failed task that wrote a large outfile.
     fn kept_of_a_failure(budget: &Budget) -> (bool, bool) {
         let top = tempfile::tempdir().unwrap();
-        let stage = DataDirs::create(top.path()).unwrap().stage("one").unwrap();
-        let io = stage.task_io(TaskId::random(), "in", "out").unwrap();
+        let dirs = DataDirs::create(top.path()).unwrap();
+        let (stage, io) = dirs.stage_task(TaskId::random(), "in", "out").unwrap();
         fs::write(io.outfile(), vec![7; 1 << 20]).unwrap();
         fs::write(stage.stderr(), "why it failed").unwrap();
         let stderr = stage.stderr();
@@ -329,12 +381,18 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let dirs = DataDirs::create(top.path()).unwrap();
         let stage = dirs.stage("one").unwrap();
-        stage.task_io(TaskId::random(), "in", "out").unwrap();
+        let (again, id) = (TaskId::random(), TaskId::random());
+        let (task, io) = dirs.stage_task(again, "in", "out").unwrap();
+        task.clear(&io).unwrap();
+        dirs.stage_task(id, "in", "out").unwrap();
         let mut names: Vec<_> = fs::read_dir(top.path().join(DATA_DIR))
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         names.sort();
-        assert_eq!(names, [HUB_DIR, "one"]);
+        let mut expected = [HUB_DIR.to_owned(), "one".to_owned(), id.to_string()];
+        expected.sort();
+        assert_eq!(names, expected);
+        stage.dispose(Disposal::Remove, &Budget::new(0)).unwrap();
     }
 }

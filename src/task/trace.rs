@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::process::{Ended, ExitStatus, Usage};
+use crate::process::{Ended, ExitStatus, Leftovers, Usage};
 
 /// Filled bit by bit; `None` is what never happened.
 #[derive(Debug, Clone, Default)]
@@ -18,6 +18,8 @@ pub struct Trace {
     pub container_memory: Option<u64>,
     /// Bytes of the result.
     pub output_bytes: Option<u64>,
+    /// Processes of it that a kill did not end.
+    pub survivors: usize,
     /// What its directories took at its end.
     pub disk_bytes: Option<u64>,
 }
@@ -27,5 +29,9 @@ impl Trace {
         self.usage = Some(ended.usage);
         self.exit = Some(ended.exit);
         self.container_time = Some(ended.wall);
+        self.survivors = match &ended.leftovers {
+            Leftovers::Survive(pids) => pids.len(),
+            Leftovers::None | Leftovers::Swept => 0,
+        };
     }
 }

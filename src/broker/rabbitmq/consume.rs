@@ -23,7 +23,7 @@ use super::link::Link;
 use super::refusal;
 use super::session::{self, End, Hold};
 use super::watch::Signal;
-use crate::broker::{BrokerError, Place, Verdict};
+use crate::broker::{BrokerError, Leave, Place, Verdict};
 use crate::config::AmqpAddress;
 use crate::ids::{DeliveryTag, Generation, QueueIndex};
 
@@ -73,21 +73,31 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Connects and starts to consume; `windows` says of each queue how many events are unsettled at
+    /// Connects and, with `leave`, starts to consume; `windows` says of each queue how many events are unsettled at
     /// most.
     pub(super) async fn open(
         at: Place,
         address: AmqpAddress,
         windows: Vec<u16>,
         generation: Generation,
+        mut leave: Leave,
     ) -> Result<Self, BrokerError> {
         let (to_supervisor, reports) = mpsc::unbounded_channel();
         let (commands, to_session) = mpsc::unbounded_channel();
         let place = at.clone();
-        let hold = session::start(generation, &at, move |ready, owner| async move {
+        let hold = session::start(generation, &at, move |ready, mut owner| async move {
             let confirms = Arc::new(Mutex::new(Confirms::new(&place, String::new())));
             let consumer = async {
-                let link = Link::open(&address, &place, &confirms).await?;
+                let mut link = Link::open(&address, &place, &confirms).await?;
+                tokio::select! {
+                    biased;
+                    signal = link.signals.recv() => {
+                        let signal = signal.unwrap_or(Signal::Dropped);
+                        return Err(refusal::of_signal(&signal, &link.at));
+                    }
+                    _ = &mut owner => return Err(abandoned(&link.at)),
+                    () = leave.wait() => {}
+                }
                 Consumer::start(link, &windows, to_supervisor).await
             };
             match consumer.await {
@@ -357,6 +367,14 @@ impl Consumer {
         self.link.limit(self.window).await?;
         self.link.close().await;
         Ok(())
+    }
+}
+
+/// Nobody is there to be told.
+fn abandoned(at: &Place) -> BrokerError {
+    BrokerError::ConnectionLost {
+        at: at.clone(),
+        detail: "nobody waits for it any more".into(),
     }
 }
 

@@ -66,7 +66,7 @@ mod watch;
 pub use self::sink::Sink;
 pub(super) use self::source::Receipt;
 pub use self::source::Source;
-use super::{BrokerError, Direction, Resilience};
+use super::{BrokerError, Direction, Leave, Resilience};
 use crate::config::AmqpAddress;
 
 pub(super) async fn open_source(
@@ -74,13 +74,15 @@ pub(super) async fn open_source(
     address: &AmqpAddress,
     window: NonZeroU32,
     resilience: &Resilience,
+    leave: &Leave,
 ) -> Result<Source, BrokerError> {
     let at = address::place(Direction::Incoming, queues, address);
     // AMQP's prefetch count has 16 bits.
     let window = u16::try_from(window.get()).unwrap_or(u16::MAX);
     let first = retry::at_start(async |generation| {
         let windows = vec![window; queues.len()];
-        consume::Session::open(at.clone(), address.clone(), windows, generation).await
+        let leave = leave.clone();
+        consume::Session::open(at.clone(), address.clone(), windows, generation, leave).await
     });
     Ok(Source::start(
         &at,

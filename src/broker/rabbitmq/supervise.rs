@@ -25,7 +25,7 @@ use super::consume::{Report, Session};
 use super::inflight::{EntryId, Fingerprint, Owner, Recognised, Settling};
 use super::retry;
 use super::source::Desk;
-use crate::broker::{BrokerError, LinkState, Patience, Place, Resilience, Verdict};
+use crate::broker::{BrokerError, Leave, LinkState, Patience, Place, Resilience, Verdict};
 use crate::config::AmqpAddress;
 use crate::ids::Generation;
 
@@ -354,7 +354,7 @@ impl Supervisor {
             ownerless.map(window).collect()
         });
         let (at, address) = (self.at.clone(), self.address.clone());
-        let opening = Session::open(at, address, windows, self.generation);
+        let opening = Session::open(at, address, windows, self.generation, Leave::given());
         self.link = Link::Opening(Box::pin(opening));
     }
 
