@@ -16,7 +16,7 @@ _SETTLE_SECS = 3
 
 def measure(setting: Setting) -> Section:
     """Every pilot in turn."""
-    seconds = setting.sized(30, 10)
+    seconds = setting.sized(20, 10)
     section = Section(
         "c",
         "Idle",

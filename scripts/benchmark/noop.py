@@ -75,4 +75,4 @@ def _pilot(setting: Setting, column: str, slots: int, count: int, rows: _Rows) -
         spent = [(end - begin) / events * 1000 for begin, end in zip(*cpu)]
         rows.cpu.add(column, spent[0])
         if column == OURS:
-            rows.guardian.add(column, spent[1])
+            rows.guardian.add(column, sum(spent[1:]))

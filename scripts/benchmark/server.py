@@ -3,17 +3,18 @@ breaks it, the last one, uses the latter."""
 
 from __future__ import annotations
 
-import re
 import subprocess
+import threading
+import time
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import procfs
-from setting import Late
+from setting import ADDRESS, Late
 
-_LOG = "/var/log/rabbitmq/rabbit@localhost.log"
-_AUTHENTICATED = re.compile(r"^(\S+ \S+) \[info\] .*authenticated and granted access")
+# Of proc(5), /proc/net/tcp.
+_ESTABLISHED, _PORT = "01", f":{int(ADDRESS.rsplit(':')[1]):04X}"
+_LOOK_EVERY_SECS = 0.1
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,33 @@ def start() -> Server:
     return Server.find()
 
 
-def logged_in(since: datetime) -> list[float]:
-    """When clients were let in, by the broker's log: seconds since the epoch."""
-    text = subprocess.run(["sudo", "cat", _LOG], check=True, capture_output=True, text=True, errors="replace").stdout
-    found = (_AUTHENTICATED.match(line) for line in text.splitlines())
-    times = [datetime.fromisoformat(match[1]).timestamp() for match in found if match]
-    return [time for time in times if time >= since.timestamp()]
+class Watch(threading.Thread):
+    """Sees connections being made. By the kernel's table, because the broker's log leaves out what comes too fast."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.made: list[float] = []
+        self.open = len(_clients())
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Watch:
+        self.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._ended.set()
+        self.join()
+
+    def run(self) -> None:
+        before = _clients()
+        while not self._ended.wait(_LOOK_EVERY_SECS):
+            now = _clients()
+            self.made += [time.monotonic()] * len(now - before)
+            self.open = len(now)
+            before = now
+
+
+def _clients() -> set[str]:
+    """The other ends of the broker's connections."""
+    lines = (line.split(maxsplit=4) for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    return {line[2] for line in lines if line[3] == _ESTABLISHED and line[1].endswith(_PORT)}

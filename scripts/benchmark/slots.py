@@ -31,6 +31,9 @@ def measure(setting: Setting) -> Section:
         filled = section.row("all slots filled", "s", Goal(times=1.2))
         filled.add(BARE, _bare(setting, slots))
         for column in setting.pilots:
+            if column in filled.reasons:
+                # It would only wait as long again.
+                continue
             try:
                 filled.add(column, _pilot(setting, column, slots))
             except Late as late:
