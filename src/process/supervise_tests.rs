@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use tokio::sync::oneshot;
+
 use super::*;
 use crate::process::WillSender;
 
