@@ -76,7 +76,7 @@ pub(super) fn decode_string(mut literal: Vec<u8>) -> Result<String, LoneSurrogat
     let (mut read, mut write) = (1, 0);
     while read < closing_quote {
         let rest = &literal[read..closing_quote];
-        let plain = rest.iter().position(|&b| b == b'\\').unwrap_or(rest.len());
+        let plain = memchr::memchr(b'\\', rest).unwrap_or(rest.len());
         literal.copy_within(read..read + plain, write);
         read += plain;
         write += plain;

@@ -3,7 +3,7 @@
 //! that a limit by the wall clock would end tasks that did not run.
 //!
 //! How it is noticed: the limit is slept in steps, and a step that took much longer than it should is
-//! counted as if it had not. The price is a wake-up every five seconds while a limit is running, and
+//! counted as if it had not. The price is a wake-up every twenty seconds while a limit is running, and
 //! more often only towards its end; what a pause may add to the count is at most one step.
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 /// The longest step.
-const LONGEST: Duration = Duration::from_secs(5);
+const LONGEST: Duration = Duration::from_secs(20);
 /// The shortest step, but for the last one.
 const SHORTEST: Duration = Duration::from_millis(100);
 /// A step is this part of what is left, so that a pause weighs little against any limit.

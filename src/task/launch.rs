@@ -77,12 +77,16 @@ async fn start_to_end(
     trace: &mut Trace,
 ) -> Result<Judgement, TaskError> {
     let invocation = invocation(bench, plan, stage, io)?;
-    let (stdout, out) = capped(&stage.stdout(), "stdoutfile", bench.output_limit)?;
-    let (stderr, err) = capped(&stage.stderr(), "stderrfile", bench.output_limit)?;
+    let files = [
+        created(&stage.stdout(), "stdoutfile")?,
+        created(&stage.stderr(), "stderrfile")?,
+    ];
+    let ([stdout, stderr], outputs) = Capped::start(files, bench.output_limit)
+        .map_err(|error| staging_error("outputs", &error))?;
     let (started, leader) = oneshot::channel();
     let signs = Signs {
         leader,
-        outputs: [out.written(), err.written()],
+        outputs: outputs.written(),
         outfile: io.map(TaskIo::outfile),
     };
     let job = Job {
@@ -109,8 +113,7 @@ async fn start_to_end(
     let (ended, breach) = guarded(run, watched, will.clone(), &own_will, trace).await;
     drop(entered);
     let ended = ended.map_err(|error| setup_error(&error, FaultClass::Ep))?;
-    out.finish("stdoutfile").await;
-    err.finish("stderrfile").await;
+    outputs.finish(["stdoutfile", "stderrfile"]).await;
 
     trace.ended(&ended);
     if let Leftovers::Survive(pids) = &ended.leftovers {
@@ -261,10 +264,8 @@ pub(super) fn binds(bench: &Workbench, io: Option<&Path>) -> Result<Vec<Bind>, B
     Ok(binds)
 }
 
-fn capped(path: &Path, what: &'static str, limit: u64) -> Result<(File, Capped), TaskError> {
-    File::create(path)
-        .and_then(|file| Capped::start(file, limit))
-        .map_err(|error| staging_error(what, &error))
+fn created(path: &Path, what: &'static str) -> Result<File, TaskError> {
+    File::create(path).map_err(|error| staging_error(what, &error))
 }
 
 /// A file or directory of a task that can't be written or read. Names what it is for, not its path,
