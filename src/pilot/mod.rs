@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::future::{Either, select};
+use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 mod answers;
@@ -151,14 +152,23 @@ async fn live(
 ) -> Result<Ended, Fatal> {
     let guard = guard(signals)?;
     let mut findings = Findings::default();
-    // Boxed: it is large, and over before the long part of a pilot's life.
-    let laying = Box::pin(ground::lay(config, guard, progress, &mut findings));
-    let laid = unless_signalled(signals, laying).await;
-    let Ground { bench, task } = laid.inspect_err(|fatal| {
-        if !matches!(fatal, Fatal::Signal(_)) {
-            ground::report_site(config, fatal);
-        }
-    })?;
+    let resilience = Resilience::new(config.reconnect_timeout, config.data_parent.join("unsent"))
+        .with_message_limit(MessageLimit::new(config.limits.message));
+    shown::follow_queues(ledger.keeper(), &resilience);
+    // Boxed: they are large, and over before the long part of a pilot's life.
+    let laying = Box::pin(async {
+        let laid = ground::lay(config, guard, progress, &mut findings).await;
+        laid.inspect_err(|fatal| ground::report_site(config, fatal))
+    });
+    // Both take their time, and neither needs the other; but an init container runs before any broker
+    // is contacted.
+    let (Ground { bench, task }, connected) = if config.init.is_none() {
+        let both = Box::pin(lay_and_connect(laying, config, &resilience));
+        let (ground, queues) = unless_signalled(signals, both).await?;
+        (ground, Some(queues))
+    } else {
+        (unless_signalled(signals, laying).await?, None)
+    };
     let bench = Arc::new(bench);
     shown::follow_containers(ledger.keeper(), &bench.running);
 
@@ -171,10 +181,10 @@ async fn live(
         initialized?;
     }
 
-    let resilience = Resilience::new(config.reconnect_timeout, config.data_parent.join("unsent"))
-        .with_message_limit(MessageLimit::new(config.limits.message));
-    shown::follow_queues(ledger.keeper(), &resilience);
-    let (source, sink) = unless_signalled(signals, connect(config, &resilience)).await?;
+    let (source, sink) = match connected {
+        Some(queues) => queues,
+        None => unless_signalled(signals, connect(config, &resilience, async {})).await?,
+    };
 
     let runner = Rc::new(Runner {
         bench,
@@ -252,12 +262,50 @@ fn unguarded(error: &io::Error) -> Fatal {
     ))
 }
 
-/// Connects to the queues, to all at once. No event is taken before it is known that results can be sent.
-async fn connect(config: &Config, resilience: &Resilience) -> Result<(Source, Sink), Fatal> {
+/// Connects while the ground is laid. A broken machine is told before a broken broker, and takes no event.
+async fn lay_and_connect(
+    laying: impl Future<Output = Result<Ground, Fatal>> + Unpin,
+    config: &Config,
+    resilience: &Resilience,
+) -> Result<(Ground, (Source, Sink)), Fatal> {
+    let (laid, is_laid) = oneshot::channel();
+    let ready = async {
+        if is_laid.await.is_err() {
+            // It never will be.
+            std::future::pending::<()>().await;
+        }
+    };
+    let connecting = pin!(connect(config, resilience, ready));
+    match select(laying, connecting).await {
+        Either::Left((ground, connecting)) => {
+            let ground = ground?;
+            // It waits for this, unless it failed.
+            let _failed = laid.send(());
+            Ok((ground, connecting.await?))
+        }
+        Either::Right((queues, laying)) => {
+            let ground = laying.await?;
+            Ok((ground, queues?))
+        }
+    }
+}
+
+/// Connects to the queues, to all at once. No event is taken before it is known that results can be sent
+/// and all else is `ready`.
+async fn connect(
+    config: &Config,
+    resilience: &Resilience,
+    ready: impl Future<Output = ()>,
+) -> Result<(Source, Sink), Fatal> {
     let lost = |error: BrokerError| Fatal::Broker(error.to_string());
     let (incoming, outgoing) = (places(&config.incoming), places(&config.outgoing));
     let (giver, leave) = LeaveGiver::new();
-    let sinks = pin!(broker::open_sinks(&outgoing, resilience));
+    let sinks = pin!(async {
+        let sink = broker::open_sinks(&outgoing, resilience).await?;
+        ready.await;
+        giver.give();
+        Ok(sink)
+    });
     let sources = pin!(broker::open_sources(
         &incoming,
         config.window(),
@@ -265,11 +313,7 @@ async fn connect(config: &Config, resilience: &Resilience) -> Result<(Source, Si
         &leave
     ));
     let (sink, source) = match select(sinks, sources).await {
-        Either::Left((sink, sources)) => {
-            let sink = sink.map_err(lost)?;
-            giver.give();
-            (sink, sources.await)
-        }
+        Either::Left((sink, sources)) => (sink.map_err(lost)?, sources.await),
         // It failed, or is a spool: whatever is wrong with the other one is told first.
         Either::Right((source, sinks)) => (sinks.await.map_err(lost)?, source),
     };
