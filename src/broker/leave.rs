@@ -1,4 +1,4 @@
-//! Leave to take events. Talks to nobody. Apart, because a queue that events come from is connected to
+//! Leave to take events, or to touch the directory that they are in. Talks to nobody. Apart, because a queue that events come from is connected to
 //! before it is known that results can be sent: it takes time, and nothing is taken by it.
 
 use tokio::sync::watch;

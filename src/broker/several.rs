@@ -39,6 +39,8 @@ pub async fn open_sources(
                 rabbitmq::open_source(queues, address, window, resilience, leave).await?,
             ),
             Group::Spool(queue, directory) => {
+                // There is no connection to be made ahead, and a directory to be left alone.
+                leave.clone().wait().await;
                 let source = spool::Source::open(queue, directory, window).await?;
                 resilience.note(source.place(), LinkState::Up);
                 Source::Spool(source)
