@@ -168,3 +168,32 @@ fn a_result_for_which_there_is_no_room_fails_its_event_and_the_pilot_goes_on() {
     assert_eq!(results, events);
     assert_eq!(incoming.depth(), 0);
 }
+
+#[test]
+fn a_result_whose_queue_was_deleted_fails_its_event_and_the_next_ones_have_a_queue_again() {
+    let broker = Broker::start();
+    let address = broker.address();
+    let (incoming, outgoing) = (
+        Queue::unique_at("gone", &address),
+        Queue::unique_at("gone-out", &address),
+    );
+    incoming.produce(["\"pixel\""]);
+    let task = r#"sh -c "
+        echo >> {{DATA_HUB}}/starts
+        until [ -e {{DATA_HUB}}/release ]; do sleep 0.1; done
+        cp {{INFILE}} {{OUTFILE}}""#;
+    let scene = Scene::task(images::busybox(), task)
+        .rabbitmq(&incoming, &outgoing)
+        .set("EWMS_PILOT_STOP_LISTENING_ON_TASK_ERROR", "False")
+        .set("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "5");
+    let pilot = scene.start();
+    assert!(eventually(SOON, || starts(&scene) == 1));
+    outgoing.delete();
+    fs::write(scene.hub("release"), "").expect("the hub is writable");
+    let outcome = pilot.wait(Duration::from_mins(2));
+    outcome.assert_code(4);
+    let last = outcome.last_line();
+    assert!(last.contains("unroutable"), "{last}");
+    assert_eq!((starts(&scene), incoming.depth()), (2, 0), "{}", outcome.stderr);
+    assert_eq!(outgoing.consume(2, Duration::from_secs(1)), ["\"pixel\""]);
+}

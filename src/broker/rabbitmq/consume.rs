@@ -283,7 +283,7 @@ impl Consumer {
                 let mut intakes = self.intakes.iter();
                 intakes.find(|intake| intake.is(consumer))
             }
-            Signal::Closed { .. } | Signal::Dropped => None,
+            Signal::Closed { .. } | Signal::Returned | Signal::Dropped => None,
         };
         match cancelled {
             Some(intake) => refusal::of_signal(signal, &self.link.at.only(intake.queue)),

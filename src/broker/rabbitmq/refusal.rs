@@ -118,6 +118,10 @@ pub(super) fn of_signal(signal: &Signal, at: &Place) -> BrokerError {
             detail: "the server cancelled the consumer: the queue was deleted or lost its leader"
                 .into(),
         },
+        Signal::Returned => BrokerError::ConnectionLost {
+            at,
+            detail: "a result came back: its queue was deleted, and will be declared again".into(),
+        },
         Signal::Dropped => BrokerError::ConnectionLost {
             at,
             detail: "it ended without a word".into(),

@@ -29,6 +29,9 @@ pub(super) enum Signal {
     },
     /// The server cancelled the consumer of this tag: its queue was deleted or lost its leader.
     ConsumerCancelled(String),
+    /// The server found no queue for a result: it was deleted, and only the next session declares it
+    /// again.
+    Returned,
     /// The channel or connection is gone, without a word.
     Dropped,
 }
@@ -144,5 +147,6 @@ impl ChannelCallback for ChannelWatch {
         with(&self.confirms, |confirms| {
             confirms.returned(id, returned.reply_code(), returned.reply_text());
         });
+        let _session_ended = self.signals.send(Signal::Returned);
     }
 }
