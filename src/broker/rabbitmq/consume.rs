@@ -28,7 +28,7 @@ use crate::config::AmqpAddress;
 use crate::ids::{DeliveryTag, Generation, QueueIndex};
 
 /// How often the server must prove that it lives and reads: catches sessions that only look open.
-const LIVENESS_EVERY: Duration = Duration::from_secs(8);
+const LIVENESS_EVERY: Duration = Duration::from_secs(12);
 /// How soon the server is asked whether it has read the acknowledgements: those under way when a
 /// session is lost are in doubt.
 const PROVE_AFTER: Duration = Duration::from_millis(200);
