@@ -194,6 +194,11 @@ fn a_result_whose_queue_was_deleted_fails_its_event_and_the_next_ones_have_a_que
     outcome.assert_code(4);
     let last = outcome.last_line();
     assert!(last.contains("unroutable"), "{last}");
-    assert_eq!((starts(&scene), incoming.depth()), (2, 0), "{}", outcome.stderr);
+    assert_eq!(
+        (starts(&scene), incoming.depth()),
+        (2, 0),
+        "{}",
+        outcome.stderr
+    );
     assert_eq!(outgoing.consume(2, Duration::from_secs(1)), ["\"pixel\""]);
 }
