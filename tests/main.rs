@@ -34,6 +34,7 @@ mod results_refused;
 mod several_queues;
 mod spool;
 mod spool_shared;
+mod startup;
 mod statistics;
 mod status;
 mod support;

@@ -144,7 +144,7 @@ pub fn decode_file(kind: FileKind, content: Vec<u8>) -> Result<Payload, DecodeEr
             let value = json::document(&text)?;
             text.truncate(value.end);
             text.drain(..value.start);
-            Ok(from_json_value(text.into_bytes())?)
+            Ok(from_json_value(text)?)
         }
     }
 }
@@ -170,8 +170,9 @@ pub fn write_infile(payload: &Payload, extension: &str, path: &Path) -> Result<u
         Payload::Json(value) => match python_type(value) {
             // Only what a task wrote is a string in JSON's clothes; as an event it is its content.
             "str" => {
-                decoded = json::decode_string(value.trim_ascii().to_vec())
-                    .map_err(|error| InfileError::Text(error.into()))?;
+                decoded =
+                    json::decode_string(String::from_utf8_lossy(value.trim_ascii()).into_owned())
+                        .map_err(|error| InfileError::Text(error.into()))?;
                 decoded.as_bytes()
             }
             _ if FileKind::of_extension(extension) == FileKind::Json => value,

@@ -1,11 +1,11 @@
 //! Message body ⇄ payload: one zstd frame around `{"headers": …, "data": …}`, exactly as Python's
-//! `oms-mqclient` writes and reads it. Uses [`super::json`] and the crate's faults.
+//! `oms-mqclient` writes and reads it. Uses [`super::json`], [`super::escape`] and the crate's faults.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::str::Utf8Error;
 
-use super::Payload;
 use super::json::{self, LoneSurrogate, SyntaxError};
+use super::{Payload, escape};
 use crate::fault::TaskError;
 
 /// Python's side uses this level, and its speed is why zstd was chosen there.
@@ -68,9 +68,10 @@ impl From<EncodeError> for TaskError {
 /// # Errors
 /// Every [`DecodeError`]; they are all the event's own.
 pub fn decode_frame(body: &[u8], limit_bytes: u64) -> Result<Payload, DecodeError> {
-    let mut text = decompress(body, limit_bytes)?;
-    let checked = str::from_utf8(&text).map_err(DecodeError::NotUtf8)?;
-    let found = json::envelope(checked)?;
+    let text = decompress(body, limit_bytes)?;
+    let mut text =
+        String::from_utf8(text).map_err(|error| DecodeError::NotUtf8(error.utf8_error()))?;
+    let found = json::envelope(&text)?;
     // `headers` may carry tracing links, which are nobody's here; a message without is not one.
     found.headers.ok_or(DecodeError::MissingKey("headers"))?;
     let data = found.data.ok_or(DecodeError::MissingKey("data"))?;
@@ -80,11 +81,11 @@ pub fn decode_frame(body: &[u8], limit_bytes: u64) -> Result<Payload, DecodeErro
 }
 
 /// A payload from the checked text of one JSON value without white space around it.
-pub(super) fn from_json_value(text: Vec<u8>) -> Result<Payload, LoneSurrogate> {
-    if text.first() == Some(&b'"') {
+pub(super) fn from_json_value(text: String) -> Result<Payload, LoneSurrogate> {
+    if text.starts_with('"') {
         json::decode_string(text).map(Payload::Text)
     } else {
-        Ok(Payload::Json(text))
+        Ok(Payload::Json(text.into_bytes()))
     }
 }
 
@@ -116,39 +117,16 @@ fn to_usize(bytes: u64) -> usize {
 ///
 /// # Errors
 /// [`EncodeError`] when zstd gives up.
-pub fn encode_frame(payload: &Payload) -> Result<Vec<u8>, EncodeError> {
-    let mut size = ByteCount(0);
-    write_message(payload, &mut size)?;
-    // Not one buffer for the JSON text and another for the frame: the text goes through a small one.
-    let mut encoder = zstd::Encoder::new(Vec::new(), LEVEL)?;
-    encoder.include_contentsize(true)?;
-    encoder.set_pledged_src_size(Some(size.0))?;
-    let mut buffered = io::BufWriter::with_capacity(64 * 1024, encoder);
-    write_message(payload, &mut buffered)?;
-    let encoder = buffered
-        .into_inner()
-        .map_err(io::IntoInnerError::into_error)?;
-    Ok(encoder.finish()?)
-}
-
-fn write_message(payload: &Payload, mut to: impl Write) -> io::Result<()> {
-    to.write_all(b"{\"headers\": {}, \"data\": ")?;
-    match payload {
-        Payload::Text(text) => serde_json::to_writer(&mut to, text)?,
-        Payload::Json(value) => to.write_all(value)?,
-    }
-    to.write_all(b"}")
-}
-
-struct ByteCount(u64);
-
-impl Write for ByteCount {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0 += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+pub fn encode_frame(payload: Payload) -> Result<Vec<u8>, EncodeError> {
+    // In one piece, where the payload lies: of a stream zstd would keep buffers of megabytes.
+    let message = match payload {
+        Payload::Text(text) => {
+            escape::wrap_escaped(text.into_bytes(), b"{\"headers\": {}, \"data\": \"", b"\"}")
+        }
+        Payload::Json(value) => escape::wrap(value, b"{\"headers\": {}, \"data\": ", b"}"),
+    };
+    let mut frame = zstd::bulk::compress(&message, LEVEL)?;
+    // It may have to wait, and was made for what can't be compressed at all.
+    frame.shrink_to_fit();
+    Ok(frame)
 }

@@ -1,5 +1,5 @@
 //! JSON as Python reads it, checked without being understood: where a value starts and ends, and
-//! what a string says. Works on bytes that are already known to be UTF-8; uses nothing of the crate.
+//! what a string says. Works on text that is already known to be UTF-8; uses [`super::escape`].
 //!
 //! Why not `serde_json`: it rejects `NaN`, `Infinity` and strings with lone surrogates, all of which
 //! Python writes and reads, and its `Value` changes huge integers. Here a value is never taken
@@ -7,6 +7,8 @@
 //! that an event of a million brackets is just an event.
 
 use std::ops::Range;
+
+use super::escape::first_special;
 
 /// Where a text stops being JSON.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,7 +54,7 @@ pub(super) fn envelope(text: &str) -> Result<Envelope, SyntaxError> {
         loop {
             let key = scanner.key()?;
             let value = scanner.value()?;
-            match decode_string(text.as_bytes()[key].to_vec()).as_deref() {
+            match decode_string(text[key].to_owned()).as_deref() {
                 Ok("headers") => found.headers = Some(value),
                 Ok("data") => found.data = Some(value),
                 _ => {}
@@ -71,7 +73,13 @@ pub(super) fn envelope(text: &str) -> Result<Envelope, SyntaxError> {
 /// What a JSON string says, unescaped in place: a body of hundreds of megabytes is not copied.
 ///
 /// `literal` is the string with its quotes, as [`document`] or [`envelope`] found it.
-pub(super) fn decode_string(mut literal: Vec<u8>) -> Result<String, LoneSurrogate> {
+pub(super) fn decode_string(mut literal: String) -> Result<String, LoneSurrogate> {
+    if memchr::memchr(b'\\', literal.as_bytes()).is_none() {
+        literal.pop();
+        literal.remove(0);
+        return Ok(literal);
+    }
+    let mut literal = literal.into_bytes();
     let closing_quote = literal.len() - 1;
     let (mut read, mut write) = (1, 0);
     while read < closing_quote {
@@ -265,10 +273,7 @@ impl<'a> Scanner<'a> {
     fn string_after_quote(&mut self) -> Result<(), SyntaxError> {
         loop {
             let rest = &self.text[self.at..];
-            let plain = rest
-                .iter()
-                .position(|&b| b == b'"' || b == b'\\' || b < 0x20);
-            self.at += plain.unwrap_or(rest.len());
+            self.at += first_special(rest).unwrap_or(rest.len());
             match self.peek() {
                 Some(b'"') => {
                     self.at += 1;

@@ -13,6 +13,7 @@
 //! | JSON string | its content, whatever the extension | text of a file that is not `.json` |
 //! | any other JSON value | its JSON text; the last suffix must be `.json` | text of a `.json` file, checked |
 
+mod escape;
 mod files;
 mod frame;
 mod json;

@@ -7,7 +7,7 @@ use crate::fault::{FaultClass, TaskError};
 use crate::preflight::Problem;
 
 /// An error that is not one task's.
-#[derive(Debug, Error)]
+#[derive(Debug, Clone, Error)]
 pub enum Fatal {
     /// The configuration is wrong in a way that shows only on the EP.
     #[error("RuntimeError: {0}")]

@@ -65,11 +65,7 @@ pub(super) async fn lay(
         findings,
         first: None,
     };
-    let dirs = survey.keep(Check::Scratch, scratch(config).await);
-    let laid = match dirs {
-        Some(dirs) => on(config, guard, progress, &mut survey, dirs).await,
-        None => None,
-    };
+    let laid = Box::pin(made_and_checked(config, guard, progress, &mut survey)).await;
     match (survey.first, laid) {
         (None, Some(ground)) => {
             let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -83,42 +79,125 @@ pub(super) async fn lay(
     }
 }
 
-async fn on(
+async fn made_and_checked(
     config: &Config,
     guard: Guard,
     progress: &Progress,
     survey: &mut Survey<'_>,
-    dirs: DataDirs,
 ) -> Option<Ground> {
+    let dirs = match directories(config).await {
+        Ok(dirs) => dirs,
+        Err(fatal) => return survey.keep(Check::Scratch, Err(fatal)),
+    };
+    // They wait for a disk, a network or a child rather than for a core, so all are begun at once. Without
+    // a disk nothing else is worth telling.
+    let looked = tokio::try_join!(scratch(config), async {
+        Ok(look_around(config, guard, progress, dirs).await)
+    });
+    match looked {
+        Ok((seen, view)) => {
+            survey.keep(Check::Scratch, Ok(((), seen)));
+            view.told(survey)
+        }
+        Err(fatal) => survey.keep(Check::Scratch, Err(fatal)),
+    }
+}
+
+/// What was seen, to be told in the order of the checks.
+struct View {
+    namespaces: Result<Seen, Problem>,
+    external: Result<(Binds, Seen), Fatal>,
+    /// Apptainer, and what was tried with it.
+    runtime: Result<(Seen, Option<Tried>), Fatal>,
+}
+
+/// The external directories, and the files that came with the job.
+type Binds = (Vec<Bind>, Option<Bind>);
+
+/// What tasks are to run, and how a first container of it fared.
+type Tried = Result<(Ground, Seen, Option<Result<Seen, Problem>>), Fatal>;
+
+async fn look_around(config: &Config, guard: Guard, progress: &Progress, dirs: DataDirs) -> View {
     let images: Vec<PathBuf> = std::iter::once(&config.task)
         .chain(&config.init)
         .map(|container| config.cwd.join(&container.image))
         .collect();
     let own = dirs.apptainer();
-    // Processes that wait for each other's disk and network rather than for a core.
-    let (apptainer, namespaces, external_seen, images_seen) = tokio::join!(
-        apptainer(config, &guard, &dirs),
-        namespaces(config, &guard, &own),
-        reachable(config, &guard, &config.external_directories, &dirs),
-        reachable(config, &guard, &images, &dirs),
+    // First what a container would hang on.
+    let (external, images) = tokio::join!(
+        reachable(config, &guard, &config.external_directories, &own),
+        reachable(config, &guard, &images, &own)
     );
-    let apptainer = survey.keep(Check::Apptainer, apptainer);
-    let namespaces = namespaces.map(|seen| ((), seen)).map_err(Fatal::from);
-    survey.keep(Check::UserNamespaces, namespaces);
-    let external = external_seen
+    let external = external
         .map_err(Fatal::from)
         .and_then(|seen| Ok((binds(config, &dirs)?, seen)));
-    let external = survey.keep(Check::ExternalDirectories, external);
-    let (Some(apptainer), Some((external, inputs))) = (apptainer, external) else {
-        survey.findings.skipped(Check::Image);
-        survey.findings.skipped(Check::Container);
-        return None;
+    let runtime = async {
+        let apptainer = locate(config, &dirs)?;
+        let trying = async {
+            let (binds, _) = external.clone().ok()?;
+            let bench = workbench(config, progress, &guard, &dirs, apptainer.clone(), binds);
+            Some(tried(config, images, bench).await)
+        };
+        // Of a version that won't do, the container's fate tells nothing.
+        let (tried, seen) = tokio::try_join!(
+            async { Ok(trying.await) },
+            version(config, &guard, &apptainer, &own)
+        )?;
+        Ok((seen, tried))
     };
-    let mut bench = Workbench {
+    // What takes longest is begun first.
+    let (runtime, namespaces) = tokio::join!(runtime, namespaces(config, &guard, &own));
+    View {
+        namespaces,
+        external,
+        runtime,
+    }
+}
+
+impl View {
+    /// Notes all of it. What was not tried because of another failure is said to be so.
+    fn told(self, survey: &mut Survey<'_>) -> Option<Ground> {
+        let (version, tried) = match self.runtime {
+            Ok((seen, tried)) => (Ok(((), seen)), tried),
+            Err(fatal) => (Err(fatal), None),
+        };
+        survey.keep(Check::Apptainer, version);
+        let namespaces = self.namespaces.map(|seen| ((), seen)).map_err(Fatal::from);
+        survey.keep(Check::UserNamespaces, namespaces);
+        survey.keep(Check::ExternalDirectories, self.external);
+        let Some(tried) = tried else {
+            survey.findings.skipped(Check::Image);
+            survey.findings.skipped(Check::Container);
+            return None;
+        };
+        let image = tried.map(|(ground, seen, container)| ((ground, container), seen));
+        let Some((ground, container)) = survey.keep(Check::Image, image) else {
+            survey.findings.skipped(Check::Container);
+            return None;
+        };
+        if let Some(seen) = container {
+            let needless = "not needed: images run as directories".to_owned();
+            survey.findings.seen(Check::Fuse, Seen::Fine(needless));
+            let seen = seen.map(|seen| ((), seen)).map_err(Fatal::from);
+            survey.keep(Check::Container, seen)?;
+        }
+        Some(ground)
+    }
+}
+
+fn workbench(
+    config: &Config,
+    progress: &Progress,
+    guard: &Guard,
+    dirs: &DataDirs,
+    apptainer: Apptainer,
+    (external, inputs): Binds,
+) -> Workbench {
+    Workbench {
         apptainer,
-        guard,
+        guard: guard.clone(),
         inputs,
-        dirs,
+        dirs: dirs.clone(),
         external,
         grace: config.kill_grace,
         keep: config.keep_files,
@@ -133,27 +212,19 @@ async fn on(
         proc: ProcMount::Own,
         log: progress.clone(),
         running: Running::default(),
-    };
-    let task = async {
-        images_seen?;
-        let task = plan(&bench, config, &config.task).await?;
-        let seen = format!("`{}` can be read", task.image.display());
-        Ok((task, Seen::Fine(seen)))
-    };
-    let Some(task) = survey.keep(Check::Image, task.await) else {
-        survey.findings.skipped(Check::Container);
-        return None;
-    };
-    if config.preflight == Preflight::Check {
-        let needless = "not needed: images run as directories".to_owned();
-        survey.findings.seen(Check::Fuse, Seen::Fine(needless));
-        let seen = preflight::container(&mut bench, &task.image).await;
-        survey.keep(
-            Check::Container,
-            seen.map(|seen| ((), seen)).map_err(Fatal::from),
-        )?;
     }
-    Some(Ground { bench, task })
+}
+
+/// Makes the task's image usable, and tries it unless the user wants it otherwise.
+async fn tried(config: &Config, seen: Result<Seen, Problem>, mut bench: Workbench) -> Tried {
+    seen?;
+    let task = plan(&bench, config, &config.task).await?;
+    let seen = Seen::Fine(format!("`{}` can be read", task.image.display()));
+    let container = match config.preflight {
+        Preflight::Check => Some(preflight::container(&mut bench, &task.image).await),
+        Preflight::Skip => None,
+    };
+    Ok((Ground { bench, task }, seen, container))
 }
 
 /// Opens both queues as the pilot will, and takes nothing.
@@ -199,45 +270,57 @@ pub(super) fn report_site(config: &Config, fatal: &Fatal) {
     );
 }
 
-async fn scratch(config: &Config) -> Result<(DataDirs, Seen), Fatal> {
+async fn directories(config: &Config) -> Result<DataDirs, Fatal> {
     let parent = config.data_parent.clone();
-    let check = config.preflight;
-    let made = tokio::task::spawn_blocking(move || {
-        let dirs = DataDirs::create(&parent).map_err(|error| {
+    file_work(move || {
+        DataDirs::create(&parent).map_err(|error| {
             Fatal::ExecutionPoint(format!(
                 "can't make the data directories in `{}`: {error}; look at its rights and free space, or set \
                  EWMS_PILOT_DATA_DIR_PARENT_PATH_ON_HOST",
                 parent.display()
             ))
-        })?;
-        let seen = match check {
-            Preflight::Check => preflight::scratch(&parent)?,
-            Preflight::Skip => Seen::Fine("made".to_owned()),
-        };
-        Ok((dirs, seen))
-    });
-    made.await
+        })
+    })
+    .await
+}
+
+async fn scratch(config: &Config) -> Result<Seen, Fatal> {
+    let parent = config.data_parent.clone();
+    match config.preflight {
+        Preflight::Check => file_work(move || Ok(preflight::scratch(&parent)?)).await,
+        Preflight::Skip => Ok(Seen::Fine("made".to_owned())),
+    }
+}
+
+async fn file_work<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Fatal> + Send + 'static,
+) -> Result<T, Fatal> {
+    tokio::task::spawn_blocking(work)
+        .await
         .unwrap_or_else(|error| Err(Fatal::ExecutionPoint(format!("file work stopped: {error}"))))
 }
 
-async fn apptainer(
-    config: &Config,
-    guard: &Guard,
-    dirs: &DataDirs,
-) -> Result<(Apptainer, Seen), Fatal> {
-    let apptainer = Apptainer::locate(Surroundings {
+fn locate(config: &Config, dirs: &DataDirs) -> Result<Apptainer, Fatal> {
+    Apptainer::locate(Surroundings {
         path: config.host.path.clone(),
         home: config.host.home.clone(),
         lang: config.host.lang.clone(),
         scratch: dirs.apptainer(),
         proxies: config.host.proxies.clone(),
     })
-    .map_err(|error| Fatal::ExecutionPoint(error.to_string()))?;
-    let seen = match config.preflight {
-        Preflight::Check => preflight::version(guard, &apptainer, &dirs.apptainer()).await?,
-        Preflight::Skip => Seen::Fine(format!("`{}`", apptainer.program().display())),
-    };
-    Ok((apptainer, seen))
+    .map_err(|error| Fatal::ExecutionPoint(error.to_string()))
+}
+
+async fn version(
+    config: &Config,
+    guard: &Guard,
+    apptainer: &Apptainer,
+    scratch: &Path,
+) -> Result<Seen, Fatal> {
+    match config.preflight {
+        Preflight::Check => Ok(preflight::version(guard, apptainer, scratch).await?),
+        Preflight::Skip => Ok(Seen::Fine(format!("`{}`", apptainer.program().display()))),
+    }
 }
 
 async fn namespaces(config: &Config, guard: &Guard, scratch: &Path) -> Result<Seen, Problem> {
@@ -251,16 +334,15 @@ async fn reachable(
     config: &Config,
     guard: &Guard,
     paths: &[PathBuf],
-    dirs: &DataDirs,
+    scratch: &Path,
 ) -> Result<Seen, Problem> {
     match config.preflight {
-        Preflight::Check => preflight::reachable(guard, paths, &dirs.apptainer()).await,
+        Preflight::Check => preflight::reachable(guard, paths, scratch).await,
         Preflight::Skip => Ok(Seen::Fine("not looked at".to_owned())),
     }
 }
 
-/// The external directories, and the files that came with the job.
-fn binds(config: &Config, dirs: &DataDirs) -> Result<(Vec<Bind>, Option<Bind>), Fatal> {
+fn binds(config: &Config, dirs: &DataDirs) -> Result<Binds, Fatal> {
     let refused = |error: BindError| Fatal::Bind(error.to_string());
     let external = config
         .external_directories

@@ -3,13 +3,8 @@
 
 use std::io;
 use std::num::NonZeroU32;
-use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Instant;
 
-use futures_util::future::{Either, select};
-use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 mod answers;
@@ -23,6 +18,7 @@ mod pace;
 pub mod poison;
 mod reports;
 mod shown;
+mod start;
 pub mod state;
 mod summary;
 pub mod wall_time;
@@ -30,22 +26,22 @@ pub mod wall_time;
 pub use fatal::Fatal;
 pub use reports::Reports;
 
-use crate::broker::{self, BrokerError, LeaveGiver, MessageLimit, Resilience, Sink, Source};
-use crate::config::{BrokerConfig, Config, QueueConfig};
+use crate::broker::{self, MessageLimit, Resilience, Sink, Source};
+use crate::config::{BrokerConfig, Config};
 use crate::exit::Exit;
 use crate::preflight::Findings;
-use crate::process::{Guard, Stops, Will, WillSender};
+use crate::process::{Guard, Stops};
 use crate::report;
 use crate::signals::Signals;
 use crate::stats::Tally;
-use crate::task::{ContainerPlan, Initialized, Runner, Workbench, run_init};
+use crate::task::Runner;
 use crate::telemetry::Progress;
 use disk_floor::DiskFloor;
 use driver::Extras;
 use events::Status;
-use ground::Ground;
 use ledger::Ledger;
 use poison::Poison;
+use start::{Company, Started};
 use state::Rules;
 use wall_time::WallTime;
 
@@ -151,40 +147,21 @@ async fn live(
     tally: &mut Tally,
 ) -> Result<Ended, Fatal> {
     let guard = guard(signals)?;
-    let mut findings = Findings::default();
     let resilience = Resilience::new(config.reconnect_timeout, config.data_parent.join("unsent"))
         .with_message_limit(MessageLimit::new(config.limits.message));
     shown::follow_queues(ledger.keeper(), &resilience);
-    // Boxed: they are large, and over before the long part of a pilot's life.
-    let laying = Box::pin(async {
-        let laid = ground::lay(config, guard, progress, &mut findings).await;
-        laid.inspect_err(|fatal| ground::report_site(config, fatal))
-    });
-    // Both take their time, and neither needs the other; but an init container runs before any broker
-    // is contacted.
-    let (Ground { bench, task }, connected) = if config.init.is_none() {
-        let both = Box::pin(lay_and_connect(laying, config, &resilience));
-        let (ground, queues) = unless_signalled(signals, both).await?;
-        (ground, Some(queues))
-    } else {
-        (unless_signalled(signals, laying).await?, None)
+    let mut company = Company {
+        signals: &mut *signals,
+        progress,
+        reports,
+        ledger: &mut *ledger,
     };
-    let bench = Arc::new(bench);
-    shown::follow_containers(ledger.keeper(), &bench.running);
-
-    if let Some(init) = &config.init {
-        let plan = unless_signalled(signals, ground::plan(&bench, config, init)).await?;
-        reports.status(Status::RunningInitCommand);
-        let began = Instant::now();
-        let initialized = initialize(&bench, &plan, signals).await;
-        ledger.initialized(began.elapsed());
-        initialized?;
-    }
-
-    let (source, sink) = match connected {
-        Some(queues) => queues,
-        None => unless_signalled(signals, connect(config, &resilience, async {})).await?,
-    };
+    let Started {
+        bench,
+        task,
+        source,
+        sink,
+    } = start::start(config, guard, &resilience, &mut company).await?;
 
     let runner = Rc::new(Runner {
         bench,
@@ -262,64 +239,6 @@ fn unguarded(error: &io::Error) -> Fatal {
     ))
 }
 
-/// Connects while the ground is laid. A broken machine is told before a broken broker, and takes no event.
-async fn lay_and_connect(
-    laying: impl Future<Output = Result<Ground, Fatal>> + Unpin,
-    config: &Config,
-    resilience: &Resilience,
-) -> Result<(Ground, (Source, Sink)), Fatal> {
-    let (laid, is_laid) = oneshot::channel();
-    let ready = async {
-        if is_laid.await.is_err() {
-            // It never will be.
-            std::future::pending::<()>().await;
-        }
-    };
-    let connecting = pin!(connect(config, resilience, ready));
-    match select(laying, connecting).await {
-        Either::Left((ground, connecting)) => {
-            let ground = ground?;
-            // It waits for this, unless it failed.
-            let _failed = laid.send(());
-            Ok((ground, connecting.await?))
-        }
-        Either::Right((queues, laying)) => {
-            let ground = laying.await?;
-            Ok((ground, queues?))
-        }
-    }
-}
-
-/// Connects to the queues, to all at once. No event is taken before it is known that results can be sent
-/// and all else is `ready`.
-async fn connect(
-    config: &Config,
-    resilience: &Resilience,
-    ready: impl Future<Output = ()>,
-) -> Result<(Source, Sink), Fatal> {
-    let lost = |error: BrokerError| Fatal::Broker(error.to_string());
-    let (incoming, outgoing) = (places(&config.incoming), places(&config.outgoing));
-    let (giver, leave) = LeaveGiver::new();
-    let sinks = pin!(async {
-        let sink = broker::open_sinks(&outgoing, resilience).await?;
-        ready.await;
-        giver.give();
-        Ok(sink)
-    });
-    let sources = pin!(broker::open_sources(
-        &incoming,
-        config.window(),
-        resilience,
-        &leave
-    ));
-    let (sink, source) = match select(sinks, sources).await {
-        Either::Left((sink, sources)) => (sink.map_err(lost)?, sources.await),
-        // It failed, or is a spool: whatever is wrong with the other one is told first.
-        Either::Right((source, sinks)) => (sinks.await.map_err(lost)?, source),
-    };
-    Ok((source.map_err(lost)?, sink))
-}
-
 /// Makes the checks that precede a pilot's life, and the brokers' too; how it would end there.
 pub async fn check(config: &Config, progress: &Progress, findings: &mut Findings) -> Exit {
     let laid = match Guard::start() {
@@ -328,58 +247,6 @@ pub async fn check(config: &Config, progress: &Progress, findings: &mut Findings
     };
     let lost = ground::visit_brokers(config, findings).await;
     laid.or(lost).map_or(Exit::Success, |fatal| fatal.exit())
-}
-
-/// Runs the init container; a signal is forwarded to it, a second one kills it.
-async fn initialize(
-    bench: &Workbench,
-    plan: &ContainerPlan,
-    signals: &mut Signals,
-) -> Result<(), Fatal> {
-    let will = WillSender::new();
-    let mut first_signal = None;
-    let mut init = std::pin::pin!(run_init(bench, plan, will.subscribe()));
-    let result = loop {
-        tokio::select! {
-            biased;
-            result = &mut init => break result,
-            signal = signals.recv() => {
-                warn!(signal = signal.name(), "signal received");
-                will.advance(match first_signal {
-                    None => Will::Terminate(signal.number()),
-                    Some(_) => Will::Kill,
-                });
-                first_signal.get_or_insert(signal);
-            }
-        }
-    };
-    match (result, first_signal) {
-        (_, Some(signal)) => Err(Fatal::Signal(signal.number())),
-        (Ok(Initialized::Ready | Initialized::Interrupted), None) => Ok(()),
-        (Err(error), None) => Err(Fatal::Init(error)),
-    }
-}
-
-/// Gives up on `work` when a signal comes; nothing is held yet that would have to be given back.
-async fn unless_signalled<T>(
-    signals: &mut Signals,
-    work: impl Future<Output = Result<T, Fatal>>,
-) -> Result<T, Fatal> {
-    tokio::select! {
-        biased;
-        signal = signals.recv() => {
-            warn!(signal = signal.name(), "signal received");
-            Err(Fatal::Signal(signal.number()))
-        }
-        result = work => result,
-    }
-}
-
-fn places(queues: &[QueueConfig]) -> Vec<(&str, broker::Address<'_>)> {
-    queues
-        .iter()
-        .map(|queue| (queue.name.as_str(), address(&queue.broker)))
-        .collect()
 }
 
 fn address(broker: &BrokerConfig) -> broker::Address<'_> {

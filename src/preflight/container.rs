@@ -16,7 +16,7 @@ use crate::container::{
 use crate::fault::Cause;
 use crate::process::{Captured, ExitStatus, WillSender};
 use crate::task::Workbench;
-use crate::task::probe::{Trial, TrialError, cause_of_io};
+use crate::task::probe::{QUESTION, Trial, TrialError, WRITER, cause_of_io};
 use crate::task::staging::{HUB_IN_CONTAINER, IO_IN_CONTAINER};
 
 /// How far a container got.
@@ -85,14 +85,14 @@ async fn ask(
 ) -> Result<Reached, (Cause, String)> {
     let question = Uuid::new_v4().to_string();
     if let Some(program) = writer::program() {
-        fs::write(trial.io().join("question"), &question).map_err(by_io)?;
-        let writer = trial.io().join("writer");
+        fs::write(trial.question(), &question).map_err(by_io)?;
+        let writer = trial.writer();
         fs::write(&writer, program).map_err(by_io)?;
         fs::set_permissions(&writer, fs::Permissions::from_mode(0o700)).map_err(by_io)?;
         let name = answer.file_name().unwrap_or_default().to_string_lossy();
         let command = [
-            format!("{IO_IN_CONTAINER}/writer"),
-            format!("{IO_IN_CONTAINER}/question"),
+            format!("{IO_IN_CONTAINER}/{WRITER}"),
+            format!("{IO_IN_CONTAINER}/{QUESTION}"),
             format!("{HUB_IN_CONTAINER}/{name}"),
         ];
         let (captured, took) = timed(bench, image, trial, &command).await?;
@@ -160,7 +160,7 @@ fn useless(captured: &Captured) -> Option<(Cause, String)> {
 fn is_refused(captured: &Captured) -> bool {
     let text = String::from_utf8_lossy(&captured.stderr);
     captured.exit == ExitStatus::Code(255)
-        && text.contains(&format!("{IO_IN_CONTAINER}/writer"))
+        && text.contains(&format!("{IO_IN_CONTAINER}/{WRITER}"))
         && text.contains("permission denied")
 }
 

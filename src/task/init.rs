@@ -1,4 +1,4 @@
-//! The init container: runs once, before the broker is contacted, to fill the data hub.
+//! The init container: runs once, before any event is taken, to fill the data hub.
 
 use tokio::sync::watch;
 use tracing::{Instrument, info, info_span};

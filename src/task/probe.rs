@@ -10,9 +10,8 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::Workbench;
-use super::disk::Budget;
 use super::launch::binds;
-use super::staging::{Disposal, Stage};
+use super::staging::Stage;
 use crate::config::Verbosity;
 use crate::container::{self, Answer, BindError, NO_COMMAND, ProcMount, RunSpec};
 use crate::fault::Cause;
@@ -23,7 +22,12 @@ use crate::process::{
 /// A start takes about 0.1 s, on a machine that is overcommitted some seconds.
 const DEADLINE: Duration = Duration::from_mins(1);
 
-/// The directories of a probe. Dropping it removes them.
+/// The name of the file that a probe's container reads.
+pub const QUESTION: &str = "question";
+/// The name of its program.
+pub const WRITER: &str = "writer";
+
+/// The directories of a probe. Dropping it removes them, or leaves them to the next task.
 #[derive(Debug)]
 pub struct Trial {
     /// Always there, but for the moment of the drop.
@@ -88,7 +92,7 @@ impl Trial {
         let name = format!("probe-{}", Uuid::new_v4().simple());
         let stage = bench.dirs.stage(&name)?;
         let trial = Self {
-            io: stage.outputs().with_file_name("task-io"),
+            io: stage.io_dir(),
             workdir: stage.scratch().to_path_buf(),
             stage: Some(stage),
             name,
@@ -97,10 +101,16 @@ impl Trial {
         Ok(trial)
     }
 
-    /// What the container sees as its task's own directory.
+    /// A file for the container to read, in what it sees as its task's own directory.
     #[must_use]
-    pub fn io(&self) -> &Path {
-        &self.io
+    pub fn question(&self) -> PathBuf {
+        self.io.join(QUESTION)
+    }
+
+    /// A program for the container, there as well.
+    #[must_use]
+    pub fn writer(&self) -> PathBuf {
+        self.io.join(WRITER)
     }
 
     /// Runs `command` in the container; nothing when the will ended it.
@@ -162,11 +172,8 @@ impl Trial {
 
 impl Drop for Trial {
     fn drop(&mut self) {
-        if let Some(Err(error)) = self
-            .stage
-            .take()
-            .map(|stage| stage.dispose(Disposal::Remove, &Budget::new(0)))
-        {
+        let files = [self.question(), self.writer()];
+        if let Some(Err(error)) = self.stage.take().map(|stage| stage.clear(&files)) {
             tracing::warn!(%error, "a probe's directories could not be removed");
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{Instrument, error, info, info_span, warn};
 
-use super::keepsake::Keepsake;
+use super::keepsake::{Keeping, Keepsake, Kind};
 use super::launch::{Judgement, launch, show_output, staging_error};
 use super::staging::{Disposal, Stage, TaskIo};
 use super::{ContainerPlan, SharedWorkbench, Trace};
@@ -103,21 +103,22 @@ impl Runner {
     ) -> Result<(TaskEnd, Keepsake), TaskError> {
         let bench = Arc::clone(&self.bench);
         let (infile_ext, outfile_ext) = (self.infile_ext.clone(), self.outfile_ext.clone());
-        let (stage, kept, staged) = blocking(move || {
+        let (stage, io, written, event) = blocking(move || {
             let (stage, io) = bench
                 .dirs
                 .stage_task(id, &infile_ext, &outfile_ext)
                 .map_err(|error| staging_error("directories", &error))?;
-            let kept = Keepsake::of(&event, stage.scratch());
-            let written = write_event(event, &infile_ext, &io);
-            Ok((stage, kept, (io, written)))
+            let (written, event) = write_event(event, &infile_ext, &io, stage.scratch());
+            Ok((stage, io, written, event))
         })
         .await?;
-        let (io, written) = staged;
-        let end = match written {
-            Ok(()) => self.run_container(&stage, &io, will, trace).await,
-            Err(error) => Err(error),
+        let running = async {
+            match written {
+                Ok(()) => self.run_container(&stage, &io, will, trace).await,
+                Err(error) => Err(error),
+            }
         };
+        let (end, kept) = tokio::join!(running, event.kept());
         let disposal = match (&end, self.bench.keep) {
             (_, KeepFiles::All) => Some(Disposal::Keep),
             (Err(_), KeepFiles::Failed) => Some(Disposal::KeepWithinBudget),
@@ -130,7 +131,7 @@ impl Runner {
             let taken = stage.taken();
             let done = match disposal {
                 Some(disposal) => stage.dispose(disposal, &bench.kept),
-                None => stage.clear(&io),
+                None => stage.clear(&io.files()),
             };
             if let Err(error) = done {
                 warn!(%error, "a task's directories could not be removed");
@@ -181,14 +182,31 @@ impl Runner {
 }
 
 /// Decodes an event and writes it where its task reads it.
-fn write_event(event: Content, infile_ext: &str, io: &TaskIo) -> Result<(), TaskError> {
-    let payload = match event {
-        Content::Frame(body) => codec::decode_frame(&body, codec::DEFAULT_LIMIT_BYTES)?,
-        Content::File(FileFormat::Json, bytes) => codec::decode_file(FileKind::Json, bytes)?,
-        Content::File(FileFormat::Text, bytes) => codec::decode_file(FileKind::Text, bytes)?,
+fn write_event(
+    event: Content,
+    infile_ext: &str,
+    io: &TaskIo,
+    scratch: &Path,
+) -> (Result<(), TaskError>, Keeping) {
+    let (decoded, keeping) = match event {
+        Content::Frame(body) => (
+            codec::decode_frame(&body, codec::DEFAULT_LIMIT_BYTES),
+            Keeping::of_frame(body, scratch),
+        ),
+        Content::File(format, bytes) => {
+            let kind = match format {
+                FileFormat::Json => FileKind::Json,
+                FileFormat::Text => FileKind::Text,
+            };
+            let kept = Keepsake::of(Kind::File(format), &bytes, scratch);
+            (codec::decode_file(kind, bytes), Keeping::Done(kept))
+        }
     };
-    codec::write_infile(&payload, infile_ext, &io.infile())?;
-    Ok(())
+    let written = decoded.map_err(TaskError::from).and_then(|payload| {
+        codec::write_infile(&payload, infile_ext, &io.infile())?;
+        Ok(())
+    });
+    (written, keeping)
 }
 
 /// Reads what a task wrote, as the sink wants it.
@@ -203,7 +221,7 @@ fn read_result(
     };
     Ok(TaskEnd::Output(match encoding {
         Encoding::Frame => {
-            let frame = codec::encode_frame(&payload)?;
+            let frame = codec::encode_frame(payload)?;
             // Here, and not when it is published, because here the task's files are still kept.
             let (bytes, limit) = (frame.len(), limit.bytes());
             if bytes > limit {

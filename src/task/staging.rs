@@ -222,9 +222,14 @@ impl Stage {
     }
 
     /// The directory through which a task gets its infile and returns its outfile.
+    #[must_use]
+    pub fn io_dir(&self) -> PathBuf {
+        self.dir.join(IO_DIR)
+    }
+
     fn io(&self, id: TaskId, infile_ext: &str, outfile_ext: &str) -> TaskIo {
         TaskIo {
-            dir: self.dir.join(IO_DIR),
+            dir: self.io_dir(),
             infile: format!("infile-{id}.{infile_ext}"),
             outfile: format!("outfile-{id}.{outfile_ext}"),
         }
@@ -236,16 +241,17 @@ impl Stage {
         disk::taken(&self.dir) + disk::taken(&self.scratch)
     }
 
-    /// Removes what a task left that succeeded, unless further tasks can have it.
+    /// Removes what a task left that succeeded, unless further tasks can have it. The task's own
+    /// directory may hold these `files`.
     ///
     /// # Errors
     /// When something can't be removed.
-    pub fn clear(self, io: &TaskIo) -> io::Result<()> {
+    pub fn clear(self, files: &[PathBuf]) -> io::Result<()> {
         let kept = self.spares.offer(&Left {
             dir: &self.dir,
             outputs: &self.outputs(),
-            io: &io.dir,
-            files: &[io.infile(), io.outfile()],
+            io: &self.io_dir(),
+            files,
             scratch: &self.scratch,
             scratch_parts: (&SCRATCH_PARTS, SCRATCH_MODE),
         });
@@ -274,7 +280,7 @@ impl Stage {
         if budget.afford(disk::taken(&self.dir)) == Affordable::Yes {
             return Ok(());
         }
-        let io = self.dir.join(IO_DIR);
+        let io = self.io_dir();
         let outputs = disk::taken(&self.dir).saturating_sub(disk::taken(&io));
         if budget.afford(outputs) == Affordable::Yes {
             warn!(
@@ -307,6 +313,12 @@ impl TaskIo {
     #[must_use]
     pub fn outfile(&self) -> PathBuf {
         self.dir.join(&self.outfile)
+    }
+
+    /// Both.
+    #[must_use]
+    pub fn files(&self) -> [PathBuf; 2] {
+        [self.infile(), self.outfile()]
     }
 
     /// The infile as the task sees it.
@@ -383,7 +395,7 @@ mod tests {
         let stage = dirs.stage("one").unwrap();
         let (again, id) = (TaskId::random(), TaskId::random());
         let (task, io) = dirs.stage_task(again, "in", "out").unwrap();
-        task.clear(&io).unwrap();
+        task.clear(&io.files()).unwrap();
         dirs.stage_task(id, "in", "out").unwrap();
         let mut names: Vec<_> = fs::read_dir(top.path().join(DATA_DIR))
             .unwrap()

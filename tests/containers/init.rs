@@ -38,14 +38,14 @@ fn unreachable(scene: Scene) -> Scene {
 }
 
 #[test]
-fn it_runs_before_the_broker_is_contacted() {
+fn it_runs_though_no_broker_can_be_reached() {
     let scene = unreachable(with_init("true", "touch {{DATA_HUB}}/ran"));
     scene.run(SOON).assert_code(4);
     assert!(hub(&scene).join("ran").exists());
 }
 
 #[test]
-fn its_failure_ends_the_pilot_before_the_broker_is_contacted() {
+fn its_failure_is_told_before_that_of_a_broker() {
     let scene = unreachable(with_init("true", "echo 'no luck' >&2; exit 3"));
     let outcome = scene.run(SOON);
     assert_eq!(

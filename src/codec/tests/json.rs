@@ -105,7 +105,7 @@ fn an_error_says_what_was_expected_and_where() {
 
 #[test]
 fn strings_decode_as_python_decodes_them() {
-    let decode = |literal: &str| decode_string(literal.as_bytes().to_vec());
+    let decode = |literal: &str| decode_string(literal.to_owned());
     for (literal, content) in [
         (r#""""#, ""),
         (r#""\u0041\ud83d\ude00é\/""#, "A\u{1f600}é/"),

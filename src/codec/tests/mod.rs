@@ -86,7 +86,7 @@ fn payloads_survive_a_round_trip_verbatim() {
         json("[NaN,-Infinity , \"\\ud800\", 1E999]"),
         json("{\"b\": 1, \"a\": 2, \"b\": 123456789012345678901234567890.10}"),
     ] {
-        let body = encode_frame(&payload).unwrap();
+        let body = encode_frame(payload.clone()).unwrap();
         assert_eq!(decode_frame(&body, LIMIT).unwrap(), payload);
     }
 }
@@ -94,17 +94,17 @@ fn payloads_survive_a_round_trip_verbatim() {
 /// A JSON string that a task wrote as JSON is a string to whoever receives it.
 #[test]
 fn a_string_from_a_json_outfile_arrives_as_text() {
-    let body = encode_frame(&json(" \"caf\\u00e9\"\n")).unwrap();
+    let body = encode_frame(json(" \"caf\\u00e9\"\n")).unwrap();
     assert_eq!(decode_frame(&body, LIMIT).unwrap(), text("café"));
 }
 
 #[test]
 fn frames_are_what_python_writes_and_state_their_size() {
-    let body = encode_frame(&text("a\"b")).unwrap();
+    let body = encode_frame(text("a\"b")).unwrap();
     let content = br#"{"headers": {}, "data": "a\"b"}"#;
     assert_eq!(zstd::decode_all(&body[..]).unwrap(), content);
     for length in [0, 1, 131_072, 3_000_000] {
-        let body = encode_frame(&text(&"y".repeat(length))).unwrap();
+        let body = encode_frame(text(&"y".repeat(length))).unwrap();
         let envelope = r#"{"headers": {}, "data": ""}"#.len();
         assert_eq!(
             zstd::decompressed_size(&body),
@@ -172,7 +172,7 @@ fn a_million_levels_of_nesting_are_just_data() {
         "[{\"a\":".repeat(LEVELS / 2),
         "}]".repeat(LEVELS / 2)
     );
-    let body = encode_frame(&json(&nested)).unwrap();
+    let body = encode_frame(json(&nested)).unwrap();
     assert_eq!(decode_frame(&body, 16 << 20).unwrap(), json(&nested));
     let unclosed = format!(r#"{{"headers": {{}}, "data": {}"#, "[".repeat(LEVELS));
     assert!(matches!(
@@ -251,7 +251,7 @@ fn random_strings_survive_a_round_trip() {
             decode_frame(&frame(&message), LIMIT).unwrap(),
             text(&content)
         );
-        let body = encode_frame(&text(&content)).unwrap();
+        let body = encode_frame(text(&content)).unwrap();
         assert_eq!(decode_frame(&body, LIMIT).unwrap(), text(&content));
     }
 }

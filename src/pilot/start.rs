@@ -1,0 +1,206 @@
+//! What precedes a pilot's first event: the ground, the init container, the connections. Decides what
+//! goes on at the same time, and what is told first when several of them fail.
+//!
+//! Connections are made beside all the rest: they take their time, and nothing is taken through them
+//! before the rest is done. So a broker that fails meanwhile is no reason to give up a long init
+//! container: it is tried again once that has ended.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::future::{Either, select};
+use tokio::sync::oneshot;
+use tracing::warn;
+
+use super::events::Status;
+use super::ground::{self, Ground};
+use super::ledger::Ledger;
+use super::{Fatal, Reports, address, shown};
+use crate::broker::{self, BrokerError, LeaveGiver, Resilience, Sink, Source};
+use crate::config::{Config, QueueConfig};
+use crate::preflight::Findings;
+use crate::process::{Guard, Will, WillSender};
+use crate::signals::Signals;
+use crate::task::{ContainerPlan, Initialized, SharedWorkbench, Workbench, run_init};
+use crate::telemetry::Progress;
+
+/// What the event loop needs.
+pub(super) struct Started {
+    /// What all tasks have in common.
+    pub(super) bench: SharedWorkbench,
+    /// What they run.
+    pub(super) task: ContainerPlan,
+    /// Events.
+    pub(super) source: Source,
+    /// Results.
+    pub(super) sink: Sink,
+}
+
+/// Those whom a pilot's life is shown and told to.
+pub(super) struct Company<'a> {
+    pub(super) signals: &'a mut Signals,
+    pub(super) progress: &'a Progress,
+    pub(super) reports: &'a Reports,
+    pub(super) ledger: &'a mut Ledger,
+}
+
+/// Makes a pilot ready for its first event.
+///
+/// # Errors
+/// The first failure. A broken machine or init container is told before a broken broker.
+pub(super) async fn start(
+    config: &Config,
+    guard: Guard,
+    resilience: &Resilience,
+    company: &mut Company<'_>,
+) -> Result<Started, Fatal> {
+    let (prepared, is_prepared) = oneshot::channel();
+    let ready = async {
+        if is_prepared.await.is_err() {
+            // It never will be.
+            std::future::pending::<()>().await;
+        }
+    };
+    // Boxed: they are large, and over before the long part of a pilot's life.
+    let connecting = Box::pin(connect(config, resilience, ready));
+    let preparing = Box::pin(prepare(config, guard, company));
+    let (bench, task, connecting) = match select(preparing, connecting).await {
+        Either::Left((prepared, connecting)) => {
+            let (bench, task) = prepared?;
+            (bench, task, Some(connecting))
+        }
+        Either::Right((connected, preparing)) => {
+            if let Err(error) = &connected {
+                warn!(%error, "no connection yet: will try again when all else is ready");
+            }
+            let (bench, task) = preparing.await?;
+            (bench, task, None)
+        }
+    };
+    let connected = async {
+        match connecting {
+            Some(connecting) => {
+                // It waits for this, unless it fails now.
+                let _failed = prepared.send(());
+                connecting.await
+            }
+            None => connect(config, resilience, async {}).await,
+        }
+    };
+    let (source, sink) = unless_signalled(company.signals, Box::pin(connected)).await?;
+    Ok(Started {
+        bench,
+        task,
+        source,
+        sink,
+    })
+}
+
+/// The ground, and what the init container makes of it.
+async fn prepare(
+    config: &Config,
+    guard: Guard,
+    company: &mut Company<'_>,
+) -> Result<(SharedWorkbench, ContainerPlan), Fatal> {
+    let mut findings = Findings::default();
+    let laying = async {
+        let laid = ground::lay(config, guard, company.progress, &mut findings).await;
+        laid.inspect_err(|fatal| ground::report_site(config, fatal))
+    };
+    let Ground { bench, task } = unless_signalled(company.signals, laying).await?;
+    let bench = Arc::new(bench);
+    shown::follow_containers(company.ledger.keeper(), &bench.running);
+    if let Some(init) = &config.init {
+        let planning = ground::plan(&bench, config, init);
+        let plan = unless_signalled(company.signals, planning).await?;
+        company.reports.status(Status::RunningInitCommand);
+        let began = Instant::now();
+        let initialized = initialize(&bench, &plan, company.signals).await;
+        company.ledger.initialized(began.elapsed());
+        initialized?;
+    }
+    Ok((bench, task))
+}
+
+/// Connects to the queues, to all at once. No event is taken before it is known that results can be sent
+/// and all else is `ready`.
+async fn connect(
+    config: &Config,
+    resilience: &Resilience,
+    ready: impl Future<Output = ()>,
+) -> Result<(Source, Sink), Fatal> {
+    let lost = |error: BrokerError| Fatal::Broker(error.to_string());
+    let (incoming, outgoing) = (places(&config.incoming), places(&config.outgoing));
+    let (giver, leave) = LeaveGiver::new();
+    let sinks = pin!(async {
+        let sink = broker::open_sinks(&outgoing, resilience).await?;
+        ready.await;
+        giver.give();
+        Ok(sink)
+    });
+    let sources = pin!(broker::open_sources(
+        &incoming,
+        config.window(),
+        resilience,
+        &leave
+    ));
+    let (sink, source) = match select(sinks, sources).await {
+        Either::Left((sink, sources)) => (sink.map_err(lost)?, sources.await),
+        // It failed, or is a spool: whatever is wrong with the other one is told first.
+        Either::Right((source, sinks)) => (sinks.await.map_err(lost)?, source),
+    };
+    Ok((source.map_err(lost)?, sink))
+}
+
+/// Runs the init container; a signal is forwarded to it, a second one kills it.
+async fn initialize(
+    bench: &Workbench,
+    plan: &ContainerPlan,
+    signals: &mut Signals,
+) -> Result<(), Fatal> {
+    let will = WillSender::new();
+    let mut first_signal = None;
+    let mut init = std::pin::pin!(run_init(bench, plan, will.subscribe()));
+    let result = loop {
+        tokio::select! {
+            biased;
+            result = &mut init => break result,
+            signal = signals.recv() => {
+                warn!(signal = signal.name(), "signal received");
+                will.advance(match first_signal {
+                    None => Will::Terminate(signal.number()),
+                    Some(_) => Will::Kill,
+                });
+                first_signal.get_or_insert(signal);
+            }
+        }
+    };
+    match (result, first_signal) {
+        (_, Some(signal)) => Err(Fatal::Signal(signal.number())),
+        (Ok(Initialized::Ready | Initialized::Interrupted), None) => Ok(()),
+        (Err(error), None) => Err(Fatal::Init(error)),
+    }
+}
+
+/// Gives up on `work` when a signal comes; nothing is held yet that would have to be given back.
+async fn unless_signalled<T>(
+    signals: &mut Signals,
+    work: impl Future<Output = Result<T, Fatal>>,
+) -> Result<T, Fatal> {
+    tokio::select! {
+        biased;
+        signal = signals.recv() => {
+            warn!(signal = signal.name(), "signal received");
+            Err(Fatal::Signal(signal.number()))
+        }
+        result = work => result,
+    }
+}
+
+fn places(queues: &[QueueConfig]) -> Vec<(&str, broker::Address<'_>)> {
+    queues
+        .iter()
+        .map(|queue| (queue.name.as_str(), address(&queue.broker)))
+        .collect()
+}
