@@ -3,6 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
 use crate::support::rabbitmq::Queue;
 use crate::support::scene::{Pilot, Scene};
 use crate::support::{SOON, eventually, images};
@@ -118,6 +120,53 @@ fn a_pilot_holds_no_more_than_twice_its_slots() {
     pilot.wait(SOON).assert_code(0);
     assert_results(&outgoing, &events);
     assert_eq!(incoming.total(), 0);
+}
+
+/// The infiles of tasks.
+fn staged(scene: &Scene) -> usize {
+    let Ok(entries) = fs::read_dir(scene.dir().join("ewms-pilot-data")) else {
+        return 0;
+    };
+    let files = entries
+        .flatten()
+        .filter_map(|entry| fs::read_dir(entry.path().join("task-io")).ok());
+    files.flatten().count()
+}
+
+/// One task that runs and one whose infile waits for the slot.
+fn one_ahead(label: &str) -> (Setting, Pilot) {
+    let mut setting = setting(label, HELD);
+    setting.incoming.produce(numbered(3));
+    setting.scene = setting.scene.set("EWMS_PILOT_PREFETCH", "2");
+    let pilot = setting.scene.start();
+    await_running(&setting.scene, 1, &pilot);
+    let ahead = eventually(SOON, || staged(&setting.scene) == 2);
+    assert!(ahead, "{}", pilot.stderr());
+    assert_eq!(running(&setting.scene), 1);
+    (setting, pilot)
+}
+
+#[test]
+fn an_event_that_was_taken_ahead_is_made_ready_while_the_slot_is_busy() {
+    let (setting, pilot) = one_ahead("ahead");
+    release(&setting.scene);
+    pilot.wait(SOON).assert_code(0);
+    assert_results(&setting.outgoing, &numbered(3));
+    assert_eq!(staged(&setting.scene), 0);
+}
+
+#[test]
+fn an_event_that_was_made_ready_goes_back_untried_when_the_pilot_is_told_to_end() {
+    let (setting, pilot) = one_ahead("untried");
+    pilot.signal(Signal::SIGTERM);
+    pilot.wait(SOON).assert_code(143);
+    assert_eq!((setting.incoming.held(), setting.incoming.total()), (0, 3));
+    assert_eq!(running(&setting.scene), 1, "the second was never started");
+    assert_eq!(staged(&setting.scene), 0);
+
+    release(&setting.scene);
+    setting.scene.run(SOON).assert_code(0);
+    assert_results(&setting.outgoing, &numbered(3));
 }
 
 #[test]

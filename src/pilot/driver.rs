@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
@@ -29,7 +29,7 @@ use crate::ids::TaskId;
 use crate::process::{Countdown, WillSender};
 use crate::records;
 use crate::signals::{Signal, Signals};
-use crate::task::{Keepsake, Report, Runner, TaskEnd};
+use crate::task::{Keepsake, Report, Runner, TaskEnd, Turn};
 
 /// How the loop ended.
 #[derive(Debug)]
@@ -53,8 +53,10 @@ pub struct Extras {
 struct Held {
     receipt: Receipt,
     earlier_deliveries: Option<u64>,
-    /// The event until its task starts, the result once it ended.
+    /// The event until its task starts or is made ready, the result once it ended.
     content: Option<Content>,
+    /// What tells a task that was made ready to start; dropped, that it won't be.
+    turn: Option<oneshot::Sender<()>>,
     /// The event once its task ended: it may have to be put away.
     event: Option<Keepsake>,
 }
@@ -211,6 +213,7 @@ impl Driver<'_> {
                         receipt,
                         earlier_deliveries,
                         content: Some(content),
+                        turn: None,
                         event: None,
                     },
                 );
@@ -308,13 +311,24 @@ impl Driver<'_> {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Start(id) => {
-                let Some(content) = self.take_content(id) else {
-                    return;
-                };
                 self.ledger.started(id);
-                let runner = Rc::clone(&self.runner);
-                let will = self.will.subscribe();
-                self.go(async move { Done::Task(id, runner.run(id, content, will).await) });
+                match self.held.get_mut(&id).and_then(|held| held.turn.take()) {
+                    // It waits for this, whatever its files came to.
+                    Some(turn) => drop(turn.send(())),
+                    None => self.run(id, Turn::Now),
+                }
+            }
+            Action::Prepare(id) => {
+                let (turn, its_turn) = oneshot::channel();
+                if let Some(held) = self.held.get_mut(&id) {
+                    held.turn = Some(turn);
+                }
+                self.run(id, Turn::Later(its_turn));
+            }
+            Action::CallOff(id) => {
+                if let Some(held) = self.held.get_mut(&id) {
+                    held.turn = None;
+                }
             }
             Action::Publish(id) => {
                 let Some(content) = self.take_content(id) else {
@@ -369,6 +383,15 @@ impl Driver<'_> {
             Action::StopIdleTimer => self.idle = None,
             Action::Report(status) => self.reports.status(status),
         }
+    }
+
+    fn run(&mut self, id: TaskId, turn: Turn) {
+        let Some(content) = self.take_content(id) else {
+            return;
+        };
+        let runner = Rc::clone(&self.runner);
+        let will = self.will.subscribe();
+        self.go(async move { Done::Task(id, runner.run(id, content, turn, will).await) });
     }
 
     fn take_content(&mut self, id: TaskId) -> Option<Content> {

@@ -66,6 +66,10 @@ pub enum Publication {
 pub enum Action {
     /// Run the container.
     Start(TaskId),
+    /// Make everything ready for its container while others run: it waits for [`Action::Start`].
+    Prepare(TaskId),
+    /// Never start it after all; answered by [`Event::TaskEnded`].
+    CallOff(TaskId),
     /// Take no more events, give back what was sent ahead; answered by [`Event::IntakeStopped`].
     StopIntake,
     /// Send a task's result; answered by [`Event::Published`].

@@ -171,7 +171,7 @@ impl Ledger {
         }
     }
 
-    /// Its task ended.
+    /// Its task ended, or was called off before it started.
     pub fn ended(&mut self, id: TaskId, report: &Report) {
         for slot in &mut self.slots {
             if *slot == Slot::Taken(id) {
@@ -182,6 +182,9 @@ impl Ledger {
         let Some(record) = self.open.get_mut(&id) else {
             return;
         };
+        if record.started_unix_secs.is_none() {
+            return;
+        }
         record.ended_unix_secs = Some(UnixTime::now());
         record.wall_time_secs = Some(seconds(report.wall));
         self.end.busy_secs += report.wall.as_secs_f64();

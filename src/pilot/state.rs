@@ -12,7 +12,7 @@
 //!   result the broker refused has failed alone;
 //! - whatever else happens, it goes back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use nix::libc::SIGTERM;
@@ -63,6 +63,8 @@ pub struct State {
     will: Will,
     signal: Option<i32>,
     tasks: HashMap<TaskId, Stage>,
+    /// Those that wait, in their order. None once the intake is closed.
+    waiting: VecDeque<TaskId>,
     /// How often the broker delivered an event before, if it says so.
     earlier: HashMap<TaskId, Option<u64>>,
     disk_low: Option<String>,
@@ -84,6 +86,8 @@ enum Intake {
 /// Where an unsettled event is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
+    /// Made ready, for the next free slot.
+    Waiting,
     Running,
     Publishing,
     /// On its way to where nobody gets it again.
@@ -122,6 +126,7 @@ impl State {
             will: Will::Run,
             signal: None,
             tasks: HashMap::new(),
+            waiting: VecDeque::new(),
             earlier: HashMap::new(),
             disk_low: None,
             tally: Tally::default(),
@@ -132,12 +137,19 @@ impl State {
         (state, first)
     }
 
-    /// Whether another event could be started now.
+    /// Whether another event is of use now, be it only to be made ready.
     #[must_use]
     pub fn wants_event(&self) -> bool {
-        matches!(self.intake, Intake::Open)
-            && self.running() < self.rules.slots
-            && self.tasks.len() < self.rules.window
+        matches!(self.intake, Intake::Open) && self.tasks.len() < self.rules.window
+    }
+
+    /// Whether another event could be started now.
+    fn could_start(&self) -> bool {
+        self.wants_event() && self.has_free_slot()
+    }
+
+    fn has_free_slot(&self) -> bool {
+        self.running() < self.rules.slots
     }
 
     /// How many containers run.
@@ -231,19 +243,31 @@ impl State {
         if self.tally.received == 1 {
             actions.push(Action::Report(Status::Tasking));
         }
-        self.tally.started += 1;
-        self.tasks.insert(id, Stage::Running);
-        actions.push(Action::Start(id));
-        actions.push(if self.wants_event() {
+        if self.has_free_slot() {
+            self.start(id, actions);
+        } else {
+            self.tasks.insert(id, Stage::Waiting);
+            self.waiting.push_back(id);
+            actions.push(Action::Prepare(id));
+        }
+        actions.push(if self.could_start() {
             Action::StartIdleTimer(self.rules.idle_timeout)
         } else {
             Action::StopIdleTimer
         });
     }
 
+    fn start(&mut self, id: TaskId, actions: &mut Vec<Action>) {
+        self.tally.started += 1;
+        self.tasks.insert(id, Stage::Running);
+        actions.push(Action::Start(id));
+    }
+
     fn task_ended(&mut self, id: TaskId, outcome: Outcome, actions: &mut Vec<Action>) {
-        let wanted_event = self.wants_event();
-        if !self.advance(id, Stage::Running, Stage::Publishing) {
+        let could_start = self.could_start();
+        if !self.advance(id, Stage::Running, Stage::Publishing)
+            && !self.advance(id, Stage::Waiting, Stage::Publishing)
+        {
             return;
         }
         match outcome {
@@ -255,19 +279,24 @@ impl State {
             Outcome::Failed(error) => self.failed(id, &error, actions),
             Outcome::Interrupted => self.released(id, actions),
         }
-        self.restart_idle_timer(wanted_event, actions);
+        if self.has_free_slot()
+            && let Some(next) = self.waiting.pop_front()
+        {
+            self.start(next, actions);
+        }
+        self.restart_idle_timer(could_start, actions);
     }
 
     fn settled(&mut self, id: TaskId, actions: &mut Vec<Action>) {
-        let wanted_event = self.wants_event();
+        let could_start = self.could_start();
         self.tasks.remove(&id);
         self.earlier.remove(&id);
-        self.restart_idle_timer(wanted_event, actions);
+        self.restart_idle_timer(could_start, actions);
     }
 
     /// The idle time runs only while an event could be started.
-    fn restart_idle_timer(&self, wanted_event: bool, actions: &mut Vec<Action>) {
-        if !wanted_event && self.wants_event() {
+    fn restart_idle_timer(&self, could_start: bool, actions: &mut Vec<Action>) {
+        if !could_start && self.could_start() {
             actions.push(Action::StartIdleTimer(self.rules.idle_timeout));
         }
     }
@@ -381,6 +410,7 @@ impl State {
                 actions.push(Action::Report(Status::PendingRemainingTasks));
             }
             actions.push(Action::StopIntake);
+            actions.extend(self.waiting.drain(..).map(Action::CallOff));
         }
     }
 

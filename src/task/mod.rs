@@ -30,7 +30,7 @@ mod trace;
 pub use blame::write_something;
 pub use guards::Guards;
 pub use keepsake::Keepsake;
-pub use run::{Report, Runner, TaskEnd};
+pub use run::{Report, Runner, TaskEnd, Turn};
 pub use running::{Containers, Running};
 pub use trace::Trace;
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tracing::{Instrument, error, info, info_span, warn};
 
 use super::keepsake::{Keeping, Keepsake, Kind};
@@ -61,26 +61,57 @@ pub enum TaskEnd {
     Interrupted,
 }
 
+/// When a task may start.
+#[derive(Debug)]
+pub enum Turn {
+    /// At once.
+    Now,
+    /// When this is told; never, when its sender is gone.
+    Later(oneshot::Receiver<()>),
+}
+
+/// A task's directories with its infile, or why there is none.
+struct Staged {
+    stage: Stage,
+    io: TaskIo,
+    written: Result<(), TaskError>,
+    event: Keeping,
+}
+
 impl Runner {
-    /// Runs one event to its end. Dropping the future kills the container.
+    /// Runs one event to its end. All but its container is made ready before its turn comes. Dropping the
+    /// future kills the container.
     pub async fn run(
         self: std::rc::Rc<Self>,
         id: TaskId,
         event: Content,
+        turn: Turn,
         will: watch::Receiver<Will>,
     ) -> Report {
         let span = info_span!("task", task_id = %id);
         async {
-            let started = Instant::now();
-            info!("task started");
             let mut trace = Trace::default();
-            let (end, event) = self
-                .run_staged(id, event, will, &mut trace)
-                .await
-                .unwrap_or_else(|error| {
-                    let lost = Keepsake::Lost(error.to_string());
-                    (TaskEnd::Failed(error), lost)
-                });
+            let (staged, started) = match turn {
+                Turn::Now => {
+                    let started = begin();
+                    (self.stage(id, event).await, started)
+                }
+                Turn::Later(turn) => {
+                    let staged = self.stage_ahead(id, event).await;
+                    if turn.await.is_err() {
+                        return called_off(staged).await;
+                    }
+                    (staged, begin())
+                }
+            };
+            let result = match staged {
+                Ok(staged) => self.run_staged(staged, will, &mut trace).await,
+                Err(error) => Err(error),
+            };
+            let (end, event) = result.unwrap_or_else(|error| {
+                let lost = Keepsake::Lost(error.to_string());
+                (TaskEnd::Failed(error), lost)
+            });
             let elapsed = started.elapsed();
             log_end(&end, elapsed);
             Report {
@@ -94,24 +125,44 @@ impl Runner {
         .await
     }
 
-    async fn run_staged(
-        &self,
-        id: TaskId,
-        event: Content,
-        will: watch::Receiver<Will>,
-        trace: &mut Trace,
-    ) -> Result<(TaskEnd, Keepsake), TaskError> {
+    async fn stage(&self, id: TaskId, event: Content) -> Result<Staged, TaskError> {
         let bench = Arc::clone(&self.bench);
         let (infile_ext, outfile_ext) = (self.infile_ext.clone(), self.outfile_ext.clone());
-        let (stage, io, written, event) = blocking(move || {
+        blocking(move || {
             let (stage, io) = bench
                 .dirs
                 .stage_task(id, &infile_ext, &outfile_ext)
                 .map_err(|error| staging_error("directories", &error))?;
             let (written, event) = write_event(event, &infile_ext, &io, stage.scratch());
-            Ok((stage, io, written, event))
+            Ok(Staged {
+                stage,
+                io,
+                written,
+                event,
+            })
         })
-        .await?;
+        .await
+    }
+
+    /// The same, and nothing large stays in memory.
+    async fn stage_ahead(&self, id: TaskId, event: Content) -> Result<Staged, TaskError> {
+        let mut staged = self.stage(id, event).await?;
+        staged.event = Keeping::Done(staged.event.kept().await);
+        Ok(staged)
+    }
+
+    async fn run_staged(
+        &self,
+        staged: Staged,
+        will: watch::Receiver<Will>,
+        trace: &mut Trace,
+    ) -> Result<(TaskEnd, Keepsake), TaskError> {
+        let Staged {
+            stage,
+            io,
+            written,
+            event,
+        } = staged;
         let running = async {
             match written {
                 Ok(()) => self.run_container(&stage, &io, will, trace).await,
@@ -178,6 +229,34 @@ impl Runner {
                 result
             }
         }
+    }
+}
+
+fn begin() -> Instant {
+    info!("task started");
+    Instant::now()
+}
+
+/// The report of a task that never started, and of which nothing is left.
+async fn called_off(staged: Result<Staged, TaskError>) -> Report {
+    let event = match staged {
+        Ok(staged) => {
+            let cleared = blocking(move || {
+                let cleared = staged.stage.clear(&staged.io.files());
+                cleared.map_err(|error| staging_error("directories", &error))
+            });
+            if let Err(error) = cleared.await {
+                warn!(%error, "a task's directories could not be removed");
+            }
+            staged.event.kept().await
+        }
+        Err(error) => Keepsake::Lost(error.to_string()),
+    };
+    Report {
+        end: TaskEnd::Interrupted,
+        event,
+        wall: Duration::ZERO,
+        trace: Trace::default(),
     }
 }
 

@@ -455,3 +455,50 @@ fn an_event_that_would_fail_each_time_is_put_away_the_first_time() {
     let actions = state.on_event(Event::PutAway(id, Ok(PutAway::Kept)));
     assert_eq!(settles(&actions), [(id, Verdict::Rejected)]);
 }
+
+/// One task runs, another waits for its slot.
+fn one_waits() -> (State, TaskId, TaskId) {
+    let window = 2;
+    let (mut state, _) = State::new(Rules { window, ..rules(1) });
+    let running = deliver(&mut state);
+    assert!(state.wants_event());
+    let next = TaskId::random();
+    let actions = state.on_event(Event::Delivered(next, None));
+    assert_eq!(actions, [Action::Prepare(next), Action::StopIdleTimer]);
+    assert!(!state.wants_event(), "the window is full");
+    assert_eq!(state.running(), 1);
+    (state, running, next)
+}
+
+#[test]
+fn what_was_made_ready_starts_while_the_result_before_it_is_on_its_way() {
+    let (mut state, running, next) = one_waits();
+    let ended = state.on_event(Event::TaskEnded(running, Outcome::Output));
+    assert_eq!(ended, [Action::Publish(running), Action::Start(next)]);
+    assert_eq!(state.tally().started, 2);
+    state.on_event(Event::Published(running, Publication::Confirmed));
+    let settled = state.on_event(Event::Settled(running));
+    assert_eq!(settled, [], "the slot is busy: no time is idle");
+    assert!(state.wants_event());
+}
+
+#[test]
+fn what_was_made_ready_is_called_off_and_given_back_when_the_intake_closes() {
+    let failure = |running| Event::TaskEnded(running, Outcome::Failed(broken()));
+    for close in [failure, |_| Event::Signal(SIGTERM)] {
+        let (mut state, running, next) = one_waits();
+        let closed = state.on_event(close(running));
+        assert!(closed.contains(&Action::CallOff(next)), "{closed:?}");
+        assert!(!closed.contains(&Action::Start(next)), "{closed:?}");
+        state.on_event(Event::TaskEnded(running, Outcome::Interrupted));
+        let called_off = state.on_event(Event::TaskEnded(next, Outcome::Interrupted));
+        assert_eq!(called_off, [], "the intake is still closing");
+        let stopped = settles(&state.on_event(Event::IntakeStopped));
+        assert!(stopped.contains(&(next, Verdict::Released)), "{stopped:?}");
+        for id in [running, next] {
+            state.on_event(Event::Settled(id));
+        }
+        assert!(state.is_over());
+        assert_eq!(state.tally().started, 1);
+    }
+}
