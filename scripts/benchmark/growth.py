@@ -4,14 +4,16 @@ for Apptainer makes the pilot itself what is measured."""
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import bare
 import pilots
 import procfs
 from figures import Goal, Section
 from pilots import Runtime
-from queues import Collector, encode, fresh
+from queues import Collector, Queues, encode, fresh
 from setting import BARE, OURS, PYTHON, Late, Place, Setting, progress
 
 _SLOTS = 4
@@ -22,6 +24,8 @@ _BACKLOG, _BATCH = 1_000, 250
 _TASK = "done {{OUTFILE}}"
 _PYTHON_MOST, _PYTHON_SECS = 10_000, 60
 _SECS = 420
+# Turns of an old and a young pilot, and events in each.
+_TURNS, _TURN = 8, 1_000
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,15 @@ class _Mark:
     share: int
 
 
+@dataclass
+class _Seen:
+    """Of one pilot."""
+
+    marks: dict[int, _Mark] = field(default_factory=dict)
+    late: str = ""
+    turns: list[tuple[float, float]] = field(default_factory=list)
+
+
 def measure(setting: Setting) -> Section:
     """One run of each pilot, whatever the number of rounds: it is long enough."""
     last = setting.sized(100_000, 1_000)
@@ -42,24 +55,27 @@ def measure(setting: Setting) -> Section:
         "g",
         "Growth",
         f"One pilot, {_SLOTS} at once, {last:,} events with a shell script in Apptainer's place, files in memory; one "
-        "run. Time and CPU an event over the last events before each mark (80, 800, 2,000, 10,000 of them). The bare "
-        f"loop runs the same script. The Python pilot is ended after {_PYTHON_SECS} s.",
+        "run. Time and CPU an event over the last events before each mark (80, 800, 2,000, 10,000 of them). At the end "
+        f"it and a pilot that has just begun do {_TURN:,} events each in turn, {_TURNS} times. The bare loop runs the "
+        f"same script. The Python pilot is ended after {_PYTHON_SECS} s.",
     )
     tasks = bare.prepare(setting, 1_000, _TASK, place=Place.MEMORY, program=str(setting.stand_in / "apptainer"))
     ended = bare.run_all(tasks, _SLOTS)
     for column in setting.pilots:
         most, seconds = (min(last, _PYTHON_MOST), _PYTHON_SECS) if column == PYTHON else (last, _SECS)
-        seen, late = _pilot(setting, column, most, seconds)
+        life = _pilot(setting, column, most, seconds)
+        seen = life.marks
         for mark in marks:
             if mark in seen:
                 _add(section, column, mark, seen)
-        if late:
-            section.row("at 1,000: time an event", "ms").reasons[column] = late
+        if life.late:
+            section.row("at 1,000: time an event", "ms").reasons[column] = life.late
         if column == OURS and last in seen and 1_000 in seen:
             grown = (seen[last].resident - seen[1_000].resident) / procfs.MIB
             section.row(f"memory at {last:,} beyond that at 1,000", "MiB", Goal(2)).add(OURS, grown)
-            slower = _each(seen, last) / _each(seen, 1_000)
-            section.row(f"time an event at {last:,}, that at 1,000 being 1", "×", Goal(1.05)).add(OURS, slower)
+            slower = section.row(f"time an event after {last:,}, that of a young pilot being 1", "×", Goal(1.05))
+            for old, young in life.turns:
+                slower.add(OURS, old / young)
     section.row("at 1,000: time an event", "ms").add(BARE, (ended[-1] - ended[199]) / 800 * 1000)
     return section
 
@@ -77,20 +93,36 @@ def _add(section: Section, column: str, mark: int, seen: dict[int, _Mark]) -> No
     section.row(f"{label}: memory, share", "MiB").add(column, end.share / procfs.MIB)
 
 
-def _pilot(setting: Setting, column: str, total: int, seconds: float) -> tuple[dict[int, _Mark], str]:
-    """What was seen at the marks that it reached, and why it reached no more."""
-    looks = {mark for mark in _WINDOWS} | {mark - window for mark, window in _WINDOWS.items()}
-    seen: dict[int, _Mark] = {}
-    late = ""
-    pilot = None
+@dataclass(frozen=True)
+class _Life:
+    """A pilot that works, and what it works on."""
 
-    def note(number: int, _body: bytes) -> None:
-        if number in looks and pilot:
-            now, spent = time.monotonic(), procfs.cpu_seconds(pilot.pid)
-            seen[number] = _Mark(now, spent, *procfs.memory(pilot.pid))
+    pilot: pilots.Pilot
+    queues: Queues
+    results: Collector
 
+    def work(self, count: int, deadline: float, backlog: int = _BACKLOG, say: str = "") -> None:
+        """So many further events, not all of which are in the queue at once."""
+        end = time.monotonic() + deadline
+        before = len(self.results.times)
+        for sent in range(0, count, _BATCH):
+            left = end - time.monotonic()
+            self.results.wait_for(before + max(0, sent - backlog + _BATCH), left, self.pilot.check)
+            batch = range(sent, min(sent + _BATCH, count))
+            self.queues.publish([encode(f"event {number}") for number in batch])
+            if say and sent % 10_000 == 0:
+                progress(f"{say}: {sent:,} of {count:,} events")
+        self.results.wait_for(before + count, end - time.monotonic(), self.pilot.check)
+
+    def each(self, count: int) -> float:
+        """Milliseconds an event, of the last so many but for those with which it began."""
+        times = self.results.times[-count + _SLOTS :]
+        return (times[-1] - times[0]) / (len(times) - 1) * 1000
+
+
+@contextmanager
+def _begun(setting: Setting, column: str, note: Callable[[int, bytes], None] | None = None) -> Iterator[_Life]:
     with fresh("growth") as queues, Collector(queues.outgoing, note) as results:
-        bodies = (encode(f"event {number}") for number in range(total))
         with pilots.running(
             setting,
             column,
@@ -101,16 +133,46 @@ def _pilot(setting: Setting, column: str, total: int, seconds: float) -> tuple[d
             MAX_CONCURRENT_TASKS=_SLOTS,
             PREFETCH=2 * _SLOTS,
         ) as pilot:
-            began = time.monotonic()
-            try:
-                for sent in range(0, total, _BATCH):
-                    left = seconds - (time.monotonic() - began)
-                    results.wait_for(max(0, sent - _BACKLOG + _BATCH), left, pilot.check)
-                    queues.publish([next(bodies) for _ in range(min(_BATCH, total - sent))])
-                    if sent % 10_000 == 0:
-                        progress(f"{column}: {sent:,} of {total:,} events")
-                results.wait_for(total, seconds - (time.monotonic() - began), pilot.check)
-            except Late:
-                pilot.check()
-                late = f"ended at {len(results.times):,} events after {time.monotonic() - began:.0f} s"
-    return seen, late
+            yield _Life(pilot, queues, results)
+
+
+def _pilot(setting: Setting, column: str, total: int, seconds: float) -> _Seen:
+    """What was seen of it until it had done them all, or its time was over."""
+    looks = {mark for mark in _WINDOWS} | {mark - window for mark, window in _WINDOWS.items()}
+    seen = _Seen()
+    begun: list[_Life] = []
+
+    def note(number: int, _body: bytes) -> None:
+        if number in looks and begun:
+            pid = begun[0].pilot.pid
+            now, spent = time.monotonic(), procfs.cpu_seconds(pid)
+            seen.marks[number] = _Mark(now, spent, *procfs.memory(pid))
+
+    with _begun(setting, column, note) as life:
+        begun.append(life)
+        began = time.monotonic()
+        try:
+            life.work(total, seconds, say=column)
+        except Late:
+            life.pilot.check()
+            seen.late = f"ended at {len(life.results.times):,} events after {time.monotonic() - began:.0f} s"
+        if column == OURS and not seen.late:
+            seen.turns = _turns(setting, life)
+    return seen
+
+
+def _turns(setting: Setting, old: _Life) -> list[tuple[float, float]]:
+    """Milliseconds an event of a pilot that did many, and of one that did few: in turn, because minutes lie
+    between two marks of one pilot, in which the machine becomes faster and slower."""
+    progress("an old and a young pilot in turn")
+    count = setting.sized(_TURN, 250)
+    with _begun(setting, OURS) as young:
+        young.work(count, _SECS)
+        turns = []
+        for _ in range(setting.sized(_TURNS, 2)):
+            pair = []
+            for life in (old, young):
+                life.work(count, _SECS, backlog=count)
+                pair.append(life.each(count))
+            turns.append((pair[0], pair[1]))
+    return turns

@@ -81,7 +81,7 @@ impl fmt::Display for Secret {
 pub struct Config {
     /// What every event is run with.
     pub task: ContainerConfig,
-    /// What runs once, before the broker is contacted.
+    /// What runs once, before any event is taken.
     pub init: Option<ContainerConfig>,
     /// Where events come from; at least one queue.
     pub incoming: Vec<QueueConfig>,

@@ -173,7 +173,7 @@ variables! {
     SUBPROC_TIMEOUT = "EWMS_PILOT_SUBPROC_TIMEOUT", Kind::Seconds { least: 1 }, Phrase("none"),
         "old name of EWMS_PILOT_TASK_TIMEOUT, used when that isn't set";
     INIT_IMAGE = "EWMS_PILOT_INIT_IMAGE", Kind::Text, Default(""),
-        "image that is run once, before the broker is contacted";
+        "image that is run once, before any event is taken";
     INIT_ARGS = "EWMS_PILOT_INIT_ARGS", Kind::Arguments, Default(""),
         "its arguments; {{DATA_HUB}} stands for a path";
     INIT_ENV_JSON = "EWMS_PILOT_INIT_ENV_JSON", Kind::EnvJson, Default("{}"),
@@ -218,7 +218,7 @@ variables! {
     OUTFILE_EXT = "EWMS_PILOT_OUTFILE_EXT", Kind::Suffix, Default(".out"),
         "suffix of a task's outfile";
     PREFETCH = "EWMS_PILOT_PREFETCH", Kind::Count, Default("1"),
-        "events to take ahead; at least one for each task that may run is taken, at most two";
+        "events to take ahead; at least one for each task that may run is taken, at most two; the second is made ready while the first runs, which is worth it for short tasks and far brokers";
     TIMEOUT_FIRST = "EWMS_PILOT_TIMEOUT_QUEUE_WAIT_FOR_FIRST_MESSAGE",
         Kind::Seconds { least: 1 }, Phrase("the next one's value"),
         "how long to wait for the first event";
