@@ -388,6 +388,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_start_leaves_our_own_signal_mask_as_it_was_whether_it_succeeds_or_fails() {
+        let (_guardians, guardian) = io::pipe().expect("a pipe");
+        let before = SigSet::thread_get_mask().expect("there is one");
+        for (program, succeeds) in [("/bin/true", true), ("/bin/nothing-there", false)] {
+            let nowhere = || File::create("/dev/null").expect("opened");
+            let job = Job {
+                program: program.into(),
+                args: Vec::new(),
+                env: Vec::new(),
+                cwd: None,
+                stdout: nowhere(),
+                stderr: nowhere(),
+            };
+            let started = spawn(&job, &guardian);
+            assert_eq!(SigSet::thread_get_mask(), Ok(before));
+            assert_eq!(started.is_ok(), succeeds, "{started:?}");
+            if let Ok(ward) = started {
+                let (exit, _) = reap(ward.leader.0).expect("a child of ours");
+                assert_eq!(exit, ExitStatus::Code(0));
+            }
+        }
+    }
+
+    #[test]
     fn a_signal_to_nobody_is_gone_and_to_ourselves_is_sent() {
         assert_eq!(send(Pid::from_raw(i32::MAX - 1), 0), Delivery::Gone);
         assert_eq!(send(getpid(), 0), Delivery::Sent);
