@@ -4,9 +4,8 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
@@ -62,7 +61,21 @@ pub(super) enum Delivery {
 /// # Errors
 /// The kernel's; `EPIPE` when the guardian is gone, `EAGAIN` when it reads no more.
 pub(super) fn spawn(job: &Job, guardian: &PipeWriter) -> io::Result<Ward> {
-    let leader = give_birth(&Birth::of(job)?, guardian)?;
+    let nothing = File::open("/dev/null")?;
+    let program = job.program.as_os_str().as_bytes();
+    let args = job.args.iter().map(|arg| arg.as_bytes());
+    let env = job.env.iter();
+    let cwd = job.cwd.as_deref().map(|cwd| cwd.as_os_str().as_bytes());
+    let leader = give_birth(&Birth {
+        program: CString::new(program)?,
+        args: Strings::of(std::iter::once(program).chain(args).map(<[u8]>::to_vec))?,
+        env: Strings::of(
+            env.map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat()),
+        )?,
+        cwd: cwd.map(CString::new).transpose()?,
+        streams: [nothing.as_fd(), job.stdout.as_fd(), job.stderr.as_fd()],
+        part: Part::Ward(guardian),
+    })?;
     // Unreaped, so its pid is its own even if it has ended.
     match Stat::read(leader).and_then(|stat| stat.ok_or_else(|| Errno::ESRCH.into())) {
         Ok(stat) => Ok(Ward {
@@ -81,12 +94,21 @@ pub(super) fn spawn(job: &Job, guardian: &PipeWriter) -> io::Result<Ward> {
 /// What a child needs to become a program, all of it made before: a child makes nothing.
 struct Birth<'a> {
     program: CString,
+    /// From the program's own name on.
     args: Strings,
     env: Strings,
     cwd: Option<CString>,
-    stdin: File,
-    stdout: &'a File,
-    stderr: &'a File,
+    /// Its standard input, output and error.
+    streams: [BorrowedFd<'a>; 3],
+    part: Part<'a>,
+}
+
+/// What a child of ours is.
+enum Part<'a> {
+    /// Guarded by whoever reads this, and open to every signal.
+    Ward(&'a PipeWriter),
+    /// A guardian, who ignores them.
+    Guardian,
 }
 
 /// Strings, and what `execve` is told of them: pointers, and a null at the end.
@@ -107,39 +129,27 @@ impl Strings {
     }
 }
 
-impl<'a> Birth<'a> {
-    fn of(job: &'a Job) -> io::Result<Self> {
-        let program = job.program.as_os_str().as_bytes();
-        let args = job.args.iter().map(|arg| arg.as_bytes());
-        let env = job.env.iter();
-        let cwd = job.cwd.as_deref().map(|cwd| cwd.as_os_str().as_bytes());
-        Ok(Self {
-            program: CString::new(program)?,
-            args: Strings::of(std::iter::once(program).chain(args).map(<[u8]>::to_vec))?,
-            env: Strings::of(
-                env.map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat()),
-            )?,
-            cwd: cwd.map(CString::new).transpose()?,
-            stdin: File::open("/dev/null")?,
-            stdout: &job.stdout,
-            stderr: &job.stderr,
-        })
-    }
-
+impl Birth<'_> {
     /// From birth to exec, in the child; returns only if that fails.
-    fn become_program(&self, guardian: &PipeWriter) -> io::Error {
+    fn become_program(&self) -> io::Error {
         let unready = || {
             setsid()?;
             // No handler of ours may run here: until this, every signal is blocked.
-            dispose_all(SigHandler::SigDfl);
+            dispose_all(match self.part {
+                Part::Ward(_) => SigHandler::SigDfl,
+                Part::Guardian => SigHandler::SigIgn,
+            });
             SigSet::empty().thread_set_mask()?;
-            dup2_stdin(&self.stdin)?;
-            dup2_stdout(self.stdout)?;
-            dup2_stderr(self.stderr)?;
+            let [stdin, stdout, stderr] = self.streams;
+            dup2_stdin(stdin)?;
+            dup2_stdout(stdout)?;
+            dup2_stderr(stderr)?;
             if let Some(cwd) = &self.cwd {
                 chdir(cwd.as_c_str())?;
             }
-            announce(guardian)?;
+            if let Part::Ward(guardian) = self.part {
+                announce(guardian)?;
+            }
             close_others_on_exec();
             Ok(())
         };
@@ -159,13 +169,13 @@ impl<'a> Birth<'a> {
 }
 
 /// Makes a child and waits until it is a program. Its pid; of one that failed nothing is left.
-fn give_birth(birth: &Birth<'_>, guardian: &PipeWriter) -> io::Result<Pid> {
+fn give_birth(birth: &Birth<'_>) -> io::Result<Pid> {
     /// The deepest that the child goes takes less than 2 KiB.
     const STACK: usize = 64 * 1024;
     let mut stack = vec![0; STACK];
     let failure = AtomicI32::new(0);
     let child = || {
-        let error = birth.become_program(guardian);
+        let error = birth.become_program();
         failure.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Relaxed);
         127
     };
@@ -177,19 +187,14 @@ fn give_birth(birth: &Birth<'_>, guardian: &PipeWriter) -> io::Result<Pid> {
     // allocates nothing and takes no lock.
     let born = unsafe { clone(Box::new(child), &mut stack, shared, Some(libc::SIGCHLD)) };
     mask.thread_set_mask()?;
-    let leader = born?;
+    let child = born?;
     match failure.into_inner() {
-        0 => Ok(leader),
+        0 => Ok(child),
         errno => {
-            let _ = reap(leader);
+            let _ = reap(child);
             Err(io::Error::from_raw_os_error(errno))
         }
     }
-}
-
-fn pid_of(child: &Child) -> io::Result<Pid> {
-    let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
-    Ok(Pid::from_raw(pid))
 }
 
 /// Tells the guardian of this very process. Runs in the child.
@@ -219,29 +224,18 @@ fn announce(mut guardian: &PipeWriter) -> io::Result<()> {
 /// Starts a guardian: this very binary, even when its file was replaced since. It reads notices from
 /// `pipe` and has nothing else of ours: no other descriptor, no terminal, not our working directory,
 /// and it ignores what is sent to all of a job's processes to end them.
-pub(super) fn spawn_guardian(pipe: PipeReader) -> io::Result<Pid> {
-    let mut command = Command::new("/proc/self/exe");
-    command
-        // Not to be hit together with the pilot by whoever kills by name.
-        .arg0("ewms-guardian")
-        .arg(GUARDIAN)
-        .env_clear()
-        .current_dir("/")
-        .stdin(pipe)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    // SAFETY: between fork and exec only async-signal-safe calls are made: setsid, sigaction,
-    // sigprocmask, close_range and fcntl, none of which allocates or takes a lock.
-    unsafe {
-        command.pre_exec(|| {
-            setsid()?;
-            SigSet::empty().thread_set_mask()?;
-            dispose_all(SigHandler::SigIgn);
-            close_others_on_exec();
-            Ok(())
-        });
-    }
-    pid_of(&command.spawn()?)
+pub(super) fn spawn_guardian(pipe: &PipeReader) -> io::Result<Pid> {
+    let nothing = File::options().read(true).write(true).open("/dev/null")?;
+    // Not to be hit together with the pilot by whoever kills by name.
+    let args = ["ewms-guardian", GUARDIAN];
+    give_birth(&Birth {
+        program: c"/proc/self/exe".to_owned(),
+        args: Strings::of(args.into_iter().map(Vec::from))?,
+        env: Strings::of(std::iter::empty())?,
+        cwd: Some(c"/".to_owned()),
+        streams: [pipe.as_fd(), nothing.as_fd(), nothing.as_fd()],
+        part: Part::Guardian,
+    })
 }
 
 /// Makes the allocator give the memory of large buffers back as soon as they are freed, and share one

@@ -70,7 +70,7 @@ impl Guard {
     /// # Errors
     /// When the system has no pipe or no process for it.
     pub fn start() -> io::Result<Self> {
-        Self::with(|pipe| group::spawn_guardian(pipe).map(Some))
+        Self::with(|pipe| group::spawn_guardian(&pipe).map(Some))
     }
 
     fn with(hire: Hire) -> io::Result<Self> {
