@@ -34,19 +34,24 @@ def measure(setting: Setting) -> Section:
         "All events are in the queue, then the pilot is started; a task copies its infile of a few bytes. Time an "
         "event: between the arrival of results, over the part in which every slot is busy (the first and the last "
         "results, as many as slots, are left out), divided by their number. Own CPU: of the pilot's process "
-        f"alone over the same part, containers not counted. Prefetch is the concurrency. {_TURNS} turns a round.",
+        "alone over the same part, containers not counted. Prefetch is twice the concurrency, as for any tasks as "
+        f"short as these. {_TURNS} turns a round; who comes first in one comes last in the next.",
     )
+    columns = [BARE, *setting.pilots]
     for slots, factor in _TIME_GOALS.items():
-        for _ in range(setting.rounds * _TURNS):
+        for turn in range(setting.rounds * _TURNS):
             rows = _Rows(
                 section.row(f"{slots} at once: time an event", "ms", Goal(times=factor)),
                 section.row(f"{slots} at once: own CPU an event", "ms", Goal(_CPU_GOAL_MS)),
                 section.row(f"{slots} at once: guardian's CPU an event", "ms"),
             )
             count = setting.sized(24 if slots < 4 else 48, 12) + 2 * slots
-            ended = bare.run_all(bare.prepare(setting, count), slots)
-            rows.time.add(BARE, _each(ended, slots) * 1000)
-            for column in setting.pilots:
+            first = turn % len(columns)
+            for column in columns[first:] + columns[:first]:
+                if column == BARE:
+                    ended = bare.run_all(bare.prepare(setting, count), slots)
+                    rows.time.add(BARE, _each(ended, slots) * 1000)
+                    continue
                 try:
                     _pilot(setting, column, slots, count, rows)
                 except Late as late:
@@ -71,7 +76,7 @@ def _pilot(setting: Setting, column: str, slots: int, count: int, rows: _Rows) -
                 cpu.append([procfs.cpu_seconds(pid) for pid in pilot.processes()])
 
         with Collector(queues.outgoing, note) as results:
-            with pilots.running(setting, column, queues, MAX_CONCURRENT_TASKS=slots, PREFETCH=slots) as pilot:
+            with pilots.running(setting, column, queues, MAX_CONCURRENT_TASKS=slots, PREFETCH=2 * slots) as pilot:
                 results.wait_for(count, 20 + count * _SLOWEST_EVENT_SECS / slots, pilot.check)
         rows.time.add(column, _each(results.times, slots) * 1000)
         events = count - 2 * slots

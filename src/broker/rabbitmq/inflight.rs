@@ -44,6 +44,19 @@ impl Fingerprint {
     }
 }
 
+/// What is remembered of a fingerprint: half of it, for there are thousands. A likeness by chance would only
+/// make us careful, see [`InFlight::common`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Half(u64);
+
+impl Fingerprint {
+    fn half(&self) -> Half {
+        let low = u64::try_from(self.hash & u128::from(u64::MAX)).unwrap_or_default();
+        let queue = u64::try_from(self.queue.0).unwrap_or_default();
+        Half(low ^ queue)
+    }
+}
+
 /// Whether the broker says that it delivered the event before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Flag {
@@ -133,17 +146,18 @@ pub(super) enum Settling {
 pub(super) struct InFlight {
     entries: BTreeMap<EntryId, Entry>,
     last: u64,
-    remembered: VecDeque<Fingerprint>,
-    seen: HashSet<Fingerprint>,
+    remembered: VecDeque<Half>,
+    seen: HashSet<Half>,
     /// Bodies that more than one event has.
-    common: HashSet<Fingerprint>,
+    common: HashSet<Half>,
 }
 
 impl InFlight {
     /// An event is handed out.
     pub(super) fn enter(&mut self, fingerprint: Fingerprint, owner: Owner, flag: Flag) -> EntryId {
-        if self.seen.insert(fingerprint) {
-            self.remembered.push_back(fingerprint);
+        let half = fingerprint.half();
+        if self.seen.insert(half) {
+            self.remembered.push_back(half);
             if self.remembered.len() > REMEMBERED
                 && let Some(oldest) = self.remembered.pop_front()
             {
@@ -151,7 +165,7 @@ impl InFlight {
                 self.common.remove(&oldest);
             }
         } else if flag == Flag::First {
-            self.common.insert(fingerprint);
+            self.common.insert(half);
         }
         self.last += 1;
         let id = EntryId(self.last);
@@ -174,7 +188,7 @@ impl InFlight {
         if flag == Flag::First {
             return Recognised::New;
         }
-        let common = self.common.contains(&fingerprint);
+        let common = self.common.contains(&fingerprint.half());
         let candidates = self.entries.iter_mut().filter(|(_, entry)| {
             entry.owner.is_none()
                 && entry.fingerprint == fingerprint
