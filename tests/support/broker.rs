@@ -1,8 +1,9 @@
 //! A RabbitMQ of a test's own, to be killed, suspended and started again while other tests use theirs.
 //! It runs as the ordinary user on ports of its own; dropped, it is killed and its data are gone.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -19,10 +20,11 @@ const CONTROL: &str = "/usr/lib/rabbitmq/bin/rabbitmqctl";
 /// It takes four seconds on an idle machine.
 const STARTS_WITHIN: Duration = Duration::from_mins(1);
 
-/// One node with its own data.
+/// One node with its own data, alone or in a cluster.
 #[derive(Debug)]
 pub(crate) struct Broker {
     directory: tempfile::TempDir,
+    host: Ipv4Addr,
     port: u16,
     distribution_port: u16,
     server: Child,
@@ -44,9 +46,25 @@ impl Broker {
     /// The same, with plugins that are part of RabbitMQ but not enabled by default.
     #[track_caller]
     pub(crate) fn start_with_plugins(settings: &str, plugins: &[&str]) -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let [port, distribution_port] = free_ports();
-        let listener = format!("listeners.tcp.local = 127.0.0.1:{port}\n{settings}");
+        let host = Ipv4Addr::LOCALHOST;
+        let mut broker = Self::spawn_at(host, port, distribution_port, settings, plugins);
+        broker.await_startup();
+        broker
+    }
+
+    /// The same at this address, named after its distribution port, and not waited for: the nodes of a
+    /// cluster wait for each other.
+    #[track_caller]
+    pub(super) fn spawn_at(
+        host: Ipv4Addr,
+        port: u16,
+        distribution_port: u16,
+        settings: &str,
+        plugins: &[&str],
+    ) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory can be made");
+        let listener = format!("listeners.tcp.local = {host}:{port}\n{settings}");
         // By default it looks once a minute for acknowledgements that are late.
         let advanced = "[{rabbit, [{channel_tick_interval, 1000}]}].\n";
         let enabled = format!("[{}].\n", plugins.join(","));
@@ -57,15 +75,18 @@ impl Broker {
         ] {
             fs::write(directory.path().join(name), text).expect("the directory is writable");
         }
+        // All nodes of this machine know each other by it.
+        let cookie = directory.path().join(".erlang.cookie");
+        fs::write(&cookie, "TESTS").expect("the directory is writable");
+        fs::set_permissions(&cookie, Permissions::from_mode(0o400)).expect("it is ours");
         let server = spawn(directory.path(), port, distribution_port);
-        let mut broker = Self {
+        Self {
             directory,
+            host,
             port,
             distribution_port,
             server,
-        };
-        broker.await_startup();
-        broker
+        }
     }
 
     /// As mqclient and the pilot take it.
@@ -77,7 +98,7 @@ impl Broker {
     /// after it said so. A queue that is younger when the broker is killed confirms nothing afterwards.
     #[track_caller]
     pub(crate) fn await_durable(&self, queue: &Queue) {
-        let node = node_name(self.port);
+        let node = self.node();
         let registry = format!("data/{node}/quorum/{node}/names.dets");
         let registry = self.directory.path().join(registry);
         let name = queue.name().as_bytes();
@@ -108,7 +129,7 @@ impl Broker {
     /// Runs `rabbitmqctl` on this node and gives what it printed.
     #[track_caller]
     pub(crate) fn control(&self, arguments: &[&str]) -> String {
-        let output = node_command(CONTROL, self.directory.path(), self.port)
+        let output = node_command(CONTROL, self.directory.path(), self.distribution_port)
             .arg("--quiet")
             .args(arguments)
             .output()
@@ -127,12 +148,22 @@ impl Broker {
         self.port
     }
 
+    /// Its Erlang node's name.
+    pub(crate) fn node(&self) -> String {
+        node_name(self.distribution_port)
+    }
+
     /// Starts it again with the data that it had.
     #[track_caller]
     pub(crate) fn start_again(&mut self) {
+        self.spawn_again();
+        self.await_startup();
+    }
+
+    /// The same without waiting for it.
+    pub(super) fn spawn_again(&mut self) {
         self.kill();
         self.server = spawn(self.directory.path(), self.port, self.distribution_port);
-        self.await_startup();
     }
 
     /// SIGSTOP makes it a black hole until SIGCONT.
@@ -143,9 +174,9 @@ impl Broker {
     }
 
     #[track_caller]
-    fn await_startup(&mut self) {
+    pub(super) fn await_startup(&mut self) {
         let mut ended = None;
-        let listens = || TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok();
+        let listens = || TcpStream::connect((self.host, self.port)).is_ok();
         let started = eventually(STARTS_WITHIN, || {
             ended = self.server.try_wait().expect("a child can be waited for");
             ended.is_some() || listens()
@@ -167,8 +198,9 @@ impl Drop for Broker {
 fn spawn(directory: &Path, port: u16, distribution_port: u16) -> Child {
     let output = File::create(directory.join("output")).expect("the directory is writable");
     let errors = output.try_clone().expect("a file can be had twice");
-    node_command(SERVER, directory, port)
+    node_command(SERVER, directory, distribution_port)
         .env("RABBITMQ_DIST_PORT", distribution_port.to_string())
+        .env("RABBITMQ_NODE_PORT", port.to_string())
         // Makes the script become the server, so that a signal to the child is one to the server.
         .env("RUNNING_UNDER_SYSTEMD", "1")
         .current_dir(directory)
@@ -180,7 +212,7 @@ fn spawn(directory: &Path, port: u16, distribution_port: u16) -> Child {
         .expect("RabbitMQ is there: run the tests with scripts/test")
 }
 
-fn node_command(program: &str, directory: &Path, port: u16) -> Command {
+fn node_command(program: &str, directory: &Path, distribution_port: u16) -> Command {
     let mut command = Command::new(program);
     command
         .env_clear()
@@ -198,13 +230,13 @@ fn node_command(program: &str, directory: &Path, port: u16) -> Command {
         .env("RABBITMQ_MNESIA_BASE", directory.join("data"))
         .env("RABBITMQ_LOG_BASE", directory.join("log"))
         .env("RABBITMQ_PID_FILE", directory.join("pid"))
-        .env("RABBITMQ_NODENAME", node_name(port))
-        .env("RABBITMQ_NODE_PORT", port.to_string());
+        .env("RABBITMQ_NODENAME", node_name(distribution_port));
     command
 }
 
-fn node_name(port: u16) -> String {
-    format!("test-{port}@localhost")
+/// Of the node with this distribution port.
+pub(super) fn node_name(distribution_port: u16) -> String {
+    format!("test-{distribution_port}@localhost")
 }
 
 /// All at once, so that they differ.
