@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use crate::support::scene::Scene;
 use crate::support::spool::SpoolQueue;
-use crate::support::{SOON, images, processes};
+use crate::support::{SOON, eventually, images, processes};
 
 const COPY: &str = "cp {{INFILE}} {{OUTFILE}}";
 
@@ -224,6 +224,11 @@ fn a_result_that_cannot_be_written_loses_no_event() {
     let outcome = scene.run(SOON);
     set_mode(&outgoing, 0o755);
     outcome.assert_code(4);
+    assert!(
+        !outcome.stderr.contains("task started"),
+        "{}",
+        outcome.stderr
+    );
     assert_eq!(names(&incoming.files()), ["a"]);
     let line = outcome.last_line();
     let directory = outgoing.directory().display().to_string();
@@ -234,6 +239,68 @@ fn a_result_that_cannot_be_written_loses_no_event() {
     // Once it can be written again, the event's turn comes.
     scene.run(SOON).assert_code(0);
     assert_eq!(contents(outgoing.files()), ["event"]);
+}
+
+/// A task that copies its event when there is the file `release`.
+const HELD: &str = r#"sh -c "
+    echo >> {{DATA_HUB}}/starts
+    until [ -e {{DATA_HUB}}/release ]; do sleep 0.1; done
+    cp {{INFILE}} {{OUTFILE}}""#;
+
+#[test]
+fn a_result_for_which_there_is_no_directory_now_waits_and_is_written_when_there_is() {
+    // It can't be written; it is gone.
+    let lock = |outgoing: &SpoolQueue| set_mode(outgoing, 0o555);
+    let remove = |outgoing: &SpoolQueue| {
+        fs::remove_dir_all(outgoing.directory()).expect("it is ours");
+        let parent = outgoing.directory().parent().expect("it has one");
+        fs::set_permissions(parent, Permissions::from_mode(0o555)).expect("it is ours");
+    };
+    for spoil in [lock as fn(&SpoolQueue), remove] {
+        let (scene, incoming, outgoing) = Scene::task(images::busybox(), HELD).spool();
+        incoming.put("a", "event");
+        let mut pilot = scene.start();
+        assert!(eventually(SOON, || hub_file(&scene, "starts").exists()));
+        spoil(&outgoing);
+        fs::write(hub_file(&scene, "release"), "").expect("the hub is writable");
+        pilot.wait_for_line("the broker refused a result", SOON);
+        // It comes while no event is taken, and longer ago than the idle time is.
+        incoming.put("b", "another");
+        pilot.wait_for_line("refused_secs=2", SOON);
+        assert_eq!(hub(&scene, "starts").len(), 1, "{}", pilot.stderr());
+        let parent = outgoing.directory().parent().expect("it has one");
+        fs::set_permissions(parent, Permissions::from_mode(0o755)).expect("it is ours");
+        if outgoing.directory().exists() {
+            set_mode(&outgoing, 0o755);
+        }
+        pilot.wait(SOON).assert_code(0);
+        assert_eq!(hub(&scene, "starts").len(), 2);
+        assert_eq!(contents(outgoing.files()), ["another", "event"]);
+        assert_eq!(names(&incoming.done()), ["a", "b"]);
+    }
+}
+
+#[test]
+fn a_result_that_cannot_be_written_for_too_long_gives_its_event_back_unmarked() {
+    let (scene, incoming, outgoing) = Scene::task(images::busybox(), HELD).spool();
+    let scene = scene.set("EWMS_PILOT_BROKER_RECONNECT_TIMEOUT", "3");
+    incoming.put("a", "event");
+    let pilot = scene.start();
+    assert!(eventually(SOON, || hub_file(&scene, "starts").exists()));
+    set_mode(&outgoing, 0o555);
+    fs::write(hub_file(&scene, "release"), "").expect("the hub is writable");
+    let outcome = pilot.wait(SOON);
+    set_mode(&outgoing, 0o755);
+    outcome.assert_code(4);
+    assert!(
+        outcome.last_line().contains("Permission denied"),
+        "{}",
+        outcome.last_line()
+    );
+    assert_eq!(hub(&scene, "starts").len(), 1);
+    assert_eq!(names(&incoming.files()), ["a"]);
+    let tries = incoming.directory().join(".tries");
+    assert_eq!(fs::read_dir(tries).map_or(0, Iterator::count), 0);
 }
 
 #[test]

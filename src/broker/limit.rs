@@ -4,18 +4,19 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The broker's `max_message_size`, in bytes, as far as it is known; shared by all who hold a clone.
+/// What a message may have at most, in bytes, as far as it is known; shared by all who hold a clone. None
+/// is guessed: brokers differ, and operators set it.
 #[derive(Debug, Clone)]
 pub struct MessageLimit(Arc<AtomicUsize>);
 
 impl MessageLimit {
-    /// As configured.
+    /// As configured, if it was.
     #[must_use]
-    pub fn new(bytes: usize) -> Self {
-        Self(Arc::new(AtomicUsize::new(bytes)))
+    pub fn of(bytes: Option<usize>) -> Self {
+        Self(Arc::new(AtomicUsize::new(bytes.unwrap_or(usize::MAX))))
     }
 
-    /// The most that a message's body may have.
+    /// The most that a message's body may have; `usize::MAX` while no limit is known.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.0.load(Ordering::Relaxed)
@@ -26,15 +27,15 @@ impl MessageLimit {
         if self.0.fetch_min(bytes, Ordering::Relaxed) > bytes {
             tracing::warn!(
                 bytes,
-                "the broker takes smaller messages than EWMS_PILOT_BROKER_MAX_MESSAGE_SIZE says; its limit counts"
+                "the broker takes no larger messages than this: results are measured by it from now on"
             );
         }
     }
 }
 
-/// RabbitMQ 4.0's own default, 16 MiB.
+/// No limit.
 impl Default for MessageLimit {
     fn default() -> Self {
-        Self::new(16 * 1024 * 1024)
+        Self::of(None)
     }
 }

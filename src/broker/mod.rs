@@ -24,6 +24,7 @@ mod error;
 mod leave;
 mod limit;
 mod links;
+mod outlet;
 mod place;
 pub mod rabbitmq;
 mod resilience;
@@ -34,6 +35,7 @@ pub use error::{BrokerError, PublishError, SettleError};
 pub use leave::{Leave, LeaveGiver};
 pub use limit::MessageLimit;
 pub use links::{Link, LinkState, Outages};
+pub use outlet::{Outlet, OutletWatch};
 pub use place::{Direction, Place};
 pub use resilience::{BrokerStats, Patience, Resilience};
 pub use several::{Sinks, Sources, open_sinks, open_sources};
@@ -159,19 +161,24 @@ pub enum Address<'a> {
     Spool(&'a Path),
 }
 
-/// Opens the queue that events go to which failed too often. It is for few of them: no outage is
-/// waited for.
+/// Opens the queue that events go to which failed too often.
 ///
 /// # Errors
 /// As [`open_sources`].
-pub async fn open_dead_letters(queue: &str, broker: Address<'_>) -> Result<Sink, BrokerError> {
+pub async fn open_dead_letters(
+    queue: &str,
+    broker: Address<'_>,
+    resilience: &Resilience,
+) -> Result<Sink, BrokerError> {
     match broker {
         Address::RabbitMq(address) => {
-            rabbitmq::open_for_a_moment(Direction::DeadLetters, queue, address)
+            rabbitmq::open_for_a_moment(Direction::DeadLetters, queue, address, resilience)
                 .await
                 .map(Sink::RabbitMq)
         }
-        Address::Spool(directory) => spool::Sink::open(queue, directory).await.map(Sink::Spool),
+        Address::Spool(directory) => spool::Sink::open(queue, directory, resilience)
+            .await
+            .map(Sink::Spool),
     }
 }
 
@@ -286,9 +293,10 @@ impl Sink {
     /// may be under way at once; how many, and how many bytes, is bounded here, by waiting.
     ///
     /// # Errors
-    /// [`PublishError::TooLarge`], [`PublishError::Unroutable`], [`PublishError::Nacked`]: the
-    /// result is not there. [`PublishError::SessionLost`]: the broker was away for too long; the
-    /// result may be there, and is kept on disk to be sent by a later pilot.
+    /// [`PublishError::TooLarge`]: the result is not there, and never will be.
+    /// [`PublishError::Unroutable`], [`PublishError::Nacked`], [`PublishError::Spool`]: its queue did not
+    /// take it for as long as an outage is borne. [`PublishError::SessionLost`]: the broker was away for
+    /// too long; the result may be there. Those are kept on disk to be sent by a later pilot.
     pub fn publish(
         &self,
         content: Content,

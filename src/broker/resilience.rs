@@ -9,7 +9,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::links::{Link, LinkState, Links, Outages};
+use super::outlet::{OutletWatch, RefusedCount};
 use super::{MessageLimit, Place};
+
+/// How long a pilot that was told to end waits for a broker that is away or refuses results.
+pub(super) const IN_A_HURRY: Duration = Duration::from_secs(10);
 
 /// Policy and counts, shared by all who hold a clone.
 #[derive(Debug, Clone)]
@@ -25,6 +29,7 @@ struct Shared {
     stats: Mutex<BrokerStats>,
     patience: watch::Sender<Patience>,
     links: Links,
+    refused: RefusedCount,
 }
 
 /// How long the pilot can wait for a broker that is away.
@@ -71,6 +76,24 @@ impl Resilience {
         Self::with(reconnect_within, Some(unsent))
     }
 
+    /// The same for a queue beside the pilot's own: no result of it is kept on disk, and what its
+    /// connection does is shown to nobody.
+    #[must_use]
+    pub fn for_dead_letters(&self) -> Self {
+        let shared = Shared {
+            reconnect_within: self.shared.reconnect_within,
+            unsent: None,
+            stats: Mutex::default(),
+            patience: self.shared.patience.clone(),
+            links: Links::new(),
+            refused: self.shared.refused.clone(),
+        };
+        Self {
+            shared: Arc::new(shared),
+            message_limit: MessageLimit::default(),
+        }
+    }
+
     /// No outage is borne and nothing is kept.
     #[must_use]
     pub fn none() -> Self {
@@ -85,6 +108,7 @@ impl Resilience {
                 stats: Mutex::default(),
                 patience: watch::Sender::new(Patience::Configured),
                 links: Links::new(),
+                refused: RefusedCount::new(),
             }),
             message_limit: MessageLimit::default(),
         }
@@ -119,6 +143,16 @@ impl Resilience {
     #[must_use]
     pub fn outages(&self) -> Outages {
         self.shared.links.outages()
+    }
+
+    /// Whether results are taken, from now on.
+    #[must_use]
+    pub fn outlet(&self) -> OutletWatch {
+        self.shared.refused.watch()
+    }
+
+    pub(super) fn refused_count(&self) -> &RefusedCount {
+        &self.shared.refused
     }
 
     /// The pilot is to end: from now on nobody waits long for a broker that is away.

@@ -73,7 +73,7 @@ pub async fn open_sinks(
             .await
             .map(Sink::RabbitMq),
         Group::Spool(queue, directory) => {
-            let sink = spool::Sink::open(queue, directory).await?;
+            let sink = spool::Sink::open(queue, directory, resilience).await?;
             resilience.note(sink.place(), LinkState::Up);
             Ok(Sink::Spool(sink))
         }

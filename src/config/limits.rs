@@ -22,8 +22,8 @@ pub struct Limits {
     pub task_output: u64,
     /// Bytes kept of all failed tasks' directories together.
     pub kept_files: u64,
-    /// What a broker takes as one message, in bytes.
-    pub message: usize,
+    /// What may be sent as one message, in bytes, if that was set.
+    pub message: Option<usize>,
     /// Deliveries of an event that fails each time, before it is taken out of the queue.
     pub max_deliveries: Option<u64>,
 }
@@ -50,9 +50,7 @@ pub(super) fn limits(reader: &mut Reader<'_>) -> impl FnOnce(&CondorJob, u32) ->
     let kept_files = reader.size(&var::KEPT_FILES_MAX).unwrap_or(u64::MAX);
     let message = reader
         .size_above_zero(&var::BROKER_MAX_MESSAGE_SIZE)
-        .map_or(usize::MAX, |bytes| {
-            usize::try_from(bytes).unwrap_or(usize::MAX)
-        });
+        .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     let max_deliveries = reader.count(&var::MAX_DELIVERIES).map(u64::from);
     move |condor, slots| Limits {
         task_memory: match task_memory {
@@ -100,7 +98,7 @@ mod tests {
                 max_runtime: None,
                 task_output: 100 << 20,
                 kept_files: 1 << 30,
-                message: 16 << 20,
+                message: None,
                 max_deliveries: None,
             }
         );

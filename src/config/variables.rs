@@ -208,8 +208,8 @@ variables! {
         "like that of the incoming queue";
     BROKER_CA_FILE = "EWMS_PILOT_BROKER_CA_FILE", Kind::File, Default(""),
         "CA certificates (PEM) that brokers are trusted by, besides those of the machine";
-    BROKER_MAX_MESSAGE_SIZE = "EWMS_PILOT_BROKER_MAX_MESSAGE_SIZE", Kind::SizeAboveZero, Default("16M"),
-        "the outgoing broker's `max_message_size`; a task whose result is larger after compression fails for good";
+    BROKER_MAX_MESSAGE_SIZE = "EWMS_PILOT_BROKER_MAX_MESSAGE_SIZE", Kind::SizeAboveZero, Phrase("the outgoing broker's own limit"),
+        "a task whose result is larger after compression fails; unset, the broker's refusal tells its limit";
     DATA_DIR_PARENT = "EWMS_PILOT_DATA_DIR_PARENT_PATH_ON_HOST",
         Kind::Directory, Phrase("working directory"),
         "where `ewms-pilot-data/` is made";
@@ -225,7 +225,7 @@ variables! {
     TIMEOUT_INCOMING = "EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", Kind::Seconds { least: 1 }, Default("1"),
         "how long to wait for a further event while there is room for one; then running tasks are waited for and the pilot ends";
     RECONNECT_TIMEOUT = "EWMS_PILOT_BROKER_RECONNECT_TIMEOUT", Kind::Duration, Default("900"),
-        "how long to bear a broker that is lost and can't be reached; tasks run on meanwhile";
+        "how long to bear a broker that is lost and can't be reached, or one that refuses results; tasks run on meanwhile";
     EXTERNAL_DIRECTORIES = "EWMS_PILOT_EXTERNAL_DIRECTORIES", Kind::Directories, Default(""),
         "directories that every container sees, read-only, at the same path";
     MAX_CONCURRENT_TASKS = "EWMS_PILOT_MAX_CONCURRENT_TASKS", Kind::Cores, Default("1"),
@@ -243,8 +243,8 @@ variables! {
     MAX_RUNTIME = "EWMS_PILOT_MAX_RUNTIME", Kind::Seconds { least: 1 },
         Phrase("`OriginalTime` of the job ad, else none"),
         "wall time of the pilot; no task is started that would not end in it, and the pilot ends by itself";
-    MAX_DELIVERIES = "EWMS_PILOT_MAX_DELIVERIES", Kind::Count, Phrase("none"),
-        "how often an event is delivered that fails by its own or its task's fault, before it is taken out of the queue";
+    MAX_DELIVERIES = "EWMS_PILOT_MAX_DELIVERIES", Kind::Count, Phrase("none: no event leaves its queue"),
+        "how often an event that fails by its own or its task's fault is delivered before it is taken out of its queue, at once if its result is too large to be sent; the broker counts: RabbitMQ before 4.3 every return to a quorum queue, give-backs and lost connections included, from 4.3 on failures only, a classic queue nothing; a spool failures only";
     QUEUE_DEAD_LETTER = "EWMS_PILOT_QUEUE_DEAD_LETTER", Kind::Text, Default(""),
         "queue, on the incoming broker, that such an event goes to; without one it is rejected and kept in `rejected/`";
     TASK_LOG = "EWMS_PILOT_TASK_LOG", Kind::File, Default("ewms-pilot-tasks.jsonl"),

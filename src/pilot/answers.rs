@@ -60,15 +60,16 @@ pub(super) fn advise_on_long_tasks(config: &Config) {
 pub(super) fn publication_of(id: TaskId, result: Result<(), PublishError>) -> Publication {
     match result {
         Ok(()) => Publication::Confirmed,
-        Err(error @ (PublishError::SessionLost { .. } | PublishError::Spool { .. })) => {
+        Err(
+            error @ (PublishError::SessionLost { .. }
+            | PublishError::Unroutable { .. }
+            | PublishError::Nacked { .. }
+            | PublishError::Spool { .. }),
+        ) => {
             error!(task_id = %id, %error, "a result was not confirmed");
             Publication::Lost(error.to_string())
         }
-        Err(
-            error @ (PublishError::Unroutable { .. }
-            | PublishError::Nacked { .. }
-            | PublishError::WrongEncoding),
-        ) => {
+        Err(error @ PublishError::WrongEncoding) => {
             error!(task_id = %id, %error, "the broker refused a result");
             Publication::Refused(TaskError::Publish {
                 message: error.to_string(),

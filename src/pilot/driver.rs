@@ -17,13 +17,13 @@ use super::disk_floor::DiskFloor;
 use super::events::{Action, Event, Outcome, Publication};
 use super::ledger::{Ledger, Settlement};
 use super::pace;
-use super::poison::{Poison, PutAway};
+use super::poison::{NotPutAway, Poison, PutAway};
 use super::state::{Conclusion, Rules, State};
 use super::wall_time::{Limit, WallTime};
 use super::{Queues, Reports};
 use crate::broker::{
-    BrokerError, Content, Delivery, PublishError, Receipt, Resilience, SettleError, Sink, Source,
-    Verdict,
+    BrokerError, Content, Delivery, Outlet, OutletWatch, PublishError, Receipt, Resilience,
+    SettleError, Sink, Source, Verdict,
 };
 use crate::ids::TaskId;
 use crate::process::{Countdown, WillSender};
@@ -66,7 +66,7 @@ enum Done {
     Task(TaskId, Report),
     Published(TaskId, Result<(), PublishError>),
     Settled(TaskId, Result<(), SettleError>),
-    PutAway(TaskId, Result<PutAway, String>),
+    PutAway(TaskId, Result<PutAway, NotPutAway>),
     DiskLow(String),
     IntakeStopped(Box<Source>, Result<(), BrokerError>),
 }
@@ -77,6 +77,7 @@ enum Woken {
     Done(Done),
     Delivered(Result<Delivery, BrokerError>),
     Idle,
+    Outlet(Outlet),
     WallTime(Limit),
 }
 
@@ -94,6 +95,7 @@ struct Driver<'a> {
     /// How long the queue may be silent, and what is left of it.
     idle: Option<(Duration, Countdown)>,
     resilience: Resilience,
+    outlet: OutletWatch,
     reports: &'a Reports,
     ledger: &'a mut Ledger,
     poison: Poison,
@@ -126,6 +128,7 @@ pub async fn run(
         held: HashMap::new(),
         under_way: FuturesUnordered::new(),
         idle: None,
+        outlet: resilience.outlet(),
         resilience,
         reports,
         ledger,
@@ -173,6 +176,7 @@ impl Driver<'_> {
             signal = signals.recv() => Woken::Signal(signal),
             Some(done) = self.under_way.next() => Woken::Done(done),
             limit = reached(limit) => Woken::WallTime(limit),
+            outlet = self.outlet.differs_from(state.outlet()) => Woken::Outlet(outlet),
             delivery = receive(source) => Woken::Delivered(delivery),
             () = over(idle) => Woken::Idle,
         }
@@ -197,6 +201,13 @@ impl Driver<'_> {
             Woken::Idle => {
                 info!("no event came for as long as configured: taking no more");
                 Event::IdleTimeout
+            }
+            Woken::Outlet(outlet) => {
+                match outlet {
+                    Outlet::Refuses => warn!("results are refused: no further event is taken"),
+                    Outlet::Takes => info!("no result waits any more that was refused"),
+                }
+                Event::Outlet(outlet)
             }
             Woken::Delivered(Ok(delivery)) => {
                 let id = TaskId::random();
@@ -255,8 +266,8 @@ impl Driver<'_> {
                         self.ledger.decided(id, records::Outcome::DeadLettered);
                     }
                     Ok(PutAway::Kept) => self.ledger.decided(id, records::Outcome::Rejected),
-                    Err(reason) => {
-                        error!(task_id = %id, reason, "an event that failed too often could not be put away: it stays in its queue");
+                    Err(error) => {
+                        error!(task_id = %id, %error, "an event that failed too often could not be put away: it stays in its queue");
                     }
                 }
                 Event::PutAway(id, result)

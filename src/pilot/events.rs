@@ -1,8 +1,8 @@
 //! What can happen to the event loop, and what it can decide to do. Data only.
 
-use super::poison::{Obituary, PutAway};
+use super::poison::{NotPutAway, Obituary, PutAway};
 use super::wall_time::Limit;
-use crate::broker::Verdict;
+use crate::broker::{Outlet, Verdict};
 use crate::fault::TaskError;
 use crate::ids::TaskId;
 use crate::process::Will;
@@ -28,7 +28,9 @@ pub enum Event {
     /// A task's event was settled, or can't be any more.
     Settled(TaskId),
     /// An event that failed too often is where nobody gets it again, or could not be put there.
-    PutAway(TaskId, Result<PutAway, String>),
+    PutAway(TaskId, Result<PutAway, NotPutAway>),
+    /// Results are refused for now, or taken again.
+    Outlet(Outlet),
     /// The pilot's wall time comes to its end.
     WallTime(Limit),
     /// The disk is fuller than it may be.
@@ -55,9 +57,9 @@ pub enum Outcome {
 pub enum Publication {
     /// The broker has it for good.
     Confirmed,
-    /// The broker will not take this result, however often it is sent.
+    /// The broker can't take this result, however often it is sent.
     Refused(TaskError),
-    /// The connection is gone before the broker answered.
+    /// The broker did not take it for as long as is borne: it was away, or refused it.
     Lost(String),
 }
 

@@ -148,7 +148,7 @@ async fn live(
 ) -> Result<Ended, Fatal> {
     let guard = guard(signals)?;
     let resilience = Resilience::new(config.reconnect_timeout, config.data_parent.join("unsent"))
-        .with_message_limit(MessageLimit::new(config.limits.message));
+        .with_message_limit(MessageLimit::of(config.limits.message));
     shown::follow_queues(ledger.keeper(), &resilience);
     let mut company = Company {
         signals: &mut *signals,
@@ -187,7 +187,7 @@ async fn live(
     answers::advise_on_long_tasks(config);
     ledger.connected();
     let extras = Extras {
-        poison: Poison::new(config, ledger.source()),
+        poison: Poison::new(config, ledger.source(), &resilience),
         wall_time: wall_time(config, ledger),
         disk_floor: config.limits.min_free_disk.map(|bytes| DiskFloor {
             directory: config.data_parent.clone(),

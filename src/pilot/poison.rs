@@ -2,15 +2,15 @@
 //! the pilot data before the broker is told that nobody wants it. Talks to the broker and the file
 //! system; what is poison is decided in `state`.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use tracing::warn;
 
 use super::address;
 use super::ledger::class_name;
-use crate::broker::{self, Content, FileFormat, Sink};
+use crate::broker::{self, Content, FileFormat, PublishError, Resilience, Sink};
 use crate::config::{Config, QueueConfig};
 use crate::fault::TaskError;
 use crate::ids::TaskId;
@@ -29,6 +29,7 @@ pub struct Poison {
     directory: PathBuf,
     incoming: String,
     source: Source,
+    resilience: Resilience,
 }
 
 /// What is said about an event that is put away.
@@ -49,15 +50,27 @@ pub enum PutAway {
     Kept,
 }
 
+/// Why it is nowhere but in its queue.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotPutAway {
+    /// The dead-letter queue did not take it for as long as an outage is borne.
+    #[error("{0}")]
+    Refused(String),
+    /// There is no such queue, or no room in `rejected/`.
+    #[error("{0}")]
+    Failed(String),
+}
+
 impl Poison {
-    /// As configured.
+    /// As configured. While the dead-letter queue refuses events, no others are taken.
     #[must_use]
-    pub fn new(config: &Config, source: &Source) -> Self {
+    pub fn new(config: &Config, source: &Source, resilience: &Resilience) -> Self {
         Self {
             queue: config.dead_letter.clone(),
             directory: config.data_parent.join(REJECTED_DIR),
             incoming: names(&config.incoming),
             source: source.clone(),
+            resilience: resilience.for_dead_letters(),
         }
     }
 
@@ -70,13 +83,15 @@ impl Poison {
         id: TaskId,
         event: Keepsake,
         obituary: Obituary,
-    ) -> Result<PutAway, String> {
+    ) -> Result<PutAway, NotPutAway> {
         let reason = obituary.error.repr();
         let deliveries = obituary.deliveries;
-        let event = blocking(move || event.into_content()).await?;
+        let event = blocking(move || event.into_content())
+            .await
+            .map_err(NotPutAway::Failed)?;
         if let Some(queue) = &self.queue {
             let headers = self.headers(&obituary);
-            publish(queue, event, &headers).await?;
+            publish(queue, event, &headers, &self.resilience).await?;
             warn!(
                 task_id = %id, deliveries, queue = queue.name, error = reason,
                 "an event failed too often, or for good: it is in the dead-letter queue"
@@ -87,7 +102,10 @@ impl Poison {
         let text = format!("failed after {deliveries} deliveries:\n{reason}\n");
         blocking(move || keep(&directory, id, &event, &text))
             .await
-            .map_err(|error| format!("can't keep it in `{}`: {error}", self.directory.display()))?;
+            .map_err(|error| {
+                let directory = self.directory.display();
+                NotPutAway::Failed(format!("can't keep it in `{directory}`: {error}"))
+            })?;
         warn!(
             task_id = %id, deliveries, directory = %self.directory.display(), error = reason,
             "an event failed too often, or for good: it is rejected, and kept here"
@@ -130,16 +148,26 @@ async fn publish(
     queue: &QueueConfig,
     event: Content,
     headers: &[(&'static str, String)],
-) -> Result<(), String> {
-    let sink: Sink = broker::open_dead_letters(&queue.name, address(&queue.broker))
+    resilience: &Resilience,
+) -> Result<(), NotPutAway> {
+    let sink: Sink = broker::open_dead_letters(&queue.name, address(&queue.broker), resilience)
         .await
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| NotPutAway::Failed(error.to_string()))?;
     let published = sink.publish_with(event, headers).await;
     sink.close().await;
-    published.map_err(|error| error.to_string())
+    published.map_err(|error| match error {
+        PublishError::Nacked { .. }
+        | PublishError::Unroutable { .. }
+        | PublishError::SessionLost { .. }
+        | PublishError::Spool { .. } => NotPutAway::Refused(error.to_string()),
+        PublishError::TooLarge { .. } | PublishError::WrongEncoding => {
+            NotPutAway::Failed(error.to_string())
+        }
+    })
 }
 
-/// First the reason, then the event: a body is never there alone.
+/// First the reason, then the event: a body is never there alone. All of it is on disk before this
+/// returns, for the broker deletes its copy then.
 fn keep(directory: &Path, id: TaskId, event: &Content, reason: &str) -> io::Result<()> {
     let (bytes, suffix) = match event {
         Content::Frame(bytes) => (bytes, "json.zst"),
@@ -147,6 +175,7 @@ fn keep(directory: &Path, id: TaskId, event: &Content, reason: &str) -> io::Resu
         Content::File(FileFormat::Text, bytes) => (bytes, "txt"),
     };
     fs::create_dir_all(directory)?;
+    let parent = directory.parent().unwrap_or(directory);
     let mut taken = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
     for entry in fs::read_dir(directory)? {
         taken = taken.saturating_add(entry?.metadata()?.len());
@@ -157,8 +186,22 @@ fn keep(directory: &Path, id: TaskId, event: &Content, reason: &str) -> io::Resu
              EWMS_PILOT_QUEUE_DEAD_LETTER"
         )));
     }
-    fs::write(directory.join(format!("{id}.error.txt")), reason)?;
-    fs::write(directory.join(format!("{id}.{suffix}")), bytes)
+    write(
+        &directory.join(format!("{id}.error.txt")),
+        reason.as_bytes(),
+    )?;
+    write(&directory.join(format!("{id}.{suffix}")), bytes)?;
+    // The names, too.
+    for directory in [directory, parent] {
+        File::open(directory)?.sync_all()?;
+    }
+    Ok(())
+}
+
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
 }
 
 #[cfg(test)]

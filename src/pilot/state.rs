@@ -5,11 +5,12 @@
 //! - it is acknowledged only when its task succeeded and its result, if any, is confirmed;
 //! - a failed one goes back to the queue, and if the failure closes the intake, only after the
 //!   intake is closed, so that this pilot does not get it again;
-//! - one that failed for the last time that it may, or would fail each time, is put where nobody gets it again, and only then
-//!   taken out of the queue;
+//! - one that failed for the last time that it may, or would fail each time, is put where nobody gets it
+//!   again, and only then taken out of the queue; but only if the operator asked for that;
+//! - while results are refused no event is taken and no task is started: the results wait, and when they
+//!   waited in vain their events are given back, once the intake is closed;
 //! - one that failed through no fault of its own or its task's is given back, which is no mark against
-//!   it, and such a failure always closes the intake: here it would happen to every event. One whose
-//!   result the broker refused has failed alone;
+//!   it, and such a failure always closes the intake: here it would happen to every event;
 //! - whatever else happens, it goes back.
 
 use std::collections::{HashMap, VecDeque};
@@ -18,9 +19,9 @@ use std::time::Duration;
 use nix::libc::SIGTERM;
 
 use super::events::{Action, Event, Outcome, Publication, Status};
-use super::poison::{Obituary, PutAway};
+use super::poison::{NotPutAway, Obituary, PutAway};
 use super::wall_time::Limit;
-use crate::broker::Verdict;
+use crate::broker::{Outlet, Verdict};
 use crate::config::OnTaskError;
 use crate::fault::{Failures, FaultClass, TaskError};
 use crate::ids::TaskId;
@@ -36,7 +37,8 @@ pub struct Rules {
     pub window: usize,
     /// What a failed task means for further events.
     pub on_task_error: OnTaskError,
-    /// Deliveries of an event that fails each time, before it is taken out of the queue.
+    /// Deliveries of an event that fails each time, before it is taken out of the queue. None: no event
+    /// ever is, for nobody asked for it.
     pub max_deliveries: Option<u64>,
     /// How long to wait for the first event.
     pub first_event_timeout: Duration,
@@ -51,7 +53,8 @@ impl Rules {
             .max_deliveries
             .zip(earlier_deliveries)
             .is_some_and(|(max, earlier)| earlier.saturating_add(1) >= max);
-        error.class().is_events_own() && (was_last_try || error.is_permanent())
+        let is_in_vain = self.max_deliveries.is_some() && error.is_permanent();
+        error.class().is_events_own() && (was_last_try || is_in_vain)
     }
 }
 
@@ -60,6 +63,7 @@ impl Rules {
 pub struct State {
     rules: Rules,
     intake: Intake,
+    outlet: Outlet,
     will: Will,
     signal: Option<i32>,
     tasks: HashMap<TaskId, Stage>,
@@ -123,6 +127,7 @@ impl State {
         let state = Self {
             rules,
             intake: Intake::Open,
+            outlet: Outlet::Takes,
             will: Will::Run,
             signal: None,
             tasks: HashMap::new(),
@@ -140,7 +145,9 @@ impl State {
     /// Whether another event is of use now, be it only to be made ready.
     #[must_use]
     pub fn wants_event(&self) -> bool {
-        matches!(self.intake, Intake::Open) && self.tasks.len() < self.rules.window
+        matches!(self.intake, Intake::Open)
+            && self.outlet == Outlet::Takes
+            && self.tasks.len() < self.rules.window
     }
 
     /// Whether another event could be started now.
@@ -150,6 +157,17 @@ impl State {
 
     fn has_free_slot(&self) -> bool {
         self.running() < self.rules.slots
+    }
+
+    /// Whether a task may start now: one whose result could not be sent would only wait, too.
+    fn may_start(&self) -> bool {
+        self.has_free_slot() && self.outlet == Outlet::Takes
+    }
+
+    /// Whether results are taken, as far as it was told.
+    #[must_use]
+    pub fn outlet(&self) -> Outlet {
+        self.outlet
     }
 
     /// How many containers run.
@@ -202,6 +220,7 @@ impl State {
             Event::TaskEnded(id, outcome) => self.task_ended(id, outcome, &mut actions),
             Event::Published(id, publication) => self.published(id, publication, &mut actions),
             Event::Settled(id) => self.settled(id, &mut actions),
+            Event::Outlet(outlet) => self.outlet_changed(outlet, &mut actions),
             Event::PutAway(id, result) => self.put_away(id, result, &mut actions),
             Event::WallTime(Limit::TellTasks) => {
                 self.end_tasks(Will::Terminate(SIGTERM), &mut actions);
@@ -243,7 +262,7 @@ impl State {
         if self.tally.received == 1 {
             actions.push(Action::Report(Status::Tasking));
         }
-        if self.has_free_slot() {
+        if self.may_start() {
             self.start(id, actions);
         } else {
             self.tasks.insert(id, Stage::Waiting);
@@ -279,12 +298,32 @@ impl State {
             Outcome::Failed(error) => self.failed(id, &error, actions),
             Outcome::Interrupted => self.released(id, actions),
         }
-        if self.has_free_slot()
+        self.start_next(actions);
+        self.restart_idle_timer(could_start, actions);
+    }
+
+    fn start_next(&mut self, actions: &mut Vec<Action>) {
+        if self.may_start()
             && let Some(next) = self.waiting.pop_front()
         {
             self.start(next, actions);
         }
-        self.restart_idle_timer(could_start, actions);
+    }
+
+    /// While results are refused the queue is not asked, so its silence says nothing.
+    fn outlet_changed(&mut self, outlet: Outlet, actions: &mut Vec<Action>) {
+        let could_start = self.could_start();
+        self.outlet = outlet;
+        match outlet {
+            Outlet::Refuses if could_start => actions.push(Action::StopIdleTimer),
+            Outlet::Refuses => {}
+            Outlet::Takes => {
+                while self.may_start() && !self.waiting.is_empty() {
+                    self.start_next(actions);
+                }
+                self.restart_idle_timer(could_start, actions);
+            }
+        }
     }
 
     fn settled(&mut self, id: TaskId, actions: &mut Vec<Action>) {
@@ -331,7 +370,7 @@ impl State {
         if !class.is_events_own() {
             self.broken.get_or_insert(class);
         }
-        let verdict = if fails_event_alone(error) {
+        let verdict = if class.is_events_own() {
             Verdict::Failed {
                 reason: error.repr(),
             }
@@ -353,7 +392,12 @@ impl State {
         }
     }
 
-    fn put_away(&mut self, id: TaskId, result: Result<PutAway, String>, actions: &mut Vec<Action>) {
+    fn put_away(
+        &mut self,
+        id: TaskId,
+        result: Result<PutAway, NotPutAway>,
+        actions: &mut Vec<Action>,
+    ) {
         if self.tasks.get(&id) != Some(&Stage::Leaving) {
             return;
         }
@@ -366,7 +410,14 @@ impl State {
                 self.tally.rejected += 1;
                 Verdict::Rejected
             }
-            Err(reason) => {
+            Err(NotPutAway::Refused(reason)) => {
+                // Run again it would only be refused again, and be deleted by its broker in the end.
+                self.fatal.get_or_insert(reason);
+                self.stop_intake(actions);
+                self.give_back(id, Verdict::Released, actions);
+                return;
+            }
+            Err(NotPutAway::Failed(reason)) => {
                 self.give_back(id, Verdict::Failed { reason }, actions);
                 return;
             }
@@ -390,7 +441,7 @@ impl State {
     }
 
     fn closes_intake(&self, error: &TaskError) -> bool {
-        if !fails_event_alone(error) {
+        if !error.class().is_events_own() {
             return true;
         }
         match &self.rules.on_task_error {
@@ -433,12 +484,6 @@ impl State {
             _ => false,
         }
     }
-}
-
-/// Whether other events may fare better here. A result that the broker does not take is one of those:
-/// its queue may be full for a moment.
-fn fails_event_alone(error: &TaskError) -> bool {
-    error.class().is_events_own() || matches!(error, TaskError::Publish { .. })
 }
 
 #[cfg(test)]

@@ -35,9 +35,9 @@ pub(super) struct Pending {
     /// Size of the body.
     pub(super) bytes: usize,
     /// What bounds the publishes in flight. Also here, and not only with whoever waits and may stop
-    /// waiting, because the body is in memory until the broker has it.
+    /// waiting, because the body is in memory until the broker has it. None for what is no result.
     #[expect(dead_code, reason = "it is held, not read")]
-    pub(super) permits: Arc<[OwnedSemaphorePermit; 2]>,
+    pub(super) permits: Option<Arc<[OwnedSemaphorePermit; 2]>>,
 }
 
 /// All publishes of one channel that wait.
@@ -100,7 +100,8 @@ impl Confirms {
         }
     }
 
-    /// The broker found no queue for it. Its ack still comes, and settles it.
+    /// The broker found no queue for it. Its ack still comes, and settles it. Nobody knows which one it was
+    /// that can't be matched, so that no ack can be believed any more.
     pub(super) fn returned(&mut self, message_id: &str, code: u16, text: &str) {
         let tag = message_id
             .strip_prefix(self.session.as_str())
@@ -109,8 +110,11 @@ impl Confirms {
         let Some((pending, returned)) = tag.and_then(|tag: u64| self.pending.get_mut(&tag)) else {
             tracing::error!(
                 message_id,
-                "the broker returned a message that nobody waits for"
+                code,
+                text,
+                "the broker returned a message that matches no result"
             );
+            self.lose_all("the broker returned a message that matches no result");
             return;
         };
         *returned = Some(PublishError::Unroutable {
@@ -135,6 +139,16 @@ impl Confirms {
             let too_large = too_large.map(|limit| PublishError::TooLarge { bytes, limit });
             settle(pending, Err(too_large.or(returned).unwrap_or_else(lost)));
         }
+    }
+
+    /// The broker closed the channel, for it doesn't let us publish. It reads publishes in their order, so
+    /// the last one is not there: it was refused, or came after that.
+    pub(super) fn denied(&mut self, detail: &str) {
+        if self.lost.is_none() {
+            // Whoever waits learns that it was not sent.
+            drop(self.pending.pop_last());
+        }
+        self.lose_all(detail);
     }
 
     /// How many wait, their bytes, and since when the oldest does.
@@ -223,7 +237,7 @@ mod tests {
                 outcome,
                 since: Instant::now(),
                 bytes: 10,
-                permits,
+                permits: Some(permits),
             };
             self.confirms.insert(pending);
             waits
@@ -290,7 +304,6 @@ mod tests {
         let mut table = Table::new();
         let (mut first, mut second) = (table.publish(), table.publish());
         table.confirms.returned("s:1", 312, "NO_ROUTE");
-        table.confirms.returned("other:2", 312, "NO_ROUTE");
         table.confirms.ack(2, Reach::UpTo);
         let unroutable = PublishError::Unroutable {
             queue: "results".into(),
@@ -299,6 +312,41 @@ mod tests {
         };
         assert_eq!(first.try_recv(), Ok(Err(unroutable)));
         assert_eq!(second.try_recv(), Ok(Ok(())));
+    }
+
+    #[test]
+    fn a_returned_message_that_matches_no_publish_makes_every_confirm_unbelievable() {
+        for id in ["other:1", "s:3", "s:x", ""] {
+            let mut table = Table::new();
+            let (mut first, mut second) = (table.publish(), table.publish());
+            table.confirms.returned(id, 312, "NO_ROUTE");
+            table.confirms.ack(2, Reach::UpTo);
+            for waits in [&mut first, &mut second] {
+                let outcome = waits.try_recv();
+                assert!(
+                    matches!(outcome, Ok(Err(PublishError::SessionLost { .. }))),
+                    "{id}: {outcome:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn of_publishes_that_were_denied_the_last_was_not_sent() {
+        let mut table = Table::new();
+        let (mut first, mut last) = (table.publish(), table.publish());
+        table.confirms.denied("ACCESS_REFUSED");
+        assert!(matches!(
+            first.try_recv(),
+            Ok(Err(PublishError::SessionLost { .. }))
+        ));
+        // The channel ends after that.
+        table.confirms.lose_all("ended");
+        let outcome = last.try_recv();
+        assert_eq!(
+            outcome,
+            Err(tokio::sync::oneshot::error::TryRecvError::Closed)
+        );
     }
 
     #[test]

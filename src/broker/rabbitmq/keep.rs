@@ -9,12 +9,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::publish::{Command, Session};
 use super::retry;
+use crate::broker::resilience::IN_A_HURRY;
 use crate::broker::{BrokerError, LinkState, Patience, Place, Resilience};
 use crate::config::AmqpAddress;
 use crate::ids::Generation;
 
-/// How long a pilot that was told to end waits for a broker that is away.
-pub(super) const IN_A_HURRY: Duration = Duration::from_secs(10);
 /// For the good-byes.
 const CLOSE_WITHIN: Duration = Duration::from_secs(8);
 /// A session that ends sooner counts as a vain try.

@@ -63,6 +63,7 @@ mod token;
 mod unsent;
 mod watch;
 
+pub(super) use self::retry::pause_after;
 pub use self::sink::Sink;
 pub(super) use self::source::Receipt;
 pub use self::source::Source;
@@ -112,22 +113,23 @@ pub(super) async fn visit(
     queue: &str,
     address: &AmqpAddress,
 ) -> Result<(), BrokerError> {
-    open_for_a_moment(direction, queue, address)
+    open_for_a_moment(direction, queue, address, &Resilience::none())
         .await?
         .close()
         .await;
     Ok(())
 }
 
-/// A sink that bears no outage.
+/// A sink of one queue, which sends nothing of earlier pilots.
 pub(super) async fn open_for_a_moment(
     direction: Direction,
     queue: &str,
     address: &AmqpAddress,
+    resilience: &Resilience,
 ) -> Result<Sink, BrokerError> {
     let at = address::place(direction, &[queue], address);
     let first = retry::at_start(async |generation| {
         publish::Session::open(at.clone(), address.clone(), generation).await
     });
-    Ok(Sink::start(&at, address, first.await?, &Resilience::none()))
+    Ok(Sink::start(&at, address, first.await?, resilience))
 }

@@ -20,9 +20,9 @@ use super::link::Link;
 use super::refusal;
 use super::session::{self, End, Hold};
 use super::watch::{SharedConfirms, Signal, with};
-use crate::broker::{BrokerError, Place};
+use crate::broker::{BrokerError, Direction, Place};
 use crate::config::AmqpAddress;
-use crate::ids::Generation;
+use crate::ids::{Generation, QueueIndex};
 
 /// How often somebody who waits for a confirm is told so in the log.
 const LATE_EVERY: Duration = Duration::from_mins(1);
@@ -33,6 +33,8 @@ const CONFIRM_WITHIN: Duration = Duration::from_mins(15);
 /// result. What is sent into a connection that is dead or stuck may arrive or not, and would have to
 /// be sent again; what waits is there once.
 const FRESH: Duration = Duration::from_secs(1);
+/// For the answer whether we may publish. A broker out of memory or disk gives none until it is well.
+const PERMISSION_WITHIN: Duration = Duration::from_secs(3);
 /// For handing one message to amqprs' writer.
 const WRITE_WITHIN: Duration = Duration::from_secs(8);
 const PERSISTENT: u8 = 2;
@@ -131,12 +133,64 @@ impl Publisher {
         let arguments = ConfirmSelectArguments::new(false);
         link.ask("switching confirms on", channel.confirm_select(arguments))
             .await?;
-        Ok(Self {
+        let mut publisher = Self {
             link,
             confirms,
             heard: Instant::now(),
             probe: None,
-        })
+        };
+        match publisher.link.at.direction {
+            Direction::Outgoing | Direction::DeadLetters => publisher.ask_permission().await?,
+            // It is only visited.
+            Direction::Incoming => {}
+        }
+        Ok(publisher)
+    }
+
+    /// Publishes to a queue that can't exist. That needs the same permission as a result does, and leaves
+    /// nothing, for it is not mandatory: the broker confirms it and forgets it.
+    async fn ask_permission(&mut self) -> Result<(), BrokerError> {
+        let (outcome, answered) = oneshot::channel();
+        let nothing = Pending {
+            queue: QueueIndex(0),
+            outcome,
+            since: Instant::now(),
+            bytes: 0,
+            permits: None,
+        };
+        // No channel, no permission: the signal tells.
+        let _lost = with(&self.confirms, |confirms| confirms.insert(nothing));
+        let nowhere = format!("ewms-pilot-permission-{}", Uuid::new_v4().simple());
+        let arguments = BasicPublishArguments::new("", &nowhere);
+        let properties = BasicProperties::default();
+        let published = self
+            .link
+            .channel
+            .basic_publish(properties, Vec::new(), arguments);
+        let asking = async {
+            published.await.map_err(|error| error.to_string())?;
+            match answered.await {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_denied) => Err("it was denied".to_owned()),
+            }
+        };
+        let asked = tokio::select! {
+            biased;
+            signal = self.link.signals.recv() => {
+                let signal = signal.unwrap_or(Signal::Dropped);
+                return Err(refusal::of_signal(&signal, &self.link.at));
+            }
+            asked = timeout(PERMISSION_WITHIN, asking) => asked,
+        };
+        match asked {
+            Ok(Err(detail)) => Err(BrokerError::ConnectionLost {
+                at: self.link.at.clone(),
+                detail,
+            }),
+            // Should it be denied later, that ends the session.
+            Ok(Ok(())) | Err(_) => Ok(()),
+        }
     }
 
     /// Serves until the session ends.

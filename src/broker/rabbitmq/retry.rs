@@ -40,7 +40,7 @@ pub(super) async fn at_start<T>(
 }
 
 /// How long to wait after so many vain tries, or, after none, after a loss.
-pub(super) fn pause_after(tried: u32) -> Duration {
+pub(in crate::broker) fn pause_after(tried: u32) -> Duration {
     spread(tried, Uuid::new_v4().as_u128())
 }
 

@@ -11,10 +11,12 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::confirms::Pending;
-use super::keep::{IN_A_HURRY, Keeper, Line, Order};
+use super::keep::{Keeper, Line, Order};
 use super::publish::{Command, Message, Session};
 use super::unsent;
-use crate::broker::{BrokerError, Content, Patience, Place, PublishError, Resilience};
+use crate::broker::outlet::{NextTry, RefusedResult, RefusesSince};
+use crate::broker::resilience::IN_A_HURRY;
+use crate::broker::{BrokerError, Content, LinkState, Patience, Place, PublishError, Resilience};
 use crate::config::AmqpAddress;
 use crate::ids::{Generation, QueueIndex};
 
@@ -35,6 +37,8 @@ pub struct Sink {
     orders: mpsc::Sender<Order>,
     slots: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    /// Since when each queue refuses results, by its index.
+    refuses: Vec<RefusesSince>,
     resilience: Resilience,
 }
 
@@ -71,6 +75,7 @@ impl Sink {
             orders,
             slots: Arc::new(Semaphore::new(PUBLISHES_MAX as usize)),
             bytes: Arc::new(Semaphore::new(PUBLISH_BYTES_MAX as usize)),
+            refuses: at.indices().map(|_| RefusesSince::default()).collect(),
             resilience: resilience.clone(),
         }
     }
@@ -97,7 +102,7 @@ impl Sink {
     }
 
     /// The same to one of the queues. After an outage only those are sent again that the broker did not
-    /// confirm.
+    /// confirm. One that the queue does not take for now is sent again, unless it is on disk already.
     pub(super) fn publish_to(
         &self,
         queue: QueueIndex,
@@ -108,6 +113,7 @@ impl Sink {
         let (slots, bytes) = (Arc::clone(&self.slots), Arc::clone(&self.bytes));
         let (mut line, resilience) = (self.line.clone(), self.resilience.clone());
         let at = self.at.clone();
+        let refuses = self.refuses.get(queue.0).cloned().unwrap_or_default();
         async move {
             let size = body.len();
             // One byte more would close the channel, after all of them were sent.
@@ -126,6 +132,7 @@ impl Sink {
             let permits = Arc::new([slot, room]);
             let mut tried = Generation(0);
             let mut sent = Sent::No;
+            let mut waiting: Option<Refused> = None;
             loop {
                 let (generation, commands) = match live(&mut line, tried).await {
                     Ok(session) => session,
@@ -139,14 +146,14 @@ impl Sink {
                 if sent == Sent::Perhaps {
                     resilience.count(|stats| stats.published_again += 1);
                 }
-                tried = generation;
+                let before = std::mem::replace(&mut tried, generation);
                 let (outcome, is_settled) = oneshot::channel();
                 let pending = Pending {
                     queue,
                     outcome,
                     since: Instant::now(),
                     bytes: size,
-                    permits: Arc::clone(&permits),
+                    permits: Some(Arc::clone(&permits)),
                 };
                 let command = Command::Publish(Message {
                     body: Arc::clone(&body),
@@ -169,7 +176,27 @@ impl Sink {
                 };
                 match settled {
                     Ok(Err(PublishError::SessionLost { .. })) => sent = Sent::Perhaps,
+                    Ok(Err(
+                        error @ (PublishError::Nacked { .. } | PublishError::Unroutable { .. }),
+                    )) if otherwise == Otherwise::Keep => {
+                        sent = Sent::No;
+                        if matches!(error, PublishError::Nacked { .. }) {
+                            // The session is as good as before. After a return only the next one will
+                            // do, which declares the queue again.
+                            tried = before;
+                        }
+                        let waiting = waiting.get_or_insert_with(|| {
+                            Refused::new(&at, queue, &refuses, &line, &resilience)
+                        });
+                        if waiting.next_try(&error).await == NextTry::None {
+                            unsent::keep(&at, queue, body, &resilience).await;
+                            return Err(error);
+                        }
+                    }
                     Ok(outcome) => {
+                        if outcome.is_ok() {
+                            refuses.takes();
+                        }
                         if let Err(PublishError::TooLarge { limit, .. }) = outcome {
                             resilience.message_limit().lower(limit);
                         }
@@ -195,6 +222,49 @@ impl Sink {
         };
         if timeout(CLOSE_WITHIN, closing).await.is_err() {
             tracing::debug!(at = %self.at, "the outgoing queue was not closed in order");
+        }
+    }
+}
+
+/// A result that was refused, also for whoever looks at the state of the queues.
+struct Refused<'a> {
+    all: &'a Place,
+    at: Place,
+    result: RefusedResult,
+    since: RefusesSince,
+    line: watch::Receiver<Line>,
+    resilience: &'a Resilience,
+}
+
+impl<'a> Refused<'a> {
+    fn new(
+        all: &'a Place,
+        queue: QueueIndex,
+        since: &RefusesSince,
+        line: &watch::Receiver<Line>,
+        resilience: &'a Resilience,
+    ) -> Self {
+        Self {
+            all,
+            at: all.only(queue),
+            result: RefusedResult::new(resilience),
+            since: since.clone(),
+            line: line.clone(),
+            resilience,
+        }
+    }
+
+    async fn next_try(&mut self, error: &PublishError) -> NextTry {
+        let state = LinkState::Down(error.to_string());
+        self.resilience.note(self.all, state);
+        self.result.next_try(&self.at, &self.since, error).await
+    }
+}
+
+impl Drop for Refused<'_> {
+    fn drop(&mut self) {
+        if !self.since.refuses() && matches!(*self.line.borrow(), Line::Up(..)) {
+            self.resilience.note(self.all, LinkState::Up);
         }
     }
 }

@@ -15,6 +15,9 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::confirms::Confirms;
 
+/// AMQP's reply code.
+const ACCESS_REFUSED: u16 = 403;
+
 type Answer = Result<(), amqprs::error::Error>;
 
 /// What the broker, or amqprs, did to us.
@@ -107,7 +110,10 @@ impl Drop for ChannelWatch {
 impl ChannelCallback for ChannelWatch {
     async fn close(&mut self, _: &Channel, close: CloseChannel) -> Answer {
         let (code, text) = (close.reply_code(), close.reply_text().clone());
-        with(&self.confirms, |confirms| confirms.lose_all(&text));
+        with(&self.confirms, |confirms| match code {
+            ACCESS_REFUSED => confirms.denied(&text),
+            _ => confirms.lose_all(&text),
+        });
         let _session_ended = self.signals.send(Signal::Closed { code, text });
         Ok(())
     }
@@ -141,9 +147,7 @@ impl ChannelCallback for ChannelWatch {
         properties: BasicProperties,
         _content: Vec<u8>,
     ) {
-        let Some(id) = properties.message_id() else {
-            return;
-        };
+        let id = properties.message_id().map_or("", String::as_str);
         with(&self.confirms, |confirms| {
             confirms.returned(id, returned.reply_code(), returned.reply_text());
         });

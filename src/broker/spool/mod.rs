@@ -47,7 +47,11 @@ pub(super) async fn visit(
     queue: &str,
     directory: &Path,
 ) -> Result<(), BrokerError> {
-    sink::create(direction, queue, directory).await.map(drop)
+    let layout = sink::create(direction, queue, directory).await?;
+    match direction {
+        Direction::Outgoing | Direction::DeadLetters => sink::try_to_write(&layout).await,
+        Direction::Incoming => Ok(()),
+    }
 }
 
 /// File systems may be slow, shared ones very slow.

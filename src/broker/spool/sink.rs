@@ -12,7 +12,8 @@ use uuid::Uuid;
 
 use super::layout::{Layout, Trouble};
 use super::{died, off_the_loop};
-use crate::broker::{BrokerError, Content, Direction, FileFormat, Place, PublishError};
+use crate::broker::outlet::{NextTry, RefusedResult, RefusesSince};
+use crate::broker::{BrokerError, Content, Direction, FileFormat, Place, PublishError, Resilience};
 
 /// Results in flight, and their bytes.
 const PUBLISHES_MAX: usize = 32;
@@ -23,20 +24,26 @@ pub struct Sink {
     layout: Arc<Layout>,
     slots: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    refuses: RefusesSince,
+    resilience: Resilience,
 }
 
 impl Sink {
     pub(in crate::broker) async fn open(
         queue: &str,
         directory: &Path,
+        resilience: &Resilience,
     ) -> Result<Self, BrokerError> {
         let layout = create(Direction::Outgoing, queue, directory).await?;
+        try_to_write(&layout).await?;
         let slots = Arc::new(Semaphore::new(PUBLISHES_MAX));
         let bytes = Arc::new(Semaphore::new(PUBLISH_BYTES_MAX as usize));
         Ok(Self {
             layout,
             slots,
             bytes,
+            refuses: RefusesSince::default(),
+            resilience: resilience.clone(),
         })
     }
 
@@ -50,6 +57,7 @@ impl Sink {
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
         let layout = Arc::clone(&self.layout);
         let (slots, room) = (Arc::clone(&self.slots), Arc::clone(&self.bytes));
+        let (refuses, resilience) = (self.refuses.clone(), self.resilience.clone());
         async move {
             let Content::File(format, bytes) = content else {
                 return Err(PublishError::WrongEncoding);
@@ -58,6 +66,7 @@ impl Sink {
                 detail: "the spool was closed".into(),
             };
             // A file has no limit; one that is larger than all the room takes all of it.
+            let at = layout.at.clone();
             let weight = u32::try_from(bytes.len())
                 .unwrap_or(u32::MAX)
                 .min(PUBLISH_BYTES_MAX);
@@ -66,11 +75,34 @@ impl Sink {
                 .acquire_many_owned(weight)
                 .await
                 .map_err(|_closed| gone())?;
-            let written = off_the_loop(move || {
-                let _while_writing = (slot, room);
-                write_result(&layout, format, &bytes).map_err(Trouble::into_publish)
-            });
-            written.await.unwrap_or_else(|_died| Err(gone()))
+            // Also with what is being written: whoever waits for it may stop.
+            let permits = Arc::new((slot, room));
+            let bytes = Arc::new(bytes);
+            let mut waiting = None;
+            loop {
+                let (layout, bytes) = (Arc::clone(&layout), Arc::clone(&bytes));
+                let permits = Arc::clone(&permits);
+                // A directory that was deleted is made again, as a queue is.
+                let is_again = waiting.is_some();
+                let written = off_the_loop(move || {
+                    let _while_writing = permits;
+                    let made = if is_again { layout.create() } else { Ok(()) };
+                    made.and_then(|()| write_result(&layout, format, &bytes))
+                        .map_err(Trouble::into_publish)
+                });
+                let error = match written.await {
+                    Ok(Ok(())) => {
+                        refuses.takes();
+                        return Ok(());
+                    }
+                    Ok(Err(error)) => error,
+                    Err(_died) => return Err(gone()),
+                };
+                let waiting = waiting.get_or_insert_with(|| RefusedResult::new(&resilience));
+                if waiting.next_try(&at, &refuses, &error).await == NextTry::None {
+                    return Err(error);
+                }
+            }
         }
     }
 }
@@ -89,6 +121,21 @@ pub(super) async fn create(
     match created {
         Ok(Ok(())) => Ok(layout),
         Ok(Err(trouble)) => Err(trouble.into_broker(&layout.at)),
+        Err(error) => Err(died(&layout.at, &error)),
+    }
+}
+
+/// Whether results could be written, before a task runs for one.
+pub(super) async fn try_to_write(layout: &Arc<Layout>) -> Result<(), BrokerError> {
+    let trying = Arc::clone(layout);
+    let tried = off_the_loop(move || {
+        let hidden = trying.waiting.join(format!(".{}", Uuid::new_v4().simple()));
+        File::create_new(&hidden)
+            .and_then(|_made| fs::remove_file(&hidden))
+            .map_err(Trouble::on("write", &hidden))
+    });
+    match tried.await {
+        Ok(tried) => tried.map_err(|trouble| trouble.into_broker(&layout.at)),
         Err(error) => Err(died(&layout.at, &error)),
     }
 }

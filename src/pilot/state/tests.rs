@@ -298,8 +298,23 @@ fn without_a_dead_letter_queue_it_is_rejected_for_good() {
 #[test]
 fn an_event_that_could_not_be_put_away_stays_in_its_queue() {
     let (mut state, id, _) = last_failure(broken(), 2);
-    let back = state.on_event(Event::PutAway(id, Err("no such queue".to_owned())));
+    let failed = NotPutAway::Failed("no such queue".to_owned());
+    let back = state.on_event(Event::PutAway(id, Err(failed)));
     assert!(matches!(&settles(&back)[..], [(_, Verdict::Failed { .. })]));
+}
+
+#[test]
+fn an_event_that_the_dead_letter_queue_refuses_goes_back_unmarked_and_ends_the_pilot() {
+    let (mut state, id, _) = last_failure(broken(), 2);
+    let refused = NotPutAway::Refused("full".to_owned());
+    let back = state.on_event(Event::PutAway(id, Err(refused)));
+    assert!(back.contains(&Action::StopIntake), "{back:?}");
+    assert_eq!(settles(&back), [], "it would come to this pilot again");
+    let stopped = state.on_event(Event::IntakeStopped);
+    assert_eq!(settles(&stopped), [(id, Verdict::Released)]);
+    state.on_event(Event::Settled(id));
+    assert!(state.is_over());
+    assert_eq!(state.conclude().fatal.as_deref(), Some("full"));
 }
 
 #[test]
@@ -395,51 +410,78 @@ fn a_fault_of_the_task_or_event_is_counted_and_blames_nobody_else() {
     }
 }
 
-fn refused() -> TaskError {
-    TaskError::Publish {
-        message: "full".to_owned(),
-        class: FaultClass::Broker,
-    }
+/// A result waits that was refused, whatever the rules say of failed tasks.
+fn one_is_refused(rules: Rules) -> (State, TaskId) {
+    let mut state = State::new(rules).0;
+    let id = deliver(&mut state);
+    state.on_event(Event::TaskEnded(id, Outcome::Output));
+    state.on_event(Event::Outlet(Outlet::Refuses));
+    (state, id)
 }
 
 #[test]
-fn a_refused_result_fails_its_event_and_ends_the_pilot_only_if_any_failure_does() {
-    for (on_task_error, stops) in [
-        (OnTaskError::Continue, false),
-        (
-            OnTaskError::StopListening {
-                except: ["PublishError".to_owned()].into(),
-            },
-            false,
-        ),
-        (rules(1).on_task_error, true),
-    ] {
-        let mut rules = rules(1);
-        rules.on_task_error = on_task_error;
-        let mut state = State::new(rules).0;
-        let id = deliver(&mut state);
-        state.on_event(Event::TaskEnded(id, Outcome::Output));
-        let mut actions = state.on_event(Event::Published(id, Publication::Refused(refused())));
-        assert_eq!(actions.contains(&Action::StopIntake), stops, "{actions:?}");
-        if stops {
-            actions = state.on_event(Event::IntakeStopped);
-        }
-        let settled = settles(&actions);
-        assert!(
-            matches!(&settled[..], [(_, Verdict::Failed { .. })]),
-            "{settled:?}"
-        );
+fn while_results_are_refused_no_event_is_taken_no_task_started_and_no_time_is_idle() {
+    let window = 3;
+    let mut state = State::new(Rules { window, ..rules(2) }).0;
+    let (running, done) = (deliver(&mut state), deliver(&mut state));
+    let next = TaskId::random();
+    state.on_event(Event::Delivered(next, None));
+    let refused = state.on_event(Event::Outlet(Outlet::Refuses));
+    assert_eq!(refused, [], "the slots were busy: no time was idle");
+    for id in [running, done] {
+        let ended = state.on_event(Event::TaskEnded(id, Outcome::Output));
+        assert_eq!(ended, [Action::Publish(id)]);
+        assert!(!state.wants_event());
+    }
+    let taken = state.on_event(Event::Outlet(Outlet::Takes));
+    assert_eq!(taken, [Action::Start(next)], "the window is full");
+    state.on_event(Event::Published(done, Publication::Confirmed));
+    let settled = state.on_event(Event::Settled(done));
+    assert_eq!(settled, [Action::StartIdleTimer(rules(2).idle_timeout)]);
+    assert!(state.wants_event());
+    assert_eq!((state.tally().failed, state.tally().given_back), (0, 0));
+}
+
+#[test]
+fn the_idle_time_begins_anew_when_results_are_taken_again() {
+    let (mut state, id) = one_is_refused(rules(2));
+    assert!(!state.wants_event());
+    let again = state.on_event(Event::Outlet(Outlet::Refuses));
+    assert_eq!(again, [], "it is known");
+    let taken = state.on_event(Event::Outlet(Outlet::Takes));
+    assert_eq!(taken, [Action::StartIdleTimer(rules(2).idle_timeout)]);
+    let refused = state.on_event(Event::Outlet(Outlet::Refuses));
+    assert_eq!(refused, [Action::StopIdleTimer]);
+    state.on_event(Event::Published(id, Publication::Confirmed));
+    let settled = state.on_event(Event::Settled(id));
+    assert_eq!(settled, [], "another one is refused still");
+}
+
+#[test]
+fn a_result_that_was_refused_for_too_long_gives_its_event_back_unmarked_and_ends_the_pilot() {
+    let mut lenient = rules(1);
+    lenient.on_task_error = OnTaskError::Continue;
+    for rules in [rules(1), lenient] {
+        let (mut state, id) = one_is_refused(rules);
+        let lost = Publication::Lost("full".to_owned());
+        let given_up = state.on_event(Event::Published(id, lost));
+        assert!(given_up.contains(&Action::StopIntake), "{given_up:?}");
+        assert_eq!(settles(&given_up), [], "it would come to this pilot again");
+        let stopped = state.on_event(Event::IntakeStopped);
+        assert_eq!(settles(&stopped), [(id, Verdict::Released)]);
         state.on_event(Event::Settled(id));
-        assert_eq!(state.wants_event(), !stops);
         let conclusion = state.conclude();
-        assert_eq!(conclusion.tally.failed, 1);
-        assert_eq!(conclusion.broken, Some(FaultClass::Broker));
+        assert_eq!((conclusion.tally.failed, conclusion.tally.started), (0, 1));
+        assert_eq!(conclusion.fatal.as_deref(), Some("full"));
     }
 }
 
 #[test]
-fn an_event_that_would_fail_each_time_is_put_away_the_first_time() {
-    let mut state = state(1);
+fn an_event_that_would_fail_each_time_is_put_away_the_first_time_if_that_was_asked_for() {
+    let (mut state, _) = State::new(Rules {
+        max_deliveries: Some(9),
+        ..rules(1)
+    });
     let id = TaskId::random();
     state.on_event(Event::Delivered(id, Some(2)));
     let error = TaskError::ResultTooLarge { bytes: 2, limit: 1 };
@@ -454,6 +496,20 @@ fn an_event_that_would_fail_each_time_is_put_away_the_first_time() {
     state.on_event(Event::IntakeStopped);
     let actions = state.on_event(Event::PutAway(id, Ok(PutAway::Kept)));
     assert_eq!(settles(&actions), [(id, Verdict::Rejected)]);
+}
+
+#[test]
+fn an_event_that_would_fail_each_time_goes_back_like_any_other_unless_asked() {
+    let mut state = state(1);
+    let id = deliver(&mut state);
+    let error = TaskError::ResultTooLarge { bytes: 2, limit: 1 };
+    let failed = state.on_event(Event::TaskEnded(id, Outcome::Failed(error)));
+    assert!(failed.contains(&Action::StopIntake), "{failed:?}");
+    let stopped = state.on_event(Event::IntakeStopped);
+    assert!(matches!(
+        &settles(&stopped)[..],
+        [(_, Verdict::Failed { .. })]
+    ));
 }
 
 /// One task runs, another waits for its slot.

@@ -6,12 +6,14 @@ use std::path::Path;
 
 use super::super::{Sink, Source};
 use super::*;
-use crate::broker::{Content, FileFormat, PublishError};
+use crate::broker::{Content, FileFormat, PublishError, Resilience};
 
 #[tokio::test]
 async fn results_get_names_of_their_own_in_the_order_of_time_and_can_be_the_next_events() {
     let spool = Spool::new();
-    let sink = Sink::open("q", spool.root.path()).await.unwrap();
+    let sink = Sink::open("q", spool.root.path(), &Resilience::none())
+        .await
+        .unwrap();
     for number in 0..20 {
         let content = Content::File(FileFormat::Json, number.to_string().into_bytes());
         sink.publish(content).await.unwrap();
@@ -41,7 +43,9 @@ async fn results_get_names_of_their_own_in_the_order_of_time_and_can_be_the_next
 #[tokio::test]
 async fn a_result_that_cannot_be_written_leaves_nothing_and_says_where() {
     let spool = Spool::new();
-    let sink = Sink::open("out", spool.root.path()).await.unwrap();
+    let sink = Sink::open("out", spool.root.path(), &Resilience::none())
+        .await
+        .unwrap();
     fs::remove_dir(spool.root.path().join("out")).unwrap();
     let error = sink
         .publish(Content::File(FileFormat::Json, b"1".to_vec()))

@@ -1,0 +1,253 @@
+//! Results that their queue does not take for now: when each is sent again, and for how long. Keeps the
+//! time and tells the pilot's loop, which takes no events meanwhile; sends nothing.
+//!
+//! A full queue, one that was deleted, a disk without room: none of it is the result's fault, nor its
+//! event's. So such a refusal is borne like a broker that is away.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::rabbitmq::pause_after;
+use super::resilience::IN_A_HURRY;
+use super::{Patience, Place, PublishError, Resilience};
+
+/// Whether results go out, as far as is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outlet {
+    /// No result was refused, or all those were taken since.
+    Takes,
+    /// At least one result waits, having been refused.
+    Refuses,
+}
+
+/// How many results wait that were refused; all queues of a pilot together.
+#[derive(Debug, Clone)]
+pub(super) struct RefusedCount(watch::Sender<usize>);
+
+impl RefusedCount {
+    pub(super) fn new() -> Self {
+        Self(watch::Sender::new(0))
+    }
+
+    pub(super) fn watch(&self) -> OutletWatch {
+        OutletWatch(self.0.subscribe())
+    }
+}
+
+/// Tells when results are refused and when they are taken again.
+#[derive(Debug)]
+pub struct OutletWatch(watch::Receiver<usize>);
+
+impl OutletWatch {
+    /// Resolves when it is otherwise than `known`. Cancel-safe.
+    pub async fn differs_from(&mut self, known: Outlet) -> Outlet {
+        let changed = self.0.wait_for(|count| of(*count) != known).await;
+        match changed.map(|count| of(*count)) {
+            Ok(outlet) => outlet,
+            // All queues are closed.
+            Err(_closed) => std::future::pending().await,
+        }
+    }
+}
+
+fn of(refused: usize) -> Outlet {
+    match refused {
+        0 => Outlet::Takes,
+        _ => Outlet::Refuses,
+    }
+}
+
+/// Since when one queue has taken nothing that was sent to it; shared by all results for it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct RefusesSince(Arc<Mutex<Option<Instant>>>);
+
+impl RefusesSince {
+    /// It has taken a result.
+    pub(super) fn takes(&self) {
+        *self.lock() = None;
+    }
+
+    /// Whether it did not take the last one.
+    pub(super) fn refuses(&self) -> bool {
+        self.lock().is_some()
+    }
+
+    fn begin(&self) -> Instant {
+        *self.lock().get_or_insert_with(Instant::now)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is to be done with a result that was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NextTry {
+    /// It is to be sent again, now.
+    Now,
+    /// It was refused for as long as is borne.
+    None,
+}
+
+/// One result that was refused. While it is there no event is taken.
+#[derive(Debug)]
+pub(super) struct RefusedResult {
+    count: watch::Sender<usize>,
+    resilience: Resilience,
+    times: u32,
+    /// When it saw that the pilot must end.
+    hurried: Option<Instant>,
+}
+
+impl RefusedResult {
+    pub(super) fn new(resilience: &Resilience) -> Self {
+        let count = resilience.refused_count().0.clone();
+        count.send_modify(|count| *count += 1);
+        Self {
+            count,
+            resilience: resilience.clone(),
+            times: 0,
+            hurried: None,
+        }
+    }
+
+    /// Waits until it is due again; longer each time, and with a last try at the very end.
+    pub(super) async fn next_try(
+        &mut self,
+        at: &Place,
+        since: &RefusesSince,
+        error: &PublishError,
+    ) -> NextTry {
+        let refused_for = since.begin().elapsed();
+        let left = self
+            .resilience
+            .reconnect_within()
+            .saturating_sub(refused_for);
+        let refused_secs = refused_for.as_secs();
+        if left.is_zero() {
+            tracing::error!(%at, %error, refused_secs, "a result is refused still: it is not sent again");
+            return NextTry::None;
+        }
+        self.times += 1;
+        let pause = pause_after(self.times).min(left);
+        tracing::warn!(
+            %at, %error, refused_secs, pause_ms = pause.as_millis(),
+            "the broker refused a result: it will be sent again, and no event is taken meanwhile"
+        );
+        tokio::select! {
+            biased;
+            () = hurry_ends(&self.resilience, &mut self.hurried) => {
+                let waited_secs = IN_A_HURRY.as_secs();
+                tracing::error!(%at, %error, waited_secs, "a result is refused still, and the pilot must end");
+                NextTry::None
+            }
+            () = sleep(pause) => NextTry::Now,
+        }
+    }
+}
+
+/// When a pilot that must end has waited enough.
+async fn hurry_ends(resilience: &Resilience, hurried: &mut Option<Instant>) {
+    let mut patience = resilience.patience();
+    // The sender lives as long as `resilience`.
+    drop(patience.wait_for(|now| *now == Patience::Short).await);
+    let since = *hurried.get_or_insert_with(Instant::now);
+    sleep_until(since + IN_A_HURRY).await;
+}
+
+impl Drop for RefusedResult {
+    fn drop(&mut self) {
+        self.count.send_modify(|count| *count -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::broker::Direction;
+
+    fn at() -> Place {
+        Place {
+            direction: Direction::Outgoing,
+            address: "mq:5672".into(),
+            queues: vec!["results".into()],
+        }
+    }
+
+    fn nacked() -> PublishError {
+        PublishError::Nacked {
+            queue: "results".into(),
+        }
+    }
+
+    fn resilience(within: u64) -> Resilience {
+        Resilience::new(Duration::from_secs(within), "unsent".into())
+    }
+
+    async fn outlet(resilience: &Resilience, known: Outlet) -> Option<Outlet> {
+        let mut watch = resilience.outlet();
+        tokio::time::timeout(Duration::ZERO, watch.differs_from(known))
+            .await
+            .ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_result_is_tried_for_as_long_as_an_outage_is_borne_and_at_its_end() {
+        let (resilience, since) = (resilience(600), RefusesSince::default());
+        let began = Instant::now();
+        let mut refused = RefusedResult::new(&resilience);
+        let mut tries = 0;
+        while refused.next_try(&at(), &since, &nacked()).await == NextTry::Now {
+            tries += 1;
+            assert_eq!(
+                outlet(&resilience, Outlet::Takes).await,
+                Some(Outlet::Refuses)
+            );
+        }
+        assert_eq!(began.elapsed().as_secs(), 600);
+        // At least one each half minute; the first ones come sooner.
+        assert!((20..1_000).contains(&tries), "{tries}");
+        // The next result's outage is the same one.
+        let mut next = RefusedResult::new(&resilience);
+        assert_eq!(next.next_try(&at(), &since, &nacked()).await, NextTry::None);
+        drop(refused);
+        assert_eq!(
+            outlet(&resilience, Outlet::Refuses).await,
+            None,
+            "one waits"
+        );
+        drop(next);
+        assert_eq!(
+            outlet(&resilience, Outlet::Refuses).await,
+            Some(Outlet::Takes)
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_that_took_a_result_meanwhile_has_all_the_time_again() {
+        let (resilience, since) = (resilience(30), RefusesSince::default());
+        let mut refused = RefusedResult::new(&resilience);
+        for _ in 0..100 {
+            assert_eq!(
+                refused.next_try(&at(), &since, &nacked()).await,
+                NextTry::Now
+            );
+            since.takes();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pilot_that_must_end_waits_no_longer() {
+        let (resilience, since) = (resilience(600), RefusesSince::default());
+        let mut refused = RefusedResult::new(&resilience);
+        resilience.hurry();
+        let began = Instant::now();
+        while refused.next_try(&at(), &since, &nacked()).await == NextTry::Now {
+            assert!(began.elapsed() <= 2 * IN_A_HURRY, "it waits on");
+        }
+    }
+}
