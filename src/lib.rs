@@ -21,6 +21,7 @@
 //! | [`stats`] | tallies, run-time statistics and their histogram |
 //! | [`telemetry`] | logging and the progress line |
 //! | [`fault`], [`exit`], [`ids`], [`signals`] | error names, exit codes, identities, signals of the pilot |
+//! | [`regular_file`] | opens files that came from outside, and nothing that only looks like one |
 //!
 //! A module uses only those below it: `cli` → `pilot` → `preflight`, `status` → `task` → `broker`, `container`, `process`,
 //! `codec`, `chirp` (which never import each other) → `ids`, `fault`, `exit`. A test holds them to it.
@@ -38,6 +39,7 @@ pub mod pilot;
 pub mod preflight;
 pub mod process;
 pub mod records;
+pub mod regular_file;
 pub mod report;
 pub mod signals;
 pub mod stats;

@@ -12,7 +12,7 @@ use crate::support::scene::{Outcome, Scene};
 use crate::support::{SOON, eventually, images};
 
 /// Wrong variables: name, value, and a piece of what is said to be expected.
-const WRONG: [(&str, &str, &str); 9] = [
+const WRONG: [(&str, &str, &str); 11] = [
     ("EWMS_PILOT_PREFETCH", "0", "an integer from 1 to"),
     ("EWMS_PILOT_MAX_CONCURRENT_TASKS", "many", "or `auto`"),
     (
@@ -30,6 +30,18 @@ const WRONG: [(&str, &str, &str); 9] = [
         "EWMS_PILOT_HTCHIRP_DEST",
         "JOB",
         "`JOB_ATTR` or `JOB_EVENT_LOG`",
+    ),
+    // Chirp is off, and its destination wrong as well.
+    (
+        "EWMS_PILOT_HTCHIRP_RATELIMIT_INTERVAL",
+        "fast",
+        "seconds, 0 or more",
+    ),
+    // The variable is for RabbitMQ, the queue a spool.
+    (
+        "EWMS_PILOT_QUEUE_OUTGOING_AUTH_TOKEN_FILE",
+        "/nowhere/token",
+        "can't be read",
     ),
     ("EWMS_PILOT_CL_LOG", "LOUD", "`DEBUG`, `INFO`"),
     ("EWMS_PILOT_KILL_GRACE", "soon", "seconds, 0 or more"),
@@ -93,7 +105,7 @@ fn every_wrong_variable_is_told_at_once_and_nothing_else() {
         }
         assert_eq!(
             outcome.last_line(),
-            "RuntimeError: 9 configuration problem(s), see above."
+            "RuntimeError: 11 configuration problem(s), see above."
         );
         let lines = outcome.stderr.lines().count();
         assert_eq!(lines, WRONG.len() + 1, "{}", outcome.stderr);

@@ -73,6 +73,77 @@ fn a_job_is_configured_by_the_file_that_came_with_it() {
 }
 
 #[test]
+fn an_env_file_or_ad_that_is_no_file_is_told_and_not_waited_for() {
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+    use std::os::unix::fs::symlink;
+    type Make = fn(&std::path::Path);
+    let kinds: [(&str, Make); 4] = [
+        ("a FIFO", |path| mkfifo(path, Mode::S_IRWXU).expect("made")),
+        ("a directory", |path| fs::create_dir(path).expect("made")),
+        ("a device", |path| {
+            symlink("/dev/zero", path).expect("linked")
+        }),
+        ("a socket", |path| {
+            drop(std::os::unix::net::UnixListener::bind(path).expect("bound"));
+        }),
+    ];
+    for (what, make) in kinds {
+        let (scene, _, _) = Scene::task("/images/busybox", "true").spool();
+        make(&scene.dir().join(NAME));
+        let outcome = scene.run(SOON);
+        outcome.assert_code(2);
+        let said = format!("{NAME}` can't be read: it is {what}, and a regular file is expected");
+        assert!(outcome.stderr.contains(&said), "{}", outcome.stderr);
+
+        let (scene, incoming, _) = Scene::task("/images/busybox", "true").spool();
+        incoming.put("a", "event");
+        let ad = scene.dir().join("ad");
+        make(&ad);
+        let scene = [
+            "_CONDOR_JOB_AD",
+            "_CONDOR_MACHINE_AD",
+            "_CONDOR_CHIRP_CONFIG",
+        ]
+        .iter()
+        .fold(scene, |scene, name| scene.set(name, &ad))
+        .set("EWMS_PILOT_HTCHIRP", "True");
+        let outcome = scene.run(SOON);
+        outcome.assert_code(0);
+        for name in ["_CONDOR_JOB_AD", "_CONDOR_MACHINE_AD"] {
+            let warned =
+                |line: &&str| line.contains("WARN") && line.contains(&format!("`{name}` is "));
+            let lines: Vec<&str> = outcome.stderr.lines().filter(warned).collect();
+            assert_eq!(lines.len(), 1, "{}", outcome.stderr);
+            assert!(lines[0].contains(what), "{lines:?}");
+        }
+        assert_eq!(incoming.done().len(), 1);
+    }
+    // The same of what the settings name.
+    for (variable, kind) in [
+        ("EWMS_PILOT_BROKER_CA_FILE", "spool"),
+        ("EWMS_PILOT_QUEUE_INCOMING_AUTH_TOKEN_FILE", "rabbitmq"),
+    ] {
+        let (scene, _, _) = Scene::task("/images/busybox", "true").spool();
+        let fifo = scene.dir().join("fifo");
+        mkfifo(&fifo, Mode::S_IRWXU).expect("made");
+        let scene = scene
+            .set(variable, &fifo)
+            .set("EWMS_PILOT_QUEUE_INCOMING_BROKER_TYPE", kind);
+        let outcome = scene
+            .set("EWMS_PILOT_QUEUE_INCOMING_BROKER_ADDRESS", "localhost")
+            .run(SOON);
+        outcome.assert_code(2);
+        let line = outcome.stderr.lines().find(|line| line.contains(variable));
+        assert!(
+            line.is_some_and(|line| line.contains("a FIFO")),
+            "{}",
+            outcome.stderr
+        );
+    }
+}
+
+#[test]
 fn hostile_values_arrive_in_the_task_and_meet_no_shell_on_the_way() {
     let (scene, incoming, outgoing, mut variables) = silent();
     incoming.put("a", "");

@@ -54,14 +54,18 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "fault",
             "exit",
             "ids",
+            "regular_file",
         ],
     ),
-    ("broker", &["config", "fault", "exit", "ids"]),
+    (
+        "broker",
+        &["config", "fault", "exit", "ids", "regular_file"],
+    ),
     ("container", &["config", "fault", "exit", "ids"]),
     ("process", &["fault", "exit", "ids"]),
     ("codec", &["fault", "exit", "ids"]),
-    ("chirp", &["fault", "exit", "ids"]),
-    ("config", &["fault", "exit", "ids"]),
+    ("chirp", &["fault", "exit", "ids", "regular_file"]),
+    ("config", &["fault", "exit", "ids", "regular_file"]),
     ("telemetry", &["config", "stats", "fault", "exit", "ids"]),
     ("report", &["records", "stats", "exit"]),
     ("records", &["fault", "exit", "ids"]),
@@ -70,6 +74,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("fault", &["exit", "ids"]),
     ("exit", &[]),
     ("ids", &[]),
+    ("regular_file", &[]),
 ];
 
 #[test]

@@ -50,9 +50,21 @@ fn a_task_that_does_not_end_in_time_is_given_back_and_the_pilot_exits_with_0() {
 
 #[test]
 fn the_job_ads_original_time_limits_as_well() {
+    // Pools write it as an integer or as a real number.
+    for time in ["6", "6.0", "0.6E1"] {
+        assert_limited_by(time);
+    }
+}
+
+#[track_caller]
+fn assert_limited_by(original_time: &str) {
     let scene = Scene::task(images::busybox(), "sleep 83.25").set("EWMS_PILOT_KILL_GRACE", "1");
     let ad = scene.dir().join(".job.ad");
-    std::fs::write(&ad, "OriginalTime = 6\nRequestMemory = 512\n").expect("written");
+    std::fs::write(
+        &ad,
+        format!("OriginalTime = {original_time}\nRequestMemory = 512.0\n"),
+    )
+    .expect("written");
     let (scene, incoming, _) = scene.set("_CONDOR_JOB_AD", &ad).spool();
     incoming.put("a.txt", "x");
     scene.run(SOON).assert_code(0);

@@ -12,6 +12,8 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
+use crate::regular_file;
+
 /// The longest command, its newline included (`CHIRP_LINE_MAX` of HTCondor's `chirp_protocol.h`).
 pub const COMMAND_MAX: usize = 5_120;
 
@@ -130,8 +132,10 @@ impl Contact {
     pub async fn read(path: &Path, patience: Duration) -> Result<Self, ChirpError> {
         let read = async {
             let mut text = Vec::new();
-            tokio::fs::File::open(path)
-                .await?
+            let named = path.to_owned();
+            let opened = tokio::task::spawn_blocking(move || regular_file::open(&named));
+            let file = opened.await.map_err(io::Error::other)??;
+            tokio::fs::File::from_std(file)
                 .take(CONFIG_MAX)
                 .read_to_end(&mut text)
                 .await?;

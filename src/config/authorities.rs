@@ -13,6 +13,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use super::problem::Problem;
 use super::reader::Reader;
 use super::variables::BROKER_CA_FILE;
+use crate::regular_file;
 
 /// Certificates that can be trusted, usually none.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -46,7 +47,7 @@ pub(super) fn authorities(reader: &mut Reader<'_>, cwd: &Path) -> Authorities {
 }
 
 fn parse(path: &Path) -> Result<Authorities, String> {
-    let text = std::fs::read(path).map_err(|error| format!("can't be read: {error}"))?;
+    let text = regular_file::read(path).map_err(|error| format!("can't be read: {error}"))?;
     let mut certificates = Vec::new();
     for (number, certificate) in (1..).zip(CertificateDer::pem_slice_iter(&text)) {
         let broken = |error: &dyn fmt::Display| {

@@ -1,12 +1,15 @@
 //! What HTCondor says of the job that the pilot is: found, not configured. Outside of HTCondor all of
 //! it is absent, and nothing depends on it.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::ad::Ad;
+use super::ad::{Ad, JOB_AD, MACHINE_AD};
+use super::envfile::SCRATCH;
 use super::load::Environment;
+use super::problem::one_line;
 
 /// The job and its slot.
 #[derive(Debug, Clone, Default)]
@@ -15,8 +18,15 @@ pub struct CondorJob {
     pub chirp_file: Option<PathBuf>,
     /// The site, as glideins name it.
     pub site: Option<String>,
-    /// Files and directories that came with the job, the pilot's own aside. Absolute.
+    /// The directory that HTCondor made for the job.
+    pub scratch: Option<PathBuf>,
+    /// Files and directories that came with the job, those aside that are the pilot's by their names.
+    /// Absolute.
     pub input_files: Vec<PathBuf>,
+    /// Where the job's credentials are: a proxy, tokens. They need not exist.
+    pub secrets: Vec<PathBuf>,
+    /// Further files of HTCondor's beside the job. They need not exist.
+    pub papers: Vec<PathBuf>,
     /// How long the job asked to run: its attribute `OriginalTime`, which `IceCube`'s pools go by.
     pub wall_time: Option<Duration>,
     /// How long HTCondor waits between SIGTERM and SIGKILL.
@@ -67,10 +77,11 @@ const OWN_FILES: [&str; 4] = [
 
 impl CondorJob {
     /// Reads the variables and ads that HTCondor gives a job.
-    pub(super) fn find(environment: &Environment) -> Self {
+    pub(super) fn find(environment: &Environment, warnings: &mut Vec<String>) -> Self {
         let path = |name: &str| environment.get(OsStr::new(name)).map(PathBuf::from);
-        let scratch = path("_CONDOR_SCRATCH_DIR");
-        let (job, machine) = (Ad::of_job(environment), Ad::of_machine(environment));
+        let scratch = path(SCRATCH);
+        let job = Ad::of_job(environment, warnings);
+        let machine = Ad::of_machine(environment, warnings);
         let text = |name: &str| {
             environment
                 .get(OsStr::new(name))
@@ -94,8 +105,12 @@ impl CondorJob {
                 .or_else(|| text("OSG_SITE_NAME"))
                 .or_else(|| machine.string("GLIDEIN_Site")),
             input_files: scratch
-                .map(|scratch| input_files(&job, &scratch))
+                .as_deref()
+                .map(|scratch| input_files(&job, scratch, warnings))
                 .unwrap_or_default(),
+            secrets: secrets(environment, &job, scratch.as_deref()),
+            papers: papers(environment, &job, scratch.as_deref()),
+            scratch,
             wall_time: job.integer("OriginalTime").and_then(seconds),
             vacate_time: machine
                 .integer("MachineMaxVacateTime")
@@ -111,32 +126,135 @@ impl CondorJob {
     }
 }
 
+/// What the variables of credentials name, and where HTCondor puts a proxy or tokens.
+fn secrets(environment: &Environment, job: &Ad, scratch: Option<&Path>) -> Vec<PathBuf> {
+    let named = [
+        "X509_USER_PROXY",
+        "BEARER_TOKEN_FILE",
+        "KRB5CCNAME",
+        "_CONDOR_CREDS",
+    ];
+    let named = named.iter().filter_map(|name| {
+        let path = environment.get(OsStr::new(name))?;
+        // Kerberos says the kind of cache in front.
+        let path = path
+            .to_str()
+            .and_then(|path| path.strip_prefix("FILE:"))
+            .map_or_else(|| PathBuf::from(path), PathBuf::from);
+        path.is_absolute().then_some(path)
+    });
+    let mut secrets: Vec<PathBuf> = named.collect();
+    let Some(scratch) = scratch else {
+        return secrets;
+    };
+    secrets.push(scratch.join(".condor_creds"));
+    let proxy = job.string("x509userproxy");
+    secrets.extend(
+        proxy
+            .as_deref()
+            .and_then(|proxy| Some(scratch.join(Path::new(proxy).file_name()?))),
+    );
+    secrets
+}
+
+/// The ads, the job's executable, its two outputs.
+fn papers(environment: &Environment, job: &Ad, scratch: Option<&Path>) -> Vec<PathBuf> {
+    let named = [JOB_AD, MACHINE_AD];
+    let named = named
+        .iter()
+        .filter_map(|name| environment.get(OsStr::new(name)));
+    let mut papers: Vec<PathBuf> = named
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .collect();
+    let Some(scratch) = scratch else {
+        return papers;
+    };
+    let names = [
+        ".job.ad",
+        ".machine.ad",
+        ".update.ad",
+        "_condor_stdout",
+        "_condor_stderr",
+    ];
+    papers.extend(
+        names
+            .iter()
+            .chain(&OWN_FILES)
+            .map(|name| scratch.join(name)),
+    );
+    let program = job.string("Cmd");
+    papers.extend(
+        program
+            .as_deref()
+            .and_then(|program| Some(scratch.join(Path::new(program).file_name()?))),
+    );
+    papers
+}
+
 /// What `TransferInput` lists, by the names under which HTCondor put it into the scratch directory. A
 /// directory given with a slash at its end came as its content, whose names nobody tells us: then
-/// whatever is there and is neither the pilot's nor HTCondor's own.
-fn input_files(job: &Ad, scratch: &Path) -> Vec<PathBuf> {
+/// whatever is there and is neither the pilot's nor HTCondor's own. What is the pilot's by another name is
+/// left out when the files are gathered.
+fn input_files(job: &Ad, scratch: &Path, warnings: &mut Vec<String>) -> Vec<PathBuf> {
     let Some(list) = job.string("TransferInput") else {
         return Vec::new();
     };
-    let entries: Vec<&str> = list.split(',').map(str::trim).collect();
-    let names: Vec<OsString> = if entries.iter().any(|entry| entry.ends_with('/')) {
-        names_in(scratch)
-    } else {
-        entries
-            .iter()
-            .filter_map(|entry| Path::new(entry).file_name())
-            .map(OsStr::to_owned)
-            .collect()
-    };
-    let mut files: Vec<PathBuf> = names
+    let entries = list.split(',').map(str::trim);
+    let (contents, named): (Vec<&str>, Vec<&str>) = entries
+        .filter(|entry| !entry.is_empty())
+        .partition(|entry| entry.ends_with('/') && !is_url(entry));
+    let mut names: BTreeSet<OsString> = BTreeSet::new();
+    for entry in named {
+        let candidates = names_of(entry);
+        match candidates.iter().find(|name| is_there(&scratch.join(name))) {
+            Some(name) => {
+                names.insert(name.into());
+            }
+            None => warnings.push(format!(
+                "no input file `{}` is in the job's scratch directory, though the job ad lists it: tasks \
+                 won't see it",
+                one_line(candidates.first().map_or("", String::as_str))
+            )),
+        }
+    }
+    if !contents.is_empty() {
+        names.extend(names_in(scratch));
+    }
+    names
         .iter()
         .filter(|name| !OWN_FILES.iter().any(|own| name.as_os_str() == *own))
         .map(|name| scratch.join(name))
-        .filter(|path| path.exists())
-        .collect();
-    files.sort();
-    files.dedup();
-    files
+        .collect()
+}
+
+/// By which names what was listed may be there, the likeliest first. HTCondor (23.9, seen) cuts a URL at
+/// its query before it takes the last part of its path, and decodes nothing. A query may hold a
+/// signature: only the first of the names is fit to be told.
+fn names_of(entry: &str) -> Vec<String> {
+    let last_part = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+    let mut names = if is_url(entry) {
+        let path = entry.split(['?', '#']).next().unwrap_or_default();
+        vec![last_part(path), last_part(entry)]
+    } else {
+        vec![last_part(entry)]
+    };
+    names.retain(|name| !name.is_empty());
+    names.dedup();
+    names
+}
+
+/// `scheme://…`
+fn is_url(entry: &str) -> bool {
+    let Some((scheme, _)) = entry.split_once("://") else {
+        return false;
+    };
+    let is_of_scheme = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
+    !scheme.is_empty() && scheme.bytes().all(is_of_scheme)
+}
+
+fn is_there(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
 }
 
 fn names_in(scratch: &Path) -> Vec<OsString> {
@@ -176,7 +294,8 @@ mod tests {
             std::fs::write(scratch.path().join(name), "").expect("written");
         }
         let ad = "TransferInput = \"/home/u/ewms-pilot,ewms_htcondor_envfile.sh, data/table.fits,gcd.i3,lost\"\n";
-        let job = CondorJob::find(&environment(scratch.path(), ad));
+        let mut warnings = Vec::new();
+        let job = CondorJob::find(&environment(scratch.path(), ad), &mut warnings);
         assert_eq!(
             job.input_files,
             [
@@ -185,6 +304,54 @@ mod tests {
             ]
         );
         assert_eq!(job.chirp_file, Some(scratch.path().join(".chirp.config")));
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].starts_with("no input file `lost` "));
+    }
+
+    #[test]
+    fn urls_and_odd_names_are_found_under_the_names_that_htcondor_gives_them() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let names = [
+            r"a\b.txt",
+            "data.txt",
+            "k;z.txt",
+            "p%2Fq.txt",
+            "plain.txt",
+            "what?",
+            r"x\y.txt",
+        ];
+        for name in names {
+            std::fs::write(scratch.path().join(name), "").expect("written");
+        }
+        let ad = r#"TransferInput = "http://h:1/data.txt?sig=a%2Fb,osdf:///x/plain.txt?sig=x/y#z,a\b.txt,data/x\y.txt,p%2Fq.txt,k;z.txt,what?""#;
+        let mut warnings = Vec::new();
+        let job = CondorJob::find(&environment(scratch.path(), ad), &mut warnings);
+        let expected = names.map(|name| scratch.path().join(name));
+        assert_eq!(job.input_files, expected);
+        assert_eq!(warnings, [""; 0]);
+        let ad = r#"TransferInput = "https://h/gone.txt?sig=s3cret""#;
+        let job = CondorJob::find(&environment(scratch.path(), ad), &mut warnings);
+        assert_eq!(job.input_files, [PathBuf::new(); 0]);
+        assert!(
+            warnings[0].starts_with("no input file `gone.txt` "),
+            "{warnings:?}"
+        );
+        assert!(!warnings[0].contains("s3cret"));
+    }
+
+    #[test]
+    fn an_ad_that_is_no_file_is_warned_of() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let mut environment = Environment::new();
+        let fifo = scratch.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("made");
+        environment.insert(JOB_AD.into(), fifo.into());
+        environment.insert(MACHINE_AD.into(), scratch.path().into());
+        let mut warnings = Vec::new();
+        CondorJob::find(&environment, &mut warnings);
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(warnings[0].contains("it is a FIFO"), "{warnings:?}");
+        assert!(warnings[1].contains("it is a directory"), "{warnings:?}");
     }
 
     #[test]
@@ -198,13 +365,16 @@ mod tests {
         ] {
             std::fs::write(scratch.path().join(name), "").expect("written");
         }
-        let job = CondorJob::find(&environment(scratch.path(), "TransferInput = \"data/\"\n"));
+        let job = CondorJob::find(
+            &environment(scratch.path(), "TransferInput = \"data/\"\n"),
+            &mut Vec::new(),
+        );
         assert_eq!(job.input_files, [scratch.path().join("inside.txt")]);
     }
 
     #[test]
     fn outside_of_htcondor_nothing_is_found() {
-        let job = CondorJob::find(&Environment::new());
+        let job = CondorJob::find(&Environment::new(), &mut Vec::new());
         assert_eq!(job.chirp_file, None);
         assert_eq!(job.wall_time, None);
         assert!(job.input_files.is_empty());
@@ -213,10 +383,13 @@ mod tests {
     #[test]
     fn what_was_requested_is_in_bytes() {
         let scratch = tempfile::tempdir().expect("a directory");
-        let job = CondorJob::find(&environment(
-            scratch.path(),
-            "ClusterId = 12\nProcId = 3\nRequestCpus = 4\nRequestMemory = 2\nRequestDisk = DiskUsage\n",
-        ));
+        let job = CondorJob::find(
+            &environment(
+                scratch.path(),
+                "ClusterId = 12\nProcId = 3\nRequestCpus = 4\nRequestMemory = 2\nRequestDisk = DiskUsage\n",
+            ),
+            &mut Vec::new(),
+        );
         assert_eq!(job.job_id.as_deref(), Some("12.3"));
         let expected = Request {
             cpus: Some(4),
@@ -229,10 +402,13 @@ mod tests {
     #[test]
     fn the_original_time_is_read_from_the_job_ad() {
         let scratch = tempfile::tempdir().expect("a directory");
-        let job = CondorJob::find(&environment(
-            scratch.path(),
-            "OriginalTime = 3600\nJobMaxVacateTime = 20\n",
-        ));
+        let job = CondorJob::find(
+            &environment(
+                scratch.path(),
+                "OriginalTime = 3600.0\nJobMaxVacateTime = 2E1\n",
+            ),
+            &mut Vec::new(),
+        );
         assert_eq!(job.wall_time, Some(Duration::from_hours(1)));
         assert_eq!(job.vacate_time, Some(Duration::from_secs(20)));
     }

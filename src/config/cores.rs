@@ -13,7 +13,7 @@ pub(super) fn allotted(environment: &Environment) -> NonZeroU32 {
     let openmp = environment
         .get(OsStr::new("OMP_NUM_THREADS"))
         .and_then(|value| value.to_str());
-    Ad::of_machine(environment)
+    Ad::of_machine(environment, &mut Vec::new())
         .integer("Cpus")
         .and_then(|cpus| u32::try_from(cpus).ok())
         .and_then(NonZeroU32::new)

@@ -10,6 +10,7 @@ use std::path::Path;
 use super::env_json::is_name;
 use super::load::Environment;
 use super::problem::Problem;
+use crate::regular_file;
 
 /// The file's name, in the working directory or in HTCondor's scratch directory.
 pub const FILE_NAME: &str = "ewms_htcondor_envfile.sh";
@@ -33,7 +34,7 @@ pub(super) fn merge(
             file: file.clone(),
             reason,
         };
-        let bytes = match std::fs::read(&path) {
+        let bytes = match regular_file::read(&path) {
             Ok(bytes) => bytes,
             Err(error)
                 if matches!(

@@ -54,7 +54,7 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
     let on_task_error = on_task_error(&mut reader);
     let keep_files = reader.policy(&var::KEEP_ALL_TASK_FILES, KeepFiles::All, KeepFiles::Failed);
     let dump_output = reader.policy(&var::DUMP_TASK_OUTPUT, DumpOutput::All, DumpOutput::Failed);
-    let condor = CondorJob::find(&environment);
+    let condor = CondorJob::find(&environment, &mut warnings);
     let kill_grace = kill_grace(&mut reader, condor.vacate_time, &mut warnings);
     let limits = limits(&mut reader);
     let dead_letter = dead_letter(&mut reader, incoming.as_deref());
@@ -68,6 +68,7 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
     let chirp = chirp(&mut reader);
     platform(&mut reader);
     let images = images(&mut reader, cwd);
+    let ca_file = reader.file(&var::BROKER_CA_FILE, cwd);
 
     let (task, incoming, outgoing) = match (task, incoming, outgoing) {
         (Some(task), Some(incoming), Some(outgoing)) if reader.problems.is_empty() => {
@@ -113,6 +114,7 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
         preflight,
         log,
         host: host(&environment),
+        ca_file,
         condor,
         chirp,
         warnings,
@@ -181,6 +183,8 @@ fn task_timeout(reader: &mut Reader<'_>, warnings: &mut Vec<String>) -> Option<D
         return reader.seconds(new);
     }
     if reader.set(new).is_some() {
+        // A value that has no effect is checked all the same: it is a mistake in either case.
+        reader.seconds(old);
         warnings.push(format!(
             "`{}` is ignored, since `{}` is set",
             old.name, new.name
@@ -244,10 +248,10 @@ fn quarantine(reader: &mut Reader<'_>) -> Duration {
 
 fn chirp(reader: &mut Reader<'_>) -> Option<ChirpConfig> {
     let enabled = reader.boolean(&var::HTCHIRP);
-    let destination = reader.choice(&var::HTCHIRP_DEST, &DESTINATIONS)?;
+    let destination = reader.choice(&var::HTCHIRP_DEST, &DESTINATIONS);
     let interval = reader.duration(&var::HTCHIRP_INTERVAL);
     enabled.then_some(ChirpConfig {
-        destination,
+        destination: destination?,
         interval,
     })
 }

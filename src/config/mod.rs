@@ -135,6 +135,8 @@ pub struct Config {
     pub log: LogLevels,
     /// What Apptainer is given of the pilot's own environment.
     pub host: HostVariables,
+    /// Certificates that brokers are trusted by. Absolute.
+    pub ca_file: Option<PathBuf>,
     /// What HTCondor says of this job.
     pub condor: CondorJob,
     /// How HTCondor is told what the pilot does; nothing when it isn't.

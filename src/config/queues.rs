@@ -45,18 +45,18 @@ pub(super) fn queues(
     let name = reader.required(from.name).unwrap_or_default();
     let token = reader.text(from.token);
     let file = reader.text(from.token_file);
-    refuse_two_tokens(reader, from, &token, &file)?;
+    // Whatever is wrong already, the rest is looked at too, as far as it can be told what belongs together.
+    let has_one_token = refuse_two_tokens(reader, from, &token, &file);
     let address = reader.text(from.address);
     let word = reader.required(from.kind).unwrap_or_default();
+    refuse_unknown_kinds(reader, from, word);
     let names: Vec<&str> = name.split(';').collect();
     refuse_out_of_step(reader, from, names.len(), [&token, &file, word, &address])?;
+    // Of two one has to go, so neither is looked into.
+    let file = has_one_token.map_or_else(String::new, |()| file);
     if let [name] = names[..] {
-        return Some(vec![queue(
-            reader,
-            from,
-            cwd,
-            [name, &token, &file, word, &address],
-        )?]);
+        let queue = queue(reader, from, cwd, [name, &token, &file, word, &address]);
+        return has_one_token.and(Some(vec![queue?]));
     }
     if names.contains(&"") {
         reader.refuse(
@@ -88,7 +88,19 @@ pub(super) fn queues(
     }
     let queues: Vec<QueueConfig> = queues.into_iter().collect::<Option<_>>()?;
     refuse_repeated(reader, from, &queues);
-    Some(queues)
+    has_one_token.and(Some(queues))
+}
+
+/// Each word that is no kind of broker, once.
+fn refuse_unknown_kinds(reader: &mut Reader<'_>, from: &QueueVariables, words: &str) {
+    let mut unknown: Vec<&str> = words.split(';').collect();
+    unknown.retain(|word| !word.is_empty() && !variables::BROKER_TYPES.contains(word));
+    unknown.sort_unstable();
+    unknown.dedup();
+    for word in unknown {
+        let advice = format!("expected {}", from.kind.kind.expected());
+        reader.refuse(from.kind, word, advice);
+    }
 }
 
 /// A queue that is there twice would get each result twice, and its events would not be recognised after
@@ -125,26 +137,16 @@ fn queue(
     [name, token, file, word, address]: [&str; 5],
 ) -> Option<QueueConfig> {
     let [rabbitmq_word, spool_word] = variables::BROKER_TYPES;
+    let file = (!file.is_empty()).then(|| token_file(reader, from, &cwd.join(file)));
+    let is_readable = !matches!(file, Some(None));
     let broker = if word == rabbitmq_word {
-        let file = if file.is_empty() {
-            None
-        } else {
-            Some(token_file(reader, from, &cwd.join(file))?)
-        };
-        rabbitmq(reader, from, name, token, file, address)?
+        rabbitmq(reader, from, name, token, file.flatten(), address)?
     } else if word == spool_word {
         spool(reader, from, name, address, cwd)?
     } else {
-        if !word.is_empty() {
-            reader.refuse(
-                from.kind,
-                word,
-                format!("expected {}", from.kind.kind.expected()),
-            );
-        }
         return None;
     };
-    (!name.is_empty()).then(|| QueueConfig {
+    (is_readable && !name.is_empty()).then(|| QueueConfig {
         name: name.to_owned(),
         broker,
     })
@@ -168,6 +170,7 @@ pub(super) fn dead_letter(
             variables::MAX_DELIVERIES.name
         )));
     }
+    refuse_long_name(reader, variable, &name)?;
     let queues = incoming?;
     let incoming = queues.first()?;
     if matches!(incoming.broker, BrokerConfig::Spool(_)) {
@@ -296,11 +299,7 @@ fn rabbitmq(
     file: Option<TokenFile>,
     address: &str,
 ) -> Option<BrokerConfig> {
-    // AMQP's short strings have one byte for their length.
-    if name.len() > 255 {
-        reader.refuse(from.name, name, "the name of a queue has at most 255 bytes");
-        return None;
-    }
+    refuse_long_name(reader, from.name, name)?;
     let read = file.as_ref().map(TokenFile::last);
     let token = read.as_ref().map_or(token, |token| token.reveal());
     match AmqpAddress::parse(address, token) {
@@ -313,6 +312,15 @@ fn rabbitmq(
             None
         }
     }
+}
+
+/// AMQP's short strings have one byte for their length.
+fn refuse_long_name(reader: &mut Reader<'_>, variable: &Variable, name: &str) -> Option<()> {
+    if name.len() > 255 {
+        reader.refuse(variable, name, "the name of a queue has at most 255 bytes");
+        return None;
+    }
+    Some(())
 }
 
 fn spool(

@@ -229,10 +229,14 @@ impl<'a> Reader<'a> {
 
     pub(super) fn directories(&mut self, variable: &Variable) -> Vec<PathBuf> {
         self.parse(variable, |text| {
-            text.split(',')
-                .map(str::trim)
-                .filter(|part| !part.is_empty())
-                .map(|part| Path::new(part).is_absolute().then(|| PathBuf::from(part)))
+            let parts: Vec<String> = if text.trim_start_matches(values::is_space).starts_with('[') {
+                list(text)?
+            } else {
+                text.split(',').map(|part| part.trim().to_owned()).collect()
+            };
+            let parts = parts.into_iter().filter(|part| !part.is_empty());
+            parts
+                .map(|part| Path::new(&part).is_absolute().then(|| PathBuf::from(part)))
                 .collect()
         })
         .unwrap_or_default()

@@ -1,10 +1,11 @@
 //! A token that lives in a file, which somebody else renews. Reads that file. Apart, because it is the
 //! one setting that changes while the pilot runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Secret;
+use crate::regular_file;
 
 /// The file, and the last token that was read from it.
 #[derive(Debug, Clone)]
@@ -36,8 +37,10 @@ impl TokenFile {
     /// As [`TokenFile::open`]; the last token stays.
     pub fn read(&self) -> Result<Secret, String> {
         let path = self.0.path.display();
-        let text = std::fs::read_to_string(&self.0.path)
-            .map_err(|error| format!("`{path}` can't be read: {error}"))?;
+        let unreadable = |error: &dyn std::fmt::Display| format!("`{path}` can't be read: {error}");
+        let bytes = regular_file::read(&self.0.path).map_err(|error| unreadable(&error))?;
+        // The bytes are in the error itself, which is told nobody.
+        let text = String::from_utf8(bytes).map_err(|_secret| unreadable(&"it is not UTF-8"))?;
         let token = text.trim();
         if token.is_empty() {
             return Err(format!("`{path}` is empty"));
@@ -45,6 +48,12 @@ impl TokenFile {
         let token = Secret::new(token.to_owned());
         *self.0.last.lock().unwrap_or_else(PoisonError::into_inner) = token.clone();
         Ok(token)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0.path
     }
 
     /// The last token that could be read.

@@ -107,7 +107,10 @@ impl Kind {
             Self::Suffix => "a suffix of at most 100 bytes without `/`, like `.json`".to_owned(),
             Self::Directory => "a directory".to_owned(),
             Self::File => "a file; empty: none".to_owned(),
-            Self::Directories => "absolute directories with commas between them".to_owned(),
+            Self::Directories => {
+                "absolute directories with commas between them, or a list like `['/a', '/b,c']`"
+                    .to_owned()
+            }
             Self::EnvJson => "a JSON object, values being strings, integers or booleans".to_owned(),
             Self::Address => {
                 "`[SCHEME://][USER[:PASS]@]HOST[:PORT][/VHOST]`, or a directory".to_owned()

@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::sink::{Otherwise, Sink};
 use crate::broker::{Place, Resilience};
 use crate::ids::QueueIndex;
+use crate::regular_file;
 
 const SUFFIX: &str = "unsent";
 /// For all that is found at the start. What is left then stays for the next pilot.
@@ -171,7 +172,7 @@ fn claim(
     path: &Path,
     labels: &[(QueueIndex, Label)],
 ) -> io::Result<Option<(File, QueueIndex, Vec<u8>)>> {
-    let mut file = match File::open(path) {
+    let mut file = match regular_file::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
