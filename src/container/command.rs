@@ -305,7 +305,7 @@ fn command(
     args.push("--workdir".into());
     args.push(spec.workdir.into());
     for bind in spec.binds {
-        args.extend(["--bind".into(), bind_argument(bind)]);
+        args.extend(bind_arguments(bind));
     }
     // A name with a dash in front would be a flag; options end at the image, so arguments may have one.
     args.push(match spec.image.as_os_str().as_bytes().first() {
@@ -335,6 +335,36 @@ fn command(
         args,
         env,
     })
+}
+
+/// `--bind` with what [`bind_argument`] says, or, where the target holds what that can't say, `--mount` with
+/// a line of CSV, which takes any path but for a carriage return.
+fn bind_arguments(bind: &Bind) -> [OsString; 2] {
+    let target = bind.target().as_os_str().as_bytes();
+    let source = bind.source().as_os_str().as_bytes();
+    let special = |byte: &u8| matches!(byte, b':' | b',' | b'\\' | b'\n');
+    if !target.iter().any(special) && !source.contains(&b'\n') {
+        return ["--bind".into(), bind_argument(bind)];
+    }
+    let quoted = |key: &str, path: &[u8]| {
+        let path = path.iter().flat_map(|byte| match byte {
+            b'"' => vec![b'"', b'"'],
+            other => vec![*other],
+        });
+        let mut field = format!("\"{key}=").into_bytes();
+        field.extend(path);
+        field.push(b'"');
+        field
+    };
+    let mut fields = vec![
+        b"type=bind".to_vec(),
+        quoted("source", source),
+        quoted("destination", target),
+    ];
+    if bind.access() == super::Access::ReadOnly {
+        fields.push(b"ro".to_vec());
+    }
+    ["--mount".into(), OsString::from_vec(fields.join(&b','))]
 }
 
 /// `SOURCE:TARGET[:ro]`, with `:` and `,` of the source escaped. A backslash is only special in front of

@@ -140,6 +140,33 @@ fn binds_escape_their_source() {
 }
 
 #[test]
+fn a_target_that_bind_can_not_say_is_told_as_csv() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let top = dir.path().display().to_string();
+    for (name, written) in [
+        ("a:b", "a:b"),
+        ("c,d", "c,d"),
+        ("e\\", "e\\"),
+        ("q\"uo,te", "q\"\"uo,te"),
+        ("new\nline", "new\nline"),
+    ] {
+        let place = dir.path().join(name);
+        fs::create_dir(&place).expect("made");
+        let binds = [
+            Bind::new(&place, &place, Access::ReadWrite).expect("is allowed"),
+            Bind::new(&place, &place, Access::ReadOnly).expect("is allowed"),
+        ];
+        let args = run_with(&[], &[], &binds).expect("is allowed").args;
+        let expected = |rest: &str| {
+            let fields = format!("\"source={top}/{written}\",\"destination={top}/{written}\"");
+            OsString::from(format!("type=bind,{fields}{rest}"))
+        };
+        assert_eq!((&args[5], &args[7]), (&"--mount".into(), &"--mount".into()));
+        assert_eq!((&args[6], &args[8]), (&expected(""), &expected(",ro")));
+    }
+}
+
+#[test]
 fn variables_travel_under_apptainers_prefix_and_the_last_one_wins() {
     let env = [
         ("A", "a=1,B=2"),

@@ -8,6 +8,7 @@ mod blame;
 mod command;
 mod diagnose;
 mod image;
+mod mounts;
 mod reference;
 mod template;
 mod tree;
@@ -20,5 +21,6 @@ pub use command::{
 };
 pub use diagnose::{READ, apptainer_error, failure_text, reason, scrub, timeout_reason};
 pub use image::{Conversion, ImageError, Locked, Plan, Turn};
+pub use mounts::MountTable;
 pub use template::{Places, Template, TemplateError};
 pub use tree::remove_tree;

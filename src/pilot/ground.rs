@@ -7,17 +7,22 @@ use std::time::Instant;
 
 use tracing::{error, info};
 
+use super::own_paths::own_paths;
 use super::{Fatal, address};
 use crate::broker::{self, Direction};
+use crate::config::variables::EXTERNAL_DIRECTORIES;
 use crate::config::{Config, ContainerConfig, Preflight, QueueConfig};
 use crate::container::{
-    Access, Apptainer, Bind, BindError, ProcMount, Surroundings, Template, check_distinct,
+    Access, Apptainer, Bind, BindError, MountTable, ProcMount, Surroundings, Template,
+    check_distinct,
 };
 use crate::preflight::{self, Check, Findings, Problem, Seen};
 use crate::process::{Guard, WillSender};
 use crate::task::disk::Budget;
+use crate::task::inputs::gather;
+use crate::task::own::{Identities, OwnPath, shown_by};
 use crate::task::staging::{DataDirs, HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER};
-use crate::task::{ContainerPlan, Guards, Running, Workbench, image};
+use crate::task::{ContainerPlan, ExternalDirs, ExternalError, Guards, Running, Workbench, image};
 use crate::telemetry::Progress;
 
 /// All that tasks need on this machine.
@@ -112,7 +117,7 @@ struct View {
 }
 
 /// The external directories, and the files that came with the job.
-type Binds = (Vec<Bind>, Option<Bind>);
+type Binds = (ExternalDirs, Option<Bind>);
 
 /// What tasks are to run, and how a first container of it fared.
 type Tried = Result<(Ground, Seen, Option<Result<Seen, Problem>>), Fatal>;
@@ -131,6 +136,12 @@ async fn look_around(config: &Config, guard: Guard, progress: &Progress, dirs: D
     let external = external
         .map_err(Fatal::from)
         .and_then(|seen| Ok((binds(config, &dirs)?, seen)));
+    let external = match external {
+        Ok((binds, seen)) => mounted_below(&binds.0, &guard, &own)
+            .await
+            .map(|()| (binds, seen)),
+        Err(fatal) => Err(fatal),
+    };
     let runtime = async {
         let apptainer = locate(config, &dirs)?;
         let trying = async {
@@ -342,6 +353,21 @@ async fn reachable(
     }
 }
 
+/// Looks at what is mounted below the external directories, which every container will be kept from
+/// writing.
+async fn mounted_below(
+    external: &ExternalDirs,
+    guard: &Guard,
+    scratch: &Path,
+) -> Result<(), Fatal> {
+    let will = WillSender::new().subscribe();
+    let looked = external.binds(guard, scratch, &will).await;
+    looked.map(drop).map_err(|error| match &error {
+        ExternalError::Bind(_) | ExternalError::TooMany { .. } => Fatal::Bind(error.to_string()),
+        _ => Fatal::of(error.cause().class(), error.to_string()),
+    })
+}
+
 fn binds(config: &Config, dirs: &DataDirs) -> Result<Binds, Fatal> {
     let refused = |error: BindError| Fatal::Bind(error.to_string());
     let external = config
@@ -350,29 +376,58 @@ fn binds(config: &Config, dirs: &DataDirs) -> Result<Binds, Fatal> {
         .map(|dir| Bind::new(dir, dir, Access::ReadOnly))
         .collect::<Result<Vec<_>, _>>()
         .map_err(refused)?;
+    let own = own_paths(config);
+    refuse_own(&external, &own)?;
     let mut targets = external.clone();
     for target in [HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER] {
         targets.push(Bind::new(dirs.hub(), target, Access::ReadWrite).map_err(refused)?);
     }
     check_distinct(&targets).map_err(refused)?;
-    Ok((external, inputs(config, dirs)?))
+    let inputs = inputs(config, dirs, &own)?;
+    Ok((ExternalDirs::new(external), inputs))
+}
+
+/// No external directory shows tasks what is the pilot's own.
+fn refuse_own(external: &[Bind], own: &[OwnPath]) -> Result<(), Fatal> {
+    if external.is_empty() {
+        return Ok(());
+    }
+    let mounts = MountTable::read().map_err(|error| {
+        Fatal::ExecutionPoint(format!(
+            "the mount table can't be read: {error}; external directories need /proc"
+        ))
+    })?;
+    for bind in external {
+        if let Some(own) = shown_by(bind.real(), own, &mounts) {
+            return Err(Fatal::Configuration(format!(
+                "`{}` is `{}`: tasks would see {} there, `{}`; name directories that don't hold it and are not \
+                 in it, or keep it elsewhere",
+                EXTERNAL_DIRECTORIES.name,
+                bind.source().display(),
+                own.what,
+                own.path.display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The files that HTCondor transferred with the job, as one bind.
-fn inputs(config: &Config, dirs: &DataDirs) -> Result<Option<Bind>, Fatal> {
+fn inputs(config: &Config, dirs: &DataDirs, own: &[OwnPath]) -> Result<Option<Bind>, Fatal> {
     let files = &config.condor.input_files;
-    if files.is_empty() {
+    let Some(scratch) = config.condor.scratch.as_ref().filter(|_| !files.is_empty()) else {
         return Ok(None);
-    }
-    info!(
-        count = files.len(),
-        "the job's input files are in every container"
-    );
-    let directory = dirs.gather_inputs(files).map_err(|error| {
+    };
+    let directory = dirs.inputs();
+    let gathered = gather(files, scratch, &directory, &Identities::of(own)).map_err(|error| {
         Fatal::ExecutionPoint(format!(
             "can't gather the job's input files: {error}; look at the rights and free space of the data directory"
         ))
     })?;
+    gathered.report();
+    if gathered.files == 0 {
+        return Ok(None);
+    }
     Bind::new(directory, INPUTS_IN_CONTAINER, Access::ReadOnly)
         .map(Some)
         .map_err(|error| Fatal::Bind(error.to_string()))

@@ -14,6 +14,7 @@ pub mod events;
 mod fatal;
 mod ground;
 mod ledger;
+mod own_paths;
 mod pace;
 pub mod poison;
 mod reports;
@@ -147,8 +148,11 @@ async fn live(
     tally: &mut Tally,
 ) -> Result<Ended, Fatal> {
     let guard = guard(signals)?;
-    let resilience = Resilience::new(config.reconnect_timeout, config.data_parent.join("unsent"))
-        .with_message_limit(MessageLimit::of(config.limits.message));
+    let resilience = Resilience::new(
+        config.reconnect_timeout,
+        config.data_parent.join(own_paths::UNSENT_DIR),
+    )
+    .with_message_limit(MessageLimit::of(config.limits.message));
     shown::follow_queues(ledger.keeper(), &resilience);
     let mut company = Company {
         signals: &mut *signals,

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use super::snapshot::{FORMAT, Snapshot};
 use crate::records::UnixTime;
 
-const PREFIX: &str = "ewms-pilot-status-";
+/// What the name of every status file starts with.
+pub const PREFIX: &str = "ewms-pilot-status-";
 const SUFFIX: &str = ".json";
 /// A task takes about 120 bytes.
 const BYTES_MAX: u64 = 64 * 1024 * 1024;

@@ -51,6 +51,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
 pub use crate::report::Output;
+pub use file::PREFIX as FILE_PREFIX;
 pub use keeper::Keeper;
 pub use snapshot::{Facts, LinkState, Process, Queue, Snapshot, Task};
 

@@ -10,7 +10,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tokio::sync::watch;
 use tracing::info;
@@ -19,7 +19,7 @@ use super::Workbench;
 use super::look::{Extent, Sight, look, may_pass};
 use super::probe::{cause_of_io, probe, shells_code};
 use super::run::blocking;
-use crate::container::{self, Answer, Bind, Suspicion};
+use crate::container::{self, Answer, Suspicion};
 use crate::fault::{Cause, FaultClass, TaskError};
 use crate::process::{ExitStatus, Will, output};
 
@@ -117,7 +117,7 @@ async fn unreadable(
     will: &watch::Receiver<Will>,
 ) -> Option<Blame> {
     let mut paths = vec![image.to_path_buf()];
-    paths.extend(bench.external.iter().map(Bind::source).map(PathBuf::from));
+    paths.extend(bench.external.paths());
     // External directories may hold terabytes.
     for (index, path) in paths.into_iter().enumerate() {
         let is_image = index == 0;

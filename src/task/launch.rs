@@ -12,9 +12,9 @@ use super::capped::Capped;
 use super::guards::{self, Guards, Signs};
 use super::running::Entered;
 use super::staging::{HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER, Stage, TaskIo};
-use super::{ContainerPlan, Trace, Workbench};
+use super::{ContainerPlan, ExternalError, Trace, Workbench};
 use crate::config::DumpOutput;
-use crate::container::{self, Access, Bind, BindError, Invocation, Places, RunSpec};
+use crate::container::{self, Access, Bind, Invocation, Places, RunSpec};
 use crate::fault::{ContainerRole, FaultClass, TaskError};
 use crate::process::{
     self, Ended, EndedBy, ExitStatus, Job, Leftovers, Limits, SpawnError, Will, WillSender, output,
@@ -76,7 +76,10 @@ async fn start_to_end(
     will: watch::Receiver<Will>,
     trace: &mut Trace,
 ) -> Result<Judgement, TaskError> {
-    let invocation = invocation(bench, plan, stage, io)?;
+    let binds = binds(bench, io.map(|io| io.dir.as_path()), &will)
+        .await
+        .map_err(|error| TaskError::InvalidBindMount(error.to_string()))?;
+    let invocation = invocation(bench, plan, &binds, stage, io)?;
     let files = [
         created(&stage.stdout(), "stdoutfile")?,
         created(&stage.stderr(), "stderrfile")?,
@@ -164,11 +167,10 @@ async fn guarded(
 fn invocation(
     bench: &Workbench,
     plan: &ContainerPlan,
+    binds: &[Bind],
     stage: &Stage,
     io: Option<&TaskIo>,
 ) -> Result<Invocation, TaskError> {
-    let binds = binds(bench, io.map(|io| io.dir.as_path()))
-        .map_err(|error| TaskError::InvalidBindMount(error.to_string()))?;
     let infile = io.map(TaskIo::infile_in_container);
     let outfile = io.map(TaskIo::outfile_in_container);
     let args = plan
@@ -201,7 +203,7 @@ fn invocation(
             image: &plan.image,
             args: &args,
             env: &env,
-            binds: &binds,
+            binds,
             workdir: stage.scratch(),
             verbosity: bench.verbosity,
             proc: bench.proc,
@@ -254,13 +256,24 @@ pub(super) fn show_output(bench: &Workbench, role: ContainerRole, stage: &Stage)
 }
 
 /// What containers see of the EP; our own directories under fixed names.
-pub(super) fn binds(bench: &Workbench, io: Option<&Path>) -> Result<Vec<Bind>, BindError> {
+///
+/// # Errors
+/// When what is mounted below an external directory can't be kept from being written, or there is no such
+/// directory any more.
+pub(super) async fn binds(
+    bench: &Workbench,
+    io: Option<&Path>,
+    will: &watch::Receiver<Will>,
+) -> Result<Vec<Bind>, ExternalError> {
+    let scratch = bench.dirs.apptainer();
+    let external = bench.external.binds(&bench.guard, &scratch, will).await?;
     let own = |source: &Path, target| Bind::new(source, Path::new(target), Access::ReadWrite);
     let mut binds = vec![own(&bench.dirs.hub(), HUB_IN_CONTAINER)?];
     if let Some(io) = io {
         binds.push(own(io, IO_IN_CONTAINER)?);
     }
-    binds.extend(bench.inputs.iter().chain(&bench.external).cloned());
+    binds.extend(bench.inputs.iter().cloned());
+    binds.extend(external);
     Ok(binds)
 }
 

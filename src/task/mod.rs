@@ -14,12 +14,15 @@ mod blame;
 mod capped;
 pub mod census;
 pub mod disk;
+mod external;
 mod guards;
 pub mod image;
 mod init;
+pub mod inputs;
 mod keepsake;
 mod launch;
 pub mod look;
+pub mod own;
 pub mod probe;
 mod run;
 mod running;
@@ -28,6 +31,7 @@ pub mod staging;
 mod trace;
 
 pub use blame::write_something;
+pub use external::{ExternalDirs, ExternalError};
 pub use guards::Guards;
 pub use keepsake::Keepsake;
 pub use run::{Report, Runner, TaskEnd, Turn};
@@ -48,7 +52,7 @@ pub struct Workbench {
     /// The files that came with the job.
     pub inputs: Option<Bind>,
     /// The user's external directories.
-    pub external: Vec<Bind>,
+    pub external: ExternalDirs,
     /// Time between telling a container and killing it.
     pub grace: Duration,
     /// Which directories survive.

@@ -9,11 +9,11 @@ use nix::errno::Errno;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::Workbench;
 use super::launch::binds;
 use super::staging::Stage;
+use super::{ExternalError, Workbench};
 use crate::config::Verbosity;
-use crate::container::{self, Answer, BindError, NO_COMMAND, ProcMount, RunSpec};
+use crate::container::{self, Answer, NO_COMMAND, ProcMount, RunSpec};
 use crate::fault::Cause;
 use crate::process::{
     CaptureError, Captured, EndedBy, ExitStatus, Limits, Query, SpawnError, Will, capture,
@@ -45,7 +45,7 @@ pub enum TrialError {
     Stage(#[from] io::Error),
     /// A directory can't be bound.
     #[error(transparent)]
-    Bind(#[from] BindError),
+    Bind(#[from] ExternalError),
     /// No process could be made, or its output not be kept.
     #[error(transparent)]
     Run(#[from] CaptureError),
@@ -65,7 +65,7 @@ impl TrialError {
             Self::Stage(error) | Self::Run(CaptureError::Output { source: error, .. }) => {
                 cause_of_io(error)
             }
-            Self::Bind(_) => Cause::BindSource,
+            Self::Bind(error) => error.cause(),
             Self::Run(CaptureError::Spawn(SpawnError::Exhausted { .. })) => Cause::Limits,
             Self::Run(CaptureError::Spawn(_)) | Self::Command(_) => Cause::Unknown,
             Self::Hanging(_) => Cause::Hanging,
@@ -125,13 +125,14 @@ impl Trial {
         command: &[String],
         will: &watch::Receiver<Will>,
     ) -> Result<Option<Captured>, TrialError> {
+        let binds = binds(bench, Some(&self.io), will).await?;
         let invocation = container::exec(
             &bench.apptainer,
             &RunSpec {
                 image,
                 args: command,
                 env: &[],
-                binds: &binds(bench, Some(&self.io))?,
+                binds: &binds,
                 workdir: &self.workdir,
                 // More would only have to be read past.
                 verbosity: Verbosity::Normal,

@@ -8,6 +8,7 @@
 //!                         /init-<id>/outputs/
 //! <parent>/ewms-pilot-scratch/<name>/                    the container's /tmp, /var/tmp and $HOME
 //!                            /apptainer/                 Apptainer's own
+//!                            /input-files/               what came with the job, for all containers
 //! ```
 
 use std::fs;
@@ -36,7 +37,8 @@ pub const IO_IN_CONTAINER: &str = "/ewms-pilot-data/task-io";
 const IO_DIR: &str = "task-io";
 const OUTPUTS_DIR: &str = "outputs";
 const OUTPUT_FILES: [&str; 2] = ["stdoutfile", "stderrfile"];
-const SCRATCH_DIR: &str = "ewms-pilot-scratch";
+/// The directory, beside that one, of what only running containers need.
+pub const SCRATCH_DIR: &str = "ewms-pilot-scratch";
 /// What Apptainer's `--workdir` is to have.
 const SCRATCH_PARTS: [&str; 3] = ["tmp", "var_tmp", "home"];
 const SCRATCH_MODE: u32 = 0o700;
@@ -85,20 +87,10 @@ impl DataDirs {
         self.scratch.join("apptainer")
     }
 
-    /// Makes a directory of the files that came with the job, under their own names, so that one
-    /// read-only bind shows them all. They are linked, not copied, where the file system can.
-    ///
-    /// # Errors
-    /// When that can't be done.
-    pub fn gather_inputs(&self, files: &[PathBuf]) -> io::Result<PathBuf> {
-        let inputs = self.scratch.join("input-files");
-        fs::create_dir_all(&inputs)?;
-        for file in files {
-            if let Some(name) = file.file_name() {
-                link_tree(file, &inputs.join(name))?;
-            }
-        }
-        Ok(inputs)
+    /// For the files that came with the job, as containers see them.
+    #[must_use]
+    pub fn inputs(&self) -> PathBuf {
+        self.scratch.join("input-files")
     }
 
     /// Makes a container's directories, under a name that is new.
@@ -331,24 +323,6 @@ impl TaskIo {
     #[must_use]
     pub fn outfile_in_container(&self) -> String {
         format!("{IO_IN_CONTAINER}/{}", self.outfile)
-    }
-}
-
-fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
-    let found = fs::metadata(from)?;
-    if found.is_dir() {
-        fs::create_dir_all(to)?;
-        for entry in fs::read_dir(from)? {
-            let entry = entry?;
-            link_tree(&entry.path(), &to.join(entry.file_name()))?;
-        }
-        return Ok(());
-    }
-    // A second pilot in the same place finds them linked already.
-    match fs::hard_link(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(_) => fs::copy(from, to).map(drop),
-        Ok(()) => Ok(()),
     }
 }
 

@@ -1,11 +1,12 @@
 //! Files that came with the job, as tasks and the init container see them.
 
 use std::fs;
+use std::process::{Command, Stdio};
 
 use super::{AT_ONCE, fill, pilots, sh};
 use crate::support::condor::{Submission, Template};
-use crate::support::images;
 use crate::support::rabbitmq::Queue;
+use crate::support::{SOON, eventually, images};
 
 /// Lists all input files with their content, from a task and, through the hub, from the init container,
 /// and says whether one could be written.
@@ -38,6 +39,78 @@ fn with_inputs(list: &str) -> (Submission, Queue, Queue) {
         fs::write(submission.dir().join(name), content).expect("writable");
     }
     (submission, incoming, outgoing)
+}
+
+/// Serves the files of a directory by HTTP while it lives.
+struct WebServer {
+    process: std::process::Child,
+    port: u16,
+}
+
+impl WebServer {
+    fn start(directory: &std::path::Path) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("it is bound").port();
+        drop(listener);
+        let process = Command::new("python3")
+            .args([
+                "-m",
+                "http.server",
+                "--bind",
+                "127.0.0.1",
+                &port.to_string(),
+            ])
+            .current_dir(directory)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the execution point has Python");
+        let answers = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+        assert!(eventually(SOON, answers), "no web server");
+        Self { process, port }
+    }
+}
+
+impl Drop for WebServer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn urls_with_a_query_and_names_with_a_backslash_are_seen() {
+    let served = tempfile::tempdir().expect("a directory");
+    fs::write(served.path().join("data.txt"), "ddd").expect("written");
+    fs::write(served.path().join("more.txt"), "mmm").expect("written");
+    let server = WebServer::start(served.path());
+    let base = format!("http://127.0.0.1:{}", server.port);
+    let list = format!(
+        "{base}/data.txt?sig=a%2Fb&secret=s3cret, {base}/more.txt?path=x/y, a.txt, odd\\name.txt"
+    );
+    let (submission, incoming, outgoing) = with_inputs(&list);
+    fs::write(submission.dir().join(r"odd\name.txt"), "ooo").expect("writable");
+    fill(&incoming, 1);
+    let jobs = submission.submit();
+    jobs.wait_for_ends(1);
+    let results = outgoing.consume(2, AT_ONCE);
+    assert_eq!(results.len(), 1, "{}", jobs.story());
+    let text: String = serde_json::from_str(&results[0]).expect("a string");
+    for line in [
+        "./a.txt=aaa",
+        "./data.txt=ddd",
+        "./more.txt=mmm",
+        r"./odd\name.txt=ooo",
+    ] {
+        assert_eq!(
+            text.lines().filter(|seen| *seen == line).count(),
+            2,
+            "{text}"
+        );
+    }
+    let log = jobs.file(0, "err");
+    assert!(!log.contains("no input file"), "{log}");
+    assert!(!log.contains("s3cret"), "{log}");
 }
 
 #[track_caller]

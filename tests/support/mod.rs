@@ -8,6 +8,7 @@ pub(crate) mod cluster;
 pub(crate) mod condor;
 pub(crate) mod faults;
 pub(crate) mod images;
+pub(crate) mod mounts;
 pub(crate) mod oauth;
 pub(crate) mod processes;
 pub(crate) mod rabbitmq;

@@ -1,0 +1,263 @@
+//! The mount table of this process, from `/proc/self/mountinfo` (proc(5)): what is mounted below a
+//! directory and can be written there, and whether a directory shows a path, by whatever mount. Asks no
+//! file system, so that a dead one can't hang it.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+/// All mounts.
+#[derive(Debug, Default)]
+pub struct MountTable {
+    mounts: Vec<Mount>,
+    /// Places in `mounts`, by the id of what they are mounted on.
+    children: HashMap<u64, Vec<usize>>,
+    /// Those that are mounted on nothing that this process sees.
+    roots: Vec<usize>,
+}
+
+#[derive(Debug)]
+struct Mount {
+    id: u64,
+    parent: u64,
+    /// `MAJOR:MINOR`
+    device: String,
+    /// Which directory of the file system is mounted.
+    root: PathBuf,
+    point: PathBuf,
+    writable: Writable,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Writable {
+    Yes,
+    No,
+}
+
+impl MountTable {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When there is no `/proc`.
+    pub fn read() -> io::Result<Self> {
+        Ok(Self::parse(&std::fs::read("/proc/self/mountinfo")?))
+    }
+
+    /// Lines that make no sense are passed over.
+    fn parse(text: &[u8]) -> Self {
+        let lines = text.split(|byte| *byte == b'\n');
+        let mounts: Vec<Mount> = lines.filter_map(Mount::parse).collect();
+        let ids: HashMap<u64, usize> = mounts.iter().map(|mount| mount.id).zip(0..).collect();
+        let (mut children, mut roots) = (HashMap::<u64, Vec<usize>>::new(), Vec::new());
+        for (place, mount) in mounts.iter().enumerate() {
+            if mount.parent != mount.id && ids.contains_key(&mount.parent) {
+                children.entry(mount.parent).or_default().push(place);
+            } else {
+                roots.push(place);
+            }
+        }
+        Self {
+            mounts,
+            children,
+            roots,
+        }
+    }
+
+    /// The mount that `path`, which is absolute and without links, leads to. Of several on one mount the
+    /// shortest that leads there covers the others; what is mounted on that one counts in turn.
+    fn at(&self, path: &Path) -> Option<&Mount> {
+        let mut candidates = &self.roots;
+        let mut found = None;
+        loop {
+            let on_the_way = candidates.iter().map(|place| &self.mounts[*place]);
+            let next = on_the_way
+                .filter(|mount| path.starts_with(&mount.point))
+                .min_by_key(|mount| mount.point.components().count());
+            let Some(next) = next else {
+                return found;
+            };
+            found = Some(next);
+            match self.children.get(&next.id) {
+                Some(children) => candidates = children,
+                None => return found,
+            }
+        }
+    }
+
+    /// Mounts below `directory` that can be seen there.
+    fn below(&self, directory: &Path) -> impl Iterator<Item = &Mount> {
+        self.mounts.iter().filter(move |mount| {
+            mount.point != directory
+                && mount.point.starts_with(directory)
+                && self.at(&mount.point).is_some_and(|top| top.id == mount.id)
+        })
+    }
+
+    /// Where file systems are mounted below `directory`, which is absolute and without links, that are
+    /// not read-only already; the upper ones first.
+    #[must_use]
+    pub fn writable_below(&self, directory: &Path) -> Vec<PathBuf> {
+        let writable = self
+            .below(directory)
+            .filter(|mount| mount.writable == Writable::Yes);
+        let mut points: Vec<PathBuf> = writable.map(|mount| mount.point.clone()).collect();
+        points.sort();
+        points
+    }
+
+    /// Whether who sees `directory` sees `path` too, both absolute and without links: it is below, or
+    /// what is below is another mount of the same files.
+    #[must_use]
+    pub fn shows(&self, directory: &Path, path: &Path) -> bool {
+        if path.starts_with(directory) {
+            return true;
+        }
+        let Some((device, place)) = self.origin(path) else {
+            return false;
+        };
+        let itself = self.origin(directory);
+        let below = self
+            .below(directory)
+            .map(|mount| (mount.device.as_str(), mount.root.clone()));
+        itself
+            .into_iter()
+            .chain(below)
+            .any(|(of, shown)| of == device && place.starts_with(shown))
+    }
+
+    /// The file system that `path` is in, and where in it.
+    fn origin(&self, path: &Path) -> Option<(&str, PathBuf)> {
+        let mount = self.at(path)?;
+        let rest = path.strip_prefix(&mount.point).ok()?;
+        Some((&mount.device, mount.root.join(rest)))
+    }
+}
+
+impl Mount {
+    /// `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [TAG…] - TYPE SOURCE SUPER-OPTIONS`
+    fn parse(line: &[u8]) -> Option<Self> {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let number = |field: &[u8]| std::str::from_utf8(field).ok()?.parse().ok();
+        let id = number(fields.next()?)?;
+        let parent = number(fields.next()?)?;
+        let device = String::from_utf8_lossy(fields.next()?).into_owned();
+        let root = unescaped(fields.next()?);
+        let point = unescaped(fields.next()?);
+        let options = fields.next()?;
+        let of_the_file_system = fields.skip_while(|field| *field != b"-").nth(3);
+        let is_read_only = |options: &[u8]| options.split(|byte| *byte == b',').any(|o| o == b"ro");
+        let writable = if is_read_only(options) || of_the_file_system.is_some_and(is_read_only) {
+            Writable::No
+        } else {
+            Writable::Yes
+        };
+        Some(Self {
+            id,
+            parent,
+            device,
+            root,
+            point,
+            writable,
+        })
+    }
+}
+
+/// Blanks, line ends and backslashes are written as `\040`.
+fn unescaped(field: &[u8]) -> PathBuf {
+    let mut path = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [byte, after @ ..] = rest {
+        if let (
+            b'\\',
+            [
+                a @ b'0'..=b'3',
+                b @ b'0'..=b'7',
+                c @ b'0'..=b'7',
+                behind @ ..,
+            ],
+        ) = (*byte, after)
+        {
+            path.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+            rest = behind;
+        } else {
+            path.push(*byte);
+            rest = after;
+        }
+    }
+    PathBuf::from(OsString::from_vec(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the kernel of an execution point wrote it, shortened.
+    const TABLE: &str = "\
+66 60 254:0 /ep / rw,relatime - ext4 /dev/vda rw,discard
+69 66 254:0 /disk/home /home rw,relatime shared:5 - ext4 /dev/vda rw
+44 69 0:48 / /home/e/ext/sub rw,relatime master:21 propagate_from:2 - tmpfs t rw,mode=777
+45 69 0:49 / /home/e/ext/sub2 rw,relatime - tmpfs t rw
+46 45 0:50 / /home/e/ext/sub2/a\\040b\\134c\\012d rw,relatime - tmpfs t rw
+47 69 254:0 /disk/tmp/hf /home/e/ext/onefile rw,relatime - ext4 /dev/vda rw
+48 69 0:51 / /home/e/ext/ro ro,relatime - tmpfs t rw
+49 69 0:52 / /home/e/ext/cvmfs rw,relatime - fuse cvmfs2 ro,user_id=0
+50 69 0:53 / /home/e/ext/hidden/below rw - tmpfs t rw
+51 69 0:54 / /home/e/ext/hidden rw - tmpfs t rw
+52 69 0:55 / /home/e/ext/twice rw - tmpfs t rw
+53 52 0:56 / /home/e/ext/twice ro - tmpfs t rw
+54 69 0:57 / /home/e/extra rw - tmpfs t rw
+55 69 254:0 /disk/home/job/data /home/e/alias/of\\040data rw - ext4 /dev/vda rw
+nonsense
+";
+
+    #[test]
+    fn what_can_be_written_below_a_directory_is_found_and_nothing_else() {
+        let table = MountTable::parse(TABLE.as_bytes());
+        let below = table.writable_below(Path::new("/home/e/ext"));
+        let expected = ["hidden", "onefile", "sub", "sub2", "sub2/a b\\c\nd"];
+        assert_eq!(
+            below,
+            expected.map(|name| Path::new("/home/e/ext").join(name))
+        );
+        assert!(
+            table
+                .writable_below(Path::new("/home/e/ext/sub"))
+                .is_empty()
+        );
+        assert!(table.writable_below(Path::new("/elsewhere")).is_empty());
+    }
+
+    #[test]
+    fn a_directory_shows_what_is_in_it_by_whatever_mount() {
+        let table = MountTable::parse(TABLE.as_bytes());
+        for (directory, path, shows) in [
+            ("/home/job", "/home/job/data/token", true),
+            ("/home/job", "/home/job", true),
+            ("/", "/home/job", true),
+            ("/home/job", "/home/jobs", false),
+            ("/home/job/data", "/home/job", false),
+            // A mount of the same directory elsewhere.
+            ("/home/e/alias", "/home/job/data/token", true),
+            ("/home/e/alias/of data", "/home/job/data/token", true),
+            ("/home/e/alias", "/home/job/token", false),
+            ("/home/job", "/home/e/alias/of data/token", true),
+            ("/home/e/ext", "/home/job/data/token", false),
+        ] {
+            let (directory, path) = (Path::new(directory), Path::new(path));
+            assert_eq!(
+                table.shows(directory, path),
+                shows,
+                "{directory:?} {path:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn this_machines_own_table_can_be_read() {
+        let table = MountTable::read().expect("there is a /proc");
+        assert!(table.at(Path::new("/proc/self")).is_some());
+        assert!(table.shows(Path::new("/"), Path::new("/proc")));
+    }
+}

@@ -1,0 +1,107 @@
+//! Lists what on the execution point is the pilot's own, as the settings and HTCondor say. Looks at nothing
+//! but the names in the data's parent; how it is kept from tasks is the business of `task::own`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::poison::REJECTED_DIR;
+use crate::config::{BrokerConfig, Config, ENV_FILE_NAME};
+use crate::status;
+use crate::task::own::{OwnPath, Privacy};
+use crate::task::staging::{DATA_DIR, SCRATCH_DIR};
+
+/// Results that could not be sent, for the next pilot.
+pub(super) const UNSENT_DIR: &str = "unsent";
+
+/// All of it. Of several that a directory shows the first is told: the directories that hold the others.
+pub(super) fn own_paths(config: &Config) -> Vec<OwnPath> {
+    let mut own = List::default();
+    let condor = &config.condor;
+    let parent = &config.data_parent;
+    own.add(Privacy::Home, "the pilot's working directory", &config.cwd);
+    own.add(Privacy::Home, "the pilot's data", parent);
+    own.extend(
+        Privacy::Home,
+        "the job's scratch directory",
+        &condor.scratch,
+    );
+    for queue in config.incoming.iter().chain(&config.outgoing) {
+        match &queue.broker {
+            BrokerConfig::RabbitMq(address) => {
+                let file = address.token_file.as_ref().map(|file| file.path());
+                own.extend(Privacy::Secret, "a queue's token file", file);
+            }
+            BrokerConfig::Spool(directory) => own.add(Privacy::Store, "a spool", directory),
+        }
+    }
+    own.extend(Privacy::Secret, "a credential of the job", &condor.secrets);
+    let homes = [Some(&config.cwd), condor.scratch.as_ref()];
+    for home in homes.into_iter().flatten() {
+        let file = home.join(ENV_FILE_NAME);
+        own.add(Privacy::Secret, "the env file", file);
+    }
+    for (what, name) in [
+        ("the pilot's data", DATA_DIR),
+        ("the pilot's scratch", SCRATCH_DIR),
+        ("results to be sent", UNSENT_DIR),
+        ("rejected events", REJECTED_DIR),
+    ] {
+        own.add(Privacy::Store, what, parent.join(name));
+    }
+    own.extend(Privacy::Secret, "a file of HTCondor's", &condor.papers);
+    own.extend(
+        Privacy::Secret,
+        "the chirp configuration",
+        &condor.chirp_file,
+    );
+
+    own.extend(Privacy::NoInput, "the task log", &config.task_log);
+    own.extend(Privacy::NoInput, "the CA certificates", &config.ca_file);
+    own.extend(Privacy::NoInput, "the status file", status_files(parent));
+    // The program, by whatever name it came, the log, and what HTCondor makes of the scratch directory for
+    // the job's /tmp.
+    for path in [
+        "/proc/self/exe",
+        "/proc/self/fd/1",
+        "/proc/self/fd/2",
+        "/tmp",
+        "/var/tmp",
+    ] {
+        own.add(Privacy::NoInput, "the pilot's own", path);
+    }
+    own.0
+}
+
+/// Of all pilots that work here.
+fn status_files(parent: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+    let is_status = |name: &str| name.starts_with(status::FILE_PREFIX);
+    entries
+        .filter(|entry| is_status(&entry.file_name().to_string_lossy()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+#[derive(Default)]
+struct List(Vec<OwnPath>);
+
+impl List {
+    fn add(&mut self, privacy: Privacy, what: &'static str, path: impl AsRef<Path>) {
+        self.0.push(OwnPath {
+            path: path.as_ref().to_owned(),
+            what,
+            privacy,
+        });
+    }
+
+    fn extend<P: AsRef<Path>>(
+        &mut self,
+        privacy: Privacy,
+        what: &'static str,
+        paths: impl IntoIterator<Item = P>,
+    ) {
+        for path in paths {
+            self.add(privacy, what, path);
+        }
+    }
+}

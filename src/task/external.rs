@@ -1,0 +1,205 @@
+//! The user's external directories as binds of a container: each of them, and each file system that is
+//! mounted below one. A read-only bind is so for itself alone; what is mounted below stays writable unless
+//! it gets a read-only bind of its own. Looked at before each container, for mounts come and go.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use tokio::sync::watch;
+
+use super::look::{Extent, Sight, look};
+use crate::container::{Bind, BindError, MountTable};
+use crate::fault::Cause;
+use crate::process::{CaptureError, Guard, Will};
+
+/// The most file systems below one directory. Each costs every container a mount, and the command line
+/// its two paths.
+const MOST: usize = 256;
+
+/// The directories, and what was mounted below them when a container was last started.
+#[derive(Debug, Clone)]
+pub struct ExternalDirs {
+    directories: Vec<Bind>,
+    last: Arc<Mutex<Last>>,
+}
+
+/// What was found the last time.
+#[derive(Debug, Clone, Default)]
+struct Last {
+    /// The mounts below, by the place of their directory.
+    mounts: Vec<(usize, PathBuf)>,
+    /// Those of them that tasks can come to.
+    reachable: Vec<(usize, PathBuf)>,
+}
+
+/// Why the directories can't be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum ExternalError {
+    /// The kernel doesn't say what is mounted.
+    #[error("the mount table can't be read: {0}; external directories need /proc")]
+    Table(io::Error),
+    /// Too much is mounted below one.
+    #[error(
+        "below the external directory `{directory}` {count} file systems are mounted that can be written, and \
+         at most {MOST} are protected; name the directories in it that tasks need"
+    )]
+    TooMany {
+        /// The directory.
+        directory: PathBuf,
+        /// How many.
+        count: usize,
+    },
+    /// What is mounted below one doesn't answer.
+    #[error(
+        "`{path}`, below an external directory, gave no answer within {} s; have it mounted again, or name \
+         directories without it", .after.as_secs()
+    )]
+    Hanging {
+        /// Where it is mounted.
+        path: PathBuf,
+        /// How long it had.
+        after: Duration,
+    },
+    /// What is mounted below one fails.
+    #[error(
+        "`{path}`, below an external directory, can't be read: {error}; have it mounted again, or name \
+         directories without it"
+    )]
+    Failing {
+        /// Where it is mounted.
+        path: PathBuf,
+        /// The kernel's reason.
+        error: io::Error,
+    },
+    /// It can't be bound.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// There is no process to look with.
+    #[error(transparent)]
+    Look(#[from] CaptureError),
+}
+
+impl ExternalError {
+    /// What it is called.
+    #[must_use]
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::Table(_) | Self::Failing { .. } => Cause::Storage,
+            Self::TooMany { .. } | Self::Bind(_) => Cause::BindSource,
+            Self::Hanging { .. } => Cause::Hanging,
+            Self::Look(_) => Cause::Limits,
+        }
+    }
+}
+
+impl ExternalDirs {
+    /// Of directories that may be bound.
+    #[must_use]
+    pub fn new(directories: Vec<Bind>) -> Self {
+        Self {
+            directories,
+            last: Arc::default(),
+        }
+    }
+
+    /// The directories, and what is mounted below them, as far as it is known.
+    #[must_use]
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let directories = self.directories.iter().map(|bind| bind.source().to_owned());
+        let mut paths: Vec<PathBuf> = directories.collect();
+        let last = self.last();
+        paths.extend(last.reachable.iter().map(|(_, point)| point.clone()));
+        paths
+    }
+
+    /// The binds for a container that is started now. What was not mounted the last time is looked at by a
+    /// child first, with its output in `scratch`: it may hang.
+    ///
+    /// # Errors
+    /// When something below can be neither protected nor left out.
+    pub async fn binds(
+        &self,
+        guard: &Guard,
+        scratch: &Path,
+        will: &watch::Receiver<Will>,
+    ) -> Result<Vec<Bind>, ExternalError> {
+        if self.directories.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mounts = self.mounts()?;
+        let known = self.last().clone();
+        let reachable = if mounts == known.mounts {
+            known.reachable
+        } else {
+            let mut reachable = Vec::new();
+            for mount in &mounts {
+                let is_known = known.reachable.contains(mount);
+                if is_known || can_be_reached(guard, &mount.1, scratch, will).await? {
+                    reachable.push(mount.clone());
+                }
+            }
+            *self.last() = Last {
+                mounts,
+                reachable: reachable.clone(),
+            };
+            reachable
+        };
+        let mut binds = self.directories.clone();
+        for (of, point) in &reachable {
+            let bind = self.directories[*of].read_only_below(point)?;
+            if binds.iter().all(|other| other.target() != bind.target()) {
+                binds.push(bind);
+            }
+        }
+        // What is further up would cover what is below, whatever the order of the setting.
+        binds.sort_by_key(|bind| bind.target().components().count());
+        Ok(binds)
+    }
+
+    fn mounts(&self) -> Result<Vec<(usize, PathBuf)>, ExternalError> {
+        let table = MountTable::read().map_err(ExternalError::Table)?;
+        let mut mounts = Vec::new();
+        for (place, directory) in self.directories.iter().enumerate() {
+            let below = table.writable_below(directory.real());
+            if below.len() > MOST {
+                return Err(ExternalError::TooMany {
+                    directory: directory.source().to_owned(),
+                    count: below.len(),
+                });
+            }
+            mounts.extend(below.into_iter().map(|point| (place, point)));
+        }
+        Ok(mounts)
+    }
+
+    fn last(&self) -> std::sync::MutexGuard<'_, Last> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether this user can come to it: what he can't, Apptainer can't bind, and no task of his can write.
+async fn can_be_reached(
+    guard: &Guard,
+    point: &Path,
+    scratch: &Path,
+    will: &watch::Receiver<Will>,
+) -> Result<bool, ExternalError> {
+    let paths = [point.to_owned()];
+    match look(guard, &paths, Extent::Glance, scratch, will).await? {
+        Sight::Clear => Ok(true),
+        Sight::Hanging(after) => Err(ExternalError::Hanging {
+            path: point.to_owned(),
+            after,
+        }),
+        Sight::Failing { path, error } => match error.raw_os_error().map(Errno::from_raw) {
+            // It answers at least, so it can be asked whether it can be come to without being listed.
+            Some(Errno::EACCES | Errno::EPERM) => Ok(tokio::fs::metadata(point).await.is_ok()),
+            // A dead FUSE file system: it never comes back in this mount.
+            Some(Errno::ENOTCONN) => Ok(false),
+            _ => Err(ExternalError::Failing { path, error }),
+        },
+    }
+}

@@ -1,0 +1,134 @@
+//! What on the execution point is the pilot's own, and how it is kept from tasks: by which file it is
+//! (device and inode) and not by its name, for the same file may have come with the job, or have a second
+//! name. Names no variable and reads no content.
+
+use std::collections::HashSet;
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::container::MountTable;
+
+/// A path of the pilot's own. It need not exist.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnPath {
+    /// Where it is. Absolute.
+    pub path: PathBuf,
+    /// What it is, as an error's text says it.
+    pub what: &'static str,
+    /// How far it is kept from tasks.
+    pub privacy: Privacy,
+}
+
+/// How far a path is kept from tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Privacy {
+    /// A directory that holds what is the pilot's own, beside other things: no external directory may show
+    /// it as a whole.
+    Home,
+    /// A file, or a directory of them, that no task may see.
+    Secret,
+    /// The same, and nothing in it may be an external directory.
+    Store,
+    /// Not among the job's input files that are shown. An external directory may hold it.
+    NoInput,
+}
+
+/// Files and directories by what they are.
+#[derive(Debug, Clone, Default)]
+pub struct Identities(HashSet<(u64, u64)>);
+
+impl Identities {
+    /// Those of the paths that exist and are not to be among the input files.
+    #[must_use]
+    pub fn of(own: &[OwnPath]) -> Self {
+        let hidden = own.iter().filter(|own| own.privacy != Privacy::Home);
+        let found = hidden.filter_map(|own| fs::metadata(&own.path).ok());
+        Self(found.map(|found| identity(&found)).collect())
+    }
+
+    /// Whether this is one of them.
+    #[must_use]
+    pub fn contain(&self, found: &Metadata) -> bool {
+        self.0.contains(&identity(found))
+    }
+}
+
+fn identity(found: &Metadata) -> (u64, u64) {
+    (found.dev(), found.ino())
+}
+
+/// The first of the pilot's own paths that `directory`, which is absolute and without links, would show to
+/// a task; in a directory of the pilot's own that is the directory.
+#[must_use]
+pub fn shown_by<'a>(
+    directory: &Path,
+    own: &'a [OwnPath],
+    mounts: &MountTable,
+) -> Option<&'a OwnPath> {
+    own.iter().find(|own| {
+        let real = real(&own.path);
+        match own.privacy {
+            Privacy::Home | Privacy::Secret => mounts.shows(directory, &real),
+            Privacy::Store => mounts.shows(directory, &real) || mounts.shows(&real, directory),
+            Privacy::NoInput => false,
+        }
+    })
+}
+
+/// The path without links, as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    for existing in path.ancestors() {
+        if let Ok(real) = fs::canonicalize(existing) {
+            let rest = path.strip_prefix(existing).unwrap_or(Path::new(""));
+            // Joining nothing would add a slash, which no file's path has.
+            return if rest.as_os_str().is_empty() {
+                real
+            } else {
+                real.join(rest)
+            };
+        }
+    }
+    path.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn own(path: PathBuf, privacy: Privacy) -> OwnPath {
+        OwnPath {
+            path,
+            what: "own",
+            privacy,
+        }
+    }
+
+    #[test]
+    fn a_directory_shows_what_is_in_it_by_its_real_path_even_before_it_is_there() {
+        let top = tempfile::tempdir().expect("a directory");
+        let top = fs::canonicalize(top.path()).expect("it is there");
+        fs::create_dir_all(top.join("job/data")).expect("made");
+        fs::create_dir(top.join("beside")).expect("made");
+        symlink(top.join("job"), top.join("link")).expect("linked");
+        let table = MountTable::read().expect("there is a /proc");
+        let shows = |directory: &str, path: &str, privacy: Privacy| {
+            let own = [own(top.join(path), privacy)];
+            shown_by(&top.join(directory), &own, &table).is_some()
+        };
+        for (privacy, inside) in [
+            (Privacy::Home, false),
+            (Privacy::Secret, false),
+            (Privacy::Store, true),
+        ] {
+            assert!(shows("job", "link/data", privacy));
+            assert!(shows("job", "link/unsent", privacy), "not there yet");
+            assert!(shows("job", "job", privacy));
+            assert!(!shows("beside", "job", privacy));
+            assert_eq!(shows("job/data", "link", privacy), inside);
+        }
+        assert!(!shows("job", "job/data", Privacy::NoInput));
+    }
+}
