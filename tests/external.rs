@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::support::mounts::Mounted;
@@ -72,7 +72,7 @@ fn file_systems_mounted_below_an_external_directory_are_seen_and_cannot_be_writt
     let link = top.path().join("link");
     symlink(&external, &link).expect("linked");
     let mut places: Vec<&Path> = vec![&external, &nested, &file];
-    places.extend(points.iter().map(|point| point.as_path()));
+    places.extend(points.iter().map(PathBuf::as_path));
     let by_link = link.join("plain/nested");
     places.push(&by_link);
     let list = format!(
@@ -286,7 +286,7 @@ fn directories_with_any_letters_in_their_paths_are_seen_and_cannot_be_written() 
         put(place, "seen");
     }
     let list = serde_json::to_string(&places).expect("paths are texts");
-    let all: Vec<&Path> = places.iter().map(|place| place.as_path()).collect();
+    let all: Vec<&Path> = places.iter().map(PathBuf::as_path).collect();
     let scene = trying(&all).set("EWMS_PILOT_EXTERNAL_DIRECTORIES", list);
     let (scene, incoming, outgoing) = scene.spool();
     incoming.put("event.txt", "");

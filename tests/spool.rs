@@ -68,6 +68,84 @@ fn json_events_give_json_results() {
 }
 
 #[test]
+fn results_and_records_have_the_names_of_their_events() {
+    let (scene, incoming, outgoing) = Scene::task(images::busybox(), COPY).spool();
+    // There from an earlier run, or from another pilot.
+    outgoing.put("p1.json", "older");
+    for (name, value) in [
+        ("p1.json", "1"),
+        ("p2.json", "2"),
+        ("q.txt", "3"),
+        ("run.17", "4"),
+    ] {
+        incoming.put(name, value);
+    }
+    let scene = scene
+        .set("EWMS_PILOT_INFILE_EXT", ".json")
+        .set("EWMS_PILOT_OUTFILE_EXT", ".json");
+    scene.run(SOON).assert_code(0);
+    let results = outgoing.files();
+    let texts = |name: &str| String::from_utf8_lossy(&results[name]).into_owned();
+    assert_eq!(
+        names(&results),
+        ["p1.2.json", "p1.json", "p2.json", "q.json", "run.17.json"]
+    );
+    assert_eq!(
+        (texts("p1.json"), texts("p1.2.json")),
+        ("older".into(), "1".into())
+    );
+    assert_eq!(
+        (texts("p2.json"), texts("q.json")),
+        ("2".into(), "\"3\"".into())
+    );
+    let tasks = crate::records::of_kind(&scene, "task");
+    let mut events: Vec<_> = tasks
+        .iter()
+        .filter_map(|task| task["event_name"].as_str())
+        .collect();
+    events.sort_unstable();
+    assert_eq!(events, ["p1.json", "p2.json", "q.txt", "run.17"]);
+}
+
+#[test]
+fn what_is_no_file_is_warned_of_once_and_left_alone() {
+    let scene = Scene::task(images::busybox(), COPY).set("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "8");
+    let (scene, incoming, outgoing) = scene.spool();
+    let place = |name: &str| incoming.directory().join(name);
+    fs::create_dir(place("a directory.json")).expect("made");
+    fs::write(scene.dir().join("real"), "text").expect("written");
+    std::os::unix::fs::symlink(scene.dir().join("real"), place("a link")).expect("linked");
+    nix::unistd::mkfifo(&place("a fifo"), nix::sys::stat::Mode::S_IRWXU).expect("made");
+    incoming.put("a file", "event");
+    let mut pilot = scene.start();
+    pilot.wait_for_line("a fifo", SOON);
+    // One that comes while the pilot looks, and is moved in as an event is.
+    std::os::unix::fs::symlink("nowhere", scene.dir().join("moved")).expect("linked");
+    fs::rename(scene.dir().join("moved"), place("a moved link")).expect("moved");
+    // It looks several times before it ends.
+    let outcome = pilot.wait(SOON);
+    outcome.assert_code(0);
+    for (name, kind) in [
+        ("a directory.json", "a directory"),
+        ("a link", "a symbolic link"),
+        ("a fifo", "a FIFO"),
+        ("a moved link", "a symbolic link"),
+    ] {
+        let path = place(name).display().to_string();
+        let told = |line: &&str| line.contains("WARN") && line.contains(&format!("path={path}"));
+        let lines: Vec<&str> = outcome.stderr.lines().filter(told).collect();
+        assert_eq!(lines.len(), 1, "{name}: {}", outcome.stderr);
+        assert!(lines[0].contains(kind), "{lines:?}");
+        assert!(place(name).symlink_metadata().is_ok());
+    }
+    assert_eq!(
+        outcome.stderr.matches("is not taken for an event").count(),
+        4
+    );
+    assert_eq!(names(&outgoing.files()), ["a file.txt"]);
+}
+
+#[test]
 fn text_events_give_text_results() {
     let (scene, incoming, outgoing) = Scene::task(images::busybox(), COPY).spool();
     let values = ["", "no \"JSON\", CR LF:\r\n", "{\"not\": \"parsed\"}"];

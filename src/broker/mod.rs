@@ -9,6 +9,7 @@
 //! A broker is added by one more variant in [`Address`], [`Source`], [`Sink`] and `ReceiptKind`, and of
 //! what [`open_sources`] and [`open_sinks`] open as one.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::future::Future;
 use std::path::Path;
@@ -72,6 +73,8 @@ pub enum Encoding {
 pub struct Delivery {
     /// The event.
     pub content: Content,
+    /// What its queue calls it: the name of a spool's file. A message has none.
+    pub name: Option<OsString>,
     /// How often it was delivered before, when the broker says so (`x-delivery-count`, tries).
     pub earlier_deliveries: Option<u64>,
     /// What settles it.
@@ -304,6 +307,23 @@ impl Sink {
         self.publish_with(content, &[])
     }
 
+    /// As [`Sink::publish`], the result of the event of this name: a directory names its file after it. A
+    /// message has no place for it.
+    ///
+    /// # Errors
+    /// Those of [`Sink::publish`].
+    pub fn publish_named(
+        &self,
+        content: Content,
+        event: Option<OsString>,
+    ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
+        match self {
+            Self::RabbitMq(sink) => Either::Left(Either::Left(sink.publish(content, &[]))),
+            Self::Spool(sink) => Either::Left(Either::Right(sink.publish(content, event))),
+            Self::Several(sinks) => Either::Right(sinks.publish_named(&content, event.as_deref())),
+        }
+    }
+
     /// As [`Sink::publish`], with headers of the message. A directory has no place for them.
     ///
     /// # Errors
@@ -315,7 +335,7 @@ impl Sink {
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
         match self {
             Self::RabbitMq(sink) => Either::Left(Either::Left(sink.publish(content, headers))),
-            Self::Spool(sink) => Either::Left(Either::Right(sink.publish(content))),
+            Self::Spool(sink) => Either::Left(Either::Right(sink.publish(content, None))),
             Self::Several(sinks) => Either::Right(sinks.publish(&content, headers)),
         }
     }

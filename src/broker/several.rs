@@ -6,6 +6,7 @@
 //! spool has no sessions to be shared.
 
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::iter::repeat_n;
 use std::num::NonZeroU32;
 use std::path::Path;
@@ -211,17 +212,38 @@ impl Sinks {
         content: &Content,
         headers: &[(&'static str, String)],
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
-        let publishing = self
-            .sinks
-            .iter()
-            .map(|sink| Box::pin(sink.publish_with(content.clone(), headers)) as Publishing);
-        let all = join_all(publishing.collect::<Vec<_>>());
-        async move { all.await.into_iter().collect() }
+        let sinks = self.sinks.iter();
+        all_of(
+            sinks
+                .map(|sink| Box::pin(sink.publish_with(content.clone(), headers)) as Publishing)
+                .collect(),
+        )
+    }
+
+    /// The same for the result of the event of this name.
+    pub(super) fn publish_named(
+        &self,
+        content: &Content,
+        event: Option<&OsStr>,
+    ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
+        let sinks = self.sinks.iter();
+        let named = |sink: &Sink| {
+            let event = event.map(OsStr::to_owned);
+            Box::pin(sink.publish_named(content.clone(), event)) as Publishing
+        };
+        all_of(sinks.map(named).collect())
     }
 
     pub(super) async fn close(self) {
         join_all(self.sinks.into_iter().map(|sink| Box::pin(sink.close()))).await;
     }
+}
+
+fn all_of(
+    publishing: Vec<Publishing>,
+) -> impl Future<Output = Result<(), PublishError>> + Send + 'static {
+    let all = join_all(publishing);
+    async move { all.await.into_iter().collect() }
 }
 
 type Publishing = std::pin::Pin<Box<dyn Future<Output = Result<(), PublishError>> + Send>>;

@@ -1,6 +1,6 @@
 //! HTCondor's `ClassAd`s as it leaves them beside a job: long form, one `Name = expression` a line.
 //! Only literals are read; an expression is as good as nothing. Names have no case. Strings are written as
-//! in old ClassAds: `\"` is a quote, any other backslash stands for itself.
+//! in old `ClassAds`: `\"` is a quote, any other backslash stands for itself.
 
 use std::ffi::OsStr;
 use std::path::Path;

@@ -159,18 +159,18 @@ fn secrets(environment: &Environment, job: &Ad, scratch: Option<&Path>) -> Vec<P
 
 /// The ads, the job's executable, its two outputs.
 fn papers(environment: &Environment, job: &Ad, scratch: Option<&Path>) -> Vec<PathBuf> {
-    let named = [JOB_AD, MACHINE_AD];
-    let named = named
+    let by_variable = [JOB_AD, MACHINE_AD];
+    let by_variable = by_variable
         .iter()
         .filter_map(|name| environment.get(OsStr::new(name)));
-    let mut papers: Vec<PathBuf> = named
+    let mut papers: Vec<PathBuf> = by_variable
         .map(PathBuf::from)
         .filter(|path| path.is_absolute())
         .collect();
     let Some(scratch) = scratch else {
         return papers;
     };
-    let names = [
+    let in_scratch = [
         ".job.ad",
         ".machine.ad",
         ".update.ad",
@@ -178,7 +178,7 @@ fn papers(environment: &Environment, job: &Ad, scratch: Option<&Path>) -> Vec<Pa
         "_condor_stderr",
     ];
     papers.extend(
-        names
+        in_scratch
             .iter()
             .chain(&OWN_FILES)
             .map(|name| scratch.join(name)),
@@ -201,11 +201,11 @@ fn input_files(job: &Ad, scratch: &Path, warnings: &mut Vec<String>) -> Vec<Path
         return Vec::new();
     };
     let entries = list.split(',').map(str::trim);
-    let (contents, named): (Vec<&str>, Vec<&str>) = entries
+    let (contents, single): (Vec<&str>, Vec<&str>) = entries
         .filter(|entry| !entry.is_empty())
         .partition(|entry| entry.ends_with('/') && !is_url(entry));
     let mut names: BTreeSet<OsString> = BTreeSet::new();
-    for entry in named {
+    for entry in single {
         let candidates = names_of(entry);
         match candidates.iter().find(|name| is_there(&scratch.join(name))) {
             Some(name) => {

@@ -179,7 +179,7 @@ fn unescaped(field: &[u8]) -> PathBuf {
             ],
         ) = (*byte, after)
         {
-            path.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+            path.push(((a - b'0') << 6) | ((b - b'0') << 3) | (c - b'0'));
             rest = behind;
         } else {
             path.push(*byte);

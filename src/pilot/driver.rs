@@ -2,6 +2,7 @@
 //! carries out the actions. Owns the receipts, the results on their way out, and the timers.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ pub struct Extras {
 /// One taken and unsettled event.
 struct Held {
     receipt: Receipt,
+    /// What its queue calls it.
+    name: Option<OsString>,
     earlier_deliveries: Option<u64>,
     /// The event until its task starts or is made ready, the result once it ended.
     content: Option<Content>,
@@ -214,6 +217,7 @@ impl Driver<'_> {
                 self.ledger.received(id, &delivery);
                 let Delivery {
                     content,
+                    name,
                     receipt,
                     earlier_deliveries,
                 } = delivery;
@@ -222,6 +226,7 @@ impl Driver<'_> {
                     id,
                     Held {
                         receipt,
+                        name,
                         earlier_deliveries,
                         content: Some(content),
                         turn: None,
@@ -345,7 +350,7 @@ impl Driver<'_> {
                 let Some(content) = self.take_content(id) else {
                     return;
                 };
-                let confirmed = self.sink.publish(content);
+                let confirmed = self.sink.publish_named(content, self.name_of(id));
                 self.go(async move { Done::Published(id, confirmed.await) });
             }
             Action::Settle(id, verdict) => {
@@ -403,6 +408,10 @@ impl Driver<'_> {
         let runner = Rc::clone(&self.runner);
         let will = self.will.subscribe();
         self.go(async move { Done::Task(id, runner.run(id, content, turn, will).await) });
+    }
+
+    fn name_of(&self, id: TaskId) -> Option<OsString> {
+        self.held.get(&id)?.name.clone()
     }
 
     fn take_content(&mut self, id: TaskId) -> Option<Content> {

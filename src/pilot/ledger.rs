@@ -142,6 +142,8 @@ impl Ledger {
         let mut record = TaskRecord::of(&self.source);
         record.task_id = id.to_string();
         record.received_unix_secs = UnixTime::now();
+        let name = delivery.name.as_ref();
+        record.event_name = name.map(|name| name.to_string_lossy().into_owned());
         record.earlier_deliveries = delivery.earlier_deliveries;
         record.input_bytes = size(&delivery.content);
         let first = *self

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::poison::REJECTED_DIR;
-use crate::config::{BrokerConfig, Config, ENV_FILE_NAME};
+use crate::config::{BrokerConfig, Config, ENV_FILE_NAME, TokenFile};
 use crate::status;
 use crate::task::own::{OwnPath, Privacy};
 use crate::task::staging::{DATA_DIR, SCRATCH_DIR};
@@ -28,7 +28,7 @@ pub(super) fn own_paths(config: &Config) -> Vec<OwnPath> {
     for queue in config.incoming.iter().chain(&config.outgoing) {
         match &queue.broker {
             BrokerConfig::RabbitMq(address) => {
-                let file = address.token_file.as_ref().map(|file| file.path());
+                let file = address.token_file.as_ref().map(TokenFile::path);
                 own.extend(Privacy::Secret, "a queue's token file", file);
             }
             BrokerConfig::Spool(directory) => own.add(Privacy::Store, "a spool", directory),

@@ -44,6 +44,7 @@
 //! | field | type | meaning |
 //! | --- | --- | --- |
 //! | `task_id` | text | also the name of its directory |
+//! | `event_name` | text or null | what its queue calls the event: the name of a spool's file; null for a message of RabbitMQ's |
 //! | `slot` | integer or null | which of the pilot's slots, from 1; null when it never started |
 //! | `earlier_deliveries` | integer or null | how often the broker had delivered the event before (`x-delivery-count`; tries in a spool) |
 //! | `received_unix_secs` | number | the event was taken |

@@ -112,6 +112,7 @@ record! {
     /// The line of one task.
     TaskRecord, Task, {
         task_id: String,
+        event_name: Option<String>,
         slot: Option<u32>,
         earlier_deliveries: Option<u64>,
         received_unix_secs: UnixTime,

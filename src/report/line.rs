@@ -73,6 +73,8 @@ pub(super) struct Line<'a> {
 
     #[serde(borrow)]
     pub(super) task_id: Option<Text<'a>>,
+    #[serde(borrow)]
+    pub(super) event_name: Option<Text<'a>>,
     pub(super) slot: Option<u32>,
     pub(super) earlier_deliveries: Option<u64>,
     pub(super) received_unix_secs: Option<f64>,

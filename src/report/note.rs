@@ -7,16 +7,21 @@ use super::line::{Line, Text};
 
 /// The longest line of an error.
 const ERROR_COLUMNS: usize = 240;
+/// The longest name of an event.
+const NAME_COLUMNS: usize = 60;
 
 /// The record in words.
 pub(super) fn words(line: &Line<'_>) -> String {
     let text = |text: &Option<Text<'_>>| text.as_ref().map(|text| text.as_str().to_owned());
     let outcome = text(&line.outcome).unwrap_or_default().replace('_', " ");
     let class = text(&line.fault_class).map(|class| format!(" ({class})"));
+    let event =
+        text(&line.event_name).map(|event| format!(" · event {}", one_line(&event, NAME_COLUMNS)));
     let mut lines = vec![format!(
-        "{outcome}{} · task {}",
+        "{outcome}{} · task {}{}",
         class.unwrap_or_default(),
-        text(&line.task_id).unwrap_or_default()
+        text(&line.task_id).unwrap_or_default(),
+        event.unwrap_or_default()
     )];
     let mut place = format!(
         "{}{}",

@@ -128,6 +128,7 @@ impl Source {
             orders: self.orders.clone(),
         };
         Some(Ok(Delivery {
+            name: None,
             content: Content::Frame(arrival.body),
             earlier_deliveries: arrival.earlier_deliveries,
             receipt: crate::broker::Receipt::new(ReceiptKind::RabbitMq(receipt)),

@@ -4,16 +4,20 @@
 //!
 //! Order: by name among what a look found, then what was announced since, as it came.
 
-use std::collections::{BinaryHeap, VecDeque};
-use std::ffi::OsString;
-use std::fs;
+use std::collections::{BinaryHeap, HashSet, VecDeque};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, FileType};
 use std::sync::Arc;
 
 use super::claim::{Claim, Desk, Outcome, Sighting};
 use super::layout::{Trouble, is_event_name};
+use crate::regular_file::kind_of;
 
 /// Names kept: about 1.5 MB. A queue of 100,000 is looked through seven times.
 const NAMES_MAX: usize = 16 * 1024;
+
+/// At most so many things that are no files are remembered to have been warned of.
+const WARNED_MAX: usize = 1024;
 
 /// What looking for an event came to.
 #[derive(Debug)]
@@ -32,6 +36,8 @@ pub(super) struct Backlog {
     announced: VecDeque<OsString>,
     /// There is, or may be, more in the directory than is remembered.
     more: bool,
+    /// What is no file and was warned of.
+    warned: HashSet<OsString>,
 }
 
 impl Backlog {
@@ -82,9 +88,21 @@ impl Backlog {
             match desk.claim(&name, sighting)? {
                 Outcome::Claimed(claim) => return Ok(Next::Claimed(claim)),
                 Outcome::Gone => {}
+                Outcome::NoFile(kind) => self.warn(desk, &name, kind),
                 Outcome::NotYet => not_yet = true,
             }
         }
+    }
+
+    /// Says once of each thing that it waits in vain.
+    fn warn(&mut self, desk: &Desk, name: &OsStr, kind: FileType) {
+        if self.warned.len() >= WARNED_MAX || !self.warned.insert(name.to_owned()) {
+            return;
+        }
+        tracing::warn!(
+            path = %desk.layout.waiting.join(name).display(),
+            "this is {}, no file, and is not taken for an event; put files here", kind_of(kind)
+        );
     }
 
     /// Remembers the first names of the directory.
@@ -95,8 +113,15 @@ impl Backlog {
         for entry in fs::read_dir(waiting).map_err(Trouble::on("read directory", waiting))? {
             let entry = entry.map_err(Trouble::on("read directory", waiting))?;
             let name = entry.file_name();
-            let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
-            if !is_file || !is_event_name(&name) {
+            if !is_event_name(&name) || desk.layout.is_own(&name) {
+                continue;
+            }
+            // Whose type can't be told is gone.
+            let Ok(kind) = entry.file_type() else {
+                continue;
+            };
+            if !kind.is_file() {
+                self.warn(desk, &name, kind);
                 continue;
             }
             first.push(name);

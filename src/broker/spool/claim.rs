@@ -39,8 +39,10 @@ pub(super) enum Sighting {
 #[derive(Debug)]
 pub(super) enum Outcome {
     Claimed(Box<Claim>),
-    /// Somebody else has it, or it is no event.
+    /// Somebody else has it.
     Gone,
+    /// It is something else than a file.
+    NoFile(fs::FileType),
     /// Look again in a moment.
     NotYet,
 }
@@ -91,7 +93,11 @@ impl Desk {
             found => found.map_err(Trouble::on("look at", &from))?,
         };
         if !found.is_file() {
-            return Ok(Outcome::Gone);
+            return Ok(if self.layout.is_own(name) {
+                Outcome::Gone
+            } else {
+                Outcome::NoFile(found.file_type())
+            });
         }
         if sighting == Sighting::Found && is_young(&found) {
             return Ok(Outcome::NotYet);

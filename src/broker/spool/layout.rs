@@ -126,6 +126,13 @@ impl Layout {
         })
     }
 
+    /// Whether a name among the waiting events is that of a directory of the queue's own.
+    pub(super) fn is_own(&self, name: &OsStr) -> bool {
+        [&self.claimed, &self.done, &self.failed]
+            .iter()
+            .any(|own| own.file_name() == Some(name))
+    }
+
     /// Makes the directories that are missing: for results only the queue's own.
     pub(super) fn create(&self) -> Result<(), Trouble> {
         let all = [
@@ -208,6 +215,62 @@ fn move_new(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
+/// After so many numbers a name gets a random tag: each further try costs a call to the file system.
+const NUMBERS_MAX: u32 = 100;
+
+/// Moves the result of an event into a directory, under a name made of the event's, with a number where
+/// that is taken: `a.json` becomes `a.json`, or `a.2.json`. Only one of those who want a name gets it, as
+/// with [`move_beside`].
+pub(super) fn move_as_result(
+    from: &Path,
+    directory: &Path,
+    event: &OsStr,
+    format: FileFormat,
+) -> Result<(), Trouble> {
+    let mut number = 1;
+    loop {
+        let tag = match number {
+            1 => None,
+            2..=NUMBERS_MAX => Some(number.to_string()),
+            _ => Some(Uuid::now_v7().simple().to_string()),
+        };
+        let to = directory.join(result_name(event, tag.as_deref(), format));
+        match move_new(from, &to) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            Err(error) => return Err(Trouble::on("move", from)(error)),
+        }
+    }
+}
+
+/// The suffix says what is in the file. One of the event's that says the same of the event goes; any other
+/// belongs to the name.
+fn result_name(event: &OsStr, tag: Option<&str>, format: FileFormat) -> OsString {
+    let path = Path::new(event);
+    let is_kind = |suffix: &OsStr| {
+        ["json", "txt"]
+            .iter()
+            .any(|kind| suffix.eq_ignore_ascii_case(kind))
+    };
+    let stem = match (path.file_stem(), path.extension()) {
+        (Some(stem), Some(suffix)) if is_kind(suffix) => stem,
+        _ => event,
+    };
+    let tag = tag.map(|tag| format!(".{tag}")).unwrap_or_default();
+    let end = format!("{tag}.{}", suffix_of(format));
+    let stem = stem.as_bytes();
+    let stem = &stem[..stem.len().min(NAME_MAX.saturating_sub(end.len()))];
+    OsString::from_vec([stem, end.as_bytes()].concat())
+}
+
+/// What the name of a file of this kind ends with.
+pub(super) fn suffix_of(format: FileFormat) -> &'static str {
+    match format {
+        FileFormat::Json => "json",
+        FileFormat::Text => "txt",
+    }
+}
+
 /// `a.b.json` becomes `a.b.TAG.json`: the suffix says what is in the file, so it stays last.
 fn similar(name: &OsStr, tag: &str) -> OsString {
     let path = Path::new(name);
@@ -270,6 +333,26 @@ mod tests {
         assert_eq!(fs::read_to_string(into.join(&name)).unwrap(), "new");
         assert_eq!(format_of(&name), FileFormat::Json);
         assert!(!from.exists());
+    }
+
+    #[test]
+    fn a_result_is_named_after_its_event_and_its_suffix_says_what_it_is() {
+        let (json, text) = (FileFormat::Json, FileFormat::Text);
+        for (event, tag, format, result) in [
+            ("p1.json", None, json, "p1.json"),
+            ("p1.txt", None, json, "p1.json"),
+            ("p1.JSON", Some("2"), text, "p1.2.txt"),
+            ("p1", None, text, "p1.txt"),
+            ("run.17", Some("3"), json, "run.17.3.json"),
+            ("a.b.json", None, json, "a.b.json"),
+            ("a.fits", None, text, "a.fits.txt"),
+        ] {
+            let name = result_name(OsStr::new(event), tag, format);
+            assert_eq!(name, result, "{event}");
+            assert!(is_event_name(&name));
+        }
+        let long = OsString::from("x".repeat(255));
+        assert_eq!(result_name(&long, Some("17"), json).len(), NAME_MAX);
     }
 
     #[test]

@@ -11,7 +11,9 @@
 //!
 //! Any number of pilots, on any number of machines, may share a queue: each step is one rename,
 //! which can succeed only once. Events are taken in the order of their names. A result is a file
-//! of its own, `TIME-ORDERED-UUID.json` or `.txt`, on disk before it is visible.
+//! of its own, on disk before it is visible, and named after its event: that of `p1.json` is `p1.json`, or
+//! `p1.txt` if it is text, with a number where that is taken (`p1.2.json`); that of an event without a name,
+//! from RabbitMQ, `TIME-ORDERED-UUID.json` or `.txt`. What is no file (a link, a directory) is warned of once.
 //!
 //! | file | what it is |
 //! | --- | --- |

@@ -1,6 +1,6 @@
 //! Results into a directory. Talks to the file system, off the pilot's event loop.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::future::Future;
 use std::io::Write;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use super::layout::{Layout, Trouble};
+use super::layout::{Layout, Trouble, move_as_result};
 use super::{died, off_the_loop};
 use crate::broker::outlet::{NextTry, RefusedResult, RefusesSince};
 use crate::broker::{BrokerError, Content, Direction, FileFormat, Place, PublishError, Resilience};
@@ -54,6 +54,7 @@ impl Sink {
     pub(in crate::broker) fn publish(
         &self,
         content: Content,
+        event: Option<OsString>,
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
         let layout = Arc::clone(&self.layout);
         let (slots, room) = (Arc::clone(&self.slots), Arc::clone(&self.bytes));
@@ -81,13 +82,14 @@ impl Sink {
             let mut waiting = None;
             loop {
                 let (layout, bytes) = (Arc::clone(&layout), Arc::clone(&bytes));
+                let event = event.clone();
                 let permits = Arc::clone(&permits);
                 // A directory that was deleted is made again, as a queue is.
                 let is_again = waiting.is_some();
                 let written = off_the_loop(move || {
                     let _while_writing = permits;
                     let made = if is_again { layout.create() } else { Ok(()) };
-                    made.and_then(|()| write_result(&layout, format, &bytes))
+                    made.and_then(|()| write_result(&layout, event.as_deref(), format, &bytes))
                         .map_err(Trouble::into_publish)
                 });
                 let error = match written.await {
@@ -140,14 +142,17 @@ pub(super) async fn try_to_write(layout: &Arc<Layout>) -> Result<(), BrokerError
     }
 }
 
-/// On disk first, then visible, then the name on disk too.
-fn write_result(layout: &Layout, format: FileFormat, bytes: &[u8]) -> Result<(), Trouble> {
-    let suffix = match format {
-        FileFormat::Json => "json",
-        FileFormat::Text => "txt",
-    };
+/// On disk first, then visible, then the name on disk too. The result of an event without a name gets one
+/// in the order of time.
+fn write_result(
+    layout: &Layout,
+    event: Option<&OsStr>,
+    format: FileFormat,
+    bytes: &[u8],
+) -> Result<(), Trouble> {
     let directory = &layout.waiting;
-    let name = OsString::from(format!("{}.{suffix}", Uuid::now_v7()));
+    let nameless = OsString::from(Uuid::now_v7().to_string());
+    let event = event.unwrap_or(&nameless);
     let hidden = directory.join(format!(".{}", Uuid::new_v4().simple()));
     let write = || {
         let mut file = File::create_new(&hidden)?;
@@ -156,9 +161,7 @@ fn write_result(layout: &Layout, format: FileFormat, bytes: &[u8]) -> Result<(),
     };
     let written = write()
         .map_err(Trouble::on("write", &hidden))
-        .and_then(|()| {
-            fs::rename(&hidden, directory.join(&name)).map_err(Trouble::on("move", &hidden))
-        });
+        .and_then(|()| move_as_result(&hidden, directory, event, format));
     if written.is_err() {
         // The reason is in the error; a leftover hidden file harms nobody.
         let _leftover = fs::remove_file(&hidden);

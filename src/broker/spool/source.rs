@@ -188,9 +188,11 @@ impl Source {
             });
         };
         let earlier_deliveries = Some(claim.failures);
+        let name = Some(claim.name().to_owned());
         let receipt = ReceiptKind::Spool(Receipt { claim, _room: room });
         Ok(Delivery {
             content,
+            name,
             earlier_deliveries,
             receipt: crate::broker::Receipt::new(receipt),
         })

@@ -16,9 +16,9 @@ async fn results_get_names_of_their_own_in_the_order_of_time_and_can_be_the_next
         .unwrap();
     for number in 0..20 {
         let content = Content::File(FileFormat::Json, number.to_string().into_bytes());
-        sink.publish(content).await.unwrap();
+        sink.publish(content, None).await.unwrap();
     }
-    sink.publish(Content::File(FileFormat::Text, b"end".to_vec()))
+    sink.publish(Content::File(FileFormat::Text, b"end".to_vec()), None)
         .await
         .unwrap();
     let names = spool.names("");
@@ -36,8 +36,48 @@ async fn results_get_names_of_their_own_in_the_order_of_time_and_can_be_the_next
         Path::new(names.last().unwrap()).extension(),
         Some("txt".as_ref())
     );
-    let frame = sink.publish(Content::Frame(Vec::new())).await;
+    let frame = sink.publish(Content::Frame(Vec::new()), None).await;
     assert_eq!(frame, Err(PublishError::WrongEncoding));
+}
+
+#[tokio::test]
+async fn pilots_that_share_a_spool_never_write_over_each_others_results() {
+    let spool = Spool::new();
+    let mut sinks = Vec::new();
+    for _ in 0..4 {
+        sinks.push(
+            Sink::open("q", spool.root.path(), &Resilience::none())
+                .await
+                .unwrap(),
+        );
+    }
+    let all = (0..200).map(|number: usize| {
+        let content = Content::File(FileFormat::Json, number.to_string().into_bytes());
+        sinks[number % sinks.len()].publish(content, Some("p1.json".into()))
+    });
+    for published in futures_util::future::join_all(all).await {
+        published.unwrap();
+    }
+    let names = spool.names("");
+    let mut numbers: Vec<usize> = names
+        .iter()
+        .map(|name| {
+            fs::read_to_string(spool.path(name))
+                .unwrap()
+                .parse()
+                .unwrap()
+        })
+        .collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..200).collect::<Vec<_>>());
+    for name in ["p1.json", "p1.2.json", "p1.100.json"] {
+        assert!(
+            names
+                .iter()
+                .any(|there| Path::new(there) == Path::new(name)),
+            "{names:?}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -48,7 +88,7 @@ async fn a_result_that_cannot_be_written_leaves_nothing_and_says_where() {
         .unwrap();
     fs::remove_dir(spool.root.path().join("out")).unwrap();
     let error = sink
-        .publish(Content::File(FileFormat::Json, b"1".to_vec()))
+        .publish(Content::File(FileFormat::Json, b"1".to_vec()), None)
         .await
         .unwrap_err();
     assert!(matches!(&error, PublishError::Spool { .. }), "{error}");
