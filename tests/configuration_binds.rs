@@ -13,9 +13,7 @@ fn run(directories: &str) -> (Outcome, bool) {
     let scene = Scene::task(images::busybox(), "cp /etc/debian_version {{OUTFILE}}");
     let (scene, incoming, outgoing) = scene.spool();
     incoming.put("event", "");
-    for name in ["data"] {
-        fs::create_dir(scene.dir().join(name)).expect("made");
-    }
+    fs::create_dir(scene.dir().join("data")).expect("made");
     fs::write(scene.dir().join("file"), "").expect("written");
     let here = scene.dir().to_str().expect("it is UTF-8");
     let directories = directories.replace("DIR", here);

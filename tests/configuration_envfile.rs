@@ -82,7 +82,7 @@ fn an_env_file_or_ad_that_is_no_file_is_told_and_not_waited_for() {
         ("a FIFO", |path| mkfifo(path, Mode::S_IRWXU).expect("made")),
         ("a directory", |path| fs::create_dir(path).expect("made")),
         ("a device", |path| {
-            symlink("/dev/zero", path).expect("linked")
+            symlink("/dev/zero", path).expect("linked");
         }),
         ("a socket", |path| {
             drop(std::os::unix::net::UnixListener::bind(path).expect("bound"));

@@ -66,7 +66,11 @@ fn file_systems_mounted_below_an_external_directory_are_seen_and_cannot_be_writt
     let private = external.join("private");
     fs::create_dir_all(private.join("point")).expect("made");
     mounted.push(Mounted::tmpfs(&private.join("point")));
-    fs::set_permissions(&private, std::os::unix::fs::PermissionsExt::from_mode(0)).expect("set");
+    fs::set_permissions(
+        &private,
+        std::os::unix::fs::PermissionsExt::from_mode(0o000),
+    )
+    .expect("set");
 
     // By a link to it too, which is then where tasks see it, and in an order that covers what is below.
     let link = top.path().join("link");
@@ -154,7 +158,7 @@ fn a_file_system_below_an_external_directory_that_hangs_does_not_hang_the_pilot(
             .set("EWMS_PILOT_EXTERNAL_DIRECTORIES", top.path());
         let (scene, incoming, _) = scene.spool();
         incoming.put("event.txt", "");
-        let outcome = scene.run(Duration::from_secs(60));
+        let outcome = scene.run(Duration::from_mins(1));
         outcome.assert_code(3);
         assert!(incoming.files().contains_key("event.txt"));
         let last = outcome.last_line();

@@ -83,8 +83,8 @@ fn urls_with_a_query_and_names_with_a_backslash_are_seen() {
     let served = tempfile::tempdir().expect("a directory");
     fs::write(served.path().join("data.txt"), "ddd").expect("written");
     fs::write(served.path().join("more.txt"), "mmm").expect("written");
-    let server = WebServer::start(served.path());
-    let base = format!("http://127.0.0.1:{}", server.port);
+    let web = WebServer::start(served.path());
+    let base = format!("http://127.0.0.1:{}", web.port);
     let list = format!(
         "{base}/data.txt?sig=a%2Fb&secret=s3cret, {base}/more.txt?path=x/y, a.txt, odd\\name.txt"
     );

@@ -47,7 +47,11 @@ impl Mounted {
             point: point.to_owned(),
             server: Some(server),
         };
-        assert!(eventually(SOON, || is_mounted(point)), "{point:?}");
+        assert!(
+            eventually(SOON, || is_mounted(point)),
+            "{}",
+            point.display()
+        );
         mounted
     }
 
@@ -77,7 +81,7 @@ fn mount(arguments: &[&str], point: &Path) {
     let mut command = Command::new("sudo");
     let status = command.arg("mount").args(arguments).arg(point).status();
     let status = status.expect("the execution point has sudo");
-    assert!(status.success(), "mount {arguments:?} {point:?}: {status}");
+    assert!(status.success(), "mount {arguments:?}: {status}");
 }
 
 fn is_mounted(point: &Path) -> bool {
