@@ -291,6 +291,29 @@ fn a_pilot_told_to_end_while_the_broker_is_away_does_not_wait_for_it() {
 }
 
 #[test]
+fn a_pilot_that_starts_while_the_broker_has_no_memory_runs_its_task_and_waits_for_the_confirm() {
+    let broker = Broker::start();
+    let (incoming, outgoing) = (
+        Queue::unique_at("alarm", &broker.address()),
+        Queue::unique_at("alarm-out", &broker.address()),
+    );
+    assert_eq!(outgoing.depth(), 0);
+    incoming.produce(["\"pixel\""]);
+    let alarm = OutOfMemory::new(&broker);
+    let scene = Scene::task(images::busybox(), "cp {{INFILE}} {{OUTFILE}}")
+        .rabbitmq(&incoming, &outgoing)
+        .set("EWMS_PILOT_TIMEOUT_QUEUE_WAIT_FOR_FIRST_MESSAGE", "60");
+    let mut pilot = scene.start();
+    pilot.wait_for_line("task succeeded", LONG);
+    drop(alarm);
+    let outcome = pilot.wait(LONG);
+    outcome.assert_code(0);
+    assert!(!outcome.stderr.contains("is lost"), "{}", outcome.stderr);
+    assert_eq!(outgoing.consume(2, Duration::from_secs(1)), ["\"pixel\""]);
+    assert_eq!(incoming.depth(), 0);
+}
+
+#[test]
 fn a_pilot_told_to_end_while_the_broker_has_no_memory_does_not_wait_for_it() {
     let broker = Broker::start();
     let mut outage = Outage::before(&broker, 3);

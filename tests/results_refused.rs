@@ -456,6 +456,31 @@ fn a_user_who_may_not_send_results_is_named_before_any_event_is_taken_and_by_che
 }
 
 #[test]
+fn an_event_that_the_user_may_not_put_away_stays_in_its_queue_and_is_not_run_again() {
+    let (_broker, incoming, outgoing, address) = with_reader("^$");
+    let dead = format!("{}-dead", incoming.name());
+    let scene = Scene::task(
+        images::busybox(),
+        r#"sh -c "echo >> {{DATA_HUB}}/starts; exit 1""#,
+    )
+    .rabbitmq(&incoming, &outgoing)
+    .set("EWMS_PILOT_QUEUE_INCOMING_BROKER_ADDRESS", address)
+    .set("EWMS_PILOT_STOP_LISTENING_ON_TASK_ERROR", "False")
+    .set("EWMS_PILOT_MAX_DELIVERIES", "1")
+    .set("EWMS_PILOT_QUEUE_DEAD_LETTER", dead);
+    let outcome = scene.run(Duration::from_mins(1));
+    outcome.assert_code(1);
+    let mut lines = outcome.stderr.lines();
+    let said = lines.find(|line| line.contains("could not be put away"));
+    let said = said.unwrap_or_else(|| panic!("{}", outcome.stderr));
+    for words in ["write access", "EWMS_PILOT_QUEUE_DEAD_LETTER"] {
+        assert!(said.contains(words), "{said}");
+    }
+    assert_eq!(starts(&scene), 1, "{}", outcome.stderr);
+    assert!(eventually(SOON, || incoming.depth() == 1));
+}
+
+#[test]
 fn a_user_who_may_not_send_any_more_is_told_and_no_result_counts_as_sent_again() {
     let (broker, incoming, outgoing, address) = with_reader(".*");
     let scene = Scene::task(images::busybox(), HELD)

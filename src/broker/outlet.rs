@@ -91,12 +91,14 @@ pub(super) enum NextTry {
     None,
 }
 
-/// One result that was refused. While it is there no event is taken.
+/// One result that was refused. While it is there no event is taken; and none any more once one was
+/// refused for too long, for that ends the pilot.
 #[derive(Debug)]
 pub(super) struct RefusedResult {
     count: watch::Sender<usize>,
     resilience: Resilience,
     times: u32,
+    next: NextTry,
     /// When it saw that the pilot must end.
     hurried: Option<Instant>,
 }
@@ -109,6 +111,7 @@ impl RefusedResult {
             count,
             resilience: resilience.clone(),
             times: 0,
+            next: NextTry::Now,
             hurried: None,
         }
     }
@@ -120,6 +123,11 @@ impl RefusedResult {
         since: &RefusesSince,
         error: &PublishError,
     ) -> NextTry {
+        self.next = self.wait(at, since, error).await;
+        self.next
+    }
+
+    async fn wait(&mut self, at: &Place, since: &RefusesSince, error: &PublishError) -> NextTry {
         let refused_for = since.begin().elapsed();
         let left = self
             .resilience
@@ -159,7 +167,10 @@ async fn hurry_ends(resilience: &Resilience, hurried: &mut Option<Instant>) {
 
 impl Drop for RefusedResult {
     fn drop(&mut self) {
-        self.count.send_modify(|count| *count -= 1);
+        match self.next {
+            NextTry::Now => self.count.send_modify(|count| *count -= 1),
+            NextTry::None => {}
+        }
     }
 }
 
@@ -214,16 +225,11 @@ mod tests {
         // The next result's outage is the same one.
         let mut next = RefusedResult::new(&resilience);
         assert_eq!(next.next_try(&at(), &since, &nacked()).await, NextTry::None);
-        drop(refused);
+        drop((refused, next));
         assert_eq!(
             outlet(&resilience, Outlet::Refuses).await,
             None,
-            "one waits"
-        );
-        drop(next);
-        assert_eq!(
-            outlet(&resilience, Outlet::Refuses).await,
-            Some(Outlet::Takes)
+            "the pilot ends"
         );
     }
 
@@ -238,6 +244,9 @@ mod tests {
             );
             since.takes();
         }
+        drop(refused);
+        let now = outlet(&resilience, Outlet::Refuses).await;
+        assert_eq!(now, Some(Outlet::Takes));
     }
 
     #[tokio::test(start_paused = true)]

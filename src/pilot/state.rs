@@ -6,7 +6,8 @@
 //! - a failed one goes back to the queue, and if the failure closes the intake, only after the
 //!   intake is closed, so that this pilot does not get it again;
 //! - one that failed for the last time that it may, or would fail each time, is put where nobody gets it
-//!   again, and only then taken out of the queue; but only if the operator asked for that;
+//!   again, and only then taken out of the queue; but only if the operator asked for that. If it can't be
+//!   put there it is given back, and the intake closes;
 //! - while results are refused no event is taken and no task is started: the results wait, and when they
 //!   waited in vain their events are given back, once the intake is closed;
 //! - one that failed through no fault of its own or its task's is given back, which is no mark against
@@ -410,15 +411,13 @@ impl State {
                 self.tally.rejected += 1;
                 Verdict::Rejected
             }
-            Err(NotPutAway::Refused(reason)) => {
-                // Run again it would only be refused again, and be deleted by its broker in the end.
-                self.fatal.get_or_insert(reason);
+            Err(error) => {
+                // Run again it would only fail again, and be deleted by its broker in the end.
+                if let NotPutAway::Refused(reason) = error {
+                    self.fatal.get_or_insert(reason);
+                }
                 self.stop_intake(actions);
                 self.give_back(id, Verdict::Released, actions);
-                return;
-            }
-            Err(NotPutAway::Failed(reason)) => {
-                self.give_back(id, Verdict::Failed { reason }, actions);
                 return;
             }
         };

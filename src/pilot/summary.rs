@@ -58,7 +58,7 @@ pub(super) fn ended(conclusion: &Conclusion) -> Result<Ended, Fatal> {
         (_, Some(signal)) if failed.is_none() => return Err(Fatal::Signal(signal)),
         (_, Some(signal)) => Exit::Signal(signal),
         (Some(reason), None) => {
-            error!(%reason, "the broker was lost");
+            error!(%reason, "the broker was lost, or took no results");
             if failed.is_none() {
                 return Err(Fatal::Broker(reason.clone()));
             }

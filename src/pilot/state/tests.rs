@@ -300,7 +300,15 @@ fn an_event_that_could_not_be_put_away_stays_in_its_queue() {
     let (mut state, id, _) = last_failure(broken(), 2);
     let failed = NotPutAway::Failed("no such queue".to_owned());
     let back = state.on_event(Event::PutAway(id, Err(failed)));
-    assert!(matches!(&settles(&back)[..], [(_, Verdict::Failed { .. })]));
+    assert!(back.contains(&Action::StopIntake), "{back:?}");
+    assert_eq!(
+        settles(&back),
+        [],
+        "it would fail here again, and be deleted in the end"
+    );
+    let stopped = state.on_event(Event::IntakeStopped);
+    assert_eq!(settles(&stopped), [(id, Verdict::Released)]);
+    assert_eq!(state.conclude().fatal, None);
 }
 
 #[test]
