@@ -146,6 +146,26 @@ fn base64(bytes: &[u8]) -> String {
     text
 }
 
+/// Each of these used up the stack of the thread that decodes it, and of the next pilot's.
+#[test]
+fn headers_with_thousands_of_nested_values_end_no_pilot() {
+    let (incoming, outgoing) = (Queue::unique("nested"), Queue::unique("nested"));
+    incoming.publish_nested([
+        r#"{"headers": {}, "data": "tables"}"#,
+        r#"{"headers": {}, "data": "arrays"}"#,
+    ]);
+    incoming.produce([r#""flat""#]);
+    let outcome = pilot("cp {{INFILE}} {{OUTFILE}}", &incoming, &outgoing)
+        .set("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "10")
+        .run(SOON * 2);
+    outcome.assert_code(0);
+    assert_eq!(outgoing.depth(), 3, "{}", outcome.stderr);
+    let mut results = outgoing.consume(4, Duration::from_secs(1));
+    results.sort();
+    assert_eq!(results, [r#""arrays""#, r#""flat""#, r#""tables""#]);
+    assert_eq!(incoming.total(), 0);
+}
+
 #[test]
 fn events_that_cant_be_decoded_dont_keep_good_ones_from_being_done() {
     let (incoming, outgoing) = (Queue::unique("mixed"), Queue::unique("mixed"));

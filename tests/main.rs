@@ -46,4 +46,5 @@ mod telemetry;
 mod telemetry_terminal;
 mod tls;
 mod tokens;
+mod twins;
 mod wall_time;

@@ -11,6 +11,7 @@ pub(crate) mod images;
 pub(crate) mod mounts;
 pub(crate) mod oauth;
 pub(crate) mod processes;
+pub(crate) mod proxy;
 pub(crate) mod rabbitmq;
 pub(crate) mod scene;
 pub(crate) mod spool;

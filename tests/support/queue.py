@@ -2,6 +2,9 @@
 
 usage: queue.py ADDRESS QUEUE raw      publish stdin, base64 of one body a line, as it is
        queue.py ADDRESS QUEUE texts    publish stdin, one text a line, each compressed
+       queue.py ADDRESS QUEUE named   the same, each line being a message_id, a blank and a text
+       queue.py ADDRESS QUEUE nested   the same; the first one's header holds 5,000 nested tables, the second
+                                       one's as many nested arrays
        queue.py ADDRESS QUEUE take     take all ready messages and print them decompressed, one a line
        queue.py ADDRESS QUEUE classic  declare it as a classic queue
        queue.py ADDRESS QUEUE depth    print how many messages are ready
@@ -40,6 +43,26 @@ elif verb == "texts":
     channel.confirm_delivery()
     for line in sys.stdin.buffer:
         channel.basic_publish("", name, zstd.compress(line.rstrip(b"\n"), 3))
+elif verb == "named":
+    declare()
+    channel.confirm_delivery()
+    for line in sys.stdin.buffer:
+        identity, text = line.rstrip(b"\n").split(b" ", 1)
+        properties = pika.BasicProperties(message_id=identity.decode())
+        channel.basic_publish("", name, zstd.compress(text, 3), properties)
+elif verb == "nested":
+    declare()
+    channel.confirm_delivery()
+    sys.setrecursionlimit(1_000_000)
+    tables, arrays = {}, []
+    for _ in range(5_000):
+        tables = {"t": tables}
+    for _ in range(5_000):
+        arrays = [arrays]
+    for line in sys.stdin.buffer:
+        properties = pika.BasicProperties(headers=tables)
+        channel.basic_publish("", name, zstd.compress(line.rstrip(b"\n"), 3), properties)
+        tables, arrays = {"a": arrays}, []
 elif verb == "take":
     for _ in range(declare()):
         method, _properties, body = channel.basic_get(name, auto_ack=True)

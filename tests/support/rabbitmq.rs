@@ -80,6 +80,21 @@ impl Queue {
         self.call("texts", &lines);
     }
 
+    /// The same, each with its `message_id`.
+    pub(crate) fn publish_named(&self, messages: &[(&str, &str)]) {
+        let lines: Vec<String> = messages
+            .iter()
+            .map(|(id, text)| format!("{id} {text}\n"))
+            .collect();
+        self.call("named", &lines.concat());
+    }
+
+    /// The same, two of them: with a header of 5,000 nested tables, or arrays. (A frame holds
+    /// more, but RabbitMQ takes a minute for those.)
+    pub(crate) fn publish_nested(&self, texts: [&str; 2]) {
+        self.call("nested", &(texts.join("\n") + "\n"));
+    }
+
     /// Takes all messages and gives their texts as they are but decompressed.
     pub(crate) fn take_texts(&self) -> Vec<String> {
         self.call("take", "").lines().map(str::to_owned).collect()
@@ -118,12 +133,7 @@ impl Queue {
     /// Asks the queue's own state machine: the numbers in `list_queues` are up to five seconds old.
     #[track_caller]
     fn ask_the_leader(&self, query: &str) -> usize {
-        let expression = format!(
-            "{{ok, {{_, Count}}, _}} = ra:leader_query({{'%2F_{}', node()}}, fun rabbit_fifo:{query}/1), Count.",
-            self.name
-        );
-        let answer = rabbitmqctl(&["eval", &expression]);
-        answer.trim().parse().expect("a count is a number")
+        ask_the_leader(&self.name, query)
     }
 
     /// Lets its messages be delivered any number of times, and puts one that is given back at the end.
@@ -169,6 +179,21 @@ impl Drop for Queue {
             self.delete();
         }
     }
+}
+
+/// How many messages the queue of this name has, ready or held by a consumer.
+#[track_caller]
+pub(crate) fn messages_of(queue: &str) -> usize {
+    ask_the_leader(queue, "query_messages_total")
+}
+
+#[track_caller]
+fn ask_the_leader(queue: &str, query: &str) -> usize {
+    let expression = format!(
+        "{{ok, {{_, Count}}, _}} = ra:leader_query({{'%2F_{queue}', node()}}, fun rabbit_fifo:{query}/1), Count."
+    );
+    let answer = rabbitmqctl(&["eval", &expression]);
+    answer.trim().parse().expect("a count is a number")
 }
 
 /// Runs `rabbitmqctl` with the broker's rights and gives what it printed. Takes about a second.

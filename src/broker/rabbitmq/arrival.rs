@@ -14,13 +14,17 @@ pub(super) struct Arrival {
     pub(super) body: Vec<u8>,
     pub(super) flag: Flag,
     pub(super) earlier_deliveries: Option<u64>,
+    /// The producer's, if it set one.
+    pub(super) message_id: Option<String>,
 }
 
 impl Arrival {
     /// Nothing, when amqprs sends an end instead of a message.
     pub(super) fn of(message: ConsumerMessage, queue: QueueIndex) -> Option<Self> {
         let deliver = message.deliver?;
-        let counted = message.basic_properties.as_ref().and_then(delivery_count);
+        let properties = message.basic_properties.as_ref();
+        let counted = properties.and_then(delivery_count);
+        let message_id = properties.and_then(|properties| properties.message_id().cloned());
         let flag = if deliver.redelivered() {
             Flag::Redelivered
         } else {
@@ -33,6 +37,7 @@ impl Arrival {
             body: message.content.unwrap_or_default(),
             flag,
             earlier_deliveries: counted.or(first),
+            message_id: message_id.filter(|id| !id.is_empty()),
         })
     }
 }

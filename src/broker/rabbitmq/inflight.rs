@@ -4,15 +4,20 @@
 //!
 //! An event outlives the session it came through. When that is lost its tag means nothing any more,
 //! the task runs on, and the broker delivers the event again, flagged as redelivered. Such a delivery
-//! is *adopted*: it becomes the tag of the event in hand instead of a new event. As messages carry no
-//! identity, the event is recognised by its queue and its body.
+//! is *adopted*: it becomes the tag of the event in hand instead of a new event. The event is recognised by
+//! its queue, its body and, where its producer set one, its `message_id`.
 //!
 //! | state | with an owner | after its session was lost |
 //! | --- | --- | --- |
 //! | open: its task runs, or its result is on its way | it can be settled | adopted, goes on |
 //! | settled: done, or rejected for good | acknowledged, or rejected, at once | adopted and settled so |
 //! | sent: settled, not proven to have arrived | forgotten when proven | in doubt |
-//! | in doubt: the settlement may have arrived or not | | adopted and settled so, unless the same body was seen in two events |
+//! | in doubt: the settlement may have arrived or not | | adopted and settled so if it has a `message_id`, else forgotten |
+//!
+//! Events with equal bodies are as good as each other as long as the broker still has all of them: each run
+//! acknowledges one. An event in doubt may be gone already, and a delivery with its body be another event,
+//! of which nothing was run. So a body alone never settles it: the event runs again, as a duplicate is
+//! cheaper than a loss.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
@@ -21,10 +26,11 @@ use twox_hash::XxHash3_128;
 use crate::broker::Verdict;
 use crate::ids::{DeliveryTag, Generation, QueueIndex};
 
-/// Fingerprints that are remembered to recognise bodies that are in a queue more than once.
+/// Fingerprints that are remembered to recognise a `message_id` that a producer used more than once.
 const REMEMBERED: usize = 8_192;
 
-/// Recognises a body in its queue: 128 bits of XXH3, and its length. Not a cryptographic hash, which would
+/// Recognises an event in its queue: its body, by 128 bits of XXH3 and its length, and its `message_id`. An
+/// equal id with another body is another event: ids are the producer's. Not a cryptographic hash, which would
 /// hold up the loop for 19 ms with a body of 8 MB: who can forge bodies can do worse to their own queue. The
 /// same body in another queue is another event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,26 +38,29 @@ pub(super) struct Fingerprint {
     queue: QueueIndex,
     hash: u128,
     bytes: usize,
+    message_id: Option<u128>,
 }
 
 impl Fingerprint {
-    pub(super) fn of(queue: QueueIndex, body: &[u8]) -> Self {
+    pub(super) fn of(queue: QueueIndex, body: &[u8], message_id: Option<&str>) -> Self {
         Self {
             queue,
             hash: XxHash3_128::oneshot(body),
             bytes: body.len(),
+            message_id: message_id.map(|id| XxHash3_128::oneshot(id.as_bytes())),
         }
     }
 }
 
 /// What is remembered of a fingerprint: half of it, for there are thousands. A likeness by chance would only
-/// make us careful, see [`InFlight::common`].
+/// make us careful, see [`InFlight::reused`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Half(u64);
 
 impl Fingerprint {
     fn half(&self) -> Half {
-        let low = u64::try_from(self.hash & u128::from(u64::MAX)).unwrap_or_default();
+        let hash = self.hash ^ self.message_id.unwrap_or_default();
+        let low = u64::try_from(hash & u128::from(u64::MAX)).unwrap_or_default();
         let queue = u64::try_from(self.queue.0).unwrap_or_default();
         Half(low ^ queue)
     }
@@ -146,26 +155,18 @@ pub(super) enum Settling {
 pub(super) struct InFlight {
     entries: BTreeMap<EntryId, Entry>,
     last: u64,
+    /// Of events with a `message_id`; of others nothing is trusted that would have to be remembered.
     remembered: VecDeque<Half>,
     seen: HashSet<Half>,
-    /// Bodies that more than one event has.
-    common: HashSet<Half>,
+    /// Ids that more than one event has, with the same body.
+    reused: HashSet<Half>,
 }
 
 impl InFlight {
     /// An event is handed out.
     pub(super) fn enter(&mut self, fingerprint: Fingerprint, owner: Owner, flag: Flag) -> EntryId {
-        let half = fingerprint.half();
-        if self.seen.insert(half) {
-            self.remembered.push_back(half);
-            if self.remembered.len() > REMEMBERED
-                && let Some(oldest) = self.remembered.pop_front()
-            {
-                self.seen.remove(&oldest);
-                self.common.remove(&oldest);
-            }
-        } else if flag == Flag::First {
-            self.common.insert(half);
+        if fingerprint.message_id.is_some() {
+            self.remember(fingerprint.half(), flag);
         }
         self.last += 1;
         let id = EntryId(self.last);
@@ -178,6 +179,20 @@ impl InFlight {
         id
     }
 
+    fn remember(&mut self, half: Half, flag: Flag) {
+        if self.seen.insert(half) {
+            self.remembered.push_back(half);
+            if self.remembered.len() > REMEMBERED
+                && let Some(oldest) = self.remembered.pop_front()
+            {
+                self.seen.remove(&oldest);
+                self.reused.remove(&oldest);
+            }
+        } else if flag == Flag::First {
+            self.reused.insert(half);
+        }
+    }
+
     /// A delivery came. One that is not flagged is never one in hand.
     pub(super) fn recognise(
         &mut self,
@@ -188,12 +203,12 @@ impl InFlight {
         if flag == Flag::First {
             return Recognised::New;
         }
-        let common = self.common.contains(&fingerprint.half());
+        let reused = self.reused.contains(&fingerprint.half());
         let candidates = self.entries.iter_mut().filter(|(_, entry)| {
             entry.owner.is_none()
                 && entry.fingerprint == fingerprint
                 // Acknowledging the twin of an event that the broker has forgotten would lose it.
-                && !(common && entry.is_in_doubt())
+                && !(reused && entry.is_in_doubt())
         });
         // Doubt last: whoever is surely meant comes first.
         let Some((id, entry)) = candidates.min_by_key(|(_, entry)| entry.is_in_doubt()) else {
@@ -238,20 +253,34 @@ impl InFlight {
             .retain(|_, entry| !matches!(entry.state, State::Settled(_, Told::Sent(sent)) if sent <= number));
     }
 
-    /// The session is lost, and all its tags with it.
-    pub(super) fn session_lost(&mut self) {
+    /// The session is lost, and all its tags with it. Gives how many events are done and forgotten in
+    /// doubt: if their acknowledgement did not arrive, they are run again.
+    pub(super) fn session_lost(&mut self) -> u64 {
         for entry in self.entries.values_mut() {
             entry.owner = None;
             if let State::Settled(_, told @ Told::Sent(_)) = &mut entry.state {
                 *told = Told::InDoubt;
             }
         }
+        self.forget_doubts(|entry| entry.fingerprint.message_id.is_none())
     }
 
-    /// All that the broker took back has come again: what was in doubt had arrived.
-    pub(super) fn end_doubts(&mut self) {
-        self.entries
-            .retain(|_, entry| !entry.is_in_doubt() || entry.owner.is_some());
+    /// All that the broker took back has come again, here or elsewhere. Gives what
+    /// [`session_lost`](Self::session_lost) does.
+    pub(super) fn end_doubts(&mut self) -> u64 {
+        self.forget_doubts(|entry| entry.owner.is_none())
+    }
+
+    fn forget_doubts(&mut self, which: impl Fn(&Entry) -> bool) -> u64 {
+        let mut done = 0;
+        self.entries.retain(|_, entry| {
+            let forgotten = entry.is_in_doubt() && which(entry);
+            if forgotten && matches!(entry.state, State::Settled(Final::Done, _)) {
+                done += 1;
+            }
+            !forgotten
+        });
+        done
     }
 
     /// Events that may be delivered again.

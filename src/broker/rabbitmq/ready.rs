@@ -58,8 +58,10 @@ mod tests {
             body: Vec::new(),
             flag: Flag::First,
             earlier_deliveries: None,
+            message_id: None,
         };
-        ready.push(Fingerprint::of(arrival.queue, &arrival.body), arrival);
+        let fingerprint = Fingerprint::of(arrival.queue, &arrival.body, None);
+        ready.push(fingerprint, arrival);
     }
 
     fn tags(ready: &mut Ready) -> Vec<u64> {

@@ -238,7 +238,7 @@ impl Supervisor {
     fn arrived(&mut self, arrival: Arrival) {
         let deliveries = arrival.earlier_deliveries.unwrap_or(0);
         let queue = arrival.queue;
-        let fingerprint = Fingerprint::of(queue, &arrival.body);
+        let fingerprint = Fingerprint::of(queue, &arrival.body, arrival.message_id.as_deref());
         let owner = Owner {
             generation: self.generation,
             tag: arrival.tag,
@@ -293,16 +293,17 @@ impl Supervisor {
         };
         // Ends the session's runtime, with all that it may still hold.
         self.link = Link::Idle;
-        let in_hand = self.desk.with(|state| {
+        let (in_hand, in_doubt) = self.desk.with(|state| {
             if let Some(number) = proof {
                 state.in_flight.proven(number);
             }
-            state.in_flight.session_lost();
+            let in_doubt = state.in_flight.session_lost();
             drop(state.ready.take());
             state.live = None;
-            state.in_flight.ownerless()
+            (state.in_flight.ownerless(), in_doubt)
         });
-        tracing::warn!(%error, in_hand, "the incoming queue's session is lost; tasks run on");
+        self.doubt(in_doubt);
+        tracing::warn!(%error, in_hand, in_doubt, "the incoming queue's session is lost; tasks run on");
         // Each loss brings every event in hand closer to the broker's delivery limit.
         let lived = self.up_since.elapsed();
         self.tried = if lived >= LIVED {
@@ -316,6 +317,12 @@ impl Supervisor {
             self.intake = Intake::Recovering;
         }
         self.retry(error);
+    }
+
+    /// So many events are done and may be run again, here or elsewhere.
+    pub(super) fn doubt(&self, events: u64) {
+        self.resilience
+            .count(|stats| stats.unacknowledged += events);
     }
 
     fn try_later(&mut self, error: BrokerError) {
@@ -381,7 +388,7 @@ impl Supervisor {
                 self.recover_until = None;
             }
             if is_over {
-                self.desk.with(|state| state.in_flight.end_doubts());
+                self.doubt(self.desk.with(|state| state.in_flight.end_doubts()));
             }
         }
         if !self.wanted {

@@ -12,7 +12,26 @@ fn owner(generation: u64, tag: u64) -> Owner {
 }
 
 fn fingerprint(body: &[u8]) -> Fingerprint {
-    Fingerprint::of(QueueIndex(0), body)
+    Fingerprint::of(QueueIndex(0), body, None)
+}
+
+/// Of an event to which its producer gave this id.
+fn named(body: &[u8], id: &str) -> Fingerprint {
+    Fingerprint::of(QueueIndex(0), body, Some(id))
+}
+
+/// An event that is done, its acknowledgement being in doubt.
+fn in_doubt(fingerprint: Fingerprint) -> (InFlight, EntryId) {
+    let mut table = InFlight::default();
+    let id = table.enter(fingerprint, owner(1, 7), Flag::First);
+    table.settle(id, &Verdict::Done, 2);
+    table.proven(1);
+    table.session_lost();
+    (table, id)
+}
+
+fn named_again(table: &mut InFlight, body: &[u8], id: &str) -> Recognised {
+    table.recognise(named(body, id), owner(2, 3), Flag::Redelivered)
 }
 
 fn failed() -> Verdict {
@@ -99,15 +118,44 @@ fn an_event_that_failed_during_the_outage_is_back_already() {
 }
 
 #[test]
-fn an_acknowledgement_is_forgotten_only_when_proven() {
-    let (mut table, id) = running(A);
-    table.settle(id, &Verdict::Done, 2);
-    table.proven(1);
-    table.session_lost();
+fn an_acknowledgement_in_doubt_is_never_settled_by_a_body() {
+    let mut table = InFlight::default();
+    let id = table.enter(fingerprint(A), owner(1, 7), Flag::First);
+    table.settle(id, &Verdict::Done, 1);
+    assert_eq!(table.session_lost(), 1, "it may be run again");
+    assert_eq!(table.owed(), 0, "nobody waits for it");
+    assert_eq!(again(&mut table, A, 3), Recognised::New);
+}
+
+#[test]
+fn an_acknowledgement_in_doubt_is_settled_by_the_id_of_its_message() {
+    let (mut table, id) = in_doubt(named(A, "1"));
     assert_eq!(table.owed(), 1);
+    let settled = Recognised::Settled(id, Verdict::Done);
+    assert_eq!(named_again(&mut table, A, "1"), settled);
+}
+
+#[test]
+fn an_id_with_another_body_and_a_body_with_another_id_settle_nothing() {
+    let (mut table, _) = in_doubt(named(A, "1"));
+    assert_eq!(named_again(&mut table, b"pixel 2", "1"), Recognised::New);
+    assert_eq!(named_again(&mut table, A, "2"), Recognised::New);
+    assert_eq!(again(&mut table, A, 3), Recognised::New);
+    assert_eq!(table.owed(), 1);
+}
+
+#[test]
+fn an_id_that_two_events_have_settles_none_in_doubt() {
+    let mut table = InFlight::default();
+    let first = table.enter(named(A, "1"), owner(1, 7), Flag::First);
+    let second = table.enter(named(A, "1"), owner(1, 8), Flag::First);
+    table.settle(first, &Verdict::Done, 1);
+    table.session_lost();
+    assert_eq!(named_again(&mut table, A, "1"), Recognised::Running);
+    assert_eq!(named_again(&mut table, A, "1"), Recognised::New);
     assert_eq!(
-        again(&mut table, A, 3),
-        Recognised::Settled(id, Verdict::Done)
+        table.settle(second, &Verdict::Done, 1),
+        Settling::Send(owner(2, 3))
     );
 }
 
@@ -126,15 +174,29 @@ fn doubt_never_swallows_the_twin_of_an_event() {
 }
 
 #[test]
-fn doubts_end_but_what_was_never_acknowledged_is_owed_on() {
-    let (mut table, doubtful) = running(A);
-    let done = table.enter(fingerprint(b"b"), owner(1, 8), Flag::First);
-    table.settle(doubtful, &Verdict::Done, 1);
+fn each_run_acknowledges_one_of_twins_whichever_comes() {
+    let (mut table, first) = running(A);
+    let second = table.enter(fingerprint(A), owner(1, 8), Flag::First);
+    table.session_lost();
+    assert_eq!(table.settle(first, &Verdict::Done, 1), Settling::Deferred);
+    let settled = Recognised::Settled(first, Verdict::Done);
+    let came = [again(&mut table, A, 3), again(&mut table, A, 4)];
+    assert!(came.contains(&settled), "{came:?}");
+    assert!(came.contains(&Recognised::Running), "{came:?}");
+    assert_eq!(again(&mut table, A, 5), Recognised::New);
+    let settling = table.settle(second, &Verdict::Done, 1);
+    assert!(matches!(settling, Settling::Send(_)), "{settling:?}");
+}
+
+#[test]
+fn doubts_end_and_are_counted_but_what_was_never_acknowledged_is_owed_on() {
+    let (mut table, _) = in_doubt(named(A, "1"));
+    let done = table.enter(fingerprint(b"b"), owner(2, 8), Flag::First);
     table.session_lost();
     table.settle(done, &Verdict::Done, 1);
-    table.end_doubts();
+    assert_eq!(table.end_doubts(), 1);
     assert_eq!(table.owed(), 1);
-    assert_eq!(again(&mut table, A, 1), Recognised::New);
+    assert_eq!(named_again(&mut table, A, "1"), Recognised::New);
     assert_eq!(
         again(&mut table, b"b", 2),
         Recognised::Settled(done, Verdict::Done)
@@ -154,7 +216,7 @@ fn a_second_settlement_of_a_forgotten_event_sends_nothing() {
 #[test]
 fn an_event_is_adopted_by_its_own_queue_only() {
     let (mut table, first) = running(A);
-    let other_queue = Fingerprint::of(QueueIndex(1), A);
+    let other_queue = Fingerprint::of(QueueIndex(1), A, None);
     let second = table.enter(other_queue, owner(1, 8), Flag::First);
     table.session_lost();
     let ownerless = |table: &InFlight| [0, 1].map(|queue| table.ownerless_of(QueueIndex(queue)));
@@ -172,14 +234,16 @@ fn an_event_is_adopted_by_its_own_queue_only() {
 }
 
 #[test]
-fn the_same_body_in_another_queue_is_no_twin() {
-    let (mut table, id) = running(A);
-    table.enter(Fingerprint::of(QueueIndex(1), A), owner(1, 8), Flag::First);
+fn the_same_id_in_another_queue_is_no_twin() {
+    let mut table = InFlight::default();
+    let id = table.enter(named(A, "1"), owner(1, 7), Flag::First);
+    let elsewhere = Fingerprint::of(QueueIndex(1), A, Some("1"));
+    table.enter(elsewhere, owner(1, 8), Flag::First);
     table.settle(id, &Verdict::Done, 1);
     table.session_lost();
     // Were it one, this doubt would not be trusted, and the event be run again.
     assert_eq!(
-        again(&mut table, A, 3),
+        named_again(&mut table, A, "1"),
         Recognised::Settled(id, Verdict::Done)
     );
 }

@@ -57,7 +57,7 @@ impl Supervisor {
                 return Err(error);
             }
             tracing::warn!(%error, "the incoming queue was not closed in order");
-            self.desk.with(|state| state.in_flight.session_lost());
+            self.doubt(self.desk.with(|state| state.in_flight.session_lost()));
         }
         let owed = self.desk.with(|state| state.in_flight.owed());
         if owed > 0 {
