@@ -1,6 +1,7 @@
 //! Integration tests: one binary, a module a topic. They drive the real pilot with the real Apptainer
 //! and RabbitMQ in the throw-away execution point; `scripts/test` builds it and runs them there.
 
+mod broker_not_yet;
 mod chaos;
 mod configuration;
 mod configuration_binds;
@@ -27,6 +28,7 @@ mod poison;
 mod pool;
 mod preflight;
 mod quarantine;
+mod queues_as_they_are;
 mod rabbitmq_lost;
 mod rabbitmq_refused;
 mod records;

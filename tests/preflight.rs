@@ -192,11 +192,19 @@ fn a_sound_machine_is_told_so_a_line_each_and_nothing_is_taken() {
     let (incoming, outgoing) = (Queue::unique("check-in"), Queue::unique("check-out"));
     incoming.produce(["1"]);
     assert!(eventually(SOON, || incoming.depth() == 1));
+    assert_eq!(outgoing.depth(), 0, "it is there");
     let outcome = scene()
         .rabbitmq(&incoming, &outgoing)
         .arg("check")
         .run(SOON);
     outcome.assert_code(0);
+    assert!(
+        outcome
+            .stdout
+            .contains("exists: 1 events wait, 0 consumers"),
+        "{}",
+        outcome.stdout
+    );
     let lines: Vec<&str> = outcome.stdout.lines().collect();
     let checks = [
         "scratch",

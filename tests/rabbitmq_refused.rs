@@ -10,7 +10,7 @@ use crate::support::scene::Scene;
 /// Never to be seen.
 const SECRET: &str = "correct-horse-battery-staple";
 
-/// Three tries within 20 s, each of which may take 10 s to be over.
+/// Tries within 20 s, each of which may take 10 s to be over.
 const BOUNDED: Duration = Duration::from_secs(45);
 
 fn pilot(incoming: &Queue, outgoing: &Queue) -> Scene {
@@ -94,23 +94,4 @@ fn a_virtual_host_that_is_not_there() {
             queue.name()
         )
     });
-}
-
-#[test]
-fn a_queue_of_another_type() {
-    for other in ["INCOMING", "OUTGOING"] {
-        let (incoming, outgoing) = (Queue::unique("type"), Queue::unique("type"));
-        let classic = if other == "INCOMING" {
-            &incoming
-        } else {
-            &outgoing
-        };
-        classic.declare_classic();
-        let start = format!(
-            "the queue at `{ADDRESS}` (queue `{}`) exists with other properties than durable and x-queue-type=quorum",
-            classic.name()
-        );
-        let variable = format!("EWMS_PILOT_QUEUE_{other}");
-        assert_refused(&pilot(&incoming, &outgoing), &start, &variable);
-    }
 }

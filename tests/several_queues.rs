@@ -182,15 +182,15 @@ fn one_queue_may_be_incoming_and_outgoing() {
 
 #[test]
 fn a_queue_that_cannot_be_used_is_named_among_those_that_share_its_broker() {
-    let queues = ["fine", "classic"].map(Queue::unique);
-    queues[1].declare_classic();
+    let queues = ["fine", "alone"].map(Queue::unique);
+    let _alone = queues[1].declare_exclusive();
     let results = Queue::unique("results");
     let scene = Scene::task(images::busybox(), COPY).rabbitmq(&results, &results);
     let outcome = lists(scene, "OUTGOING", &queues).run(SOON);
     outcome.assert_code(4);
     let line = outcome.last_line();
-    let [fine, classic] = queues.each_ref().map(Queue::name);
-    assert!(line.contains(&format!("(queue `{classic}`)")), "{line}");
+    let [fine, alone] = queues.each_ref().map(Queue::name);
+    assert!(line.contains(&format!("(queue `{alone}`)")), "{line}");
     assert!(!line.contains(fine), "{line}");
 }
 

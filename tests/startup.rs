@@ -77,3 +77,45 @@ fn a_broker_that_comes_back_while_the_init_container_runs_was_never_missed() {
     broker.start_again();
     filling.assert_works(pilot);
 }
+
+/// A pilot that was connected and lost its broker while its init container runs.
+#[track_caller]
+fn lost_while_filling(broker: &mut Broker, filling: &Filling) -> Pilot {
+    let mut pilot = filling.scene.start();
+    filling.await_init(&pilot);
+    let channels = || broker.control(&["list_channels", "consumer_count", "--no-table-headers"]);
+    let connected = eventually(SOON, || channels().lines().count() == 2);
+    assert!(connected, "{}\n{}", channels(), pilot.stderr());
+    broker.kill();
+    // In both directions.
+    let noticed = eventually(SOON, || {
+        pilot.stderr().matches("no connection yet").count() == 2
+    });
+    assert!(noticed, "{}", pilot.stderr());
+    assert!(!pilot.has_ended(), "{}", pilot.stderr());
+    pilot
+}
+
+#[test]
+fn a_broker_that_restarts_while_the_init_container_runs_was_never_missed() {
+    let mut broker = Broker::start();
+    let mut filling = Filling::at(&broker);
+    // Shorter than the restart: no outage has begun.
+    filling.scene = filling
+        .scene
+        .set("EWMS_PILOT_BROKER_RECONNECT_TIMEOUT", "0");
+    let pilot = lost_while_filling(&mut broker, &filling);
+    broker.start_again();
+    filling.assert_works(pilot);
+}
+
+#[test]
+fn a_broker_that_is_away_when_the_init_container_ends_is_waited_for_as_after_a_loss() {
+    let mut broker = Broker::start();
+    let filling = Filling::at(&broker);
+    let mut pilot = lost_while_filling(&mut broker, &filling);
+    fs::write(filling.scene.hub("release"), "").expect("the hub is writable");
+    pilot.wait_for_line("will try again", SOON);
+    broker.start_again();
+    filling.assert_works(pilot);
+}

@@ -26,7 +26,7 @@ fn run(incoming: &Queue, first_ack: FirstAck, left: usize) -> (Outcome, usize, V
         .set("EWMS_PILOT_QUEUE_INCOMING_BROKER_ADDRESS", proxy.address())
         // Asking the broker what it has takes seconds on a busy machine.
         .set("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "15");
-    let outcome = scene.run(SOON * 2);
+    let outcome = scene.run(SOON * 4);
     outcome.assert_code(0);
     assert!(
         outcome.stderr.contains("session is lost"),
@@ -55,7 +55,12 @@ fn an_event_whose_acknowledgement_is_lost_runs_again_and_is_counted() {
     let incoming = Queue::unique("doubt");
     incoming.produce([TWIN]);
     let (outcome, starts, results) = run(&incoming, FirstAck::IsLost, 1);
-    assert_eq!((starts, results.len()), (2, 2), "stderr:\n{}", outcome.stderr);
+    assert_eq!(
+        (starts, results.len()),
+        (2, 2),
+        "stderr:\n{}",
+        outcome.stderr
+    );
     assert!(
         outcome.stderr.contains("possible_duplicates=1"),
         "stderr:\n{}",
@@ -68,18 +73,31 @@ fn an_event_whose_acknowledgement_is_lost_is_recognised_by_the_id_of_its_message
     let incoming = Queue::unique("named");
     incoming.publish_named(&[("7", r#"{"headers": {}, "data": "twin"}"#)]);
     let (outcome, starts, results) = run(&incoming, FirstAck::IsLost, 1);
-    assert_eq!((starts, results.len()), (1, 1), "stderr:\n{}", outcome.stderr);
+    assert_eq!(
+        (starts, results.len()),
+        (1, 1),
+        "stderr:\n{}",
+        outcome.stderr
+    );
 }
 
 /// Ids are their producer's, and may be wrong.
 #[test]
 fn an_equal_id_settles_no_event_with_another_body() {
     let incoming = Queue::unique("misnamed");
-    let events = [("7", r#"{"headers": {}, "data": "one"}"#), ("7", r#"{"headers": {}, "data": "two"}"#)];
+    let events = [
+        ("7", r#"{"headers": {}, "data": "one"}"#),
+        ("7", r#"{"headers": {}, "data": "two"}"#),
+    ];
     incoming.publish_named(&events);
     incoming.delivery_counts();
     let (outcome, starts, mut results) = run(&incoming, FirstAck::Arrives, 1);
     results.sort();
-    assert_eq!(results, [r#""one""#, r#""two""#], "stderr:\n{}", outcome.stderr);
+    assert_eq!(
+        results,
+        [r#""one""#, r#""two""#],
+        "stderr:\n{}",
+        outcome.stderr
+    );
     assert_eq!(starts, 2, "stderr:\n{}", outcome.stderr);
 }

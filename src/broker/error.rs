@@ -91,13 +91,29 @@ pub enum BrokerError {
         /// The server's words.
         detail: String,
     },
-    /// The queue exists and isn't a durable quorum queue.
-    #[error("the queue at {at} exists with other properties than durable and x-queue-type=quorum: {detail}; check {}, or have the queue deleted", at.queue_variable())]
-    OtherQueueType {
+    /// It takes no further connection or channel for now.
+    #[error(
+        "the broker at {at} is full: {detail}; have that limit raised, or run fewer pilots at once"
+    )]
+    Full {
         /// Where.
         at: Place,
-        /// The server's words.
+        /// The server's words, which name the limit.
         detail: String,
+    },
+    /// The queue does not exist.
+    #[error("the queue at {at} does not exist; check {}", at.queue_variable())]
+    NoQueue {
+        /// Where.
+        at: Place,
+    },
+    /// The queue exists and is of no use to a pilot.
+    #[error("the queue at {at} can't be used: {why}; check {}", at.queue_variable())]
+    Unusable {
+        /// Where.
+        at: Place,
+        /// What is wrong with it.
+        why: String,
     },
     /// A name that AMQP can't carry.
     #[error("{what} of `{bytes}` bytes is too long for the broker at {at}, at most `255` fit; check {} and {}", at.queue_variable(), at.address_variable())]
@@ -166,19 +182,31 @@ impl BrokerError {
             | Self::Unreachable { .. }
             | Self::TimedOut { .. }
             | Self::CutOff { .. }
+            // Name servers fail for a moment, too, and some say then that there is no such name.
+            | Self::UnknownHost { .. }
+            | Self::Full { .. }
+            // It was deleted after it was found.
+            | Self::NoQueue { .. }
             | Self::ConnectionLost { .. } => true,
-            Self::UnknownHost { .. }
-            | Self::Tls { .. }
+            Self::Tls { .. }
             | Self::Authentication { .. }
             | Self::Vhost { .. }
             | Self::Permission { .. }
-            | Self::OtherQueueType { .. }
+            | Self::Unusable { .. }
             | Self::NameTooLong { .. }
             | Self::Rejected { .. }
             | Self::Spool { .. }
             | Self::SpoolName { .. }
             | Self::Thread { .. } => false,
         }
+    }
+}
+
+impl BrokerError {
+    /// Whether the broker has let us in, up to this: its address and our credentials are right.
+    #[must_use]
+    pub fn knows_us(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::NoQueue { .. })
     }
 }
 

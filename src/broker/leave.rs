@@ -3,37 +3,71 @@
 
 use tokio::sync::watch;
 
+/// How far a pilot's start has come. Moves forward only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    /// Brokers may be connected to already, and it doesn't matter if they can't.
+    Ahead,
+    /// All else is ready: brokers that are away are waited for from now on.
+    Ready,
+    /// Events may be taken.
+    Given,
+}
+
 /// What is waited for before the first event is asked for.
 #[derive(Debug, Clone)]
-pub struct Leave(watch::Receiver<bool>);
+pub struct Leave(watch::Receiver<Stage>);
 
 /// Who gives it.
 #[derive(Debug)]
-pub struct LeaveGiver(watch::Sender<bool>);
+pub struct LeaveGiver(watch::Sender<Stage>);
 
 impl LeaveGiver {
     /// Nobody has leave yet.
     #[must_use]
     pub fn new() -> (Self, Leave) {
-        let (giver, leave) = watch::channel(false);
+        let (giver, leave) = watch::channel(Stage::Ahead);
         (Self(giver), Leave(leave))
+    }
+
+    /// All but the brokers is ready: those that are away are waited for, as long as is borne, from now on.
+    pub fn all_else_is_ready(&self) {
+        self.advance(Stage::Ready);
     }
 
     /// From now on everybody has.
     pub fn give(&self) {
-        self.0.send_replace(true);
+        self.advance(Stage::Given);
+    }
+
+    fn advance(&self, to: Stage) {
+        self.0.send_modify(|stage| *stage = (*stage).max(to));
     }
 }
 
 impl Leave {
     /// For whoever has it already.
     pub(super) fn given() -> Self {
-        Self(watch::channel(true).1)
+        Self(watch::channel(Stage::Given).1)
     }
 
     /// Waits for it; for ever when nobody can give it any more. Cancel-safe.
     pub(super) async fn wait(&mut self) {
-        if self.0.wait_for(|given| *given).await.is_err() {
+        self.reached(Stage::Given).await;
+    }
+
+    /// Whether all but the brokers is ready.
+    pub(super) fn all_else_is_ready(&self) -> bool {
+        *self.0.borrow() >= Stage::Ready
+    }
+
+    /// Waits until all but the brokers is ready, as [`wait`](Self::wait) does.
+    pub(super) async fn until_all_else_is_ready(&mut self) {
+        self.reached(Stage::Ready).await;
+    }
+
+    async fn reached(&mut self, stage: Stage) {
+        if self.0.wait_for(|now| *now >= stage).await.is_err() {
             std::future::pending::<()>().await;
         }
     }
@@ -48,6 +82,9 @@ mod tests {
     #[test]
     fn nobody_goes_on_without_leave() {
         let (giver, mut leave) = LeaveGiver::new();
+        assert_eq!(leave.until_all_else_is_ready().now_or_never(), None);
+        giver.all_else_is_ready();
+        assert_eq!(leave.until_all_else_is_ready().now_or_never(), Some(()));
         assert_eq!(leave.wait().now_or_never(), None);
         giver.give();
         assert_eq!(leave.wait().now_or_never(), Some(()));

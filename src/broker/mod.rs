@@ -185,18 +185,32 @@ pub async fn open_dead_letters(
     }
 }
 
-/// Opens a queue as the pilot will, takes and sends nothing, and leaves: whether it could be used.
+/// What is where a queue should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueLook {
+    /// Nothing. A pilot would make it.
+    Missing,
+    /// The queue.
+    There {
+        /// Messages that nobody holds.
+        waiting: u64,
+        /// How many take messages from it.
+        consumers: u64,
+    },
+}
+
+/// Looks at a queue, takes, sends and makes nothing, and leaves.
 ///
 /// # Errors
-/// As [`open_sources`].
-pub async fn visit(
+/// As [`open_sources`], but the queue may be missing.
+pub async fn look(
     direction: Direction,
     queue: &str,
     broker: Address<'_>,
-) -> Result<(), BrokerError> {
+) -> Result<QueueLook, BrokerError> {
     match broker {
-        Address::RabbitMq(address) => rabbitmq::visit(direction, queue, address).await,
-        Address::Spool(directory) => spool::visit(direction, queue, directory).await,
+        Address::RabbitMq(address) => rabbitmq::look(direction, queue, address).await,
+        Address::Spool(directory) => spool::look(direction, queue, directory).await,
     }
 }
 

@@ -25,8 +25,8 @@ use crate::config::AmqpAddress;
 /// pilot's tasks need are then held only while several queues are full.
 ///
 /// # Errors
-/// That of the first that can't be opened: a [`BrokerError`]; transient ones only after three tries
-/// within about 20 s.
+/// That of the first that can't be opened: a [`BrokerError`]; transient ones only after about 20 s, or
+/// as long as an outage is borne where the broker is known to let us in, from when all else is ready.
 pub async fn open_sources(
     queues: &[(&str, Address<'_>)],
     window: NonZeroU32,
@@ -59,21 +59,23 @@ pub async fn open_sources(
     })
 }
 
-/// Opens all queues that results go to, and sends first what earlier pilots had to leave. All are of
-/// one [`Encoding`].
+/// Opens all queues that results go to when all else is ready, having connected to them before, and sends
+/// first what earlier pilots had to leave. All are of one [`Encoding`].
 ///
 /// # Errors
 /// As [`open_sources`].
 pub async fn open_sinks(
     queues: &[(&str, Address<'_>)],
     resilience: &Resilience,
+    leave: &Leave,
 ) -> Result<Sink, BrokerError> {
     let groups = groups(queues);
     let opening = groups.iter().map(async |group| match group {
-        Group::RabbitMq(queues, address) => rabbitmq::open_sink(queues, address, resilience)
+        Group::RabbitMq(queues, address) => rabbitmq::open_sink(queues, address, resilience, leave)
             .await
             .map(Sink::RabbitMq),
         Group::Spool(queue, directory) => {
+            leave.clone().until_all_else_is_ready().await;
             let sink = spool::Sink::open(queue, directory, resilience).await?;
             resilience.note(sink.place(), LinkState::Up);
             Ok(Sink::Spool(sink))
@@ -356,7 +358,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let spool = directory.path();
         let queues = ["left", "right"].map(|queue| (queue, Address::Spool(spool)));
-        let sink = open_sinks(&queues, &resilience(spool)).await.unwrap();
+        let sink = open_sinks(&queues, &resilience(spool), &Leave::given())
+            .await
+            .unwrap();
         let result = Content::File(FileFormat::Text, b"1".to_vec());
         sink.publish(result).await.unwrap();
         sink.close().await;

@@ -9,7 +9,7 @@ use tracing::{error, info};
 
 use super::own_paths::own_paths;
 use super::{Fatal, address};
-use crate::broker::{self, Direction};
+use crate::broker::{self, Direction, QueueLook};
 use crate::config::variables::EXTERNAL_DIRECTORIES;
 use crate::config::{Config, ContainerConfig, Preflight, QueueConfig};
 use crate::container::{
@@ -238,7 +238,7 @@ async fn tried(config: &Config, seen: Result<Seen, Problem>, mut bench: Workbenc
     Ok((Ground { bench, task }, seen, container))
 }
 
-/// Opens both queues as the pilot will, and takes nothing.
+/// Looks at all queues; takes and declares nothing.
 pub(super) async fn visit_brokers(config: &Config, findings: &mut Findings) -> Option<Fatal> {
     let mut survey = Survey {
         findings,
@@ -254,16 +254,27 @@ pub(super) async fn visit_brokers(config: &Config, findings: &mut Findings) -> O
         .map(|queue| (Check::BrokerOutgoing, Direction::Outgoing, queue));
     for (check, direction, queue) in incoming.chain(outgoing) {
         let QueueConfig { name, broker } = queue;
-        let visited = broker::visit(direction, name, address(broker)).await;
-        let seen = Seen::Fine(format!("queue `{name}` can be used"));
+        let looked = broker::look(direction, name, address(broker)).await;
         survey.keep(
             check,
-            visited
-                .map(|()| ((), seen))
+            looked
+                .map(|look| ((), seen_of(name, look)))
                 .map_err(|error| Fatal::Broker(error.to_string())),
         );
     }
     survey.first
+}
+
+fn seen_of(queue: &str, look: QueueLook) -> Seen {
+    match look {
+        QueueLook::There { waiting, consumers } => Seen::Fine(format!(
+            "queue `{queue}` exists: {waiting} events wait, {consumers} consumers"
+        )),
+        QueueLook::Missing => Seen::WorkedAround(
+            format!("queue `{queue}` is missing"),
+            "a pilot will make it, if it may; is its name right?".to_owned(),
+        ),
+    }
 }
 
 /// Says, where operators look for bad sites, which one this is.

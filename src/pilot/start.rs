@@ -2,22 +2,21 @@
 //! goes on at the same time, and what is told first when several of them fail.
 //!
 //! Connections are made beside all the rest: they take their time, and nothing is taken through them
-//! before the rest is done. So a broker that fails meanwhile is no reason to give up a long init
-//! container: it is tried again once that has ended.
+//! before the rest is done. So a broker that fails meanwhile, or is lost again, is no reason to give up a
+//! long init container: it is connected to again once that has ended, and waited for from then on only.
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures_util::future::{Either, select};
-use tokio::sync::oneshot;
+use futures_util::future::{Either, ready, select};
 use tracing::warn;
 
 use super::events::Status;
 use super::ground::{self, Ground};
 use super::ledger::Ledger;
 use super::{Fatal, Reports, address, shown};
-use crate::broker::{self, BrokerError, LeaveGiver, Resilience, Sink, Source};
+use crate::broker::{self, BrokerError, Leave, LeaveGiver, Resilience, Sink, Source};
 use crate::config::{Config, QueueConfig};
 use crate::preflight::Findings;
 use crate::process::{Guard, Will, WillSender};
@@ -55,40 +54,23 @@ pub(super) async fn start(
     resilience: &Resilience,
     company: &mut Company<'_>,
 ) -> Result<Started, Fatal> {
-    let (prepared, is_prepared) = oneshot::channel();
-    let ready = async {
-        if is_prepared.await.is_err() {
-            // It never will be.
-            std::future::pending::<()>().await;
-        }
-    };
+    let (giver, leave) = LeaveGiver::new();
     // Boxed: they are large, and over before the long part of a pilot's life.
-    let connecting = Box::pin(connect(config, resilience, ready));
-    let preparing = Box::pin(prepare(config, guard, company));
-    let (bench, task, connecting) = match select(preparing, connecting).await {
-        Either::Left((prepared, connecting)) => {
-            let (bench, task) = prepared?;
-            (bench, task, Some(connecting))
-        }
+    let connecting = Box::pin(connect(config, resilience, &giver, &leave));
+    let preparing = Box::pin(async {
+        let prepared = prepare(config, guard, company).await?;
+        giver.all_else_is_ready();
+        Ok::<_, Fatal>(prepared)
+    });
+    let ((bench, task), connecting) = match select(preparing, connecting).await {
+        Either::Left((prepared, connecting)) => (prepared?, Either::Left(connecting)),
+        // Brokers wait for the rest, whatever they met: what failed is not one of them.
         Either::Right((connected, preparing)) => {
-            if let Err(error) = &connected {
-                warn!(%error, "no connection yet: will try again when all else is ready");
-            }
-            let (bench, task) = preparing.await?;
-            (bench, task, None)
+            let prepared = preparing.await?;
+            (prepared, Either::Right(ready(connected)))
         }
     };
-    let connected = async {
-        match connecting {
-            Some(connecting) => {
-                // It waits for this, unless it fails now.
-                let _failed = prepared.send(());
-                connecting.await
-            }
-            None => connect(config, resilience, async {}).await,
-        }
-    };
-    let (source, sink) = unless_signalled(company.signals, Box::pin(connected)).await?;
+    let (source, sink) = unless_signalled(company.signals, connecting).await?;
     Ok(Started {
         bench,
         task,
@@ -124,18 +106,17 @@ async fn prepare(
 }
 
 /// Connects to the queues, to all at once. No event is taken before it is known that results can be sent
-/// and all else is `ready`.
+/// and all else is ready.
 async fn connect(
     config: &Config,
     resilience: &Resilience,
-    ready: impl Future<Output = ()>,
+    giver: &LeaveGiver,
+    leave: &Leave,
 ) -> Result<(Source, Sink), Fatal> {
     let lost = |error: BrokerError| Fatal::Broker(error.to_string());
     let (incoming, outgoing) = (places(&config.incoming), places(&config.outgoing));
-    let (giver, leave) = LeaveGiver::new();
     let sinks = pin!(async {
-        let sink = broker::open_sinks(&outgoing, resilience).await?;
-        ready.await;
+        let sink = broker::open_sinks(&outgoing, resilience, leave).await?;
         giver.give();
         Ok(sink)
     });
@@ -143,7 +124,7 @@ async fn connect(
         &incoming,
         config.window(),
         resilience,
-        &leave
+        leave
     ));
     let (sink, source) = match select(sinks, sources).await {
         Either::Left((sink, sources)) => (sink.map_err(lost)?, sources.await),

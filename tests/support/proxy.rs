@@ -35,7 +35,8 @@ impl Proxy {
         first_ack: FirstAck,
         has_arrived: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has free ports");
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has free ports");
         let port = listener.local_addr().expect("it is bound").port();
         let broker = address.to_owned();
         let has_cut = Arc::new(AtomicBool::new(false));
@@ -52,9 +53,11 @@ impl Proxy {
                 let is_cut = Arc::new(AtomicBool::new(false));
                 let silenced = Arc::clone(&is_cut);
                 thread::spawn(move || {
-                    pass(from_server, to_client, |_| match silenced.load(Ordering::SeqCst) {
-                        true => Next::Hold,
-                        false => Next::Pass,
+                    pass(from_server, to_client, |_| {
+                        match silenced.load(Ordering::SeqCst) {
+                            true => Next::Hold,
+                            false => Next::Pass,
+                        }
                     });
                 });
                 let (has_cut, has_arrived) = (Arc::clone(&has_cut), Arc::clone(&has_arrived));

@@ -6,7 +6,8 @@ usage: queue.py ADDRESS QUEUE raw      publish stdin, base64 of one body a line,
        queue.py ADDRESS QUEUE nested   the same; the first one's header holds 5,000 nested tables, the second
                                        one's as many nested arrays
        queue.py ADDRESS QUEUE take     take all ready messages and print them decompressed, one a line
-       queue.py ADDRESS QUEUE classic  declare it as a classic queue
+       queue.py ADDRESS QUEUE declare  declare it with stdin, a JSON object, as arguments
+       queue.py ADDRESS QUEUE alone    declare it as this connection's alone, say so, wait for stdin's end
        queue.py ADDRESS QUEUE depth    print how many messages are ready
        queue.py ADDRESS QUEUE peek     print x-delivery-count of each ready message, oldest first. Giving
                                        them back adds one to each: for the end of a test
@@ -27,9 +28,13 @@ channel = connection.channel()
 
 
 def declare() -> int:
-    answer = channel.queue_declare(
-        name, durable=True, arguments={"x-queue-type": "quorum"}
-    )
+    """As mqclient does, unless it is there."""
+    try:
+        answer = connection.channel().queue_declare(name, passive=True)
+    except pika.exceptions.ChannelClosedByBroker:
+        answer = channel.queue_declare(
+            name, durable=True, arguments={"x-queue-type": "quorum"}
+        )
     return answer.method.message_count
 
 
@@ -69,8 +74,12 @@ elif verb == "take":
         if method is None:
             break
         print(zstd.decompress(body).decode())
-elif verb == "classic":
-    channel.queue_declare(name, durable=True)
+elif verb == "declare":
+    channel.queue_declare(name, durable=True, arguments=json.load(sys.stdin))
+elif verb == "alone":
+    channel.queue_declare(name, exclusive=True)
+    print("ready", flush=True)
+    sys.stdin.read()
 elif verb == "depth":
     print(declare())
 elif verb == "peek":

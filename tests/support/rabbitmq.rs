@@ -2,8 +2,8 @@
 //! `rabbitmqctl` runs as the administrator. `scripts/test` has started the broker on loopback; a test
 //! that has to break one starts its own, see [`super::broker`].
 
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// Where the broker listens, as mqclient and the pilot take addresses. Guest may come in from here.
@@ -100,9 +100,30 @@ impl Queue {
         self.call("take", "").lines().map(str::to_owned).collect()
     }
 
-    /// Makes it a classic queue, which it must not be.
-    pub(crate) fn declare_classic(&self) {
-        self.call("classic", "");
+    /// Makes it with these arguments, a JSON object.
+    pub(crate) fn declare(&self, arguments: &str) {
+        self.call("declare", arguments);
+    }
+
+    /// Makes it a connection's alone, until that is dropped.
+    pub(crate) fn declare_exclusive(&self) -> Exclusive {
+        let mut child = Command::new(PYTHON)
+            .args([
+                "-c",
+                include_str!("queue.py"),
+                &self.address,
+                &self.name,
+                "alone",
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the execution point has it: run the tests with scripts/test");
+        let mut ready = String::new();
+        let stdout = child.stdout.take().expect("stdout is a pipe");
+        let read = BufReader::new(stdout).read_line(&mut ready);
+        assert_eq!(read.map_err(|error| error.to_string()), Ok(6), "{ready}");
+        Exclusive(child)
     }
 
     /// How many messages are ready; those that a consumer holds don't count.
@@ -169,6 +190,18 @@ impl Queue {
             &[&self.address, &self.name, verb],
             input,
         )
+    }
+}
+
+/// See [`Queue::declare_exclusive`].
+#[derive(Debug)]
+pub(crate) struct Exclusive(Child);
+
+impl Drop for Exclusive {
+    fn drop(&mut self) {
+        // The end of stdin ends it.
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
     }
 }
 

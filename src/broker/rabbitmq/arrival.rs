@@ -16,6 +16,15 @@ pub(super) struct Arrival {
     pub(super) earlier_deliveries: Option<u64>,
     /// The producer's, if it set one.
     pub(super) message_id: Option<String>,
+    pub(super) origin: Origin,
+}
+
+/// What kind of queue it came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    Queue,
+    /// Acknowledgements take nothing out of it: every pilot would run all that was ever sent.
+    Stream,
 }
 
 impl Arrival {
@@ -38,14 +47,21 @@ impl Arrival {
             flag,
             earlier_deliveries: counted.or(first),
             message_id: message_id.filter(|id| !id.is_empty()),
+            origin: match properties.and_then(|properties| header(properties, "x-stream-offset")) {
+                Some(_) => Origin::Stream,
+                None => Origin::Queue,
+            },
         })
     }
 }
 
+fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a FieldValue> {
+    properties.headers()?.get(&name.try_into().ok()?)
+}
+
 /// Quorum queues count deliveries in the header `x-delivery-count`.
 fn delivery_count(properties: &BasicProperties) -> Option<u64> {
-    let name = "x-delivery-count".try_into().ok()?;
-    match properties.headers()?.get(&name)? {
+    match header(properties, "x-delivery-count")? {
         FieldValue::l(count) => u64::try_from(*count).ok(),
         FieldValue::I(count) => u64::try_from(*count).ok(),
         FieldValue::s(count) => u64::try_from(*count).ok(),

@@ -7,7 +7,6 @@
 //! All queues of a session share its channel: one round trip proves that all live, and a fault of one
 //! ends the session of all. Each queue has a consumer, and with it a window, of its own.
 
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use amqprs::channel::{
@@ -16,11 +15,11 @@ use amqprs::channel::{
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
-use super::arrival::Arrival;
-use super::confirms::Confirms;
+use super::arrival::{Arrival, Origin};
 use super::intake::{self, Intake};
 use super::link::Link;
 use super::refusal;
+use super::retry::Reached;
 use super::session::{self, End, Hold};
 use super::watch::Signal;
 use crate::broker::{BrokerError, Leave, Place, Verdict};
@@ -81,14 +80,15 @@ impl Session {
         windows: Vec<u16>,
         generation: Generation,
         mut leave: Leave,
+        reached: Reached,
     ) -> Result<Self, BrokerError> {
         let (to_supervisor, reports) = mpsc::unbounded_channel();
         let (commands, to_session) = mpsc::unbounded_channel();
         let place = at.clone();
         let hold = session::start(generation, &at, move |ready, mut owner| async move {
-            let confirms = Arc::new(Mutex::new(Confirms::new(&place, String::new())));
             let consumer = async {
-                let mut link = Link::open(&address, &place, &confirms).await?;
+                let mut link = Link::open(&address, &place, "").await?;
+                reached.note();
                 tokio::select! {
                     biased;
                     signal = link.signals.recv() => {
@@ -302,6 +302,12 @@ impl Consumer {
                 detail: "the consumer ended without a word".into(),
             });
         };
+        if arrival.origin == Origin::Stream {
+            return Err(BrokerError::Unusable {
+                at: self.link.at.only(queue),
+                why: "it is a stream, out of which no event is ever taken".into(),
+            });
+        }
         self.report(Report::Arrived(arrival));
         Ok(())
     }

@@ -5,6 +5,7 @@
 use std::future::poll_fn;
 use std::task::Poll;
 
+use amqprs::FieldTable;
 use amqprs::channel::{BasicCancelArguments, BasicConsumeArguments, ConsumerMessage};
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -29,8 +30,16 @@ impl Intake {
         // It holds for each consumer that is started after it, by itself.
         link.limit(window).await?;
         let (channel, at) = (link.channel.clone(), link.at.only(queue));
+        // Means something to a stream only, which says so with its first message and is refused. Without
+        // this it would send none of those that it has, and look like an empty queue.
+        let mut offset = FieldTable::new();
+        offset.insert(
+            "x-stream-offset".try_into().expect("it is short"),
+            "first".into(),
+        );
         let arguments = BasicConsumeArguments::new(link.at.name(queue), "")
             .manual_ack(true)
+            .arguments(offset)
             .finish();
         let call = channel.basic_consume_rx(arguments);
         let (consumer, messages) = link.ask_at(&at, "starting to consume", call).await?;

@@ -5,6 +5,7 @@
 //! state that looks open. Whoever holds it ends its session instead.
 
 use std::future::Future;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use amqprs::FieldTable;
@@ -14,11 +15,13 @@ use amqprs::error::Error;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::{Instant, timeout};
 
+use super::confirms::Confirms;
 use super::refusal::{self, Attempt};
 use super::token::{self, Renewal};
 use super::watch::{ChannelWatch, ConnectionWatch, SharedConfirms, Signal};
-use crate::broker::{BrokerError, Place};
+use crate::broker::{BrokerError, Place, QueueLook};
 use crate::config::AmqpAddress;
+use crate::ids::QueueIndex;
 
 /// For resolving, connecting, TLS and the handshake together. amqprs itself would wait for
 /// minutes.
@@ -35,16 +38,45 @@ pub(super) struct Link {
     pub(super) channel: Channel,
     pub(super) signals: UnboundedReceiver<Signal>,
     pub(super) at: Place,
+    /// Publishes on its channel that wait for their confirm.
+    pub(super) confirms: SharedConfirms,
     connection: Connection,
     _renewal: Option<Renewal>,
 }
 
+/// What was found where a queue should be.
+struct Found {
+    messages: u32,
+    consumers: u32,
+}
+
 impl Link {
-    /// Connects, opens the channel, and declares the queues.
+    /// Connects and opens the channel. Queues that exist are used as they are, others declared. `publisher`
+    /// is how its messages are recognised when they come back.
     pub(super) async fn open(
         address: &AmqpAddress,
         at: &Place,
-        confirms: &SharedConfirms,
+        publisher: &str,
+    ) -> Result<Self, BrokerError> {
+        let mut missing = Vec::new();
+        loop {
+            let mut link = Self::connect(address, at, publisher).await?;
+            match link.find_or_declare(&missing).await {
+                Ok(()) => return Ok(link),
+                // The server has closed the channel over it.
+                Err((queue, BrokerError::NoQueue { .. })) if !missing.contains(&queue) => {
+                    missing.push(queue);
+                    link.hang_up().await;
+                }
+                Err((_, error)) => return Err(error),
+            }
+        }
+    }
+
+    async fn connect(
+        address: &AmqpAddress,
+        at: &Place,
+        publisher: &str,
     ) -> Result<Self, BrokerError> {
         let secret = token::current(address, at).await;
         let arguments = super::address::arguments(address, &secret, at)?;
@@ -67,13 +99,15 @@ impl Link {
                 refusal::of_open(&error, &attempt, at)
             })?;
 
-        let (sender, signals) = mpsc::unbounded_channel();
-        let watch = ConnectionWatch::new(sender.clone(), confirms.clone());
+        // Its own, for a connection that is given up says so there, late.
+        let confirms = Arc::new(Mutex::new(Confirms::new(at, publisher.to_owned())));
+        let (sender, mut signals) = mpsc::unbounded_channel();
+        let watch = ConnectionWatch::new(sender.clone(), Arc::clone(&confirms));
         let opened = async {
             connection.register_callback(watch).await?;
             let channel = connection.open_channel(None).await?;
             channel
-                .register_callback(ChannelWatch::new(sender, confirms.clone()))
+                .register_callback(ChannelWatch::new(sender, Arc::clone(&confirms)))
                 .await?;
             Ok(channel)
         };
@@ -82,9 +116,12 @@ impl Link {
             Ok(Err(error)) => {
                 let error: Error = error;
                 let detail = error.to_string();
-                return Err(BrokerError::CutOff {
-                    at: at.clone(),
-                    detail,
+                return Err(match told(&mut signals).await {
+                    Some(signal) => refusal::of_signal(&signal, at),
+                    None => BrokerError::CutOff {
+                        at: at.clone(),
+                        detail,
+                    },
                 });
             }
             Err(_elapsed) => {
@@ -96,32 +133,63 @@ impl Link {
                 });
             }
         };
-        let mut link = Self {
+        Ok(Self {
             channel,
             signals,
             at: at.clone(),
+            confirms,
             _renewal: Renewal::of(&connection, address, secret, at),
             connection,
-        };
-        link.declare().await?;
-        Ok(link)
+        })
     }
 
-    async fn declare(&mut self) -> Result<(), BrokerError> {
+    /// Operators own their queues: what is there is used, whatever its type and arguments, and needs no
+    /// permission to configure it.
+    async fn find_or_declare(
+        &mut self,
+        missing: &[QueueIndex],
+    ) -> Result<(), (QueueIndex, BrokerError)> {
+        for queue in self.at.indices() {
+            let done = if missing.contains(&queue) {
+                self.declare(queue).await
+            } else {
+                self.find(queue).await.map(drop)
+            };
+            done.map_err(|error| (queue, error))?;
+        }
+        Ok(())
+    }
+
+    /// Declares nothing. The server closes the channel when the queue is missing.
+    async fn find(&mut self, queue: QueueIndex) -> Result<Found, BrokerError> {
+        let arguments = QueueDeclareArguments::new(self.at.name(queue))
+            .passive(true)
+            .finish();
+        let (channel, at) = (self.channel.clone(), self.at.only(queue));
+        let asking = channel.queue_declare(arguments);
+        let answer = self.ask_at(&at, "looking for the queue", asking).await?;
+        let (messages, consumers) =
+            answer.map_or((0, 0), |(_, messages, consumers)| (messages, consumers));
+        Ok(Found {
+            messages,
+            consumers,
+        })
+    }
+
+    async fn declare(&mut self, queue: QueueIndex) -> Result<(), BrokerError> {
         let mut quorum = FieldTable::new();
         quorum.insert(
             "x-queue-type".try_into().expect("it is short"),
             "quorum".into(),
         );
-        for queue in self.at.indices() {
-            let arguments = QueueDeclareArguments::durable_client_named(self.at.name(queue))
-                .arguments(quorum.clone())
-                .finish();
-            let (channel, at) = (self.channel.clone(), self.at.only(queue));
-            let declaring = channel.queue_declare(arguments);
-            self.ask_at(&at, "declaring the queue", declaring).await?;
-        }
-        Ok(())
+        let arguments = QueueDeclareArguments::durable_client_named(self.at.name(queue))
+            .arguments(quorum)
+            .finish();
+        let (channel, at) = (self.channel.clone(), self.at.only(queue));
+        let declaring = channel.queue_declare(arguments);
+        self.ask_at(&at, "declaring the queue", declaring)
+            .await
+            .map(drop)
     }
 
     /// Limits what the server sends ahead to each consumer that is started after this. Also the round
@@ -164,20 +232,22 @@ impl Link {
 
     /// Why the link failed, best told by the server.
     async fn reason(&mut self, at: &Place, fallback: &str) -> BrokerError {
-        let told = async {
-            while let Some(signal) = self.signals.recv().await {
-                if signal != Signal::Dropped {
-                    return Some(signal);
-                }
-            }
-            None
-        };
-        match timeout(REASON_WITHIN, told).await {
-            Ok(Some(signal)) => refusal::of_signal(&signal, at),
-            _ => BrokerError::ConnectionLost {
+        match told(&mut self.signals).await {
+            Some(signal) => refusal::of_signal(&signal, at),
+            None => BrokerError::ConnectionLost {
                 at: at.clone(),
                 detail: fallback.to_owned(),
             },
+        }
+    }
+
+    /// Ends the connection of a channel that the server has closed.
+    async fn hang_up(self) {
+        if timeout(CLOSE_WITHIN, self.connection.close())
+            .await
+            .is_err()
+        {
+            tracing::debug!(at = %self.at, "no answer to closing");
         }
     }
 
@@ -202,5 +272,40 @@ impl Link {
                 Err(_elapsed) => tracing::debug!(%at, what, "no answer to closing"),
             }
         }
+    }
+}
+
+/// What the server says of a connection's end, if it does.
+async fn told(signals: &mut UnboundedReceiver<Signal>) -> Option<Signal> {
+    let told = async {
+        while let Some(signal) = signals.recv().await {
+            if signal != Signal::Dropped {
+                return Some(signal);
+            }
+        }
+        None
+    };
+    timeout(REASON_WITHIN, told).await.ok().flatten()
+}
+
+/// Looks at a queue, and leaves.
+pub(super) async fn look(address: &AmqpAddress, at: &Place) -> Result<QueueLook, BrokerError> {
+    let mut link = Link::connect(address, at, "").await?;
+    match link.find(QueueIndex(0)).await {
+        Ok(Found {
+            messages,
+            consumers,
+        }) => {
+            link.close().await;
+            Ok(QueueLook::There {
+                waiting: u64::from(messages),
+                consumers: u64::from(consumers),
+            })
+        }
+        Err(BrokerError::NoQueue { .. }) => {
+            link.hang_up().await;
+            Ok(QueueLook::Missing)
+        }
+        Err(error) => Err(error),
     }
 }

@@ -63,11 +63,13 @@ mod token;
 mod unsent;
 mod watch;
 
+use tokio::sync::oneshot;
+
 pub(super) use self::retry::pause_after;
 pub use self::sink::Sink;
 pub(super) use self::source::Receipt;
 pub use self::source::Source;
-use super::{BrokerError, Direction, Leave, Resilience};
+use super::{BrokerError, Direction, Leave, QueueLook, Resilience};
 use crate::config::AmqpAddress;
 
 pub(super) async fn open_source(
@@ -80,10 +82,11 @@ pub(super) async fn open_source(
     let at = address::place(Direction::Incoming, queues, address);
     // AMQP's prefetch count has 16 bits.
     let window = u16::try_from(window.get()).unwrap_or(u16::MAX);
-    let first = retry::at_start(async |generation| {
+    let first = retry::at_start(leave, resilience, async |generation, reached| {
         let windows = vec![window; queues.len()];
-        let leave = leave.clone();
-        consume::Session::open(at.clone(), address.clone(), windows, generation, leave).await
+        let (leave, reached) = (leave.clone(), reached.clone());
+        let (at, address) = (at.clone(), address.clone());
+        consume::Session::open(at, address, windows, generation, leave, reached).await
     });
     Ok(Source::start(
         &at,
@@ -98,26 +101,45 @@ pub(super) async fn open_sink(
     queues: &[&str],
     address: &AmqpAddress,
     resilience: &Resilience,
+    leave: &Leave,
 ) -> Result<Sink, BrokerError> {
     let at = address::place(Direction::Outgoing, queues, address);
-    let first = retry::at_start(async |generation| {
-        publish::Session::open(at.clone(), address.clone(), generation).await
+    let first = retry::at_start(leave, resilience, async |generation, reached| {
+        let mut session = publish::Session::open(at.clone(), address.clone(), generation).await?;
+        reached.note();
+        let mut leave = leave.clone();
+        tokio::select! {
+            biased;
+            error = session.hold.lost() => Err(error),
+            () = leave.until_all_else_is_ready() => Ok(session),
+        }
     });
     let sink = Sink::start(&at, address, first.await?, resilience);
     unsent::send_all(&sink, resilience).await;
     Ok(sink)
 }
 
-pub(super) async fn visit(
+pub(super) async fn look(
     direction: Direction,
     queue: &str,
     address: &AmqpAddress,
-) -> Result<(), BrokerError> {
-    open_for_a_moment(direction, queue, address, &Resilience::none())
-        .await?
-        .close()
-        .await;
-    Ok(())
+) -> Result<QueueLook, BrokerError> {
+    let at = address::place(direction, &[queue], address);
+    retry::briefly(async |generation| {
+        let (seen, is_seen) = oneshot::channel();
+        let (place, address) = (at.clone(), address.clone());
+        let hold = session::start(generation, &at, move |ready, _owner| async move {
+            let looked = link::look(&address, &place).await;
+            let _gone = ready.send(looked.map(|look| drop(seen.send(look))));
+            session::End::Closed
+        });
+        let _ended = hold.await?;
+        is_seen.await.map_err(|_died| BrokerError::ConnectionLost {
+            at: at.clone(),
+            detail: "the session ended before it saw the queue".into(),
+        })
+    })
+    .await
 }
 
 /// A sink of one queue, which sends nothing of earlier pilots.
@@ -128,7 +150,7 @@ pub(super) async fn open_for_a_moment(
     resilience: &Resilience,
 ) -> Result<Sink, BrokerError> {
     let at = address::place(direction, &[queue], address);
-    let first = retry::at_start(async |generation| {
+    let first = retry::briefly(async |generation| {
         publish::Session::open(at.clone(), address.clone(), generation).await
     });
     Ok(Sink::start(&at, address, first.await?, resilience))

@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use amqprs::channel::{BasicPublishArguments, BasicQosArguments, ConfirmSelectArguments};
@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use uuid::Uuid;
 
-use super::confirms::{Confirms, Pending};
+use super::confirms::Pending;
 use super::link::Link;
 use super::refusal;
 use super::session::{self, End, Hold};
@@ -75,10 +75,10 @@ impl Session {
         let place = at.clone();
         let hold = session::start(generation, &at, move |ready, owner| async move {
             let name = Uuid::new_v4().simple().to_string();
-            let confirms = Arc::new(Mutex::new(Confirms::new(&place, name)));
             let publisher = async {
-                let link = Link::open(&address, &place, &confirms).await?;
-                Publisher::start(link, Arc::clone(&confirms)).await
+                let link = Link::open(&address, &place, &name).await?;
+                let confirms = Arc::clone(&link.confirms);
+                Publisher::start(link, confirms).await
             };
             match publisher.await {
                 Ok(publisher) => {

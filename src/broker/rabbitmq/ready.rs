@@ -48,6 +48,7 @@ impl Ready {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::rabbitmq::arrival::Origin;
     use crate::broker::rabbitmq::inflight::Flag;
     use crate::ids::DeliveryTag;
 
@@ -59,6 +60,7 @@ mod tests {
             flag: Flag::First,
             earlier_deliveries: None,
             message_id: None,
+            origin: Origin::Queue,
         };
         let fingerprint = Fingerprint::of(arrival.queue, &arrival.body, None);
         ready.push(fingerprint, arrival);

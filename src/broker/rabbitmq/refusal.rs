@@ -32,6 +32,9 @@ pub(super) fn of_open(error: &Error, attempt: &Attempt<'_>, at: &Place) -> Broke
     let at = at.clone();
     let detail = plain(&error.to_string());
     match error {
+        Error::ConnectionOpenError(text) if text.contains("530") && is_for_now(&detail) => {
+            BrokerError::Full { at, detail }
+        }
         Error::ConnectionOpenError(text) if text.contains("530") => BrokerError::Vhost {
             at,
             vhost: attempt.address.vhost.clone(),
@@ -43,6 +46,12 @@ pub(super) fn of_open(error: &Error, attempt: &Attempt<'_>, at: &Place) -> Broke
         Error::ConnectionOpenError(_) => BrokerError::Rejected { at, detail },
         _ => of_network(detail, attempt, at),
     }
+}
+
+/// Limits on connections and channels, of a virtual host, a user or a node, and a virtual host that starts:
+/// `… connection limit (1) is reached`, `… maximum allowed limit of (1)`, `vhost 'x' is down`.
+fn is_for_now(detail: &str) -> bool {
+    detail.contains("limit") || detail.ends_with("is down")
 }
 
 fn of_network(detail: String, attempt: &Attempt<'_>, at: Place) -> BrokerError {
@@ -105,11 +114,15 @@ pub(super) fn of_signal(signal: &Signal, at: &Place) -> BrokerError {
                     BrokerError::Authentication { at, detail }
                 }
                 403 => BrokerError::Permission { at, detail },
-                406 if text.contains("inequivalent arg") => {
-                    BrokerError::OtherQueueType { at, detail }
-                }
-                // Closed by an operator or a stopping server, and channel time-outs.
-                320 | 406 | 541 => BrokerError::ConnectionLost { at, detail },
+                404 if text.contains("no queue") => BrokerError::NoQueue { at },
+                405 => BrokerError::Unusable {
+                    at,
+                    why: format!("it is another connection's alone (`{detail}`)"),
+                },
+                530 if is_for_now(text) => BrokerError::Full { at, detail },
+                // Closed by an operator or a stopping server, channel time-outs, a queue that was declared
+                // otherwise by somebody else at the same moment, and one whose node is down.
+                320 | 404 | 406 | 541 => BrokerError::ConnectionLost { at, detail },
                 _ => BrokerError::Rejected { at, detail },
             }
         }
@@ -295,6 +308,25 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_on_connections_is_named_and_no_fault_of_the_virtual_host() {
+        for words in [
+            "access to vhost 'physics' refused for user 'me': connection limit (1) is reached",
+            "connection refused for user 'me': user connection limit (1) is reached",
+            "access to vhost 'physics' refused for user 'me': vhost 'physics' is down",
+        ] {
+            let text = format!(
+                "failed to open connection, reason: Close(MethodHeader {{ class_id: 10, method_id: 50 }}, \
+                 Close {{ reply_code: 530, reply_text: ShortStr(99, \"NOT_ALLOWED - {words}\"), class_id: 10, \
+                 method_id: 40 }})"
+            );
+            let error = open(&Error::ConnectionOpenError(text), 0);
+            assert!(matches!(error, BrokerError::Full { .. }), "{error}");
+            assert!(error.is_transient(), "{error}");
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
+
+    #[test]
     fn the_servers_reasons_are_told_apart() {
         let permission = closed(403, "ACCESS_REFUSED - access to queue 'q' refused");
         assert!(
@@ -315,11 +347,23 @@ mod tests {
             matches!(expired, BrokerError::Authentication { .. }),
             "{expired}"
         );
-        let classic = closed(406, "PRECONDITION_FAILED - inequivalent arg 'x-queue-type'");
-        assert!(
-            matches!(classic, BrokerError::OtherQueueType { .. }),
-            "{classic}"
+        let missing = closed(404, "NOT_FOUND - no queue 'q' in vhost '/'");
+        assert!(matches!(missing, BrokerError::NoQueue { .. }), "{missing}");
+        let down = closed(
+            404,
+            "NOT_FOUND - home node 'rabbit@a' of durable queue 'q' in vhost '/' is down or inaccessible",
         );
+        assert!(matches!(down, BrokerError::ConnectionLost { .. }), "{down}");
+        let locked = closed(
+            405,
+            "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue 'q' in vhost '/'",
+        );
+        assert!(matches!(locked, BrokerError::Unusable { .. }), "{locked}");
+        let channels = closed(
+            530,
+            "NOT_ALLOWED - number of channels opened for user 'me' has reached the maximum allowed limit of (1)",
+        );
+        assert!(matches!(channels, BrokerError::Full { .. }), "{channels}");
         let late_ack = closed(
             406,
             "PRECONDITION_FAILED - delivery acknowledgement timed out",

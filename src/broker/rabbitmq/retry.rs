@@ -1,28 +1,85 @@
 //! When a broker that can't be reached is tried again. Talks to nobody. Apart, because the first
 //! connection and all later ones differ in patience only.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use crate::broker::BrokerError;
+use crate::broker::{BrokerError, Leave, Resilience};
 use crate::ids::Generation;
 
-/// How often a broker is tried at the start, and until when: nothing is held yet, and a wrong
+/// How long a broker is tried at the start that was never reached: nothing is held yet, and a wrong
 /// address is to be told soon.
-const TRIES: u32 = 3;
 const TRY_WITHIN: Duration = Duration::from_secs(20);
+/// How often one that is only looked at, or needed for a moment.
+const TRIES: u32 = 3;
 
 /// Between two tries in the midst of life, before a part of it is taken off at random.
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// The first connection. Each try is a session of its own.
+/// Whether a broker let us in once: its address and our credentials are right then.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Reached(Arc<AtomicBool>);
+
+impl Reached {
+    pub(super) fn note(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn was(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The first connection of a pilot. Each try is a session of its own. What fails before all else is ready
+/// doesn't count: an init container may take hours, in which brokers are restarted. From then on one that
+/// let us in before is waited for as after any loss.
 pub(super) async fn at_start<T>(
+    leave: &Leave,
+    resilience: &Resilience,
+    mut open: impl AsyncFnMut(Generation, &Reached) -> Result<T, BrokerError>,
+) -> Result<T, BrokerError> {
+    let mut leave = leave.clone();
+    let reached = Reached::default();
+    let (mut generation, mut tried, mut since) = (0, 0, Instant::now());
+    loop {
+        generation += 1;
+        // Asked before: a try that began too early doesn't count.
+        let counts = leave.all_else_is_ready();
+        let error = match open(Generation(generation), &reached).await {
+            Ok(opened) => return Ok(opened),
+            Err(error) => error,
+        };
+        if !counts {
+            tracing::warn!(%error, "no connection yet: will try again when all else is ready");
+            leave.until_all_else_is_ready().await;
+            since = Instant::now();
+            continue;
+        }
+        tried += 1;
+        let within = if reached.was() || error.knows_us() {
+            resilience.reconnect_within().max(TRY_WITHIN)
+        } else {
+            TRY_WITHIN
+        };
+        let pause = pause_after(tried);
+        if !error.is_transient() || since.elapsed() + pause >= within {
+            return Err(error);
+        }
+        tracing::warn!(%error, tried, pause_ms = pause.as_millis(), "will try again");
+        sleep(pause).await;
+    }
+}
+
+/// A connection for a moment.
+pub(super) async fn briefly<T>(
     mut open: impl AsyncFnMut(Generation) -> Result<T, BrokerError>,
 ) -> Result<T, BrokerError> {
-    let started = Instant::now();
+    let since = Instant::now();
     let mut tried = 1;
     loop {
         let error = match open(Generation(u64::from(tried))).await {
@@ -30,7 +87,7 @@ pub(super) async fn at_start<T>(
             Err(error) => error,
         };
         let pause = pause_after(tried);
-        if !error.is_transient() || tried >= TRIES || started.elapsed() + pause >= TRY_WITHIN {
+        if !error.is_transient() || tried >= TRIES || since.elapsed() + pause >= TRY_WITHIN {
             return Err(error);
         }
         tracing::warn!(%error, tried, pause_ms = pause.as_millis(), "will try again");

@@ -23,7 +23,7 @@ use self::ending::CLOSE_SESSION_WITHIN;
 use super::arrival::Arrival;
 use super::consume::{Report, Session};
 use super::inflight::{EntryId, Fingerprint, Owner, Recognised, Settling};
-use super::retry;
+use super::retry::{self, Reached};
 use super::source::Desk;
 use crate::broker::{BrokerError, Leave, LinkState, Patience, Place, Resilience, Verdict};
 use crate::config::AmqpAddress;
@@ -336,7 +336,8 @@ impl Supervisor {
         let limit = self.resilience.reconnect_within();
         let note = |state| self.resilience.note(&self.at, state);
         note(LinkState::Down(error.to_string()));
-        if self.wanted && self.down_since.elapsed() >= limit {
+        let is_hopeless = matches!(error, BrokerError::Unusable { .. });
+        if self.wanted && (is_hopeless || self.down_since.elapsed() >= limit) {
             self.wanted = false;
             note(LinkState::GivenUp(error.to_string()));
             // Tasks that run may still be acknowledged, if it comes back in their time.
@@ -361,7 +362,14 @@ impl Supervisor {
             ownerless.map(window).collect()
         });
         let (at, address) = (self.at.clone(), self.address.clone());
-        let opening = Session::open(at, address, windows, self.generation, Leave::given());
+        let opening = Session::open(
+            at,
+            address,
+            windows,
+            self.generation,
+            Leave::given(),
+            Reached::default(),
+        );
         self.link = Link::Opening(Box::pin(opening));
     }
 

@@ -7,11 +7,14 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{AccessFlags, access};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use crate::broker::{BrokerError, Direction, FileFormat, Place, PublishError, SettleError};
+use crate::broker::{
+    BrokerError, Direction, FileFormat, Place, PublishError, QueueLook, SettleError,
+};
 
 /// The longest file name of every file system that counts.
 const NAME_MAX: usize = 255;
@@ -150,6 +153,38 @@ impl Layout {
             fs::create_dir_all(directory).map_err(Trouble::on("create directory", directory))?;
         }
         Ok(())
+    }
+}
+
+impl Layout {
+    /// What is there; makes nothing.
+    pub(super) fn look(&self) -> Result<QueueLook, Trouble> {
+        let read = |directory: &Path| {
+            fs::read_dir(directory)
+                .and_then(Iterator::collect::<io::Result<Vec<_>>>)
+                .map_err(Trouble::on("read directory", directory))
+        };
+        let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        let entries = match read(&self.waiting) {
+            Err(trouble) if trouble.error.kind() == io::ErrorKind::NotFound => {
+                return Ok(QueueLook::Missing);
+            }
+            entries => entries?,
+        };
+        access(&self.waiting, AccessFlags::W_OK | AccessFlags::X_OK)
+            .map_err(io::Error::from)
+            .map_err(Trouble::on("write to directory", &self.waiting))?;
+        let is_event = |entry: &fs::DirEntry| {
+            is_event_name(&entry.file_name()) && entry.file_type().is_ok_and(|kind| kind.is_file())
+        };
+        let holders = match read(&self.claimed) {
+            Err(trouble) if trouble.error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            holders => holders?,
+        };
+        Ok(QueueLook::There {
+            waiting: count(entries.iter().filter(|entry| is_event(entry)).count()),
+            consumers: count(holders.len()),
+        })
     }
 }
 

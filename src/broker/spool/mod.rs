@@ -39,20 +39,24 @@ mod notices;
 mod sink;
 mod source;
 
+use self::layout::Layout;
 pub use self::sink::Sink;
 pub(super) use self::source::Receipt;
 pub use self::source::Source;
-use super::{BrokerError, Direction, Place};
+use super::{BrokerError, Direction, Place, QueueLook};
 
-pub(super) async fn visit(
+/// What waits in a queue, and how many pilots hold events of it.
+pub(super) async fn look(
     direction: Direction,
     queue: &str,
     directory: &Path,
-) -> Result<(), BrokerError> {
-    let layout = sink::create(direction, queue, directory).await?;
-    match direction {
-        Direction::Outgoing | Direction::DeadLetters => sink::try_to_write(&layout).await,
-        Direction::Incoming => Ok(()),
+) -> Result<QueueLook, BrokerError> {
+    let layout = Layout::new(direction, queue, directory)?;
+    let at = layout.at.clone();
+    let looked = off_the_loop(move || layout.look());
+    match looked.await {
+        Ok(looked) => looked.map_err(|trouble| trouble.into_broker(&at)),
+        Err(error) => Err(died(&at, &error)),
     }
 }
 
