@@ -40,7 +40,8 @@ fn a_limit_on_connections_is_waited_for_and_named() {
     ] {
         let (incoming, outgoing) = queues(&broker.address());
         broker.control(set);
-        let mut pilot = scene(&incoming, &outgoing).start();
+        let scene = scene(&incoming, &outgoing);
+        let mut pilot = scene.start();
         let line = pilot.wait_for_line("will try again", SOON);
         assert!(line.contains(limit), "{line}");
         broker.control(clear);

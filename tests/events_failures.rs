@@ -195,6 +195,101 @@ fn events_that_cant_be_decoded_dont_keep_good_ones_from_being_done() {
     assert_eq!(incoming.depth(), 3);
 }
 
+/// Poison in front of good events, more than there are places for: each failed event waits longer and longer
+/// before it goes back, and takes no place from a good one meanwhile.
+#[track_caller]
+fn assert_poison_starves_none(poison: usize, slots: usize) {
+    let (incoming, outgoing) = (Queue::unique("starve"), Queue::unique("starve"));
+    incoming.publish_raw(&vec!["Z2FyYmFnZQ=="; poison]);
+    let good: Vec<String> = (0..10).map(|event| format!("\"good {event}\"")).collect();
+    incoming.produce(&good);
+    let scene = pilot("cp {{INFILE}} {{OUTFILE}}", &incoming, &outgoing)
+        .set("EWMS_PILOT_STOP_LISTENING_ON_TASK_ERROR", "False")
+        .set("EWMS_PILOT_MAX_CONCURRENT_TASKS", slots.to_string())
+        .set("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "60");
+    let pilot = scene.start();
+    assert!(
+        eventually(SOON, || outgoing.depth() == good.len()),
+        "{} of {} good events are done; stderr:\n{}",
+        outgoing.depth(),
+        good.len(),
+        pilot.stderr()
+    );
+    pilot.signal(Signal::SIGTERM);
+    pilot.wait(SOON).assert_code(128 + 15);
+    let mut results = outgoing.consume(good.len() + 1, Duration::from_secs(1));
+    results.sort();
+    assert_eq!(results, good);
+    assert_eq!(incoming.total(), poison, "none is lost");
+}
+
+#[test]
+fn poison_in_front_of_good_events_takes_no_place_from_them() {
+    assert_poison_starves_none(2, 2);
+}
+
+#[test]
+fn as_much_poison_as_is_set_aside_takes_no_place_from_a_single_slot() {
+    assert_poison_starves_none(32, 1);
+}
+
+/// Once the poison is gone the pilot holds no more than it may: another one gets the rest.
+#[test]
+fn a_pilot_that_set_events_aside_takes_no_more_than_its_window_afterwards() {
+    let (incoming, outgoing) = (Queue::unique("narrow"), Queue::unique("narrow"));
+    incoming.publish_raw(&["Z2FyYmFnZQ=="; 4]);
+    let scene = pilot(
+        r#"sh -c "until [ -e {{DATA_HUB}}/release ]; do sleep 0.1; done; cp {{INFILE}} {{OUTFILE}}""#,
+        &incoming,
+        &outgoing,
+    )
+    .set("EWMS_PILOT_STOP_LISTENING_ON_TASK_ERROR", "False")
+    .set("EWMS_PILOT_MAX_DELIVERIES", "3")
+    .set("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "60");
+    let pilot = scene.start();
+    let rejected = || fs::read_dir(scene.dir().join("rejected")).map_or(0, Iterator::count);
+    assert!(
+        eventually(SOON, || rejected() == 8 && incoming.total() == 0),
+        "{}",
+        pilot.stderr()
+    );
+    incoming.produce([r#""one""#, r#""two""#, r#""three""#]);
+    assert!(
+        eventually(SOON, || incoming.held() == 1),
+        "{}",
+        pilot.stderr()
+    );
+    assert_eq!(incoming.depth(), 2, "{}", pilot.stderr());
+    fs::write(scene.hub("release"), "").expect("the hub is writable");
+    assert!(
+        eventually(SOON, || outgoing.depth() == 3),
+        "{}",
+        pilot.stderr()
+    );
+    pilot.signal(Signal::SIGTERM);
+    pilot.wait(SOON).assert_code(128 + 15);
+}
+
+#[test]
+fn poison_in_a_spool_takes_no_place_from_good_events() {
+    let (scene, incoming, outgoing) =
+        Scene::task(images::busybox(), "cp {{INFILE}} {{OUTFILE}}").spool();
+    // A name that sorts first. It fails thrice, with pauses in between, and is given up.
+    for poison in 0..4 {
+        incoming.put(&format!("a{poison}.json"), "{");
+    }
+    for good in 0..4 {
+        incoming.put(&format!("b{good}.txt"), "good");
+    }
+    let scene = scene
+        .set("EWMS_PILOT_STOP_LISTENING_ON_TASK_ERROR", "False")
+        .set("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "5");
+    let outcome = scene.run(SOON);
+    outcome.assert_code(1);
+    assert_eq!(outgoing.files().len(), 4, "{}", outcome.stderr);
+    assert_eq!(incoming.failed().len(), 8, "each with its error");
+}
+
 #[test]
 fn the_first_failure_closes_the_intake_and_running_tasks_finish() {
     let (incoming, outgoing) = (Queue::unique("stop"), Queue::unique("stop"));

@@ -120,6 +120,19 @@ impl Receipt {
         })
     }
 
+    /// The event will be held for a while in which nothing is done for it: another one may come in its
+    /// place. Resolves when the broker is asked for that.
+    pub fn set_aside(&mut self) -> impl Future<Output = ()> + Send + use<> + 'static {
+        match &mut self.0 {
+            Some(ReceiptKind::RabbitMq(receipt)) => Either::Left(receipt.set_aside()),
+            Some(ReceiptKind::Spool(receipt)) => {
+                receipt.set_aside();
+                Either::Right(std::future::ready(()))
+            }
+            None => Either::Right(std::future::ready(())),
+        }
+    }
+
     /// Tells the broker. For RabbitMQ, `Ok` means that the acknowledgement is on its way, or is
     /// deferred: when the session that delivered the event is lost, its tag means nothing any more,
     /// and the verdict is applied when the broker delivers the event again. [`Source::close`] waits

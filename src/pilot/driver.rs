@@ -9,16 +9,16 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
 use super::answers::{publication_of, warn_of_deletion};
 use super::disk_floor::DiskFloor;
 use super::events::{Action, Event, Outcome, Publication};
 use super::ledger::{Ledger, Settlement};
-use super::pace;
 use super::poison::{NotPutAway, Poison, PutAway};
+use super::set_aside::MAY_GO_AFTER;
 use super::state::{Conclusion, Rules, State};
 use super::wall_time::{Limit, WallTime};
 use super::{Queues, Reports};
@@ -55,7 +55,6 @@ struct Held {
     receipt: Receipt,
     /// What its queue calls it.
     name: Option<OsString>,
-    earlier_deliveries: Option<u64>,
     /// The event until its task starts or is made ready, the result once it ended.
     content: Option<Content>,
     /// What tells a task that was made ready to start; dropped, that it won't be.
@@ -69,6 +68,8 @@ enum Done {
     Task(TaskId, Report),
     Published(TaskId, Result<(), PublishError>),
     Settled(TaskId, Result<(), SettleError>),
+    Rested(TaskId),
+    PauseOver(TaskId),
     PutAway(TaskId, Result<PutAway, NotPutAway>),
     DiskLow(String),
     IntakeStopped(Box<Source>, Result<(), BrokerError>),
@@ -90,10 +91,9 @@ struct Driver<'a> {
     /// Absent while the intake is being stopped.
     source: Option<Source>,
     will: WillSender,
-    /// Whether the intake is being closed, or was.
-    closing: watch::Sender<bool>,
     held: HashMap<TaskId, Held>,
-    /// Bounded by the window: a task, a publish or a settlement for each held event, and one stop.
+    /// Bounded by the window and by how many may be set aside: a task, a publish, two pauses or a settlement
+    /// for each held event, and one stop.
     under_way: FuturesUnordered<LocalBoxFuture<'static, Done>>,
     /// How long the queue may be silent, and what is left of it.
     idle: Option<(Duration, Countdown)>,
@@ -127,7 +127,6 @@ pub async fn run(
         sink,
         source: Some(source),
         will: WillSender::new(),
-        closing: watch::Sender::new(false),
         held: HashMap::new(),
         under_way: FuturesUnordered::new(),
         idle: None,
@@ -227,7 +226,6 @@ impl Driver<'_> {
                     Held {
                         receipt,
                         name,
-                        earlier_deliveries,
                         content: Some(content),
                         turn: None,
                         event: None,
@@ -277,6 +275,8 @@ impl Driver<'_> {
                 }
                 Event::PutAway(id, result)
             }
+            Done::Rested(id) => Event::Rested(id),
+            Done::PauseOver(id) => Event::PauseOver(id),
             Done::DiskLow(reason) => {
                 error!(reason, "no more events are taken, tasks are told to end");
                 Event::DiskLow(reason)
@@ -363,13 +363,29 @@ impl Driver<'_> {
                     Verdict::Released => self.ledger.decided(id, records::Outcome::GivenBack),
                     Verdict::Rejected => {}
                 }
-                let pause = pace::before(&verdict, held.earlier_deliveries);
-                let paused = pace::pause(id, pause, self.closing.subscribe());
                 let settled = held.receipt.settle(verdict);
+                self.go(async move { Done::Settled(id, settled.await) });
+            }
+            Action::SetAside(id, pause) => {
+                let Some(held) = self.held.get_mut(&id) else {
+                    return;
+                };
+                // Its files are told of now: the pilot may end before it goes back.
+                self.ledger.decided(id, records::Outcome::Failed);
+                let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+                info!(task_id = %id, pause_ms, "an event that failed before waits before it goes back");
+                let set_aside = held.receipt.set_aside();
                 self.go(async move {
-                    paused.await;
-                    Done::Settled(id, settled.await)
+                    set_aside.await;
+                    sleep(pause).await;
+                    Done::PauseOver(id)
                 });
+                if pause > MAY_GO_AFTER {
+                    self.go(async move {
+                        sleep(MAY_GO_AFTER).await;
+                        Done::Rested(id)
+                    });
+                }
             }
             Action::PutAway(id, obituary) => {
                 let Some(event) = self.held.get_mut(&id).and_then(|held| held.event.take()) else {
@@ -382,7 +398,6 @@ impl Driver<'_> {
             }
             Action::StopIntake => {
                 self.ledger.intake_closed();
-                self.closing.send_replace(true);
                 let Some(mut source) = self.source.take() else {
                     return;
                 };

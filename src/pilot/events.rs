@@ -27,6 +27,10 @@ pub enum Event {
     Published(TaskId, Publication),
     /// A task's event was settled, or can't be any more.
     Settled(TaskId),
+    /// An event that is set aside has waited for long enough to go back early.
+    Rested(TaskId),
+    /// It has waited for as long as it was to.
+    PauseOver(TaskId),
     /// An event that failed too often is where nobody gets it again, or could not be put there.
     PutAway(TaskId, Result<PutAway, NotPutAway>),
     /// Results are refused for now, or taken again.
@@ -78,6 +82,9 @@ pub enum Action {
     Publish(TaskId),
     /// Settle a task's event; answered by [`Event::Settled`].
     Settle(TaskId, Verdict),
+    /// Hold a task's event for so long, beside those that the broker may send: [`Event::Rested`], if it
+    /// takes longer than that, and [`Event::PauseOver`] follow.
+    SetAside(TaskId, Duration),
     /// Put an event away that failed too often; answered by [`Event::PutAway`].
     PutAway(TaskId, Obituary),
     /// Make every running task know the pilot's will.

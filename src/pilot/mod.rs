@@ -18,6 +18,7 @@ mod own_paths;
 mod pace;
 pub mod poison;
 mod reports;
+mod set_aside;
 mod shown;
 mod start;
 pub mod state;

@@ -5,17 +5,15 @@
 
 use std::time::Duration;
 
-use tokio::sync::watch;
-use tokio::time::sleep;
-use tracing::info;
-
 use crate::broker::Verdict;
-use crate::ids::TaskId;
 
 /// The pause before the first event goes back that was delivered before.
 const FIRST: Duration = Duration::from_millis(250);
 /// The longest one. Twenty deliveries take six minutes with it, and an idle pilot ends before that.
 const LONGEST: Duration = Duration::from_secs(30);
+
+/// Where the broker doesn't say how often it delivered the event before, as classic queues don't.
+const UNKNOWN: Duration = Duration::from_secs(4);
 
 /// How long an event waits before the broker is told: a failed one not at all the first time, then
 /// twice as long every time; any other not at all.
@@ -29,22 +27,10 @@ pub(super) fn before(verdict: &Verdict, earlier_deliveries: Option<u64>) -> Dura
                 .and_then(|factor| FIRST.checked_mul(factor))
                 .map_or(LONGEST, |pause| pause.min(LONGEST))
         }
+        (Verdict::Failed { .. }, None) => UNKNOWN,
         (Verdict::Failed { .. } | Verdict::Done | Verdict::Released | Verdict::Rejected, _) => {
             Duration::ZERO
         }
-    }
-}
-
-/// Waits for so long, but no longer than the intake is open: what goes back then is another pilot's.
-pub(super) async fn pause(id: TaskId, pause: Duration, mut closing: watch::Receiver<bool>) {
-    if pause.is_zero() || *closing.borrow() {
-        return;
-    }
-    let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
-    info!(task_id = %id, pause_ms, "an event that failed before waits before it goes back");
-    tokio::select! {
-        () = sleep(pause) => {}
-        _ = closing.wait_for(|closing| *closing) => {}
     }
 }
 
@@ -59,8 +45,12 @@ mod tests {
 
     #[test]
     fn a_first_failure_goes_back_at_once() {
-        assert_eq!(failed(None), Duration::ZERO);
         assert_eq!(failed(Some(0)), Duration::ZERO);
+    }
+
+    #[test]
+    fn one_that_came_again_from_a_queue_that_does_not_count_waits() {
+        assert_eq!(failed(None), UNKNOWN);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //!
 //! The rules about an event:
 //! - it is acknowledged only when its task succeeded and its result, if any, is confirmed;
-//! - a failed one goes back to the queue, and if the failure closes the intake, only after the
+//! - a failed one goes back to the queue, after a pause if it failed before, in which it takes no place
+//!   from others; and if the failure closes the intake, only after the
 //!   intake is closed, so that this pilot does not get it again;
 //! - one that failed for the last time that it may, or would fail each time, is put where nobody gets it
 //!   again, and only then taken out of the queue; but only if the operator asked for that. If it can't be
@@ -20,7 +21,9 @@ use std::time::Duration;
 use nix::libc::SIGTERM;
 
 use super::events::{Action, Event, Outcome, Publication, Status};
+use super::pace;
 use super::poison::{NotPutAway, Obituary, PutAway};
+use super::set_aside::{FailedEvents, Step};
 use super::wall_time::Limit;
 use crate::broker::{Outlet, Verdict};
 use crate::config::OnTaskError;
@@ -68,6 +71,8 @@ pub struct State {
     will: Will,
     signal: Option<i32>,
     tasks: HashMap<TaskId, Stage>,
+    /// Those that failed and wait before they go back.
+    failed_events: FailedEvents,
     /// Those that wait, in their order. None once the intake is closed.
     waiting: VecDeque<TaskId>,
     /// How often the broker delivered an event before, if it says so.
@@ -97,6 +102,8 @@ enum Stage {
     Publishing,
     /// On its way to where nobody gets it again.
     Leaving,
+    /// It failed, and waits before it goes back.
+    Pausing,
     Settling,
 }
 
@@ -132,6 +139,7 @@ impl State {
             will: Will::Run,
             signal: None,
             tasks: HashMap::new(),
+            failed_events: FailedEvents::default(),
             waiting: VecDeque::new(),
             earlier: HashMap::new(),
             disk_low: None,
@@ -148,7 +156,14 @@ impl State {
     pub fn wants_event(&self) -> bool {
         matches!(self.intake, Intake::Open)
             && self.outlet == Outlet::Takes
-            && self.tasks.len() < self.rules.window
+            && self.places_taken() < self.rules.window
+    }
+
+    /// Those set aside take none.
+    fn places_taken(&self) -> usize {
+        self.tasks
+            .len()
+            .saturating_sub(self.failed_events.set_aside())
     }
 
     /// Whether another event could be started now.
@@ -222,6 +237,14 @@ impl State {
             Event::Published(id, publication) => self.published(id, publication, &mut actions),
             Event::Settled(id) => self.settled(id, &mut actions),
             Event::Outlet(outlet) => self.outlet_changed(outlet, &mut actions),
+            Event::Rested(id) => {
+                let steps = self.failed_events.rested(id);
+                self.take_steps(steps, &mut actions);
+            }
+            Event::PauseOver(id) => {
+                let steps = self.failed_events.pause_over(id);
+                self.take_steps(steps, &mut actions);
+            }
             Event::PutAway(id, result) => self.put_away(id, result, &mut actions),
             Event::WallTime(Limit::TellTasks) => {
                 self.end_tasks(Will::Terminate(SIGTERM), &mut actions);
@@ -350,7 +373,11 @@ impl State {
                 self.tally.published += 1;
                 self.succeeded(id, actions);
             }
-            Publication::Refused(error) => self.failed(id, &error, actions),
+            Publication::Refused(error) => {
+                let could_start = self.could_start();
+                self.failed(id, &error, actions);
+                self.restart_idle_timer(could_start, actions);
+            }
             Publication::Lost(reason) => {
                 self.fatal.get_or_insert(reason);
                 self.stop_intake(actions);
@@ -432,10 +459,31 @@ impl State {
 
     /// Settles at once, or, while the intake is closing, once it is closed.
     fn give_back(&mut self, id: TaskId, verdict: Verdict, actions: &mut Vec<Action>) {
-        self.tasks.insert(id, Stage::Settling);
+        let earlier = self.earlier.get(&id).copied().flatten();
+        let pause = pace::before(&verdict, earlier);
         match &mut self.intake {
+            Intake::Open if !pause.is_zero() => {
+                self.tasks.insert(id, Stage::Pausing);
+                let steps = self.failed_events.add(id, verdict, pause);
+                self.take_steps(steps, actions);
+                return;
+            }
             Intake::Stopping(held) => held.push((id, verdict)),
             Intake::Open | Intake::Stopped => actions.push(Action::Settle(id, verdict)),
+        }
+        self.tasks.insert(id, Stage::Settling);
+    }
+
+    /// Whoever is set aside makes room in the window, so that the queue's silence counts again.
+    fn take_steps(&mut self, steps: Vec<Step>, actions: &mut Vec<Action>) {
+        for step in steps {
+            match step {
+                Step::SetAside(id, pause) => actions.push(Action::SetAside(id, pause)),
+                Step::GoBack(id, verdict) => {
+                    self.tasks.insert(id, Stage::Settling);
+                    actions.push(Action::Settle(id, verdict));
+                }
+            }
         }
     }
 
@@ -453,7 +501,11 @@ impl State {
 
     fn stop_intake(&mut self, actions: &mut Vec<Action>) {
         if matches!(self.intake, Intake::Open) {
-            self.intake = Intake::Stopping(Vec::new());
+            let held = self.failed_events.take_all().collect::<Vec<_>>();
+            for (id, _) in &held {
+                self.tasks.insert(*id, Stage::Settling);
+            }
+            self.intake = Intake::Stopping(held);
             actions.push(Action::StopIdleTimer);
             // None may remain; whoever reads along knows the sequence, and a pilot with no event skips it.
             if self.tally.received > 0 {

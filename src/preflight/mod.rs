@@ -11,7 +11,7 @@
 //! | `external-directories`, `image` | a child looks at them, which is killed when they hang |
 //! | `fuse` | nothing: images run as directories, which need none |
 //! | `container` | one is started, with a task's image, flags and binds, and writes a file |
-//! | `broker-incoming`, `broker-outgoing` | opened; in a pilot's life that goes on beside the other checks and the init container |
+//! | `broker-incoming`, `broker-outgoing` | looked at, none is declared; in a pilot's life that goes on beside the other checks and the init container |
 
 mod container;
 mod namespaces;

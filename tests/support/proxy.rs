@@ -54,9 +54,10 @@ impl Proxy {
                 let silenced = Arc::clone(&is_cut);
                 thread::spawn(move || {
                     pass(from_server, to_client, |_| {
-                        match silenced.load(Ordering::SeqCst) {
-                            true => Next::Hold,
-                            false => Next::Pass,
+                        if silenced.load(Ordering::SeqCst) {
+                            Next::Hold
+                        } else {
+                            Next::Pass
                         }
                     });
                 });

@@ -5,8 +5,12 @@
 //! get stuck there.
 //!
 //! All queues of a session share its channel: one round trip proves that all live, and a fault of one
-//! ends the session of all. Each queue has a consumer, and with it a window, of its own.
+//! ends the session of all. Each queue has a consumer, and with it a window, of its own. A window can't be
+//! changed; for each event that is set aside there is one more consumer, of one event, until it is settled.
+//! The event that the broker sends in the place of a settled one may then be one more than the window, until
+//! the event of a consumer that was ended is settled.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use amqprs::channel::{
@@ -16,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::arrival::{Arrival, Origin};
-use super::intake::{self, Intake};
+use super::intake::{self, Intake, Purpose};
 use super::link::Link;
 use super::refusal;
 use super::retry::Reached;
@@ -54,6 +58,8 @@ pub(super) enum Command {
         verdict: Verdict,
         done: Option<oneshot::Sender<()>>,
     },
+    /// Take one more from this queue while this delivery is unsettled.
+    SetAside { tag: DeliveryTag, queue: QueueIndex },
     /// Take no more.
     Stop,
     /// End.
@@ -142,6 +148,11 @@ impl Session {
         let _lost = self.commands.send(Command::Settle { tag, verdict, done });
     }
 
+    /// Takes one more from the queue while this delivery of it is unsettled.
+    pub(super) fn set_aside(&self, tag: DeliveryTag, queue: QueueIndex) {
+        let _lost = self.commands.send(Command::SetAside { tag, queue });
+    }
+
     /// Asks for [`Report::Stopped`].
     pub(super) fn stop(&self) {
         let _lost = self.commands.send(Command::Stop);
@@ -192,6 +203,8 @@ struct Consumer {
     window: u16,
     /// None after the stop.
     intakes: Vec<Intake>,
+    /// Deliveries that are set aside, one more consumer being there for each.
+    aside: HashMap<DeliveryTag, QueueIndex>,
     reports: mpsc::UnboundedSender<Report>,
     settled: u64,
     proven: u64,
@@ -206,12 +219,13 @@ impl Consumer {
     ) -> Result<Self, BrokerError> {
         let mut intakes = Vec::new();
         for (queue, &window) in link.at.indices().zip(windows) {
-            intakes.push(Intake::start(&mut link, queue, window).await?);
+            intakes.push(Intake::start(&mut link, queue, window, Purpose::Window).await?);
         }
         Ok(Self {
             link,
             window: windows.iter().copied().max().unwrap_or_default(),
             intakes,
+            aside: HashMap::new(),
             reports,
             settled: 0,
             proven: 0,
@@ -240,6 +254,7 @@ impl Consumer {
                     Command::Settle { tag, verdict, done } => {
                         self.settle(tag, &verdict).await.map(|()| done.map_or((), answer))
                     }
+                    Command::SetAside { tag, queue } => self.set_aside(tag, queue).await,
                     Command::Stop => self.stop().await.map(|()| self.report(Report::Stopped)),
                     Command::Close { done } => {
                         return match self.close().await {
@@ -312,7 +327,43 @@ impl Consumer {
         Ok(())
     }
 
+    async fn set_aside(&mut self, tag: DeliveryTag, queue: QueueIndex) -> Result<(), BrokerError> {
+        if self.intakes.is_empty() || self.aside.insert(tag, queue).is_some() {
+            return Ok(());
+        }
+        let more = Intake::start(&mut self.link, queue, 1, Purpose::SetAside).await?;
+        self.intakes.push(more);
+        Ok(())
+    }
+
+    /// Ends one of the consumers that are there for events set aside: that of the delivery which is about to
+    /// be settled, so that nothing comes in its place, else one that holds nothing, else any.
+    async fn take_one_less(
+        &mut self,
+        tag: DeliveryTag,
+        queue: QueueIndex,
+    ) -> Result<(), BrokerError> {
+        let ranks = self.intakes.iter().enumerate();
+        let least = ranks
+            .filter_map(|(place, intake)| Some((intake.rank(queue, tag)?, place)))
+            .min();
+        let Some((_, place)) = least else {
+            return Ok(());
+        };
+        let intake = self.intakes.swap_remove(place);
+        for message in intake.stop(&mut self.link).await? {
+            self.hand_over(queue, Some(message))?;
+        }
+        Ok(())
+    }
+
     async fn settle(&mut self, tag: DeliveryTag, verdict: &Verdict) -> Result<(), BrokerError> {
+        if let Some(queue) = self.aside.remove(&tag) {
+            self.take_one_less(tag, queue).await?;
+        }
+        for intake in &mut self.intakes {
+            intake.settled(tag);
+        }
         if self.proven == self.settled {
             self.prove_at = Instant::now() + PROVE_AFTER;
         }

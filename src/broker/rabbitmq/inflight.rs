@@ -247,6 +247,12 @@ impl InFlight {
         }
     }
 
+    /// The delivery that stands for an event, and its queue.
+    pub(super) fn delivery_of(&self, id: EntryId) -> Option<(Owner, QueueIndex)> {
+        let entry = self.entries.get(&id)?;
+        Some((entry.owner?, entry.fingerprint.queue))
+    }
+
     /// The broker has read the session's settlements up to this one.
     pub(super) fn proven(&mut self, number: u64) {
         self.entries

@@ -5,17 +5,28 @@
 use std::future::poll_fn;
 use std::task::Poll;
 
-use amqprs::FieldTable;
 use amqprs::channel::{BasicCancelArguments, BasicConsumeArguments, ConsumerMessage};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::link::Link;
 use crate::broker::BrokerError;
-use crate::ids::QueueIndex;
+use crate::ids::{DeliveryTag, QueueIndex};
+
+/// What a consumer is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// The queue's window.
+    Window,
+    /// One event in the place of one that is set aside.
+    SetAside,
+}
 
 /// See the module.
 pub(super) struct Intake {
     pub(super) queue: QueueIndex,
+    purpose: Purpose,
+    /// Its last delivery, unless it is settled: all that a consumer of one event can hold.
+    holds: Option<DeliveryTag>,
     consumer: String,
     messages: UnboundedReceiver<ConsumerMessage>,
 }
@@ -26,28 +37,41 @@ impl Intake {
         link: &mut Link,
         queue: QueueIndex,
         window: u16,
+        purpose: Purpose,
     ) -> Result<Self, BrokerError> {
         // It holds for each consumer that is started after it, by itself.
         link.limit(window).await?;
         let (channel, at) = (link.channel.clone(), link.at.only(queue));
-        // Means something to a stream only, which says so with its first message and is refused. Without
-        // this it would send none of those that it has, and look like an empty queue.
-        let mut offset = FieldTable::new();
-        offset.insert(
-            "x-stream-offset".try_into().expect("it is short"),
-            "first".into(),
-        );
         let arguments = BasicConsumeArguments::new(link.at.name(queue), "")
             .manual_ack(true)
-            .arguments(offset)
             .finish();
         let call = channel.basic_consume_rx(arguments);
         let (consumer, messages) = link.ask_at(&at, "starting to consume", call).await?;
         Ok(Self {
             queue,
+            purpose,
+            holds: None,
             consumer,
             messages,
         })
+    }
+
+    /// How soon it is ended when this delivery from the queue needs no place any more, the least first; never,
+    /// if it is the window's.
+    pub(super) fn rank(&self, queue: QueueIndex, tag: DeliveryTag) -> Option<u8> {
+        if self.purpose != Purpose::SetAside || self.queue != queue {
+            return None;
+        }
+        Some(match self.holds {
+            Some(held) if held == tag => 0,
+            None => 1,
+            Some(_) => 2,
+        })
+    }
+
+    /// A delivery is settled.
+    pub(super) fn settled(&mut self, tag: DeliveryTag) {
+        self.holds = self.holds.filter(|held| *held != tag);
     }
 
     /// Whether it is the consumer of this tag.
@@ -75,6 +99,10 @@ pub(super) async fn next(intakes: &mut [Intake]) -> (QueueIndex, Option<Consumer
     poll_fn(|context| {
         for intake in &mut *intakes {
             if let Poll::Ready(message) = intake.messages.poll_recv(context) {
+                let deliver = message
+                    .as_ref()
+                    .and_then(|message| message.deliver.as_ref());
+                intake.holds = deliver.map(|deliver| DeliveryTag(deliver.delivery_tag()));
                 return Poll::Ready((intake.queue, message));
             }
         }

@@ -4,6 +4,7 @@
 //! A link that once failed is never used again: amqprs may panic, hang, or leave the channel in a
 //! state that looks open. Whoever holds it ends its session instead.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -19,7 +20,7 @@ use super::confirms::Confirms;
 use super::refusal::{self, Attempt};
 use super::token::{self, Renewal};
 use super::watch::{ChannelWatch, ConnectionWatch, SharedConfirms, Signal};
-use crate::broker::{BrokerError, Place, QueueLook};
+use crate::broker::{BrokerError, Direction, Place, QueueLook};
 use crate::config::AmqpAddress;
 use crate::ids::QueueIndex;
 
@@ -50,6 +51,27 @@ struct Found {
     consumers: u32,
 }
 
+/// What a first look at a queue told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    Missing,
+    /// It is not as a pilot would declare it, or we may not declare any.
+    AsItIs,
+}
+
+impl Known {
+    fn by(error: &BrokerError) -> Option<Self> {
+        match error {
+            BrokerError::NoQueue { .. } => Some(Self::Missing),
+            BrokerError::Permission { .. } => Some(Self::AsItIs),
+            BrokerError::ConnectionLost { detail, .. } if detail.contains("inequivalent arg") => {
+                Some(Self::AsItIs)
+            }
+            _ => None,
+        }
+    }
+}
+
 impl Link {
     /// Connects and opens the channel. Queues that exist are used as they are, others declared. `publisher`
     /// is how its messages are recognised when they come back.
@@ -58,18 +80,17 @@ impl Link {
         at: &Place,
         publisher: &str,
     ) -> Result<Self, BrokerError> {
-        let mut missing = Vec::new();
+        let mut known = BTreeMap::new();
         loop {
             let mut link = Self::connect(address, at, publisher).await?;
-            match link.find_or_declare(&missing).await {
-                Ok(()) => return Ok(link),
-                // The server has closed the channel over it.
-                Err((queue, BrokerError::NoQueue { .. })) if !missing.contains(&queue) => {
-                    missing.push(queue);
-                    link.hang_up().await;
-                }
-                Err((_, error)) => return Err(error),
-            }
+            let Err((queue, error)) = link.find_or_declare(&known).await else {
+                return Ok(link);
+            };
+            // The server has closed the channel over it.
+            let now = Known::by(&error).filter(|_| !known.contains_key(&queue));
+            let Some(now) = now else { return Err(error) };
+            known.insert(queue, now);
+            link.hang_up().await;
         }
     }
 
@@ -144,17 +165,23 @@ impl Link {
     }
 
     /// Operators own their queues: what is there is used, whatever its type and arguments, and needs no
-    /// permission to configure it.
+    /// permission to configure it. Only a stream can't be: what a pilot takes would stay in it. That is told
+    /// only to who declares it otherwise; and by its messages, see [`Origin`](super::arrival::Origin).
     async fn find_or_declare(
         &mut self,
-        missing: &[QueueIndex],
+        known: &BTreeMap<QueueIndex, Known>,
     ) -> Result<(), (QueueIndex, BrokerError)> {
         for queue in self.at.indices() {
-            let done = if missing.contains(&queue) {
-                self.declare(queue).await
-            } else {
-                self.find(queue).await.map(drop)
+            let mut done = match known.get(&queue) {
+                Some(Known::Missing) => self.declare(queue).await,
+                Some(Known::AsItIs) | None => self.find(queue).await.map(drop),
             };
+            if done.is_ok()
+                && self.at.direction == Direction::Incoming
+                && !known.contains_key(&queue)
+            {
+                done = self.declare(queue).await;
+            }
             done.map_err(|error| (queue, error))?;
         }
         Ok(())

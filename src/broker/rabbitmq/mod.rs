@@ -34,7 +34,8 @@
 //!
 //! # What an outage can do
 //! No event is lost: each is acknowledged only in the session that delivered it, after its result was
-//! confirmed. A task is run twice when its event, taken back by the broker, went to another pilot. An
+//! confirmed, and one whose acknowledgement is in doubt is never taken for another with an equal body. A task
+//! is run twice when its event, taken back by the broker, went to another pilot, or was in doubt. An
 //! output is there twice when its confirm was lost with a session, or the acknowledgement of its
 //! event never arrived. A result that can't be sent at all is kept on disk, but its event isn't
 //! acknowledged for that, as this disk may be gone with the job: it will be run again, and if the kept
@@ -125,12 +126,15 @@ pub(super) async fn look(
     address: &AmqpAddress,
 ) -> Result<QueueLook, BrokerError> {
     let at = address::place(direction, &[queue], address);
-    retry::briefly(async |generation| {
+    let look = retry::briefly(async |generation| {
         let (seen, is_seen) = oneshot::channel();
         let (place, address) = (at.clone(), address.clone());
         let hold = session::start(generation, &at, move |ready, _owner| async move {
             let looked = link::look(&address, &place).await;
-            let _gone = ready.send(looked.map(|look| drop(seen.send(look))));
+            let seen = looked.map(|look| {
+                let _gone = seen.send(look);
+            });
+            let _gone = ready.send(seen);
             session::End::Closed
         });
         let _ended = hold.await?;
@@ -139,7 +143,17 @@ pub(super) async fn look(
             detail: "the session ended before it saw the queue".into(),
         })
     })
-    .await
+    .await?;
+    if let (QueueLook::There { .. }, Direction::Outgoing | Direction::DeadLetters) =
+        (look, direction)
+    {
+        // Whether results would be taken.
+        open_for_a_moment(direction, queue, address, &Resilience::none())
+            .await?
+            .close()
+            .await;
+    }
+    Ok(look)
 }
 
 /// A sink of one queue, which sends nothing of earlier pilots.

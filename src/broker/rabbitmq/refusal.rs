@@ -115,6 +115,10 @@ pub(super) fn of_signal(signal: &Signal, at: &Place) -> BrokerError {
                 }
                 403 => BrokerError::Permission { at, detail },
                 404 if text.contains("no queue") => BrokerError::NoQueue { at },
+                406 if text.contains("current is 'stream'") => BrokerError::Unusable {
+                    at,
+                    why: "it is a stream, out of which no event is ever taken".into(),
+                },
                 405 => BrokerError::Unusable {
                     at,
                     why: format!("it is another connection's alone (`{detail}`)"),

@@ -189,6 +189,15 @@ impl Receipt {
         self.generation
     }
 
+    /// Resolves when the order is given.
+    pub(in crate::broker) fn set_aside(&self) -> impl Future<Output = ()> + Send + use<> + 'static {
+        let (orders, entry) = (self.orders.clone(), self.entry);
+        async move {
+            // Closed: nothing more is to come.
+            let _closed = orders.send(Order::SetAside { entry }).await;
+        }
+    }
+
     pub(in crate::broker) async fn settle(self, verdict: Verdict) -> Result<(), SettleError> {
         let (done, is_done) = oneshot::channel();
         let order = Order::Settle {

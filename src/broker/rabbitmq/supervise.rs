@@ -53,6 +53,8 @@ pub(super) enum Order {
         verdict: Verdict,
         done: oneshot::Sender<()>,
     },
+    /// An event in hand is held beside those that the window is for.
+    SetAside { entry: EntryId },
     /// Hand out no more, give back what was not handed out.
     Stop { done: oneshot::Sender<()> },
     /// End, when all that is done is acknowledged, or won't be any more.
@@ -189,6 +191,7 @@ impl Supervisor {
                 verdict,
                 done,
             } => self.settle(entry, verdict, Some(done)),
+            Order::SetAside { entry } => self.set_aside(entry),
             Order::Stop { done } => {
                 self.stopping.push(done);
                 self.wanted = false;
@@ -198,6 +201,18 @@ impl Supervisor {
                 let until = Instant::now() + RECOVER_WITHIN;
                 self.closing = Some((done, until));
             }
+        }
+    }
+
+    /// Where its session is lost, the next one's window makes room for it.
+    fn set_aside(&mut self, entry: EntryId) {
+        let delivery = self.desk.with(|state| state.in_flight.delivery_of(entry));
+        if let Some((owner, queue)) = delivery
+            && let Link::Up(session) = &self.link
+            && session.generation() == owner.generation
+            && self.intake == Intake::Open
+        {
+            session.set_aside(owner.tag, queue);
         }
     }
 

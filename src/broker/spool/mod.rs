@@ -27,6 +27,7 @@
 
 use std::future::Future;
 use std::path::Path;
+use std::sync::Arc;
 
 use tokio::task::{JoinError, spawn_blocking};
 
@@ -51,13 +52,18 @@ pub(super) async fn look(
     queue: &str,
     directory: &Path,
 ) -> Result<QueueLook, BrokerError> {
-    let layout = Layout::new(direction, queue, directory)?;
-    let at = layout.at.clone();
-    let looked = off_the_loop(move || layout.look());
-    match looked.await {
-        Ok(looked) => looked.map_err(|trouble| trouble.into_broker(&at)),
-        Err(error) => Err(died(&at, &error)),
+    let layout = Arc::new(Layout::new(direction, queue, directory)?);
+    let looking = Arc::clone(&layout);
+    let look = match off_the_loop(move || looking.look()).await {
+        Ok(looked) => looked.map_err(|trouble| trouble.into_broker(&layout.at))?,
+        Err(error) => return Err(died(&layout.at, &error)),
+    };
+    if let (QueueLook::There { .. }, Direction::Outgoing | Direction::DeadLetters) =
+        (look, direction)
+    {
+        sink::try_to_write(&layout).await?;
     }
+    Ok(look)
 }
 
 /// File systems may be slow, shared ones very slow.

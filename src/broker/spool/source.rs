@@ -62,7 +62,8 @@ pub struct Source {
 /// One claim.
 pub(in crate::broker) struct Receipt {
     claim: Box<Claim>,
-    _room: OwnedSemaphorePermit,
+    /// None when the event was set aside.
+    room: Option<OwnedSemaphorePermit>,
 }
 
 impl Source {
@@ -189,7 +190,10 @@ impl Source {
         };
         let earlier_deliveries = Some(claim.failures);
         let name = Some(claim.name().to_owned());
-        let receipt = ReceiptKind::Spool(Receipt { claim, _room: room });
+        let receipt = ReceiptKind::Spool(Receipt {
+            claim,
+            room: Some(room),
+        });
         Ok(Delivery {
             content,
             name,
@@ -295,11 +299,17 @@ impl Receipt {
         self.claim.desk().holder.generation
     }
 
+    pub(in crate::broker) fn set_aside(&mut self) {
+        self.room = None;
+    }
+
     pub(in crate::broker) async fn settle(self, verdict: Verdict) -> Result<(), SettleError> {
         // All of the receipt, so that the room is free only when the file has moved.
         let settled = off_the_loop(move || {
-            let Self { claim, _room } = self;
-            claim.settle(&verdict)
+            let Self { claim, room } = self;
+            let settled = claim.settle(&verdict);
+            drop(room);
+            settled
         });
         match settled.await {
             Ok(settled) => settled.map_err(Trouble::into_settle),

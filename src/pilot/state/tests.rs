@@ -24,7 +24,7 @@ fn state(slots: usize) -> State {
 
 fn deliver(state: &mut State) -> TaskId {
     let id = TaskId::random();
-    let actions = state.on_event(Event::Delivered(id, None));
+    let actions = state.on_event(Event::Delivered(id, Some(0)));
     assert!(actions.contains(&Action::Start(id)), "{actions:?}");
     id
 }
@@ -208,7 +208,7 @@ fn an_event_that_comes_after_the_intake_closed_goes_back_unstarted() {
     let mut state = state(2);
     state.on_event(Event::IdleTimeout);
     let id = TaskId::random();
-    let actions = state.on_event(Event::Delivered(id, None));
+    let actions = state.on_event(Event::Delivered(id, Some(0)));
     assert_eq!(actions, [], "held until the intake is closed");
     let stopped = state.on_event(Event::IntakeStopped);
     assert_eq!(settles(&stopped), [(id, Verdict::Released)]);
@@ -565,4 +565,74 @@ fn what_was_made_ready_is_called_off_and_given_back_when_the_intake_closes() {
         assert!(state.is_over());
         assert_eq!(state.tally().started, 1);
     }
+}
+
+/// A pilot that goes on after failures, and an event that failed before.
+fn fails_again(state: &mut State) -> (TaskId, Vec<Action>) {
+    let id = TaskId::random();
+    state.on_event(Event::Delivered(id, Some(3)));
+    let actions = state.on_event(Event::TaskEnded(id, Outcome::Failed(broken())));
+    (id, actions)
+}
+
+fn going_on(slots: usize) -> State {
+    let rules = Rules {
+        on_task_error: OnTaskError::Continue,
+        ..rules(slots)
+    };
+    State::new(rules).0
+}
+
+#[test]
+fn a_failed_event_that_waits_takes_no_place_from_others() {
+    let mut state = going_on(1);
+    let (id, actions) = fails_again(&mut state);
+    let pause = Duration::from_secs(1);
+    assert!(
+        actions.contains(&Action::SetAside(id, pause)),
+        "{actions:?}"
+    );
+    assert_eq!(settles(&actions), []);
+    assert!(state.wants_event());
+    let idle = Action::StartIdleTimer(Duration::from_secs(2));
+    assert!(actions.contains(&idle), "{actions:?}");
+    deliver(&mut state);
+    assert!(!state.wants_event());
+    let settled = settles(&state.on_event(Event::PauseOver(id)));
+    assert_eq!(settled.len(), 1, "{settled:?}");
+    assert!(matches!(&settled[0], (of, Verdict::Failed { .. }) if *of == id));
+    assert_eq!(settles(&state.on_event(Event::PauseOver(id))), []);
+}
+
+#[test]
+fn more_failed_events_than_are_set_aside_take_places_until_the_oldest_may_go() {
+    let mut state = going_on(2);
+    let ids: Vec<TaskId> = (0..33).map(|_| fails_again(&mut state).0).collect();
+    assert!(state.wants_event(), "one of two places is free");
+    deliver(&mut state);
+    assert!(!state.wants_event());
+    let settled = settles(&state.on_event(Event::Rested(ids[0])));
+    assert!(
+        matches!(settled.as_slice(), [(of, Verdict::Failed { .. })] if *of == ids[0]),
+        "{settled:?}"
+    );
+    state.on_event(Event::Settled(ids[0]));
+    assert!(state.wants_event());
+}
+
+#[test]
+fn events_set_aside_go_back_when_the_intake_is_closed_and_not_before() {
+    let mut state = going_on(1);
+    let (id, _) = fails_again(&mut state);
+    let actions = state.on_event(Event::Signal(SIGTERM));
+    assert_eq!(settles(&actions), []);
+    assert_eq!(settles(&state.on_event(Event::PauseOver(id))), []);
+    let settled = settles(&state.on_event(Event::IntakeStopped));
+    assert!(
+        matches!(settled.as_slice(), [(of, Verdict::Failed { .. })] if *of == id),
+        "{settled:?}"
+    );
+    assert!(!state.is_over());
+    state.on_event(Event::Settled(id));
+    assert!(state.is_over());
 }

@@ -1,0 +1,185 @@
+//! Failed events that wait before they go back, beside the window in which events are run: which of them
+//! waits where, and which goes back when there are too many. Pure: it knows no clock, and is told when a
+//! pause is over.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::broker::Verdict;
+use crate::ids::TaskId;
+
+/// How many take no place from other events. More than a queue mostly has of them, and few enough to hold.
+pub(super) const SET_ASIDE_MAX: usize = 32;
+
+/// After this long an event may go back early, to make room. Twenty deliveries, after which RabbitMQ
+/// deletes an event, still take two minutes.
+pub(super) const MAY_GO_AFTER: Duration = Duration::from_secs(8);
+
+/// Where it waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    Short,
+    /// It has waited for [`MAY_GO_AFTER`].
+    Enough,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    id: TaskId,
+    verdict: Verdict,
+    pause: Duration,
+    rest: Rest,
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// It takes no place from now on, and waits for so long.
+    SetAside(TaskId, Duration),
+    /// It goes back.
+    GoBack(TaskId, Verdict),
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct FailedEvents {
+    /// Those without a place, the oldest first.
+    aside: VecDeque<Waiting>,
+    /// Those that keep their place in the window until there is room for them aside.
+    crowded: VecDeque<Waiting>,
+}
+
+impl FailedEvents {
+    /// How many take no place in the window.
+    pub(super) fn set_aside(&self) -> usize {
+        self.aside.len()
+    }
+
+    /// One failed and is to wait for `pause`.
+    pub(super) fn add(&mut self, id: TaskId, verdict: Verdict, pause: Duration) -> Vec<Step> {
+        self.crowded.push_back(Waiting {
+            id,
+            verdict,
+            pause,
+            rest: Rest::Short,
+        });
+        self.make_room()
+    }
+
+    /// One that is set aside has waited for [`MAY_GO_AFTER`].
+    pub(super) fn rested(&mut self, id: TaskId) -> Vec<Step> {
+        if let Some(waiting) = self.aside.iter_mut().find(|waiting| waiting.id == id) {
+            waiting.rest = Rest::Enough;
+        }
+        self.make_room()
+    }
+
+    /// The pause of one that was set aside is over.
+    pub(super) fn pause_over(&mut self, id: TaskId) -> Vec<Step> {
+        let Some(place) = self.aside.iter().position(|waiting| waiting.id == id) else {
+            return Vec::new();
+        };
+        let over = self.aside.remove(place);
+        let mut steps: Vec<Step> = over.into_iter().map(go_back).collect();
+        steps.extend(self.make_room());
+        steps
+    }
+
+    /// All of them; none waits any more.
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = (TaskId, Verdict)> + use<> {
+        let all = std::mem::take(&mut self.aside)
+            .into_iter()
+            .chain(std::mem::take(&mut self.crowded));
+        all.map(|waiting| (waiting.id, waiting.verdict))
+    }
+
+    fn make_room(&mut self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        while !self.crowded.is_empty() {
+            if self.aside.len() >= SET_ASIDE_MAX {
+                let oldest = self
+                    .aside
+                    .pop_front_if(|oldest| oldest.rest == Rest::Enough);
+                let Some(oldest) = oldest else { break };
+                steps.push(go_back(oldest));
+            }
+            if let Some(next) = self.crowded.pop_front() {
+                steps.push(Step::SetAside(next.id, next.pause));
+                self.aside.push_back(next);
+            }
+        }
+        steps
+    }
+}
+
+fn go_back(waiting: Waiting) -> Step {
+    Step::GoBack(waiting.id, waiting.verdict)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAUSE: Duration = Duration::from_secs(30);
+
+    fn failed() -> Verdict {
+        Verdict::Failed {
+            reason: "why".into(),
+        }
+    }
+
+    /// As many as there is room for.
+    fn full() -> (FailedEvents, Vec<TaskId>) {
+        let mut events = FailedEvents::default();
+        let ids: Vec<TaskId> = (0..SET_ASIDE_MAX).map(|_| TaskId::random()).collect();
+        for id in &ids {
+            let steps = events.add(*id, failed(), PAUSE);
+            assert_eq!(steps, [Step::SetAside(*id, PAUSE)]);
+        }
+        (events, ids)
+    }
+
+    #[test]
+    fn one_goes_back_when_its_pause_is_over_and_only_then() {
+        let (mut events, ids) = full();
+        assert_eq!(events.rested(ids[3]), []);
+        assert_eq!(events.pause_over(ids[3]), [Step::GoBack(ids[3], failed())]);
+        assert_eq!(events.pause_over(ids[3]), []);
+        assert_eq!(events.set_aside(), SET_ASIDE_MAX - 1);
+    }
+
+    #[test]
+    fn beyond_the_bound_the_oldest_goes_back_once_it_has_waited_enough() {
+        let (mut events, ids) = full();
+        let more = TaskId::random();
+        assert_eq!(events.add(more, failed(), PAUSE), [], "it keeps its place");
+        assert_eq!(events.rested(ids[1]), [], "it is not the oldest");
+        assert_eq!(
+            events.rested(ids[0]),
+            [Step::GoBack(ids[0], failed()), Step::SetAside(more, PAUSE)]
+        );
+        assert_eq!(events.set_aside(), SET_ASIDE_MAX);
+    }
+
+    #[test]
+    fn a_place_that_becomes_free_is_taken_by_the_next() {
+        let (mut events, ids) = full();
+        let more = TaskId::random();
+        events.add(more, failed(), PAUSE);
+        assert_eq!(
+            events.pause_over(ids[5]),
+            [Step::GoBack(ids[5], failed()), Step::SetAside(more, PAUSE)]
+        );
+    }
+
+    #[test]
+    fn all_are_given_when_all_are_taken() {
+        let (mut events, mut ids) = full();
+        let more = TaskId::random();
+        events.add(more, failed(), PAUSE);
+        ids.push(more);
+        let taken: Vec<TaskId> = events.take_all().map(|(id, _)| id).collect();
+        assert_eq!(taken, ids);
+        assert_eq!(events.set_aside(), 0);
+    }
+}
