@@ -1,5 +1,5 @@
 //! The mount table of this process, from `/proc/self/mountinfo` (proc(5)): what is mounted below a
-//! directory and can be written there, and whether a directory shows a path, by whatever mount. Asks no
+//! directory and can be written there, and by which other mount a directory may show a file. Asks no
 //! file system, so that a dead one can't hang it.
 
 use std::collections::HashMap;
@@ -107,24 +107,35 @@ impl MountTable {
         points
     }
 
-    /// Whether who sees `directory` sees `path` too, both absolute and without links: it is below, or
-    /// what is below is another mount of the same files.
+    /// Where below `directory` the file at `path` may be seen as well, both absolute and without links:
+    /// through another mount of the same file system. May, because network file systems don't say which of
+    /// their directories is mounted.
     #[must_use]
-    pub fn shows(&self, directory: &Path, path: &Path) -> bool {
-        if path.starts_with(directory) {
-            return true;
-        }
+    pub fn aliases(&self, directory: &Path, path: &Path) -> Vec<PathBuf> {
         let Some((device, place)) = self.origin(path) else {
-            return false;
+            return Vec::new();
         };
         let itself = self.origin(directory);
-        let below = self
-            .below(directory)
-            .map(|mount| (mount.device.as_str(), mount.root.clone()));
+        let itself = itself.map(|(device, root)| (device, root, directory));
+        let below = self.below(directory).map(|mount| {
+            let device = mount.device.as_str();
+            (device, mount.root.clone(), mount.point.as_path())
+        });
         itself
             .into_iter()
             .chain(below)
-            .any(|(of, shown)| of == device && place.starts_with(shown))
+            .filter(|(of, _, _)| *of == device)
+            .filter_map(|(_, root, point)| {
+                let rest = place.strip_prefix(root).ok()?;
+                // Joining nothing would add a slash, which no file's path has.
+                let is_it = rest.as_os_str().is_empty();
+                Some(if is_it {
+                    point.to_owned()
+                } else {
+                    point.join(rest)
+                })
+            })
+            .collect()
     }
 
     /// The file system that `path` is in, and where in it.
@@ -230,34 +241,32 @@ nonsense
     }
 
     #[test]
-    fn a_directory_shows_what_is_in_it_by_whatever_mount() {
+    fn a_file_may_be_seen_through_other_mounts_of_its_file_system() {
         let table = MountTable::parse(TABLE.as_bytes());
-        for (directory, path, shows) in [
-            ("/home/job", "/home/job/data/token", true),
-            ("/home/job", "/home/job", true),
-            ("/", "/home/job", true),
-            ("/home/job", "/home/jobs", false),
-            ("/home/job/data", "/home/job", false),
-            // A mount of the same directory elsewhere.
-            ("/home/e/alias", "/home/job/data/token", true),
-            ("/home/e/alias/of data", "/home/job/data/token", true),
-            ("/home/e/alias", "/home/job/token", false),
-            ("/home/job", "/home/e/alias/of data/token", true),
-            ("/home/e/ext", "/home/job/data/token", false),
-        ] {
-            let (directory, path) = (Path::new(directory), Path::new(path));
-            assert_eq!(
-                table.shows(directory, path),
-                shows,
-                "{directory:?} {path:?}"
-            );
-        }
+        let alias = |directory: &str, path: &str| -> Vec<String> {
+            let aliases = table.aliases(Path::new(directory), Path::new(path));
+            aliases
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect()
+        };
+        let token = "/home/job/data/token";
+        assert_eq!(
+            alias("/home/e/alias", token),
+            ["/home/e/alias/of data/token"]
+        );
+        assert_eq!(
+            alias("/home/e/alias/of data", token),
+            ["/home/e/alias/of data/token"]
+        );
+        assert_eq!(alias("/home/job", "/home/e/alias/of data/token"), [token]);
+        assert_eq!(alias("/home/e/alias", "/home/job/token"), [""; 0]);
+        assert_eq!(alias("/home/e/ext", token), [""; 0]);
     }
 
     #[test]
     fn this_machines_own_table_can_be_read() {
         let table = MountTable::read().expect("there is a /proc");
         assert!(table.at(Path::new("/proc/self")).is_some());
-        assert!(table.shows(Path::new("/"), Path::new("/proc")));
     }
 }

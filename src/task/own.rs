@@ -69,11 +69,20 @@ pub fn shown_by<'a>(
     own.iter().find(|own| {
         let real = real(&own.path);
         match own.privacy {
-            Privacy::Home | Privacy::Secret => mounts.shows(directory, &real),
-            Privacy::Store => mounts.shows(directory, &real) || mounts.shows(&real, directory),
+            Privacy::Home | Privacy::Secret => shows(directory, &real, mounts),
+            Privacy::Store => shows(directory, &real, mounts) || shows(&real, directory, mounts),
             Privacy::NoInput => false,
         }
     })
+}
+
+/// Whether who sees `directory` sees the file at `path`, by its path or through another mount of it.
+fn shows(directory: &Path, path: &Path, mounts: &MountTable) -> bool {
+    let is_same = |alias: &PathBuf| match (fs::metadata(alias), fs::metadata(path)) {
+        (Ok(one), Ok(other)) => identity(&one) == identity(&other),
+        _ => false,
+    };
+    path.starts_with(directory) || mounts.aliases(directory, path).iter().any(is_same)
 }
 
 /// The path without links, as far as it exists.
