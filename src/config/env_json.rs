@@ -7,9 +7,34 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-/// What Apptainer or the image's shell sets itself, whatever it is told.
-const FIXED: [&str; 9] = [
-    "UID", "GID", "HOME", "EUID", "PWD", "PPID", "SHLVL", "IFS", "OPTIND",
+/// What Apptainer or the image's shell sets itself, whatever it is told; and what Apptainer's start script
+/// uses for itself, and so loses or changes (each seen with 1.4.5).
+const FIXED: [&str; 25] = [
+    "UID",
+    "GID",
+    "HOME",
+    "EUID",
+    "PWD",
+    "PPID",
+    "SHLVL",
+    "IFS",
+    "OPTIND",
+    "e",
+    "key",
+    "__script__",
+    "__exported_env__",
+    "__apptainer_cmd__",
+    "PREPEND_PATH",
+    "APPEND_PATH",
+    "SING_USER_DEFINED_PATH",
+    "SING_USER_DEFINED_PREPEND_PATH",
+    "SING_USER_DEFINED_APPEND_PATH",
+    "PROMPT_COMMAND",
+    "APPTAINER_SHELL",
+    "APPTAINER_APPNAME",
+    "SINGULARITY_SHELL",
+    "SINGULARITY_APPNAME",
+    "SINGULARITY_ENVIRONMENT",
 ];
 
 /// The most bytes that Linux takes for one string of an environment, name and closing zero
@@ -84,7 +109,8 @@ fn name_problem(name: &str) -> Option<String> {
     }
     FIXED.contains(&name).then(|| {
         format!(
-            "`{name}` can't be set in a container, Apptainer or its shell sets it: leave it out"
+            "`{name}` can't be set in a container, Apptainer or its shell sets it: leave it out, or choose another \
+             name"
         )
     })
 }

@@ -140,7 +140,32 @@ fn the_users_variables_replace_those_of_the_image_and_of_apptainer() {
 #[test]
 fn a_name_that_apptainer_or_the_shell_sets_is_refused_before_anything_runs() {
     let names = [
-        "UID", "GID", "HOME", "EUID", "PWD", "PPID", "SHLVL", "IFS", "OPTIND",
+        "UID",
+        "GID",
+        "HOME",
+        "EUID",
+        "PWD",
+        "PPID",
+        "SHLVL",
+        "IFS",
+        "OPTIND",
+        // Apptainer's start script uses these for itself.
+        "e",
+        "key",
+        "__script__",
+        "__exported_env__",
+        "__apptainer_cmd__",
+        "PREPEND_PATH",
+        "APPEND_PATH",
+        "SING_USER_DEFINED_PATH",
+        "SING_USER_DEFINED_PREPEND_PATH",
+        "SING_USER_DEFINED_APPEND_PATH",
+        "PROMPT_COMMAND",
+        "APPTAINER_SHELL",
+        "APPTAINER_APPNAME",
+        "SINGULARITY_SHELL",
+        "SINGULARITY_APPNAME",
+        "SINGULARITY_ENVIRONMENT",
     ];
     let (scene, _, _) = shell_task(TELL)
         .set("EWMS_PILOT_TASK_ENV_JSON", all_set(&names))
