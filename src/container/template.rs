@@ -58,6 +58,12 @@ impl Template {
         Ok(Self(args.to_owned()))
     }
 
+    /// Whether the arguments name an outfile, by a placeholder or by the variable that holds its path.
+    #[must_use]
+    pub fn names_outfile(&self) -> bool {
+        names_outfile(&self.0)
+    }
+
     /// The words for one run. Unknown placeholders stay.
     ///
     /// # Errors
@@ -85,6 +91,14 @@ impl Template {
         }
         split(&args).ok_or(TemplateError::Quote { args })
     }
+}
+
+/// Whether a text that a task gets names its outfile.
+#[must_use]
+pub fn names_outfile(text: &str) -> bool {
+    ["{{OUTFILE}}", "{{OUT_FILE}}", "EWMS_TASK_OUTFILE"]
+        .iter()
+        .any(|name| text.contains(name))
 }
 
 /// `None` when a quote isn't closed. `args` holds no NUL.

@@ -237,6 +237,11 @@ impl Ledger {
         }
     }
 
+    /// No task wrote an outfile, though it was told where.
+    pub fn outfile_never_written(&mut self) {
+        self.end.outfile_never_written = true;
+    }
+
     /// What outages of the broker did.
     pub fn outages(&mut self, outages: Outages, stats: BrokerStats) {
         self.end.broker_outages = outages.count;

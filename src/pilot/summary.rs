@@ -34,6 +34,15 @@ pub(super) fn log(finished: &Finished, ledger: &Ledger) {
     }
 }
 
+/// Events that are done and left nothing: seldom what was meant.
+pub(super) fn log_no_outfiles(succeeded: u64) {
+    error!(
+        succeeded,
+        "no task wrote an outfile, though its arguments or variables name one: these events are done and have no \
+         result; look at what the image runs"
+    );
+}
+
 /// What outages of the broker did, if there were any.
 pub(super) fn log_outages(stats: BrokerStats) {
     if stats == BrokerStats::default() {

@@ -81,6 +81,7 @@
 //! | `busy_secs` | number | sum over the slots of the time in which they ran a task |
 //! | `broker_outages`, `broker_outage_secs` | integer, number | connections to brokers that were lost, and time in which at least one was away |
 //! | `received`, `started`, `succeeded`, `failed`, `given_back`, `dead_lettered`, `rejected`, `published`, `no_output` | integer | events; `failed` counts the dead-lettered and rejected too |
+//! | `outfile_never_written` | true or false | tasks succeeded and none wrote an outfile, though their arguments or variables name one |
 //! | `duplicates` | integer | results that may be in the outgoing queue twice, for an outage of the broker |
 //! | `exit_code` | integer | as HTCondor saw it |
 //! | `error` | text or null | the pilot's last line, at most 4 KiB |

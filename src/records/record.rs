@@ -161,6 +161,7 @@ record! {
         rejected: u64,
         published: u64,
         no_output: u64,
+        outfile_never_written: bool,
         duplicates: u64,
         exit_code: u8,
         error: Option<String>,

@@ -81,6 +81,7 @@ pub(super) struct Ends {
     pub(super) stillborn: u64,
     pub(super) duplicates: u64,
     pub(super) no_output: u64,
+    pub(super) without_outfile: u64,
     pub(super) first_event_waits: Values,
     pub(super) outages: u64,
     pub(super) outage_secs: f64,
@@ -293,6 +294,7 @@ impl Fleet {
         }
         ends.duplicates += line.duplicates.unwrap_or(0);
         ends.no_output += line.no_output.unwrap_or(0);
+        ends.without_outfile += u64::from(line.outfile_never_written.unwrap_or(false));
         if let Some(seconds) = line.first_event_wait_secs {
             ends.first_event_waits.add_secs(seconds);
         }

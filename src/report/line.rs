@@ -101,6 +101,7 @@ pub(super) struct Line<'a> {
     pub(super) broker_outage_secs: Option<f64>,
     pub(super) started: Option<u64>,
     pub(super) no_output: Option<u64>,
+    pub(super) outfile_never_written: Option<bool>,
     pub(super) duplicates: Option<u64>,
 }
 

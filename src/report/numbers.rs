@@ -93,6 +93,8 @@ pub struct Pilots {
     pub without_end: u64,
     /// Ended by a fault of machine, broker, init container or image before a task was started.
     pub failed_before_any_task: u64,
+    /// None of their tasks wrote an outfile, though it was told where.
+    pub without_outfile: u64,
     /// How many ended with each exit code.
     pub exit_codes: BTreeMap<i32, u64>,
     /// The most frequent errors of pilots that ended with exit code 2 or more.
@@ -251,6 +253,7 @@ fn pilots(fleet: &Fleet) -> Pilots {
         ended,
         without_end: seen - ended,
         failed_before_any_task: fleet.ends.stillborn,
+        without_outfile: fleet.ends.without_outfile,
         exit_codes: fleet.ends.exit_codes.clone(),
         errors,
         other_errors,

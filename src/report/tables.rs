@@ -125,6 +125,14 @@ pub(super) fn warnings(report: &Report) -> Vec<String> {
         }
     }
     lines.extend(input.problems.iter().cloned());
+    let without = report.pilots.without_outfile;
+    if without > 0 {
+        lines.push(format!(
+            "the tasks of {} wrote no outfile, though their arguments or variables name one: look at \
+             what the image runs",
+            counted(without, "pilot")
+        ));
+    }
     lines
 }
 
