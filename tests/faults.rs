@@ -64,6 +64,14 @@ fn what_a_task_does_itself_is_its_own_fault_and_counted() {
             r#"sh -c "exit 255""#,
             "task failed (exit code 255): <no stderr logs>')",
         ),
+        (
+            r#"sh -c "echo 'FATAL:   No runscript and no /bin/sh executable found' >&2; exit 1""#,
+            "task failed (exit code 1): [Apptainer-Error] No runscript and no /bin/sh executable found')",
+        ),
+        (
+            r#"sh -c "echo 'ERROR:   No runscript and no /bin/sh executable found in container, aborting' >&2; exit 1""#,
+            "task failed (exit code 1): [Apptainer-Error] No runscript and no /bin/sh executable found in container, aborting')",
+        ),
         (r#"sh -c "kill -BUS $$""#, "task failed (exit code 135): "),
         (r#"sh -c "kill -KILL $$""#, "task failed (exit code 137): "),
     ] {
@@ -145,13 +153,28 @@ fn too_little_address_space_is_the_machines_fault() {
 
 #[test]
 fn a_full_disk_is_the_machines_fault_though_it_looks_like_the_tasks_crash() {
-    let fill = r#"sh -c "cat /dev/zero > {{OUTFILE}} 2>/dev/null; exit 1""#;
+    let task = r#"sh -c "touch {{DATA_HUB}}/up; n=0; while dd if=/dev/zero of=/tmp/$n bs=1k count=1 2>/dev/null; do n=$((n+1)); sleep 0.1; done; exit 1""#;
+    let neighbour = "(until [ -e ewms-pilot-data/data-hub/up ]; do sleep 0.1; done
+         while dd if=/dev/zero bs=256k count=1 oflag=append conv=notrunc of=fill || kill -0 $$; do sleep 0.05; done) 2>/dev/null &";
     assert_not_the_tasks(
-        Site::SmallDisk(""),
-        scene(images::busybox(), fill),
+        Site::SmallDisk(neighbour),
+        scene(images::busybox(), task),
         3,
         "disk-full",
     );
+}
+
+#[test]
+fn a_disk_that_a_task_filled_by_itself_is_its_own_fault() {
+    for place in ["/tmp/x", "/var/tmp/x", "$HOME/x", "{{OUTFILE}}"] {
+        let fill = format!(r#"sh -c "cat /dev/zero > {place} 2>/dev/null; exit 1""#);
+        let (outcome, counts) = run(Site::SmallDisk(""), scene(images::busybox(), &fill));
+        outcome.assert_code(1);
+        let line = outcome.last_line();
+        assert!(line.contains("task failed (exit code 1): "), "{line}");
+        assert!(!line.contains("fault"), "{line}");
+        assert_eq!(counts, [1], "{place}");
+    }
 }
 
 #[test]

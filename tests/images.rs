@@ -129,22 +129,57 @@ fn a_damaged_image_is_told_in_apptainers_words() {
 }
 
 #[test]
-fn what_is_no_image_is_told_in_apptainers_words() {
-    // Apptainer takes a text for a recipe.
+fn what_is_no_image_is_never_given_to_apptainer() {
     let text = "this is no image\n".repeat(1000).into_bytes();
     let noise: Vec<u8> = (0..=u8::MAX).cycle().take(100_000).collect();
-    for (content, words) in [
-        (text, "while parsing definition"),
-        (noise, "while parsing definition"),
-        (Vec::new(), "image"),
-    ] {
+    for content in [text, noise, Vec::new()] {
         let outcome = refused("no-image.sif", true, |path| {
             fs::write(path, content).expect("written");
         });
         let line = outcome.last_line();
-        let (_, said) = line.split_once("can't be converted: ").expect(line);
-        assert!(said.contains(words), "{line}");
+        assert!(line.contains("is no image"), "{line}");
     }
+}
+
+#[test]
+fn a_definition_runs_nothing_here_whatever_it_is_called() {
+    let witness = tempfile::tempdir().expect("a directory");
+    let ran = witness.path().join("ran");
+    for (name, front) in [
+        ("image.sif", ""),
+        ("image.def", "# hsqs\n\n"),
+        ("image", "#!/usr/bin/env run-singularity\n# SIF_MAGIC\n"),
+    ] {
+        for converting in [true, false] {
+            let outcome = refused(name, converting, |path| {
+                let sections = ["pre", "setup"]
+                    .map(|section| format!("%{section}\n touch {}\n", ran.display()));
+                let text = format!(
+                    "{front}Bootstrap: localimage\nFrom: {}\n{}",
+                    images::busybox().display(),
+                    sections.concat()
+                );
+                fs::write(path, text).expect("written");
+            });
+            let line = outcome.last_line();
+            let words = if converting {
+                "is no image"
+            } else {
+                "is no sandbox directory"
+            };
+            assert!(line.contains(words), "{line}");
+            assert!(!ran.exists(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_pipe_is_no_image_and_is_not_waited_for() {
+    let outcome = refused("pipe", true, |path| {
+        let made = Command::new("mkfifo").arg(path).status();
+        assert!(made.expect("there is mkfifo").success());
+    });
+    assert!(outcome.last_line().contains("is no image"));
 }
 
 #[test]

@@ -215,3 +215,46 @@ fn an_archive_of_docker_is_converted() {
     let results: Vec<_> = shop.outgoing.files().into_values().collect();
     assert_eq!(results, [b"event".to_vec()]);
 }
+
+/// Apptainer 1.3.4 and 1.3.5 give every image that they make of another one this runscript.
+const LOSE_RUNSCRIPT: &str = r#"/usr/bin/apptainer "$@" || exit
+printf '#!/bin/sh\necho "There is no runscript defined for this container\\n";\n' > "$TARGET/.singularity.d/runscript"
+exit"#;
+
+#[test]
+fn a_converted_image_has_the_runscript_of_its_source() {
+    let shop = Workshop::new(images::busybox_sif()).with_apptainer(LOSE_RUNSCRIPT);
+    shop.incoming.put("a", "event");
+    shop.scene.run(2 * SOON).assert_code(0);
+    shop.assert_one_sandbox();
+    let results: Vec<_> = shop.outgoing.files().into_values().collect();
+    assert_eq!(results, [b"event".to_vec()]);
+    let store = entries(&shop.file("build"));
+    let image = store[0].join(&shop.store()[0]);
+    let of = |image: &Path| fs::read(image.join(".singularity.d/runscript")).expect("it is there");
+    assert_eq!(of(&image), of(&images::busybox()));
+}
+
+#[test]
+fn a_converted_image_whose_source_has_no_runscript_gets_no_event() {
+    let shop = Workshop::new("image.sif");
+    let sandbox = shop.file("sandbox");
+    let copied = Command::new("cp")
+        .arg("-a")
+        .args([images::busybox(), sandbox.clone()])
+        .status();
+    assert!(copied.expect("there is cp").success());
+    let text = "#!/bin/sh\necho \"There is no runscript defined for this container\\n\";\n";
+    fs::write(sandbox.join(".singularity.d/runscript"), text).expect("it is ours");
+    let built = Command::new("apptainer")
+        .args(["--quiet", "build"])
+        .args([shop.file("image.sif"), sandbox])
+        .status();
+    assert!(built.expect("there is apptainer").success());
+    shop.incoming.put("a", "event");
+    let outcome = shop.scene.run(2 * SOON);
+    outcome.assert_code(6);
+    let line = outcome.last_line();
+    assert!(line.contains("(image-runscript); "), "{line}");
+    assert_eq!(shop.incoming.files().len(), 1);
+}

@@ -19,6 +19,7 @@ mod guards;
 mod harness;
 mod images;
 mod images_conversion;
+mod images_unfit;
 mod inputs;
 mod layers;
 mod memory;

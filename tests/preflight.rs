@@ -67,6 +67,46 @@ fn a_site_without_pid_namespaces_gets_no_event() {
 }
 
 #[test]
+fn a_site_that_gives_tasks_no_place_to_write_gets_no_event() {
+    for (line, place) in [
+        ("mount tmp = no", "`/tmp`, `/var/tmp`"),
+        ("mount home = no", "`$HOME`"),
+        ("mount dev = no", "`/dev/null`, `/dev/shm`"),
+        ("mount proc = no", "`/proc`"),
+    ] {
+        let outcome = assert_takes_none(Site::Configured(line), scene(), 3, "mounts-off");
+        let said = outcome.last_line();
+        assert!(said.contains(place), "{line}: {said}");
+    }
+}
+
+#[test]
+fn a_site_where_nothing_can_be_shown_in_a_container_is_no_obstacle() {
+    let (scene, incoming, outgoing) = scene().set("EWMS_PILOT_TASK_IMAGE", "image").spool();
+    incoming.put("a.json", "1");
+    let directory = scene.dir().display().to_string();
+    let bare = format!(
+        "cd {directory}
+         cp -a /images/busybox image
+         mkdir -p image/ewms-pilot-data/data-hub image/ewms-pilot-data/task-io
+         sed 's/^enable overlay *=.*/enable overlay = no/; s/^enable underlay *=.*/enable underlay = no/' \
+           /etc/apptainer/apptainer.conf > .site.conf
+         mount --bind .site.conf /etc/apptainer/apptainer.conf"
+    );
+    let scene = Site::Prepared(&bare).of(scene);
+    let outcome = scene.run(SOON);
+    outcome.assert_code(0);
+    assert!(
+        outcome
+            .stderr
+            .contains("whether it can write was not tried"),
+        "{}",
+        outcome.stderr
+    );
+    assert_eq!(outgoing.files().len(), 1);
+}
+
+#[test]
 fn a_site_without_user_namespaces_gets_no_event() {
     assert_takes_none(Site::NoNamespaces, scene(), 3, "namespaces");
 }
@@ -178,9 +218,7 @@ fn a_data_directory_where_nothing_can_be_started_is_no_obstacle() {
     let outcome = scene.run(SOON);
     outcome.assert_code(0);
     assert!(
-        outcome
-            .stderr
-            .contains("whether it can write was not tried"),
+        outcome.stderr.contains("one was started and wrote a file"),
         "{}",
         outcome.stderr
     );

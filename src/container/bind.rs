@@ -195,6 +195,19 @@ impl Bind {
         &self.real
     }
 
+    /// Shows the pilot's own file `source`, read-only, among what Apptainer reads of an image: the rules for
+    /// directories of users are not for it.
+    #[must_use]
+    pub fn script(source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> Self {
+        let source = source.into();
+        Self {
+            real: source.clone(),
+            source,
+            target: target.into(),
+            access: Access::ReadOnly,
+        }
+    }
+
     /// The directory on the execution point, as it was given.
     #[must_use]
     pub fn source(&self) -> &Path {

@@ -2,7 +2,7 @@
 //! means. Pure: it says when a probe is needed, and who has the process module makes it.
 //!
 //! Apptainer and its task share stderr and the exit code, so neither decides alone: a task can imitate
-//! every line here. Only a probe's stderr is Apptainer's alone: the same container with a command that
+//! every line here, and none of them is believed without a probe. Only a probe's stderr is Apptainer's alone: the same container with a command that
 //! can't exist. When the answer is that it doesn't, everything up to there works.
 
 use super::diagnose::{ERRORS, OwnLine, lines, own_lines, readable};
@@ -16,8 +16,6 @@ pub const NO_COMMAND: &str = "/.ewms-pilot-probe/no-such-command";
 pub enum Suspicion {
     /// Nothing: it is the task's own.
     Task,
-    /// Nothing: it is this, for no container runs without.
-    Known(Cause),
     /// Probe.
     Probe,
     /// Probe, and if that works read the image and all that is bound: a page of theirs may be missing.
@@ -65,16 +63,10 @@ pub fn suspect(code: i32, stderr: &[u8]) -> Suspicion {
     if code == 128 + SIGBUS || lines(&text).any(is_storage_failure) {
         return Suspicion::ProbeAndRead;
     }
-    let only_apptainers = lines(&text).all(|line| OwnLine::parse(line).is_some());
-    if only_apptainers
-        && own()
-            .any(|line| is_error(&line) && cause_of(line.message) == Some(Cause::ImageIncomplete))
-    {
-        return Suspicion::Known(Cause::ImageIncomplete);
-    }
     if !AMBIGUOUS.contains(&code) {
         return Suspicion::Task;
     }
+    let only_apptainers = lines(&text).all(|line| OwnLine::parse(line).is_some());
     let points_at_apptainer =
         only_apptainers || own().any(|line| is_error(&line)) || find_in(&text).is_some();
     if points_at_apptainer {
@@ -160,6 +152,11 @@ const MESSAGES: &[(&[&str], Cause)] = &[
         Cause::Account,
     ),
     (&["cannot use cgroups"], Cause::Cgroups),
+    // A file of the image where a directory is to be mounted.
+    (
+        &["mount hook function failure", "not a directory"],
+        Cause::ImageIncomplete,
+    ),
     (&["can't mount proc filesystem"], Cause::MaskedProc),
     // Also said when namespaces are used up; so before the full disk.
     (&["Failed to create ", " namespace"], Cause::Namespaces),

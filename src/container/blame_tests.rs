@@ -181,8 +181,7 @@ fn every_row_is_worth_a_probe() {
         {
             let suspicion = suspect(*code, stderr.as_bytes());
             assert!(
-                matches!(suspicion, Suspicion::Probe | Suspicion::ProbeAndRead)
-                    || suspicion == Suspicion::Known(Cause::ImageIncomplete),
+                matches!(suspicion, Suspicion::Probe | Suspicion::ProbeAndRead),
                 "{suspicion:?}: {stderr}"
             );
         }
@@ -306,14 +305,13 @@ fn a_page_or_file_that_cannot_be_read_asks_to_read_the_image() {
 }
 
 #[test]
-fn an_image_without_a_shell_is_known_for_it_unless_its_task_speaks() {
-    let stderr = "ERROR:   No runscript and no /bin/sh executable found in container, failing\n";
-    assert_eq!(
-        suspect(1, stderr.as_bytes()),
-        Suspicion::Known(Cause::ImageIncomplete)
-    );
-    assert_eq!(
-        suspect(1, format!("hello\n{stderr}").as_bytes()),
-        Suspicion::Probe
-    );
+fn an_image_without_a_shell_is_found_by_a_probe_and_no_tasks_word_is_believed() {
+    for text in [
+        "ERROR:   No runscript and no /bin/sh executable found in container, failing\n",
+        "FATAL:   No runscript and no /bin/sh executable found\n",
+    ] {
+        for stderr in [text.to_owned(), format!("hello\n{text}")] {
+            assert_eq!(suspect(1, stderr.as_bytes()), Suspicion::Probe, "{stderr}");
+        }
+    }
 }

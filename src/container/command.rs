@@ -189,7 +189,8 @@ impl Apptainer {
 
     /// `apptainer build` of a sandbox directory. `target` must not exist: Apptainer would remove it.
     /// Everything temporary stays in `scratch`, which should be on the same file system.
-    /// `--fix-perms` makes the result deletable.
+    /// `--fix-perms` makes the result deletable. `--section none`, because the scripts of a definition would run
+    /// here, outside of any container, should `source` have become one since it was looked at.
     #[must_use]
     pub fn build(
         &self,
@@ -199,8 +200,28 @@ impl Apptainer {
         verbosity: Verbosity,
     ) -> Invocation {
         let mut args = debug(verbosity);
-        args.extend(["build", "--fix-perms", "--sandbox"].map(Into::into));
+        args.extend(["build", "--fix-perms", "--section", "none", "--sandbox"].map(Into::into));
         args.extend([target.into(), source.into()]);
+        self.in_scratch(args, scratch)
+    }
+
+    /// A container of an image that is no directory yet, in which nothing of it is started but `script` sourced
+    /// with its environment. It is unpacked into `scratch`, since FUSE may not be there.
+    #[must_use]
+    pub(super) fn unpacked(&self, source: &OsStr, script: &Bind, scratch: &Path) -> Invocation {
+        let mut args: Vec<OsString> = ["exec", "--containall", "--no-eval", "--unsquash", "--bind"]
+            .map(Into::into)
+            .into();
+        args.extend([
+            bind_argument(script),
+            source.into(),
+            super::NO_COMMAND.into(),
+        ]);
+        self.in_scratch(args, scratch)
+    }
+
+    /// A command that may fetch images, and keeps all that is temporary in `scratch`.
+    fn in_scratch(&self, args: Vec<OsString>, scratch: &Path) -> Invocation {
         let mut env: Vec<_> = self
             .env
             .iter()

@@ -310,7 +310,15 @@ fn the_environment_is_built_from_the_list_alone() {
     );
     assert_eq!(
         build.args,
-        ["build", "--fix-perms", "--sandbox", "/t", "docker://x"]
+        [
+            "build",
+            "--fix-perms",
+            "--section",
+            "none",
+            "--sandbox",
+            "/t",
+            "docker://x"
+        ]
     );
     assert_eq!(
         names(&build),

@@ -18,8 +18,11 @@ use uuid::Uuid;
 use super::blame;
 use super::command::{Apptainer, Invocation};
 use super::diagnose;
+use super::image_format::is_image;
+use super::probe_script::{self, ENV_DIR, LAST};
 use super::reference::{self, Reference};
 use super::tree::remove_tree;
+use super::{Bind, rootfs, runscript};
 use crate::config::{ImagePolicy, Verbosity};
 use crate::fault::FaultClass;
 
@@ -98,6 +101,16 @@ pub enum ImageError {
         /// As configured.
         image: String,
     },
+    /// It is a file, and no image.
+    #[error(
+        "image `{image}` is no image: neither SIF nor squashfs nor ext3; \
+         check that it is complete, and build a definition before you submit (its `%setup` would run here, \
+         outside of any container)"
+    )]
+    NoImage {
+        /// As configured.
+        image: String,
+    },
     /// The directory for converted images can't be used.
     #[error(
         "converted images can't be kept in `{store}`: {reason}; \
@@ -118,6 +131,15 @@ pub enum ImageError {
         image: String,
         /// How long we waited.
         seconds: u64,
+    },
+    /// Apptainer gave it a runscript that runs nothing, and the source's can't be read.
+    #[error(
+        "image `{image}` lost its runscript when it was converted, as Apptainer 1.3.4 and 1.3.5 do; name a \
+         sandbox directory that another version made, or ask the site for one"
+    )]
+    Runscript {
+        /// As Apptainer takes it.
+        image: String,
     },
     /// Apptainer couldn't convert it.
     #[error("image `{image}` can't be converted: {reason}")]
@@ -140,6 +162,8 @@ impl ImageError {
             | Self::Unreadable { .. }
             | Self::Empty { .. }
             | Self::NoDirectory { .. }
+            | Self::NoImage { .. }
+            | Self::Runscript { .. }
             // Where converted images are kept is configured with the image.
             | Self::Store { .. } => FaultClass::Image,
             Self::Busy { .. } => FaultClass::Ep,
@@ -173,7 +197,15 @@ impl Plan {
             (_, ImagePolicy::Convert { workdir }) => workdir,
         };
         let (source, identity) = match reference {
-            Reference::File { source, identity } => (source, identity),
+            Reference::Archive { source, identity } => (source, identity),
+            Reference::File {
+                path,
+                source,
+                identity,
+            } => {
+                check_format(image, &path)?;
+                (source, identity)
+            }
             Reference::Remote(source) => (source.clone(), source),
             Reference::Directory(_) | Reference::Missing => return Err(missing()),
         };
@@ -186,6 +218,22 @@ impl Plan {
             store: workdir.join(format!("ewms-pilot-images-{}", geteuid())),
             source,
         }))
+    }
+}
+
+/// Apptainer would run what is no image.
+fn check_format(image: &str, path: &Path) -> Result<(), ImageError> {
+    // Whoever opens a pipe waits.
+    let found = path.is_file().then(|| is_image(path)).transpose();
+    match found {
+        Ok(Some(true)) => Ok(()),
+        Ok(_) => Err(ImageError::NoImage {
+            image: image.to_owned(),
+        }),
+        Err(source) => Err(ImageError::Unreadable {
+            image: image.to_owned(),
+            source,
+        }),
     }
 }
 
@@ -323,7 +371,7 @@ impl Locked {
                 remove_tree(&entry.path()).map_err(unusable)?;
             }
         }
-        let scratch = self.making.join("scratch");
+        let scratch = self.scratch();
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -335,6 +383,54 @@ impl Locked {
             &scratch,
             verbosity,
         ))
+    }
+
+    /// The command that reads the source's runscript, if the conversion lost it: Apptainer 1.3.4 and 1.3.5 give
+    /// every image that they make of another one their default one, which runs no task and exits with 0. The
+    /// source is not started; [`Locked::restore`] takes what the command wrote to stdout.
+    ///
+    /// # Errors
+    /// When the store can't be written.
+    pub fn reread(&self, apptainer: &Apptainer) -> Result<Option<Invocation>, ImageError> {
+        if !runscript::is_default(&self.made()) {
+            return Ok(None);
+        }
+        let reader = self.scratch().join(LAST);
+        fs::write(
+            &reader,
+            probe_script::reader(&self.word(), runscript::RUNSCRIPT),
+        )
+        .map_err(|error| self.unusable(&error))?;
+        let reader = Bind::script(reader, format!("{ENV_DIR}/{LAST}"));
+        Ok(Some(apptainer.unpacked(
+            self.conversion.source.as_ref(),
+            &reader,
+            &self.scratch(),
+        )))
+    }
+
+    /// Gives the converted image the runscript that its source has, which may be the default one.
+    ///
+    /// # Errors
+    /// When `stdout` holds none, or it can't be written.
+    pub fn restore(&self, stdout: &[u8]) -> Result<(), ImageError> {
+        let lost = || ImageError::Runscript {
+            image: self.conversion.source.clone(),
+        };
+        let text = probe_script::read_by(&self.word(), stdout).ok_or_else(lost)?;
+        let path = rootfs::resolve(&self.made(), Path::new(runscript::RUNSCRIPT));
+        path.and_then(|path| fs::write(path, text))
+            .map_err(|error| self.unusable(&error))
+    }
+
+    /// No image has a line that begins with it.
+    fn word(&self) -> String {
+        let name = self.making.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
+    fn scratch(&self) -> PathBuf {
+        self.making.join("scratch")
     }
 
     /// The command succeeded: gives its result the image's name, and returns that.

@@ -18,7 +18,7 @@ impl Bench {
     /// With an image file `x.sif`.
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        fs::write(dir.path().join("x.sif"), "an image").expect("written");
+        fs::write(dir.path().join("x.sif"), "hsqs").expect("written");
         let workdir = dir.path().join("work");
         fs::create_dir(&workdir).expect("made");
         Self {
@@ -57,8 +57,8 @@ impl Bench {
         let invocation = locked
             .build(&apptainer, Verbosity::Normal)
             .expect("a command");
-        let target = PathBuf::from(&invocation.args[3]);
-        assert_eq!(invocation.args[4], self.dir.path().join("x.sif"));
+        let target = PathBuf::from(&invocation.args[5]);
+        assert_eq!(invocation.args[6], self.dir.path().join("x.sif"));
         fs::create_dir(&target).expect("its parent is there and it isn't");
         fs::write(target.join("content"), "").expect("written");
         target
@@ -114,7 +114,7 @@ fn another_content_is_another_target() {
     let before = bench.conversion();
     assert_eq!(before, bench.conversion());
     assert!(before.target().to_string_lossy().contains("/x.sif-"));
-    fs::write(bench.dir.path().join("x.sif"), "another image").expect("written");
+    fs::write(bench.dir.path().join("x.sif"), "hsqs, another").expect("written");
     assert_ne!(before.target(), bench.conversion().target());
 }
 

@@ -8,8 +8,13 @@ mod blame;
 mod command;
 mod diagnose;
 mod image;
+mod image_format;
+mod image_layout;
 mod mounts;
+mod probe_script;
 mod reference;
+mod rootfs;
+mod runscript;
 mod template;
 mod tree;
 
@@ -21,6 +26,11 @@ pub use command::{
 };
 pub use diagnose::{READ, apptainer_error, failure_text, reason, scrub, timeout_reason};
 pub use image::{Conversion, ImageError, Locked, Plan, Turn};
+pub use image_layout::{ImageShape, base_script, base_script_is_missing};
 pub use mounts::MountTable;
-pub use template::{Places, Template, TemplateError};
+pub use probe_script::{
+    ENV_DIR, Found, InImage, LAST, MARK, Trials, found, mark, not_past, script,
+};
+pub use runscript::{Needs, RunscriptError};
+pub use template::{Places, Template, TemplateError, names_outfile};
 pub use tree::remove_tree;

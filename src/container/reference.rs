@@ -27,8 +27,17 @@ const FILE_ENDINGS: &[&str] = &[
 pub(super) enum Reference {
     /// A directory. Absolute.
     Directory(PathBuf),
-    /// A file, or a directory in a format that is no sandbox.
+    /// An archive, or a directory in a format that is no sandbox, of a kind that was named.
+    Archive {
+        /// As `apptainer build` takes it.
+        source: String,
+        /// Different when its content is.
+        identity: String,
+    },
+    /// A file. Whether it is an image is not known yet.
     File {
+        /// Where it is. Absolute.
+        path: PathBuf,
         /// As `apptainer build` takes it.
         source: String,
         /// Different when the file's content is.
@@ -52,7 +61,12 @@ pub(super) fn resolve(image: &str, cwd: &Path) -> io::Result<Reference> {
         return Ok(if found.is_dir() {
             Reference::Directory(path)
         } else {
-            file(&path.to_string_lossy(), &path, &found)
+            let source = path.to_string_lossy().into_owned();
+            Reference::File {
+                identity: identity(&source, &path, &found),
+                source,
+                path,
+            }
         });
     }
     for kind in LOCAL_KINDS {
@@ -86,14 +100,17 @@ fn local(kind: &str, rest: &str, cwd: &Path) -> io::Result<Reference> {
                 Some(index) => (absolute.join("index.json"), index),
                 None => (absolute, found),
             };
-            return Ok(file(&source, &path, &found));
+            return Ok(Reference::Archive {
+                identity: identity(&source, &path, &found),
+                source,
+            });
         }
     }
     Ok(Reference::Missing)
 }
 
-fn file(source: &str, path: &Path, found: &fs::Metadata) -> Reference {
-    let identity = format!(
+fn identity(source: &str, path: &Path, found: &fs::Metadata) -> String {
+    format!(
         "{source}\n{}\n{} {}.{:09}",
         fs::canonicalize(path)
             .unwrap_or_else(|_| path.to_owned())
@@ -101,11 +118,7 @@ fn file(source: &str, path: &Path, found: &fs::Metadata) -> Reference {
         found.len(),
         found.mtime(),
         found.mtime_nsec()
-    );
-    Reference::File {
-        source: source.to_owned(),
-        identity,
-    }
+    )
 }
 
 fn look(path: &Path) -> io::Result<Option<fs::Metadata>> {
@@ -225,8 +238,9 @@ mod tests {
             ),
             ("oci-archive:a.tar", format!("oci-archive:{root}/a.tar")),
         ] {
-            let Reference::File { source, .. } = resolve(image, dir.path()).expect("looked") else {
-                panic!("{image} is a file");
+            let Reference::Archive { source, .. } = resolve(image, dir.path()).expect("looked")
+            else {
+                panic!("{image} is an archive");
             };
             assert_eq!(source, expected);
         }

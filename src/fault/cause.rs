@@ -20,12 +20,18 @@ pub enum Cause {
     ImageDamaged,
     /// The image lacks what every container needs: `/dev`, a runscript or a shell.
     ImageIncomplete,
+    /// The image's runscript can't start, or does nothing.
+    ImageRunscript,
+    /// The image's environment ends or breaks every start.
+    ImageEnvironment,
     /// A directory that is to be bound is gone.
     BindSource,
     /// The site lets no user bind directories.
     BindsForbidden,
     /// A directory was bound, and what is written there doesn't arrive.
     BindsUseless,
+    /// The site's Apptainer gives containers no writable `/tmp` or home, no `/dev` or no `/proc`.
+    MountsOff,
     /// The kernel or the site gives us no user namespace, or none of those that go with it.
     Namespaces,
     /// The site gives containers no pid namespace, without which nothing in them is sure to die.
@@ -56,14 +62,17 @@ pub enum Cause {
 
 impl Cause {
     /// Every cause, for tests and tables.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 23] = [
         Self::ImageMissing,
         Self::ImageFormat,
         Self::ImageDamaged,
         Self::ImageIncomplete,
+        Self::ImageRunscript,
+        Self::ImageEnvironment,
         Self::BindSource,
         Self::BindsForbidden,
         Self::BindsUseless,
+        Self::MountsOff,
         Self::Namespaces,
         Self::PidNamespace,
         Self::Fuse,
@@ -87,9 +96,12 @@ impl Cause {
             Self::ImageFormat => "image-format",
             Self::ImageDamaged => "image-damaged",
             Self::ImageIncomplete => "image-incomplete",
+            Self::ImageRunscript => "image-runscript",
+            Self::ImageEnvironment => "image-environment",
             Self::BindSource => "bind-source",
             Self::BindsForbidden => "binds-forbidden",
             Self::BindsUseless => "binds-useless",
+            Self::MountsOff => "mounts-off",
             Self::Namespaces => "namespaces",
             Self::PidNamespace => "pid-namespace",
             Self::Fuse => "fuse",
@@ -110,12 +122,16 @@ impl Cause {
     #[must_use]
     pub fn class(self) -> FaultClass {
         match self {
-            Self::ImageMissing | Self::ImageFormat | Self::ImageDamaged | Self::ImageIncomplete => {
-                FaultClass::Image
-            }
+            Self::ImageMissing
+            | Self::ImageFormat
+            | Self::ImageDamaged
+            | Self::ImageIncomplete
+            | Self::ImageRunscript
+            | Self::ImageEnvironment => FaultClass::Image,
             Self::BindSource
             | Self::BindsForbidden
             | Self::BindsUseless
+            | Self::MountsOff
             | Self::Namespaces
             | Self::PidNamespace
             | Self::Fuse
@@ -144,9 +160,19 @@ impl Cause {
             Self::ImageIncomplete => {
                 "build the image with Apptainer, and with a runscript or a shell in it"
             }
+            Self::ImageRunscript => {
+                "give the image a runscript that starts its program: executable, with LF line ends, and with \
+                 an interpreter that is in the image (Apptainer 1.3.4 and 1.3.5 lose it when they convert)"
+            }
+            Self::ImageEnvironment => {
+                "mend the image's %environment: it must not exit, nor use an unset variable under `set -u`"
+            }
             Self::BindSource => "check that the directory is there, and its file system mounted",
             Self::BindsForbidden => "ask the site for `user bind control = yes` in apptainer.conf",
             Self::BindsUseless => "look at the rights and mount options of the data directory",
+            Self::MountsOff => {
+                "ask the site for `mount tmp`, `mount home`, `mount dev` and `mount proc` = yes in apptainer.conf"
+            }
             Self::Namespaces => {
                 "ask the site for unprivileged user namespaces (`user.max_user_namespaces`)"
             }

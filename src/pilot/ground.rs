@@ -13,7 +13,7 @@ use crate::broker::{self, Direction, QueueLook};
 use crate::config::variables::EXTERNAL_DIRECTORIES;
 use crate::config::{Config, ContainerConfig, Preflight, QueueConfig};
 use crate::container::{
-    Access, Apptainer, Bind, BindError, MountTable, ProcMount, Surroundings, Template,
+    self, Access, Apptainer, Bind, BindError, MountTable, ProcMount, Surroundings, Template,
     check_distinct,
 };
 use crate::preflight::{self, Check, Findings, Problem, Seen};
@@ -232,7 +232,7 @@ async fn tried(config: &Config, seen: Result<Seen, Problem>, mut bench: Workbenc
     let task = plan(&bench, config, &config.task).await?;
     let seen = Seen::Fine(format!("`{}` can be read", task.image.display()));
     let container = match config.preflight {
-        Preflight::Check => Some(preflight::container(&mut bench, &task.image).await),
+        Preflight::Check => Some(preflight::container(&mut bench, &task).await),
         Preflight::Skip => None,
     };
     Ok((Ground { bench, task }, seen, container))
@@ -445,7 +445,7 @@ fn inputs(config: &Config, dirs: &DataDirs, own: &[OwnPath]) -> Result<Option<Bi
 }
 
 /// A container's image made usable, and its arguments checked.
-pub(super) async fn plan(
+async fn plan(
     bench: &Workbench,
     config: &Config,
     container: &ContainerConfig,
@@ -464,9 +464,74 @@ pub(super) async fn plan(
     .await
     .map_err(|error| Fatal::of(error.class(), error.to_string()))?;
     Ok(ContainerPlan {
+        repair: repair(bench, &image)?,
         image,
         args,
         env: container.env.clone(),
         timeout: container.timeout,
     })
+}
+
+/// Makes the init container's image usable, and tries it as the tasks' unless the user wants it otherwise. On
+/// this machine the tasks' containers can be made already.
+///
+/// # Errors
+/// When it can't be used.
+pub(super) async fn lay_init(
+    config: &Config,
+    ground: (&Workbench, &ContainerPlan),
+    init: &ContainerConfig,
+    findings: &mut Findings,
+) -> Result<ContainerPlan, Fatal> {
+    let mut survey = Survey {
+        findings,
+        first: None,
+    };
+    let tried = tried_init(config, ground, init).await;
+    let plan = match tried {
+        Ok((plan, Some(seen))) => survey.keep(Check::InitContainer, Ok((plan, seen))),
+        Ok((plan, None)) => Some(plan),
+        Err(fatal) => survey.keep(Check::InitContainer, Err(fatal)),
+    };
+    match (plan, survey.first) {
+        (Some(plan), _) => Ok(plan),
+        (None, Some(fatal)) => Err(fatal),
+        (None, None) => Err(Fatal::ExecutionPoint(
+            "nothing to run the init container with".to_owned(),
+        )),
+    }
+}
+
+async fn tried_init(
+    config: &Config,
+    (bench, task): (&Workbench, &ContainerPlan),
+    init: &ContainerConfig,
+) -> Result<(ContainerPlan, Option<Seen>), Fatal> {
+    let plan = plan(bench, config, init).await?;
+    let seen = match config.preflight {
+        Preflight::Skip => None,
+        Preflight::Check if plan.image == task.image && plan.env == task.env => {
+            Some(Seen::Fine("its image is that of the tasks".to_owned()))
+        }
+        Preflight::Check => Some(preflight::init_container(bench, &plan).await?),
+    };
+    Ok((plan, seen))
+}
+
+/// What an image needs bound into it so that its containers get their variables.
+fn repair(bench: &Workbench, image: &Path) -> Result<Option<Bind>, Fatal> {
+    if !container::base_script_is_missing(image) {
+        return Ok(None);
+    }
+    let script = bench.dirs.empty_script().map_err(|error| {
+        Fatal::ExecutionPoint(format!(
+            "can't make a script for the image: {error}; look at the rights and free space of the data directory"
+        ))
+    })?;
+    info!(
+        image = %image.display(),
+        script = container::base_script(),
+        "an empty script stands in for one that the image lacks, so that its containers get their variables"
+    );
+    Ok(Some(Bind::script(script, container::base_script())))
 }

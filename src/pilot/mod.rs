@@ -168,6 +168,7 @@ async fn live(
         sink,
     } = start::start(config, guard, &resilience, &mut company).await?;
 
+    let names_outfile = task.names_outfile();
     let runner = Rc::new(Runner {
         bench,
         plan: task,
@@ -207,6 +208,10 @@ async fn live(
     let finished = driver::run(rules, queues, runner, signals, reports, ledger, extras).await;
     *tally = finished.conclusion.tally;
     ledger.outages(resilience.outages(), resilience.stats());
+    if names_outfile && tally.no_output > 0 && tally.no_output == tally.succeeded {
+        ledger.outfile_never_written();
+        summary::log_no_outfiles(tally.no_output);
+    }
     summary::log(&finished, ledger);
     summary::log_outages(resilience.stats());
     summary::ended(&finished.conclusion)
@@ -247,11 +252,24 @@ fn unguarded(error: &io::Error) -> Fatal {
 /// Makes the checks that precede a pilot's life, and the brokers' too; how it would end there.
 pub async fn check(config: &Config, progress: &Progress, findings: &mut Findings) -> Exit {
     let laid = match Guard::start() {
-        Ok(guard) => ground::lay(config, guard, progress, findings).await.err(),
+        Ok(guard) => check_ground(config, guard, progress, findings).await.err(),
         Err(error) => Some(unguarded(&error)),
     };
     let lost = ground::visit_brokers(config, findings).await;
     laid.or(lost).map_or(Exit::Success, |fatal| fatal.exit())
+}
+
+async fn check_ground(
+    config: &Config,
+    guard: Guard,
+    progress: &Progress,
+    findings: &mut Findings,
+) -> Result<(), Fatal> {
+    let ground = ground::lay(config, guard, progress, findings).await?;
+    if let Some(init) = &config.init {
+        ground::lay_init(config, (&ground.bench, &ground.task), init, findings).await?;
+    }
+    Ok(())
 }
 
 fn address(broker: &BrokerConfig) -> broker::Address<'_> {

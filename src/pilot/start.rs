@@ -94,7 +94,10 @@ async fn prepare(
     let bench = Arc::new(bench);
     shown::follow_containers(company.ledger.keeper(), &bench.running);
     if let Some(init) = &config.init {
-        let planning = ground::plan(&bench, config, init);
+        let planning = async {
+            let laid = ground::lay_init(config, (&bench, &task), init, &mut findings).await;
+            laid.inspect_err(|fatal| ground::report_site(config, fatal))
+        };
         let plan = unless_signalled(company.signals, planning).await?;
         company.reports.status(Status::RunningInitCommand);
         let began = Instant::now();

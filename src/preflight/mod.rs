@@ -10,13 +10,13 @@
 //! | `user-namespaces` | a child makes those that a container needs |
 //! | `external-directories`, `image` | a child looks at them, which is killed when they hang |
 //! | `fuse` | nothing: images run as directories, which need none |
-//! | `container` | one is started, with a task's image, flags and binds, and writes a file |
+//! | `container` | one is started, with a task's image, flags, binds and variables: what tasks may rely on is tried in it, and whether the image's runscript could start |
+//! | `init-container` | the same with the init container's image |
 //! | `broker-incoming`, `broker-outgoing` | looked at, none is declared; in a pilot's life that goes on beside the other checks and the init container |
 
 mod container;
 mod namespaces;
 mod version;
-mod writer;
 
 use std::fmt;
 use std::io;
@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use tracing::{info, warn};
 
-pub use container::container;
+pub use container::{container, init_container};
 pub use namespaces::{WORD as NAMESPACES, child as namespaces_child, namespaces};
 pub use version::version;
 
@@ -56,6 +56,8 @@ pub enum Check {
     Fuse,
     /// All of it together.
     Container,
+    /// That of the init container.
+    InitContainer,
     /// Where events come from.
     BrokerIncoming,
     /// Where results go.
@@ -75,6 +77,7 @@ impl Check {
             Self::Image => "image",
             Self::Fuse => "fuse",
             Self::Container => "container",
+            Self::InitContainer => "init-container",
             Self::BrokerIncoming => "broker-incoming",
             Self::BrokerOutgoing => "broker-outgoing",
         }

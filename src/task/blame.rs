@@ -5,7 +5,7 @@
 //! | --- | --- | --- |
 //! | stderr points at Apptainer, or at nothing | can a container be made of this image? | if not, whom Apptainer's answer names |
 //! | a page or file can't be read | can the image and the external directories be read through? | if not, the image or this EP |
-//! | any failure | can a file be written beside the task's? | if not, this EP |
+//! | any failure | can a file be written beside the task's, once what that wrote itself is gone? | if not, this EP |
 //! | all is well | | the task |
 
 use std::fs::File;
@@ -13,13 +13,15 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
-use super::Workbench;
+use super::disk;
 use super::look::{Extent, Sight, look, may_pass};
-use super::probe::{cause_of_io, probe, shells_code};
+use super::probe::{Depth, Probed, cause_of_io, probe, shells_code};
 use super::run::blocking;
-use crate::container::{self, Answer, Suspicion};
+use super::staging::Stage;
+use super::{ContainerPlan, Workbench};
+use crate::container::{self, Suspicion, remove_tree};
 use crate::fault::{Cause, FaultClass, TaskError};
 use crate::process::{ExitStatus, Will, output};
 
@@ -58,10 +60,11 @@ impl Stderr {
     }
 }
 
-/// Finds out about a container of `image` that ended by itself.
+/// Finds out about a container of `plan` that ended by itself.
 pub(super) async fn blame(
     bench: &Workbench,
-    image: &Path,
+    plan: &ContainerPlan,
+    stage: &Stage,
     exit: ExitStatus,
     stderr: &Stderr,
     will: &watch::Receiver<Will>,
@@ -69,15 +72,14 @@ pub(super) async fn blame(
     let code = shells_code(exit);
     // First, because on a full disk nobody can say anything, Apptainer included.
     if code != 0
-        && let Some(full) = full_disk(bench).await
+        && let Some(full) = full_disk(bench, stage).await
     {
         return full;
     }
     let suspicion = container::suspect(code, &stderr.evidence);
     let asked = match suspicion {
         Suspicion::Task => Blame::Task,
-        Suspicion::Known(cause) => Blame::Cause(cause, String::new()),
-        Suspicion::Probe | Suspicion::ProbeAndRead => ask(bench, image, suspicion, will).await,
+        Suspicion::Probe | Suspicion::ProbeAndRead => ask(bench, plan, suspicion, will).await,
     };
     if suspicion != Suspicion::Task {
         info!(code, ?suspicion, ?asked, "asked whose fault it is");
@@ -87,25 +89,25 @@ pub(super) async fn blame(
 
 async fn ask(
     bench: &Workbench,
-    image: &Path,
+    plan: &ContainerPlan,
     suspicion: Suspicion,
     will: &watch::Receiver<Will>,
 ) -> Blame {
-    let answer = probe(bench, image, will).await;
-    let read = |extent| unreadable(bench, image, extent, will);
-    match (answer, suspicion) {
+    let probed = probe(bench, plan, Depth::Start, will).await;
+    let read = |extent| unreadable(bench, &plan.image, extent, will);
+    match (probed, suspicion) {
         (None, _) => Blame::Unknown,
-        (Some(Answer::Works), Suspicion::ProbeAndRead) => {
+        (Some(Probed::Well { .. } | Probed::Made(_)), Suspicion::ProbeAndRead) => {
             read(Extent::Through).await.unwrap_or(Blame::Task)
         }
-        (Some(Answer::Works), _) => Blame::Task,
+        (Some(Probed::Well { .. } | Probed::Made(_)), _) => Blame::Task,
         // Of a file system that died Apptainer may say that it holds no image.
-        (Some(Answer::Broken { cause, said }), _) if cause.class() == FaultClass::Image => {
+        (Some(Probed::Broken { cause, said }), _) if cause.class() == FaultClass::Image => {
             read(Extent::Glance)
                 .await
                 .unwrap_or(Blame::Cause(cause, said))
         }
-        (Some(Answer::Broken { cause, said }), _) => Blame::Cause(cause, said),
+        (Some(Probed::Broken { cause, said }), _) => Blame::Cause(cause, said),
     }
 }
 
@@ -156,11 +158,31 @@ async fn unreadable(
     None
 }
 
-/// A task that met a full disk says so in its own words, or in none.
-async fn full_disk(bench: &Workbench) -> Option<Blame> {
+/// A task that met a full disk says so in its own words, or in none. What it wrote itself may be what filled
+/// it: that is removed, and if there is room then, it is nobody's fault but the task's.
+async fn full_disk(bench: &Workbench, stage: &Stage) -> Option<Blame> {
     let directory = bench.dirs.apptainer();
-    let written = blocking(move || Ok(write_something(&directory))).await;
-    let error = written.ok()?.err()?;
+    let own = stage.own();
+    let tried = blocking(move || {
+        let mut freed = 0;
+        let mut written = write_something(&directory);
+        for path in own {
+            if written.is_err() {
+                freed += disk::taken(&path);
+                written = remove_tree(&path).and_then(|()| write_something(&directory));
+            }
+        }
+        Ok((written, freed))
+    });
+    let (written, freed) = tried.await.ok()?;
+    if freed > 0 {
+        warn!(
+            freed,
+            "the disk is full: what this task wrote there is removed"
+        );
+        stage.freed(freed);
+    }
+    let error = written.err()?;
     let said = format!("no file can be written here: {error}");
     Some(Blame::Cause(cause_of_io(&error), said))
 }

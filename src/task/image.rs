@@ -9,9 +9,9 @@ use tracing::info;
 
 use super::Workbench;
 use crate::config::ImagePolicy;
-use crate::container::{ImageError, Plan, Turn};
+use crate::container::{ImageError, Invocation, Plan, Turn};
 use crate::fault::FaultClass;
-use crate::process::{CaptureError, Limits, Query, Will, capture};
+use crate::process::{CaptureError, Captured, Limits, Query, Will, capture};
 
 /// How long a conversion may take, our own or that of another pilot on this EP that we wait for. Large
 /// images of registries take minutes.
@@ -63,6 +63,28 @@ pub async fn prepare(
     };
     info!(image, "converting the image to a sandbox directory");
     let invocation = locked.build(&bench.apptainer, bench.verbosity)?;
+    let built = run(bench, invocation, will.clone()).await?;
+    if !built.succeeded() {
+        return Err(locked.failed(&built.stderr).into());
+    }
+    if let Some(invocation) = locked.reread(&bench.apptainer)? {
+        info!(
+            image,
+            "the converted image has a runscript that runs nothing: looking for its own"
+        );
+        let read = run(bench, invocation, will).await?;
+        locked.restore(&read.stdout)?;
+    }
+    let directory = locked.commit()?;
+    info!(image, directory = %directory.display(), "image converted");
+    Ok(directory)
+}
+
+async fn run(
+    bench: &Workbench,
+    invocation: Invocation,
+    will: watch::Receiver<Will>,
+) -> Result<Captured, CaptureError> {
     let query = Query {
         program: invocation.program,
         args: invocation.args,
@@ -74,11 +96,5 @@ pub async fn prepare(
         timeout: Some(PATIENCE),
         grace: bench.grace,
     };
-    let built = capture(&bench.guard, query, limits, will).await?;
-    if !built.succeeded() {
-        return Err(locked.failed(&built.stderr).into());
-    }
-    let directory = locked.commit()?;
-    info!(image, directory = %directory.display(), "image converted");
-    Ok(directory)
+    capture(&bench.guard, query, limits, will).await
 }

@@ -76,7 +76,7 @@ async fn start_to_end(
     will: watch::Receiver<Will>,
     trace: &mut Trace,
 ) -> Result<Judgement, TaskError> {
-    let binds = binds(bench, io.map(|io| io.dir.as_path()), &will)
+    let binds = binds(bench, plan, io.map(|io| io.dir.as_path()), &will)
         .await
         .map_err(|error| TaskError::InvalidBindMount(error.to_string()))?;
     let invocation = invocation(bench, plan, &binds, stage, io)?;
@@ -234,7 +234,7 @@ async fn judge(
     }
     let stderr =
         Stderr::read(&stage.stderr()).map_err(|error| staging_error("stderrfile", &error))?;
-    let blame = blame::blame(bench, &plan.image, ended.exit, &stderr, will).await;
+    let blame = blame::blame(bench, plan, stage, ended.exit, &stderr, will).await;
     Ok(match (&blame, ended.exit) {
         (Blame::Task | Blame::Unknown, ExitStatus::Code(0)) => Judgement::Succeeded,
         (Blame::Unknown, _) => Judgement::Interrupted,
@@ -262,6 +262,7 @@ pub(super) fn show_output(bench: &Workbench, role: ContainerRole, stage: &Stage)
 /// directory any more.
 pub(super) async fn binds(
     bench: &Workbench,
+    plan: &ContainerPlan,
     io: Option<&Path>,
     will: &watch::Receiver<Will>,
 ) -> Result<Vec<Bind>, ExternalError> {
@@ -274,6 +275,7 @@ pub(super) async fn binds(
     }
     binds.extend(bench.inputs.iter().cloned());
     binds.extend(external);
+    binds.extend(plan.repair.clone());
     Ok(binds)
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{DumpOutput, KeepFiles, Verbosity};
-use crate::container::{Apptainer, Bind, ProcMount, Template};
+use crate::container::{Apptainer, Bind, ProcMount, Template, names_outfile};
 use crate::process::Guard;
 use crate::telemetry::Progress;
 
@@ -80,12 +80,22 @@ pub struct Workbench {
 pub struct ContainerPlan {
     /// A sandbox directory.
     pub image: PathBuf,
+    /// A script of ours that its containers need to get their variables.
+    pub repair: Option<Bind>,
     /// Arguments, placeholders not replaced yet.
     pub args: Template,
     /// The user's variables.
     pub env: Vec<(String, String)>,
     /// Wall time after which it is killed.
     pub timeout: Option<Duration>,
+}
+
+impl ContainerPlan {
+    /// Whether the arguments or variables name an outfile, so that a task is to write one.
+    #[must_use]
+    pub fn names_outfile(&self) -> bool {
+        self.args.names_outfile() || self.env.iter().any(|(_, value)| names_outfile(value))
+    }
 }
 
 pub use init::{Initialized, run_init};

@@ -1,20 +1,28 @@
-//! A container as tasks get it, made to learn something and not for an event: same flags, binds and
-//! image, directories of its own. Uses container and process.
+//! A container as tasks get it, made to learn something and not for an event: same flags, binds, variables
+//! and image, directories of its own. Nothing of the image is started in it. Uses container and process.
+//!
+//! One start answers all: a script of ours, sourced after those of the image, tries what a task may rely on;
+//! then Apptainer says of a command that can't exist that it doesn't, so everything up to there works. Only
+//! when the image's own scripts end that start, a second one tells which of them did.
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::launch::binds;
-use super::staging::Stage;
-use super::{ExternalError, Workbench};
+use super::run::blocking;
+use super::staging::{HUB_IN_CONTAINER, IO_IN_CONTAINER, Stage};
+use super::{ContainerPlan, ExternalError, Workbench};
 use crate::config::Verbosity;
-use crate::container::{self, Answer, NO_COMMAND, ProcMount, RunSpec};
-use crate::fault::Cause;
+use crate::container::{
+    self, Answer, Bind, ENV_DIR, Found, ImageShape, LAST, MARK, NO_COMMAND, Needs, RunSpec, Trials,
+};
+use crate::fault::{Cause, TaskError};
 use crate::process::{
     CaptureError, Captured, EndedBy, ExitStatus, Limits, Query, SpawnError, Will, capture,
 };
@@ -22,26 +30,47 @@ use crate::process::{
 /// A start takes about 0.1 s, on a machine that is overcommitted some seconds.
 const DEADLINE: Duration = Duration::from_mins(1);
 
-/// The name of the file that a probe's container reads.
-pub const QUESTION: &str = "question";
-/// The name of its program.
-pub const WRITER: &str = "writer";
+/// The file of the task's directory that a probe's container reads.
+const QUESTION: &str = "question";
+/// The file that it writes there.
+const ANSWER: &str = "answer";
 
-/// The directories of a probe. Dropping it removes them, or leaves them to the next task.
-#[derive(Debug)]
-pub struct Trial {
-    /// Always there, but for the moment of the drop.
-    stage: Option<Stage>,
-    io: PathBuf,
-    workdir: PathBuf,
-    name: String,
+/// What a probe tries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Whether a container of the image is made, and could start a task.
+    Start,
+    /// That, and that what it writes into the data hub arrives: other tasks would see that.
+    Hub,
+}
+
+/// What came of a probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probed {
+    /// Tasks can run.
+    Well {
+        /// How long the container took.
+        took: Duration,
+        /// What they may miss.
+        notes: Vec<String>,
+    },
+    /// A container was made; nothing could be tried in it, for the site lets no file be shown where the image
+    /// has none.
+    Made(Duration),
+    /// They can't.
+    Broken {
+        /// Why.
+        cause: Cause,
+        /// In Apptainer's words, or ours.
+        said: String,
+    },
 }
 
 /// Why there is no answer of Apptainer's.
 #[derive(Debug, thiserror::Error)]
-pub enum TrialError {
-    /// The probe's own directories can't be made.
-    #[error("can't make a probe's directories: {0}")]
+enum TrialError {
+    /// The probe's own files can't be made.
+    #[error("can't make a probe's files: {0}")]
     Stage(#[from] io::Error),
     /// A directory can't be bound.
     #[error(transparent)]
@@ -55,20 +84,39 @@ pub enum TrialError {
     /// It did not end.
     #[error("apptainer did not answer within {} s", .0.as_secs())]
     Hanging(Duration),
+    /// The image could not be looked at.
+    #[error(transparent)]
+    Look(TaskError),
+    /// Its file system does not answer.
+    #[error("the image gave no answer within {} s", .0.as_secs())]
+    Silent(Duration),
+    /// What was written did not come out as it was.
+    #[error("what a container writes into the data directory {0}")]
+    Lost(String),
 }
 
 impl TrialError {
-    /// What it is called.
-    #[must_use]
-    pub fn cause(&self) -> Cause {
+    fn cause(&self) -> Cause {
         match self {
             Self::Stage(error) | Self::Run(CaptureError::Output { source: error, .. }) => {
                 cause_of_io(error)
             }
             Self::Bind(error) => error.cause(),
-            Self::Run(CaptureError::Spawn(SpawnError::Exhausted { .. })) => Cause::Limits,
+            Self::Run(CaptureError::Spawn(SpawnError::Exhausted { .. })) | Self::Look(_) => {
+                Cause::Limits
+            }
             Self::Run(CaptureError::Spawn(_)) | Self::Command(_) => Cause::Unknown,
-            Self::Hanging(_) => Cause::Hanging,
+            Self::Hanging(_) | Self::Silent(_) => Cause::Hanging,
+            Self::Lost(_) => Cause::BindsUseless,
+        }
+    }
+}
+
+impl From<TrialError> for Probed {
+    fn from(error: TrialError) -> Self {
+        Self::Broken {
+            cause: error.cause(),
+            said: error.to_string(),
         }
     }
 }
@@ -83,60 +131,217 @@ pub fn cause_of_io(error: &io::Error) -> Cause {
     }
 }
 
-impl Trial {
-    /// Makes the directories.
-    ///
-    /// # Errors
-    /// When they can't be made.
-    pub fn prepare(bench: &Workbench) -> io::Result<Self> {
-        let name = format!("probe-{}", Uuid::new_v4().simple());
-        let stage = bench.dirs.stage(&name)?;
-        let trial = Self {
+/// Whether tasks can run here in containers of `plan`'s image now; nothing when the will came in between.
+pub async fn probe(
+    bench: &Workbench,
+    plan: &ContainerPlan,
+    depth: Depth,
+    will: &watch::Receiver<Will>,
+) -> Option<Probed> {
+    let shape = match shape(&plan.image).await {
+        Ok(shape) => shape,
+        Err(error) => return Some(error.into()),
+    };
+    if let Some(said) = &shape.misshapen {
+        return Some(Probed::Broken {
+            cause: Cause::ImageIncomplete,
+            said: said.clone(),
+        });
+    }
+    let probe = match Probe::prepare(bench, plan, will) {
+        Ok(probe) => probe,
+        Err(error) => return Some(error.into()),
+    };
+    let probed = match probe.ask(&shape, depth).await {
+        Ok(probed) => probed?,
+        Err(error) => error.into(),
+    };
+    // A machine that can't run containers is worse than a runscript that can't start.
+    match (probed, &shape.needs) {
+        (Probed::Well { .. } | Probed::Made(_), Err(error)) => Some(Probed::Broken {
+            cause: Cause::ImageRunscript,
+            said: error.to_string(),
+        }),
+        (probed, _) => Some(probed),
+    }
+}
+
+/// Looks at the image. It may be on a file system that hangs.
+async fn shape(image: &Path) -> Result<ImageShape, TrialError> {
+    let image = image.to_owned();
+    let looking = blocking(move || Ok(ImageShape::of(&image)));
+    match tokio::time::timeout(DEADLINE, looking).await {
+        Ok(Ok(shape)) => Ok(shape),
+        Ok(Err(error)) => Err(TrialError::Look(error)),
+        Err(_) => Err(TrialError::Silent(DEADLINE)),
+    }
+}
+
+/// A probe's directories and files. Dropping it removes them, or leaves them to the next task.
+struct Probe<'a> {
+    bench: &'a Workbench,
+    plan: &'a ContainerPlan,
+    will: &'a watch::Receiver<Will>,
+    /// Always there, but for the moment of the drop.
+    stage: Option<Stage>,
+    io: PathBuf,
+    workdir: PathBuf,
+    /// New for each: nobody else has files of this name.
+    word: String,
+}
+
+impl<'a> Probe<'a> {
+    fn prepare(
+        bench: &'a Workbench,
+        plan: &'a ContainerPlan,
+        will: &'a watch::Receiver<Will>,
+    ) -> Result<Self, TrialError> {
+        let word = format!("probe-{}", Uuid::new_v4().simple());
+        let stage = bench.dirs.stage(&word)?;
+        let probe = Self {
             io: stage.io_dir(),
             workdir: stage.scratch().to_path_buf(),
             stage: Some(stage),
-            name,
+            bench,
+            plan,
+            will,
+            word,
         };
-        std::fs::create_dir(&trial.io)?;
-        Ok(trial)
+        fs::create_dir(&probe.io)?;
+        Ok(probe)
     }
 
-    /// A file for the container to read, in what it sees as its task's own directory.
-    #[must_use]
-    pub fn question(&self) -> PathBuf {
-        self.io.join(QUESTION)
+    async fn ask(&self, shape: &ImageShape, depth: Depth) -> Result<Option<Probed>, TrialError> {
+        let nothing = Needs::default();
+        let [question, own] = [QUESTION, ANSWER].map(|name| format!("{IO_IN_CONTAINER}/{name}"));
+        let answer = format!("{HUB_IN_CONTAINER}/.{}", self.word);
+        let trials = Trials {
+            word: &self.word,
+            needs: shape.needs.as_ref().unwrap_or(&nothing),
+            copy: match depth {
+                Depth::Start => None,
+                Depth::Hub => Some((&question, &answer)),
+            },
+            own: &own,
+        };
+        fs::write(self.io.join(QUESTION), format!("{}\n", self.word))?;
+        let script = self.script(LAST, &container::script(&trials))?;
+        let began = Instant::now();
+        let Some(captured) = self.run(std::slice::from_ref(&script)).await? else {
+            return Ok(None);
+        };
+        let took = began.elapsed();
+        let answer = self.answer(&captured);
+        if is_about(&answer, LAST) {
+            return self.ask_apptainer_alone().await;
+        }
+        let found = container::found(
+            &trials,
+            (&captured.stdout, &captured.stderr),
+            &answer,
+            self.bench.proc,
+            |path| shape.has(path),
+        );
+        Ok(Some(match found {
+            Found::Well { notes } => {
+                if depth == Depth::Hub {
+                    self.check_hub()?;
+                }
+                Probed::Well { took, notes }
+            }
+            Found::Broken { cause, said } => Probed::Broken { cause, said },
+            Found::Silent => Probed::Made(took),
+            Found::Ended => {
+                return self
+                    .ask_who_ended_it(&shape.scripts, &captured, script)
+                    .await;
+            }
+        }))
     }
 
-    /// A program for the container, there as well.
-    #[must_use]
-    pub fn writer(&self) -> PathBuf {
-        self.io.join(WRITER)
+    /// What Apptainer alone can say.
+    async fn ask_apptainer_alone(&self) -> Result<Option<Probed>, TrialError> {
+        let began = Instant::now();
+        let captured = self.run(&[]).await?;
+        Ok(captured.map(|captured| match self.answer(&captured) {
+            Answer::Works => Probed::Made(began.elapsed()),
+            Answer::Broken { cause, said } => Probed::Broken { cause, said },
+        }))
     }
 
-    /// Runs `command` in the container; nothing when the will ended it.
-    ///
-    /// # Errors
-    /// When it can't be run or doesn't end.
-    pub async fn run(
+    /// Starts once more, with a mark after each script of the image.
+    async fn ask_who_ended_it(
         &self,
-        bench: &Workbench,
-        image: &Path,
-        proc: ProcMount,
-        command: &[String],
-        will: &watch::Receiver<Will>,
-    ) -> Result<Option<Captured>, TrialError> {
-        let binds = binds(bench, Some(&self.io), will).await?;
+        names: &[String],
+        first: &Captured,
+        last: Bind,
+    ) -> Result<Option<Probed>, TrialError> {
+        let mut scripts = vec![last];
+        for name in names {
+            scripts
+                .push(self.script(&format!("{name}{MARK}"), &container::mark(&self.word, name))?);
+        }
+        let Some(captured) = self.run(&scripts).await? else {
+            return Ok(None);
+        };
+        let code = shells_code(first.exit);
+        let (cause, who) = match container::not_past(&self.word, names, &captured.stdout) {
+            Some(name) => (
+                Cause::ImageEnvironment,
+                format!("`{ENV_DIR}/{name}` of the image ends"),
+            ),
+            // What kills a container without a word may be anybody.
+            None if code >= 128 => (Cause::Unknown, "something ended".to_owned()),
+            None => (
+                Cause::ImageEnvironment,
+                format!("the scripts in `{ENV_DIR}` of the image end"),
+            ),
+        };
+        let said = container::reason(&first.stderr);
+        Ok(Some(Probed::Broken {
+            cause,
+            said: format!("{who} every container at its start (exit code {code}): {said}"),
+        }))
+    }
+
+    /// What the container wrote into the hub must be there.
+    fn check_hub(&self) -> Result<(), TrialError> {
+        let path = self.hub_file();
+        let text = fs::read_to_string(&path)
+            .map_err(|error| TrialError::Lost(format!("does not arrive: {error}")))?;
+        if text.trim_end() == self.word {
+            Ok(())
+        } else {
+            Err(TrialError::Lost("arrives as something else".to_owned()))
+        }
+    }
+
+    fn hub_file(&self) -> PathBuf {
+        self.bench.dirs.hub().join(format!(".{}", self.word))
+    }
+
+    /// A script of ours, bound among those of the image.
+    fn script(&self, name: &str, text: &str) -> Result<Bind, TrialError> {
+        let path = self.workdir.join(name);
+        fs::write(&path, text)?;
+        Ok(Bind::script(path, format!("{ENV_DIR}/{name}")))
+    }
+
+    /// Makes the container; nothing when the will ended it.
+    async fn run(&self, scripts: &[Bind]) -> Result<Option<Captured>, TrialError> {
+        let mut binds = binds(self.bench, self.plan, Some(&self.io), self.will).await?;
+        binds.extend_from_slice(scripts);
         let invocation = container::exec(
-            &bench.apptainer,
+            &self.bench.apptainer,
             &RunSpec {
-                image,
-                args: command,
-                env: &[],
+                image: &self.plan.image,
+                args: &[NO_COMMAND.to_owned()],
+                env: &self.plan.env,
                 binds: &binds,
                 workdir: &self.workdir,
                 // More would only have to be read past.
                 verbosity: Verbosity::Normal,
-                proc,
+                proc: self.bench.proc,
             },
         )?;
         let query = Query {
@@ -144,13 +349,13 @@ impl Trial {
             args: invocation.args,
             env: invocation.env,
             cwd: Some(self.workdir.clone()),
-            scratch: bench.dirs.apptainer(),
+            scratch: self.bench.dirs.apptainer(),
         };
         let limits = Limits {
             timeout: Some(DEADLINE),
             grace: Duration::from_secs(1),
         };
-        let captured = capture(&bench.guard, query, limits, will.clone()).await?;
+        let captured = capture(&self.bench.guard, query, limits, self.will.clone()).await?;
         match captured.ended_by {
             EndedBy::Itself => Ok(Some(captured)),
             EndedBy::Timeout => Err(TrialError::Hanging(DEADLINE)),
@@ -159,49 +364,44 @@ impl Trial {
     }
 
     /// What Apptainer said, the probe's own name left out: equal failures read the same.
-    #[must_use]
-    pub fn answer(&self, captured: &Captured) -> Answer {
+    fn answer(&self, captured: &Captured) -> Answer {
         match container::answer(shells_code(captured.exit), &captured.stderr) {
             Answer::Works => Answer::Works,
             Answer::Broken { cause, said } => Answer::Broken {
                 cause,
-                said: container::scrub(&said, &[(&self.name, "<probe>")]),
+                said: container::scrub(&said, &[(&self.word, "<probe>")]),
             },
+        }
+    }
+
+    /// Removes what the container wrote, so that its directories are as they were.
+    fn clean(&self) {
+        let hidden = format!(".{}", self.word);
+        let scratch = ["tmp", "var_tmp", "home"].map(|part| self.workdir.join(part).join(&hidden));
+        let scripts = fs::read_dir(&self.workdir).into_iter().flatten().flatten();
+        let scripts = scripts
+            .map(|entry| entry.path())
+            .filter(|path| path.is_file());
+        for file in scratch.into_iter().chain([self.hub_file()]).chain(scripts) {
+            // One that isn't there was not written.
+            let _ = fs::remove_file(file);
         }
     }
 }
 
-impl Drop for Trial {
+impl Drop for Probe<'_> {
     fn drop(&mut self) {
-        let files = [self.question(), self.writer()];
+        self.clean();
+        let files = [QUESTION, ANSWER].map(|name| self.io.join(name));
         if let Some(Err(error)) = self.stage.take().map(|stage| stage.clear(&files)) {
             tracing::warn!(%error, "a probe's directories could not be removed");
         }
     }
 }
 
-/// Whether containers of `image` can be made here now; nothing when the will came in between.
-pub async fn probe(
-    bench: &Workbench,
-    image: &Path,
-    will: &watch::Receiver<Will>,
-) -> Option<Answer> {
-    let trial = match Trial::prepare(bench) {
-        Ok(trial) => trial,
-        Err(error) => return Some(broken(&error.into())),
-    };
-    let command = [NO_COMMAND.to_owned()];
-    match trial.run(bench, image, bench.proc, &command, will).await {
-        Ok(captured) => captured.map(|captured| trial.answer(&captured)),
-        Err(error) => Some(broken(&error)),
-    }
-}
-
-fn broken(error: &TrialError) -> Answer {
-    Answer::Broken {
-        cause: error.cause(),
-        said: error.to_string(),
-    }
+/// Whether Apptainer could not show our script in this container.
+fn is_about(answer: &Answer, script: &str) -> bool {
+    matches!(answer, Answer::Broken { cause: Cause::ImageIncomplete | Cause::Mount, said } if said.contains(script))
 }
 
 /// An end as a shell's exit code, in which a signal is one of 128 and more; as containers have it.

@@ -16,6 +16,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::warn;
 
@@ -87,6 +88,19 @@ impl DataDirs {
         self.scratch.join("apptainer")
     }
 
+    /// An empty script, for an image that lacks one; all pilots in this place share it.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub fn empty_script(&self) -> io::Result<PathBuf> {
+        let script = self.apptainer().join("empty.sh");
+        fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&script)?;
+        Ok(script)
+    }
+
     /// For the files that came with the job, as containers see them.
     #[must_use]
     pub fn inputs(&self) -> PathBuf {
@@ -113,8 +127,9 @@ impl DataDirs {
         infile_ext: &str,
         outfile_ext: &str,
     ) -> io::Result<(Stage, TaskIo)> {
-        let stage = self.unmade(&id.to_string());
+        let mut stage = self.unmade(&id.to_string());
         let io = stage.io(id, infile_ext, outfile_ext);
+        stage.infile = Some(io.infile());
         if !self.spares.take(&stage.dir, &stage.scratch) {
             stage.make()?;
             fs::create_dir(&io.dir)?;
@@ -126,6 +141,8 @@ impl DataDirs {
         Stage {
             dir: self.data.join(name),
             scratch: self.scratch.join(name),
+            infile: None,
+            freed: AtomicU64::new(0),
             spares: Arc::clone(&self.spares),
         }
     }
@@ -136,6 +153,10 @@ impl DataDirs {
 pub struct Stage {
     dir: PathBuf,
     scratch: PathBuf,
+    /// The infile in the task's own directory, if it is a task's.
+    infile: Option<PathBuf>,
+    /// What was removed of it before its end, in bytes.
+    freed: AtomicU64,
     spares: Arc<Spares>,
 }
 
@@ -230,7 +251,25 @@ impl Stage {
     /// What all of it takes on disk now.
     #[must_use]
     pub fn taken(&self) -> u64 {
-        disk::taken(&self.dir) + disk::taken(&self.scratch)
+        disk::taken(&self.dir) + disk::taken(&self.scratch) + self.freed.load(Ordering::Relaxed)
+    }
+
+    /// What its container may have written into directories of its own: its scratch, which never stays, and
+    /// then what is beside its infile.
+    #[must_use]
+    pub(super) fn own(&self) -> Vec<PathBuf> {
+        let beside = fs::read_dir(self.io_dir()).into_iter().flatten().flatten();
+        let beside = beside
+            .map(|entry| entry.path())
+            .filter(|path| Some(path) != self.infile.as_ref());
+        std::iter::once(self.scratch.clone())
+            .chain(beside)
+            .collect()
+    }
+
+    /// So many bytes of that were removed.
+    pub(super) fn freed(&self, bytes: u64) {
+        self.freed.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Removes what a task left that succeeded, unless further tasks can have it. The task's own

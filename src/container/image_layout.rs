@@ -1,0 +1,148 @@
+//! What a sandbox directory must have so that Apptainer can make a container of it and give it its
+//! variables, beside a runscript. Looks at the file system only.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::probe_script::{ENV_DIR, InImage, PLACES};
+use super::rootfs::resolve;
+use super::runscript::{self, Needs, RunscriptError};
+
+/// The script after which Apptainer hands in the task's variables.
+const BASE_SCRIPT: &str = "99-base.sh";
+/// Where Apptainer mounts a directory into every container.
+const MOUNT_POINTS: [&str; 5] = ["/tmp", "/var/tmp", "/dev", "/proc", "/sys"];
+
+/// What of a sandbox directory decides whether tasks can run in it.
+#[derive(Debug)]
+pub struct ImageShape {
+    /// The first path at which there is something else than the directory that Apptainer needs there.
+    pub misshapen: Option<String>,
+    /// What its start needs.
+    pub needs: Result<Needs, RunscriptError>,
+    /// The scripts that make its environment, in the order in which Apptainer sources them.
+    pub scripts: Vec<String>,
+    /// Paths that tasks may rely on and for which it has no directory.
+    absent: Vec<&'static str>,
+}
+
+impl ImageShape {
+    /// Looks at the image; blocks for as long as its file system does.
+    #[must_use]
+    pub fn of(image: &Path) -> Self {
+        let absent = PLACES
+            .iter()
+            .map(|(_, path, _)| *path)
+            .filter(|path| has_directory(image, path) == InImage::Nothing);
+        Self {
+            misshapen: misshapen(image),
+            needs: runscript::needs(image),
+            scripts: env_scripts(image),
+            absent: absent.collect(),
+        }
+    }
+
+    /// Whether the image has a directory for `path`.
+    #[must_use]
+    pub fn has(&self, path: &str) -> InImage {
+        if self.absent.contains(&path) {
+            InImage::Nothing
+        } else {
+            InImage::Directory
+        }
+    }
+}
+
+/// Whether a task of `image` would get no variable: Apptainer hands them in after this script, or, if there
+/// is no such directory, by another way. An empty one bound there cures it.
+#[must_use]
+pub fn base_script_is_missing(image: &Path) -> bool {
+    let is_missing = |path: &Path| {
+        resolve(image, path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    };
+    has_directory(image, ENV_DIR) == InImage::Directory
+        && is_missing(&Path::new(ENV_DIR).join(BASE_SCRIPT))
+}
+
+/// The path of that script in a container.
+#[must_use]
+pub fn base_script() -> String {
+    format!("{ENV_DIR}/{BASE_SCRIPT}")
+}
+
+/// The scripts that make the environment, in the order in which Apptainer sources them.
+fn env_scripts(image: &Path) -> Vec<String> {
+    let Ok(entries) = resolve(image, Path::new(ENV_DIR)).and_then(fs::read_dir) else {
+        return Vec::new();
+    };
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| !name.starts_with('.') && Path::new(name).extension() == Some("sh".as_ref()))
+        .collect();
+    names.sort();
+    names
+}
+
+/// Whether the image has a directory `path` that a site could have mounted something on. A home needs none.
+fn has_directory(image: &Path, path: &str) -> InImage {
+    let path = match path {
+        "$HOME" => return InImage::Directory,
+        "/dev/null" | "/dev/shm" => "/dev",
+        path => path,
+    };
+    match resolve(image, Path::new(path)) {
+        Ok(found) if found.is_dir() => InImage::Directory,
+        Ok(_) | Err(_) => InImage::Nothing,
+    }
+}
+
+/// The first path of the image at which there is something else than the directory that Apptainer needs
+/// there.
+fn misshapen(image: &Path) -> Option<String> {
+    MOUNT_POINTS
+        .into_iter()
+        .find(|path| resolve(image, Path::new(path)).is_ok_and(|found| !found.is_dir()))
+        .map(|path| format!("`{path}` of the image is no directory"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn only_an_image_with_scripts_but_without_that_one_lacks_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let image = dir.path();
+        assert!(!base_script_is_missing(image));
+        let env = image.join(&ENV_DIR[1..]);
+        fs::create_dir_all(&env).expect("made");
+        assert!(base_script_is_missing(image));
+        fs::write(env.join("90-environment.sh"), "").expect("written");
+        fs::write(env.join("notes"), "").expect("written");
+        assert!(base_script_is_missing(image));
+        fs::write(env.join("99-base.sh"), "").expect("written");
+        assert!(!base_script_is_missing(image));
+        assert_eq!(env_scripts(image), ["90-environment.sh", "99-base.sh"]);
+    }
+
+    #[test]
+    fn files_where_directories_must_be_are_found() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let image = dir.path();
+        fs::create_dir_all(image.join("var")).expect("made");
+        assert_eq!(misshapen(image), None);
+        assert_eq!(has_directory(image, "/tmp"), InImage::Nothing);
+        fs::create_dir(image.join("tmp")).expect("made");
+        symlink("/tmp", image.join("var/tmp")).expect("linked");
+        assert_eq!(misshapen(image), None);
+        assert_eq!(has_directory(image, "/var/tmp"), InImage::Directory);
+        fs::remove_dir(image.join("tmp")).expect("removed");
+        fs::write(image.join("tmp"), "").expect("written");
+        let said = misshapen(image).expect("a file");
+        assert!(said.contains("`/tmp`"), "{said}");
+    }
+}

@@ -1,0 +1,316 @@
+//! What a probe's container finds out from inside, and what that means. Pure: the script, and how to read
+//! what it says.
+//!
+//! Apptainer sources every `/.singularity.d/env/*.sh` of an image, in name order, in a shell of its own,
+//! before it starts anything of the image. A script bound there under the last name is so run in every
+//! image, even one without a shell, after the image's own environment was made. It uses what is built into
+//! that shell alone, and its lines on stdout begin with a word that no image knows.
+
+use super::blame::Answer;
+use super::diagnose::{apptainer_error, lines, readable};
+use super::runscript::{Needs, SHELL};
+use crate::fault::Cause;
+
+/// Where Apptainer looks for scripts to source.
+pub const ENV_DIR: &str = "/.singularity.d/env";
+/// The script's name there: after every other one.
+pub const LAST: &str = "~ewms-pilot-probe.sh";
+/// How the name of a script ends that only says that the one before it was left.
+pub const MARK: &str = "~ewms-pilot-mark.sh";
+
+/// Where the kernel lets a task write or read, whatever the image: the word that is said of it, the path,
+/// and what of Apptainer's configuration gives it.
+pub(super) const PLACES: [(&str, &str, &str); 6] = [
+    ("tmp", "/tmp", "mount tmp"),
+    ("var-tmp", "/var/tmp", "mount tmp"),
+    ("home", "$HOME", "mount home"),
+    ("null", "/dev/null", "mount dev"),
+    ("shm", "/dev/shm", "mount dev"),
+    ("proc", "/proc", "mount proc"),
+];
+const QUESTION: &str = "question";
+const HUB: &str = "hub";
+const IO: &str = "io";
+const END: &str = "end";
+const PROGRAM: &str = "program ";
+const NAME: &str = "name ";
+const NO_PATH: &str = "no-path";
+
+/// What to try besides [`PLACES`].
+#[derive(Debug, Clone, Copy)]
+pub struct Trials<'a> {
+    /// Begins each line.
+    pub word: &'a str,
+    /// What a start of the image needs.
+    pub needs: &'a Needs,
+    /// A file that holds one line, as the container sees it, and a new file to write that line into.
+    pub copy: Option<(&'a str, &'a str)>,
+    /// A new file in the task's own directory.
+    pub own: &'a str,
+}
+
+/// The script.
+#[must_use]
+pub fn script(trials: &Trials<'_>) -> String {
+    let Trials {
+        word,
+        needs,
+        copy,
+        own,
+    } = trials;
+    let said = |what: &str| format!("printf '%s\\n' {};", quoted(&format!("{word} {what}")));
+    // Only conditions: the image may have set `-e` and `-u`.
+    let writes =
+        |path: &str, what: &str| format!("if printf '' >\"{path}\"; then {} fi", said(what));
+    let mut script: Vec<String> = PLACES
+        .iter()
+        .map(|&(what, path, _)| match what {
+            "null" => writes(path, what),
+            "proc" => format!("if test -r /proc/self/stat; then {} fi", said(what)),
+            // An image may set another HOME; Apptainer starts in the one that it mounted.
+            "home" => format!(
+                "if printf '' >\"${{HOME:-}}/.{word}\" || printf '' >\"${{PWD:-}}/.{word}\"; then {} fi",
+                said(what)
+            ),
+            _ => writes(&format!("{path}/.{word}"), what),
+        })
+        .collect();
+    script.push(writes(own, IO));
+    if let Some((question, answer)) = copy {
+        script.push(format!(
+            "if IFS= read -r ewms_pilot_line <\"{question}\"; then {}\n\
+             if printf '%s\\n' \"$ewms_pilot_line\" >\"{answer}\"; then {} fi; fi",
+            said(QUESTION),
+            said(HUB)
+        ));
+    }
+    for program in &needs.programs {
+        script.push(format!(
+            "if test -f {0} && test -x {0}; then {1} fi",
+            quoted(program),
+            said(&format!("{PROGRAM}{program}"))
+        ));
+    }
+    if let Some(name) = &needs.in_path {
+        script.push(format!(
+            "if test -z \"${{PATH:-}}\"; then {} elif test -n \"$(command -v {})\"; then {} fi",
+            said(NO_PATH),
+            quoted(name),
+            said(&format!("{NAME}{name}"))
+        ));
+    }
+    script.push(said(END));
+    script.join("\n") + "\n"
+}
+
+/// A script that says that Apptainer got past the script `name`.
+#[must_use]
+pub fn mark(word: &str, name: &str) -> String {
+    format!(
+        "printf '%s\\n' {}\n",
+        quoted(&format!("{word} past {name}"))
+    )
+}
+
+/// The first of `names`, in Apptainer's order, that the container didn't get past.
+#[must_use]
+pub fn not_past<'a>(word: &str, names: &'a [String], stdout: &[u8]) -> Option<&'a str> {
+    let said = Said::of(word, stdout);
+    names
+        .iter()
+        .find(|name| !said.has(&format!("past {name}")))
+        .map(String::as_str)
+}
+
+/// A script that writes the file at `path`, each line of it after `word`, between two lines that are `word`
+/// alone.
+#[must_use]
+pub(super) fn reader(word: &str, path: &str) -> String {
+    let word = quoted(word);
+    format!(
+        "printf '%s\\n' {word}\n\
+         while IFS= read -r ewms_pilot_line || test -n \"$ewms_pilot_line\"; do\n\
+         printf '%s %s\\n' {word} \"$ewms_pilot_line\"\n\
+         done <{path}\n\
+         printf '%s\\n' {word}\n"
+    )
+}
+
+/// What that script wrote; nothing if not all of it is there.
+#[must_use]
+pub(super) fn read_by(word: &str, stdout: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(stdout).ok()?;
+    let is_whole = text.lines().filter(|line| *line == word).count() == 2;
+    let lines = text
+        .lines()
+        .filter_map(|line| line.strip_prefix(word)?.strip_prefix(' '));
+    let read: String = lines.flat_map(|line| [line, "\n"]).collect();
+    (is_whole && !read.is_empty()).then_some(read)
+}
+
+fn quoted(text: &str) -> String {
+    shell_words::quote(text).into_owned()
+}
+
+/// What the script said.
+struct Said(Vec<String>);
+
+impl Said {
+    fn of(word: &str, stdout: &[u8]) -> Self {
+        // The image's environment may write what it likes.
+        let text = String::from_utf8_lossy(stdout);
+        let lines = text
+            .lines()
+            .filter_map(|line| line.strip_prefix(word)?.strip_prefix(' '));
+        Self(lines.map(str::to_owned).collect())
+    }
+
+    fn has(&self, what: &str) -> bool {
+        self.0.iter().any(|said| said == what)
+    }
+}
+
+/// What a container of the image has, as far as the machine's side can see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InImage {
+    /// The image has a directory of this name, so the site would have to give it to tasks.
+    Directory,
+    /// It has none.
+    Nothing,
+}
+
+/// What the script found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// All that a task needs; and what it may miss.
+    Well {
+        /// A sentence each.
+        notes: Vec<String>,
+    },
+    /// Something that every task needs is not there.
+    Broken {
+        /// Whose fault.
+        cause: Cause,
+        /// Names it.
+        said: String,
+    },
+    /// It never came to the end, and nothing of Apptainer's says why: the image's environment ended it.
+    Ended,
+    /// It never ran: nothing is known.
+    Silent,
+}
+
+/// Reads what the script of `trials` wrote, and what Apptainer said at the end: `answer`.
+/// `has_proc` says whether the container was to have a `/proc`; `in_image` whether the image has a
+/// directory.
+#[must_use]
+pub fn found(
+    trials: &Trials<'_>,
+    (stdout, stderr): (&[u8], &[u8]),
+    answer: &Answer,
+    has_proc: super::ProcMount,
+    in_image: impl Fn(&str) -> InImage,
+) -> Found {
+    let said = Said::of(trials.word, stdout);
+    if !said.has(END) || *answer != Answer::Works {
+        return match answer {
+            Answer::Works => Found::Silent,
+            Answer::Broken {
+                cause: Cause::Unknown,
+                ..
+            } if apptainer_error(stderr).is_none() => Found::Ended,
+            Answer::Broken { cause, said } => Found::Broken {
+                cause: *cause,
+                said: said.clone(),
+            },
+        };
+    }
+    let mut notes = lost_environment(stderr);
+    let mut off = Vec::new();
+    for (what, path, setting) in PLACES {
+        let is_wanted = what != "proc" || has_proc == super::ProcMount::Own;
+        if said.has(what) || !is_wanted {
+            continue;
+        }
+        match in_image(path) {
+            InImage::Directory => off.push((path, setting)),
+            InImage::Nothing => notes.push(format!(
+                "the image has no directory `{path}`, so tasks can't write there"
+            )),
+        }
+    }
+    if let Some((_, setting)) = off.first() {
+        let paths: Vec<String> = off.iter().map(|(path, _)| format!("`{path}`")).collect();
+        return Found::Broken {
+            cause: Cause::MountsOff,
+            said: format!(
+                "containers here can't use {} (`{setting}`)",
+                paths.join(", ")
+            ),
+        };
+    }
+    if !said.has(IO) {
+        return useless("a container can't write into its task's directory");
+    }
+    if trials.copy.is_some() && !said.has(QUESTION) {
+        return useless("a container can't read a file of its task's directory");
+    }
+    if trials.copy.is_some() && !said.has(HUB) {
+        return useless("a container can't write into the data directory");
+    }
+    match missing(trials.needs, &said) {
+        Some((cause, said)) => Found::Broken { cause, said },
+        None => Found::Well { notes },
+    }
+}
+
+fn useless(said: &str) -> Found {
+    Found::Broken {
+        cause: Cause::BindsUseless,
+        said: said.to_owned(),
+    }
+}
+
+/// What of a start isn't there.
+fn missing(needs: &Needs, said: &Said) -> Option<(Cause, String)> {
+    let first = needs.programs.first()?;
+    let mut absent = needs
+        .programs
+        .iter()
+        .filter(|program| !said.has(&format!("{PROGRAM}{program}")));
+    let lacks = match absent.next() {
+        Some(program) if program == first && first == SHELL => {
+            let said = "the image has neither a runscript nor `/bin/sh`".to_owned();
+            return Some((Cause::ImageIncomplete, said));
+        }
+        Some(program) if program == first => {
+            "can't be executed: it has no execute bit, or leads nowhere".to_owned()
+        }
+        Some(program) => format!("needs `{program}`, which is not there or can't be executed"),
+        None => {
+            let name = needs.in_path.as_ref()?;
+            if said.has(NO_PATH) || said.has(&format!("{NAME}{name}")) {
+                return None;
+            }
+            format!("needs `{name}`, which is not in the image's PATH")
+        }
+    };
+    Some((
+        Cause::ImageRunscript,
+        format!("`{first}` of the image {lacks}"),
+    ))
+}
+
+/// Scripts of the image's that Apptainer could not read: without them the environment is another one.
+fn lost_environment(stderr: &[u8]) -> Vec<String> {
+    let text = readable(stderr);
+    lines(&text)
+        .filter_map(|line| line.strip_prefix("source: "))
+        .filter(|line| line.starts_with(ENV_DIR))
+        .map(|line| format!("apptainer can't read the image's environment: {line}"))
+        .collect()
+}
+
+#[cfg(test)]
+#[path = "probe_script_tests.rs"]
+mod tests;
