@@ -259,6 +259,14 @@ pub enum PublishError {
         /// The kernel's words.
         detail: String,
     },
+    /// The pilot's own copy of it can't be read.
+    #[error(
+        "can't read a result that waits to be sent: {detail}; see to the disk that holds `ewms-pilot-scratch`"
+    )]
+    Unreadable {
+        /// The kernel's words.
+        detail: String,
+    },
     /// The content isn't of the sink's [`Encoding`](super::Encoding).
     #[error("the content is not of the encoding that this sink asks for; a bug in the pilot")]
     WrongEncoding,

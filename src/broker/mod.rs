@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use crate::config::AmqpAddress;
 use crate::ids::Generation;
 
+mod body;
 mod error;
 mod leave;
 mod limit;
@@ -32,6 +33,7 @@ mod resilience;
 mod several;
 pub mod spool;
 
+pub use body::{Bodies, Body, LARGE_BYTES};
 pub use error::{BrokerError, PublishError, SettleError};
 pub use leave::{Leave, LeaveGiver};
 pub use limit::MessageLimit;
@@ -41,13 +43,32 @@ pub use place::{Direction, Place};
 pub use resilience::{BrokerStats, Patience, Resilience};
 pub use several::{Sinks, Sources, open_sinks, open_sources};
 
-/// What a queue carries for one event.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a queue carries for one event. A clone is the same bytes.
+#[derive(Debug, Clone)]
+#[cfg_attr(test, derive(PartialEq, Eq))]
 pub enum Content {
     /// A message body as it is on the wire: a zstd frame around `{"headers", "data"}`.
-    Frame(Vec<u8>),
+    Frame(Body),
     /// A file's bytes: the event's data and nothing else.
-    File(FileFormat, Vec<u8>),
+    File(FileFormat, Body),
+}
+
+impl Content {
+    /// Its bytes.
+    #[must_use]
+    pub fn body(&self) -> &Body {
+        let (Self::Frame(body) | Self::File(_, body)) = self;
+        body
+    }
+
+    /// The same kind with other bytes.
+    #[must_use]
+    pub fn with_body(&self, body: Body) -> Self {
+        match self {
+            Self::Frame(_) => Self::Frame(body),
+            Self::File(format, _) => Self::File(*format, body),
+        }
+    }
 }
 
 /// How the bytes of a [`Content::File`] are to be read.

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::links::{Link, LinkState, Links, Outages};
 use super::outlet::{OutletWatch, RefusedCount};
-use super::{MessageLimit, Place};
+use super::{Bodies, MessageLimit, Place};
 
 /// How long a pilot that was told to end waits for a broker that is away or refuses results.
 pub(super) const IN_A_HURRY: Duration = Duration::from_secs(10);
@@ -20,6 +20,7 @@ pub(super) const IN_A_HURRY: Duration = Duration::from_secs(10);
 pub struct Resilience {
     shared: Arc<Shared>,
     message_limit: MessageLimit,
+    bodies: Bodies,
 }
 
 #[derive(Debug)]
@@ -91,6 +92,7 @@ impl Resilience {
         Self {
             shared: Arc::new(shared),
             message_limit: MessageLimit::default(),
+            bodies: self.bodies.clone(),
         }
     }
 
@@ -111,6 +113,7 @@ impl Resilience {
                 refused: RefusedCount::new(),
             }),
             message_limit: MessageLimit::default(),
+            bodies: Bodies::new(std::env::temp_dir()),
         }
     }
 
@@ -119,6 +122,19 @@ impl Resilience {
     pub fn with_message_limit(mut self, limit: MessageLimit) -> Self {
         self.message_limit = limit;
         self
+    }
+
+    /// The same, with large events and results kept there.
+    #[must_use]
+    pub fn with_bodies(mut self, bodies: Bodies) -> Self {
+        self.bodies = bodies;
+        self
+    }
+
+    /// Where large events and results are kept.
+    #[must_use]
+    pub fn bodies(&self) -> &Bodies {
+        &self.bodies
     }
 
     /// How large a message may be.

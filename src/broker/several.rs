@@ -338,10 +338,10 @@ mod tests {
         let mut order = Vec::new();
         for _ in 0..5 {
             let delivery = source.recv().await.unwrap();
-            let Content::File(FileFormat::Text, bytes) = delivery.content else {
+            let Content::File(FileFormat::Text, body) = delivery.content else {
                 panic!("it is text")
             };
-            order.push(String::from_utf8(bytes).unwrap());
+            order.push(String::from_utf8(body.read().unwrap()).unwrap());
             delivery.receipt.settle(Verdict::Done).await.unwrap();
         }
         let quiet = order.iter().position(|name| name == "b1").unwrap();
@@ -361,7 +361,7 @@ mod tests {
         let sink = open_sinks(&queues, &resilience(spool), &Leave::given())
             .await
             .unwrap();
-        let result = Content::File(FileFormat::Text, b"1".to_vec());
+        let result = Content::File(FileFormat::Text, b"1".to_vec().into());
         sink.publish(result).await.unwrap();
         sink.close().await;
         for queue in ["left", "right"] {

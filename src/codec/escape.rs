@@ -2,6 +2,8 @@
 //! bytes; uses nothing of the crate. Apart, because results of hundreds of megabytes go through it: what
 //! needs no escape is only looked at, 64 bytes at a time, and nothing is copied.
 
+use std::io::{self, Write};
+
 /// How many bytes are looked at together: enough for the compiler to use the widest registers.
 const BLOCK: usize = 64;
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
@@ -27,7 +29,7 @@ pub(super) fn first_special(text: &[u8]) -> Option<usize> {
 }
 
 /// How many bytes more it has when it is escaped.
-fn surplus(mut text: &[u8]) -> usize {
+pub(super) fn surplus(mut text: &[u8]) -> usize {
     let mut surplus = 0;
     while let Some(at) = first_special(text) {
         surplus += escaped(text[at]).as_ref().len() - 1;
@@ -75,6 +77,16 @@ pub(super) fn wrap_escaped(text: Vec<u8>, before: &[u8], after: &[u8]) -> Vec<u8
     wrapped(text, surplus, before, after)
 }
 
+/// Writes a text as a JSON string has it between its quotes.
+pub(super) fn write_escaped(mut text: &[u8], sink: &mut impl Write) -> io::Result<()> {
+    while let Some(special) = first_special(text) {
+        sink.write_all(&text[..special])?;
+        sink.write_all(escaped(text[special]).as_ref())?;
+        text = &text[special + 1..];
+    }
+    sink.write_all(text)
+}
+
 /// From its end to its beginning, so that it needs no second buffer: what is written stays behind what
 /// is still to be read.
 fn wrapped(mut text: Vec<u8>, mut surplus: usize, before: &[u8], after: &[u8]) -> Vec<u8> {
@@ -116,11 +128,13 @@ mod tests {
                     format!("{character}{plain}"),
                     format!("{character}{plain}{character}{character}{plain}"),
                 ] {
-                    let wrapped = wrap_escaped(text.clone().into_bytes(), b"\"", b"\"");
-                    assert_eq!(
-                        String::from_utf8(wrapped).expect("it was"),
-                        serde_json::to_string(&text).expect("it is text")
-                    );
+                    let expected = serde_json::to_string(&text).expect("it is text");
+                    let mut written = Vec::new();
+                    write_escaped(text.as_bytes(), &mut written).expect("in memory");
+                    assert_eq!(written, expected.as_bytes()[1..expected.len() - 1]);
+                    assert_eq!(written.len(), text.len() + surplus(text.as_bytes()));
+                    let wrapped = wrap_escaped(text.into_bytes(), b"\"", b"\"");
+                    assert_eq!(String::from_utf8(wrapped).expect("it was"), expected);
                 }
             }
         }

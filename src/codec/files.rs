@@ -6,7 +6,7 @@
 //! file, and is read up to a limit.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -50,7 +50,7 @@ pub struct FileError {
 }
 
 impl FileError {
-    fn new(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn new(action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self { action, source }
     }
 }
@@ -71,6 +71,15 @@ pub enum InfileError {
     /// The data is a string that no file can hold.
     #[error(transparent)]
     Text(DecodeError),
+    /// It would fill the disk, which other tasks write to.
+    #[error(
+        "the event's data have `{bytes}` bytes, and less is free; see to the disk that holds \
+         `ewms-pilot-data`"
+    )]
+    NoRoom {
+        /// The size of the infile.
+        bytes: u64,
+    },
     /// The disk is full or broken.
     #[error(transparent)]
     File(#[from] FileError),
@@ -82,7 +91,7 @@ impl From<InfileError> for TaskError {
         match error {
             InfileError::NeedsJson { .. } => Self::InvalidDataForInfile(text),
             InfileError::Text(_) => Self::EventDecode(text),
-            InfileError::File(_) => Self::Os(text),
+            InfileError::NoRoom { .. } | InfileError::File(_) => Self::Os(text),
         }
     }
 }
@@ -96,7 +105,7 @@ pub enum OutfileError {
     /// It has permissions that keep us out.
     #[error("task left an outfile that its own user may not read; set its permissions for outfile")]
     NotReadable,
-    /// It would take more memory than is allowed.
+    /// It is longer than is allowed.
     #[error(
         "task wrote `{size}` bytes, and at most `{limit}` can be sent; write less, or put the data \
          where others can fetch it and send its address for outfile"
@@ -116,6 +125,11 @@ pub enum OutfileError {
     /// It is called `.json` but isn't.
     #[error("data is not JSON ({0}); write one JSON value, or use another extension for outfile")]
     NotJson(#[from] SyntaxError),
+    /// It became longer or shorter while it was read.
+    #[error(
+        "task's outfile changed while it was read; let nothing of the task run on after its end for outfile"
+    )]
+    Changed,
     /// The disk is broken.
     #[error(transparent)]
     File(#[from] FileError),
@@ -136,8 +150,7 @@ impl From<OutfileError> for TaskError {
 /// # Errors
 /// Those of [`DecodeError`] that are about UTF-8, JSON and surrogates; all the event's own.
 pub fn decode_file(kind: FileKind, content: Vec<u8>) -> Result<Payload, DecodeError> {
-    let mut text =
-        String::from_utf8(content).map_err(|error| DecodeError::NotUtf8(error.utf8_error()))?;
+    let mut text = String::from_utf8(content)?;
     match kind {
         FileKind::Text => Ok(Payload::Text(text)),
         FileKind::Json => {
@@ -188,28 +201,53 @@ pub fn write_infile(payload: &Payload, extension: &str, path: &Path) -> Result<u
 /// Python's name for the type of a JSON value.
 fn python_type(value: &[u8]) -> &'static str {
     let value = value.trim_ascii();
-    match value.first() {
-        Some(b'{') => "dict",
-        Some(b'[') => "list",
-        Some(b'"') => "str",
-        Some(b't' | b'f') => "bool",
-        Some(b'n') => "NoneType",
-        // `NaN`, `Infinity` and `-Infinity` have an `N` or `I`; an integer has digits alone.
-        _ if value.iter().any(|b| b".eENI".contains(b)) => "float",
-        _ => "int",
-    }
+    let (first, rest) = value.split_first().unwrap_or((&b' ', &[]));
+    // Memory can always be read.
+    type_beginning(*first, rest).unwrap_or("float")
 }
 
-/// Reads a task's outfile; `None` if the task wrote none. The content of a `.json` file is checked
-/// and kept verbatim, any other is text.
+/// The same of one that begins with this byte, and goes on with what can be read.
+pub(super) fn type_beginning(first: u8, mut rest: impl Read) -> io::Result<&'static str> {
+    // `NaN`, `Infinity` and `-Infinity` have an `N` or `I`; an integer has digits alone.
+    let of_float = |byte: &u8| b".eENI".contains(byte);
+    Ok(match first {
+        b'{' => "dict",
+        b'[' => "list",
+        b'"' => "str",
+        b't' | b'f' => "bool",
+        b'n' => "NoneType",
+        first if of_float(&first) => "float",
+        _ => {
+            let mut piece = [0; 4096];
+            loop {
+                match rest.read(&mut piece)? {
+                    0 => break "int",
+                    read if piece[..read].iter().any(of_float) => break "float",
+                    _ => {}
+                }
+            }
+        }
+    })
+}
+
+/// A task's outfile that was looked at and not read yet.
+#[derive(Debug)]
+pub struct Outfile {
+    pub(super) file: File,
+    pub(super) bytes: u64,
+    pub(super) kind: FileKind,
+    limit_bytes: u64,
+}
+
+/// Opens a task's outfile; `None` if the task wrote none.
 ///
 /// # Errors
 /// [`OutfileError`]; all but `File` are the task's.
-pub fn read_outfile(
+pub fn open_outfile(
     path: &Path,
     extension: &str,
     limit_bytes: u64,
-) -> Result<Option<Payload>, OutfileError> {
+) -> Result<Option<Outfile>, OutfileError> {
     let file = match open_untrusted(path) {
         Ok(file) => file,
         Err(error) => return explain_open(path, error),
@@ -220,14 +258,42 @@ pub fn read_outfile(
     if !metadata.is_file() {
         return Err(OutfileError::NotAFile(describe(metadata.file_type())));
     }
-    let text = read_text(file, metadata.len(), limit_bytes)?;
-    Ok(Some(match FileKind::of_extension(extension) {
-        FileKind::Text => Payload::Text(text),
-        FileKind::Json => {
-            json::document(&text)?;
-            Payload::Json(text.into_bytes())
-        }
+    let (size, limit) = (metadata.len(), limit_bytes);
+    if size > limit {
+        return Err(OutfileError::TooLarge { size, limit });
+    }
+    Ok(Some(Outfile {
+        file,
+        bytes: size,
+        kind: FileKind::of_extension(extension),
+        limit_bytes,
     }))
+}
+
+impl Outfile {
+    /// Its size when it was opened.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Its content, all of it in memory. That of a `.json` file is checked and kept verbatim, any
+    /// other is text.
+    ///
+    /// # Errors
+    /// As [`open_outfile`].
+    pub fn read(&self) -> Result<Payload, OutfileError> {
+        let mut file = &self.file;
+        file.rewind().map_err(FileError::new("read an outfile"))?;
+        let text = read_text(file, self.bytes, self.limit_bytes)?;
+        Ok(match self.kind {
+            FileKind::Text => Payload::Text(text),
+            FileKind::Json => {
+                json::document(&text)?;
+                Payload::Json(text.into_bytes())
+            }
+        })
+    }
 }
 
 /// A pipe would block until somebody writes, a link leads out of the task's directory.
@@ -238,7 +304,7 @@ fn open_untrusted(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-fn explain_open(path: &Path, error: io::Error) -> Result<Option<Payload>, OutfileError> {
+fn explain_open(path: &Path, error: io::Error) -> Result<Option<Outfile>, OutfileError> {
     match error.kind() {
         io::ErrorKind::NotFound => return Ok(None),
         io::ErrorKind::PermissionDenied => return Err(OutfileError::NotReadable),
@@ -267,11 +333,7 @@ fn describe(file_type: std::fs::FileType) -> &'static str {
     }
 }
 
-fn read_text(file: File, size: u64, limit: u64) -> Result<String, OutfileError> {
-    let too_large = |size| OutfileError::TooLarge { size, limit };
-    if size > limit {
-        return Err(too_large(size));
-    }
+fn read_text(file: &File, size: u64, limit: u64) -> Result<String, OutfileError> {
     let cannot_read = || FileError::new("read an outfile");
     let mut content = Vec::new();
     content
@@ -283,7 +345,8 @@ fn read_text(file: File, size: u64, limit: u64) -> Result<String, OutfileError> 
         .read_to_end(&mut content)
         .map_err(cannot_read())?;
     if read as u64 > limit {
-        return Err(too_large(read as u64));
+        let size = read as u64;
+        return Err(OutfileError::TooLarge { size, limit });
     }
     String::from_utf8(content).map_err(|error| OutfileError::NotUtf8 {
         at: error.utf8_error().valid_up_to(),

@@ -2,19 +2,24 @@
 //! `oms-mqclient` writes and reads it. Uses [`super::json`], [`super::escape`] and the crate's faults.
 
 use std::io::{self, Read};
-use std::str::Utf8Error;
+use std::ops::Range;
 
-use super::json::{self, LoneSurrogate, SyntaxError};
+use super::json::{self, Envelope, LoneSurrogate, SyntaxError};
 use super::{Payload, escape};
 use crate::fault::TaskError;
 
 /// Python's side uses this level, and its speed is why zstd was chosen there.
-const LEVEL: i32 = 3;
+pub(super) const LEVEL: i32 = 3;
+/// What is before a text, a JSON value, and after each.
+pub(super) const BEFORE_TEXT: &[u8] = b"{\"headers\": {}, \"data\": \"";
+pub(super) const AFTER_TEXT: &[u8] = b"\"}";
+pub(super) const BEFORE_JSON: &[u8] = b"{\"headers\": {}, \"data\": ";
+pub(super) const AFTER_JSON: &[u8] = b"}";
 
 /// Why an event can't be read. The event's own fault: nothing here depends on the machine.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// Decompressed, it would take more memory than is allowed.
+    /// Decompressed, it would be longer than is allowed.
     #[error("event has more than `{limit}` bytes when decompressed; split it into smaller ones")]
     TooLarge {
         /// The limit in bytes.
@@ -23,9 +28,21 @@ pub enum DecodeError {
     /// It is not compressed, or it is damaged.
     #[error("message body is no zstd frame ({0}); send events with oms-mqclient")]
     Zstd(String),
+    /// It can only be unpacked by whoever holds more of it in memory than the pilot does.
+    #[error(
+        "message body was compressed with a window of more than `{window}` bytes; compress events \
+         with zstd's level 20 or a lower one"
+    )]
+    Window {
+        /// The largest that is taken, in bytes.
+        window: u64,
+    },
     /// Its text is not UTF-8.
-    #[error("event is not UTF-8 from byte {} on; encode its text as UTF-8", .0.valid_up_to())]
-    NotUtf8(Utf8Error),
+    #[error("event is not UTF-8 from byte {at} on; encode its text as UTF-8")]
+    NotUtf8 {
+        /// Offset of the first byte that is not.
+        at: usize,
+    },
     /// Its text is not JSON.
     #[error("event is not JSON: {0}")]
     Json(#[from] SyntaxError),
@@ -69,15 +86,45 @@ impl From<EncodeError> for TaskError {
 /// Every [`DecodeError`]; they are all the event's own.
 pub fn decode_frame(body: &[u8], limit_bytes: u64) -> Result<Payload, DecodeError> {
     let text = decompress(body, limit_bytes)?;
-    let mut text =
-        String::from_utf8(text).map_err(|error| DecodeError::NotUtf8(error.utf8_error()))?;
-    let found = json::envelope(&text)?;
-    // `headers` may carry tracing links, which are nobody's here; a message without is not one.
-    found.headers.ok_or(DecodeError::MissingKey("headers"))?;
-    let data = found.data.ok_or(DecodeError::MissingKey("data"))?;
+    let mut text = String::from_utf8(text)?;
+    let data = data_of(json::envelope(&text)?)?;
     text.truncate(data.end);
     text.drain(..data.start);
     Ok(from_json_value(text)?)
+}
+
+impl From<std::string::FromUtf8Error> for DecodeError {
+    fn from(error: std::string::FromUtf8Error) -> Self {
+        let at = error.utf8_error().valid_up_to();
+        Self::NotUtf8 { at }
+    }
+}
+
+/// Where the data of a message are.
+pub(super) fn data_of(found: Envelope) -> Result<Range<usize>, DecodeError> {
+    // `headers` may carry tracing links, which are nobody's here; a message without is not one.
+    found.headers.ok_or(DecodeError::MissingKey("headers"))?;
+    found.data.ok_or(DecodeError::MissingKey("data"))
+}
+
+/// How long a message body is when it is unpacked, if it says so. That it is so is not checked.
+#[must_use]
+pub fn unpacked_size(body: &[u8]) -> Option<u64> {
+    zstd::decompressed_size(body)
+}
+
+impl Payload {
+    /// How long the message is that it is packed from.
+    #[must_use]
+    pub fn message_bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => {
+                let around = BEFORE_TEXT.len() + AFTER_TEXT.len();
+                around + text.len() + escape::surplus(text.as_bytes())
+            }
+            Self::Json(value) => BEFORE_JSON.len() + value.len() + AFTER_JSON.len(),
+        }
+    }
 }
 
 /// A payload from the checked text of one JSON value without white space around it.
@@ -120,10 +167,8 @@ fn to_usize(bytes: u64) -> usize {
 pub fn encode_frame(payload: Payload) -> Result<Vec<u8>, EncodeError> {
     // In one piece, where the payload lies: of a stream zstd would keep buffers of megabytes.
     let message = match payload {
-        Payload::Text(text) => {
-            escape::wrap_escaped(text.into_bytes(), b"{\"headers\": {}, \"data\": \"", b"\"}")
-        }
-        Payload::Json(value) => escape::wrap(value, b"{\"headers\": {}, \"data\": ", b"}"),
+        Payload::Text(text) => escape::wrap_escaped(text.into_bytes(), BEFORE_TEXT, AFTER_TEXT),
+        Payload::Json(value) => escape::wrap(value, BEFORE_JSON, AFTER_JSON),
     };
     let mut frame = zstd::bulk::compress(&message, LEVEL)?;
     // It may have to wait, and was made for what can't be compressed at all.

@@ -1,5 +1,6 @@
 //! JSON as Python reads it, checked without being understood: where a value starts and ends, and
-//! what a string says. Works on text that is already known to be UTF-8; uses [`super::escape`].
+//! what a string says. Works on text that is known to be UTF-8, all of it in memory or in pieces of
+//! [`super::stream`]; uses [`super::escape`].
 //!
 //! Why not `serde_json`: it rejects `NaN`, `Infinity` and strings with lone surrogates, all of which
 //! Python writes and reads, and its `Value` changes huge integers. Here a value is never taken
@@ -9,6 +10,11 @@
 use std::ops::Range;
 
 use super::escape::first_special;
+
+/// The keys that count are shorter, were every letter of them escaped, and their quotes counted.
+const KEY_BYTES_MAX: usize = 64;
+/// How deep a value may be nested; Python gives up at a thousand levels. Each takes a bit, so 8 MiB.
+const DEPTH_MAX: usize = 64 * 1024 * 1024;
 
 /// Where a text stops being JSON.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,9 +37,39 @@ pub(super) struct Envelope {
     pub(super) data: Option<Range<usize>>,
 }
 
+/// Text that a scanner goes through once, from its beginning to its end.
+pub(super) trait Input {
+    /// What is there and not taken yet.
+    fn window(&self) -> &[u8];
+    /// Takes so many bytes of the window.
+    fn take(&mut self, bytes: usize);
+    /// Makes the window longer. `false` at the end of the text.
+    fn more(&mut self) -> bool;
+}
+
+/// All of a text at once.
+impl Input for &[u8] {
+    fn window(&self) -> &[u8] {
+        self
+    }
+
+    fn take(&mut self, bytes: usize) {
+        *self = &self[bytes..];
+    }
+
+    fn more(&mut self) -> bool {
+        false
+    }
+}
+
 /// Checks that a text is one JSON value with nothing but white space around it; says where it lies.
 pub(super) fn document(text: &str) -> Result<Range<usize>, SyntaxError> {
-    let mut scanner = Scanner::new(text);
+    document_of(&mut text.as_bytes())
+}
+
+/// The same of a text in pieces, which is taken to its end.
+pub(super) fn document_of(input: &mut impl Input) -> Result<Range<usize>, SyntaxError> {
+    let mut scanner = Scanner { input, at: 0 };
     let value = scanner.value()?;
     scanner.end()?;
     Ok(value)
@@ -42,21 +78,30 @@ pub(super) fn document(text: &str) -> Result<Range<usize>, SyntaxError> {
 /// Finds `headers` and `data` in the text of a message. Of a repeated key the last one counts, as
 /// in Python.
 pub(super) fn envelope(text: &str) -> Result<Envelope, SyntaxError> {
+    envelope_of(&mut text.as_bytes())
+}
+
+/// The same of a text in pieces, which is taken to its end.
+pub(super) fn envelope_of(input: &mut impl Input) -> Result<Envelope, SyntaxError> {
     let mut found = Envelope {
         headers: None,
         data: None,
     };
-    let mut scanner = Scanner::new(text);
+    let mut scanner = Scanner { input, at: 0 };
     scanner.skip_white_space();
     scanner.take(b'{', "`{`")?;
     scanner.skip_white_space();
     if !scanner.take_if(b'}') {
         loop {
+            scanner.skip_white_space();
+            // Of a longer key nothing needs to be known.
+            let beginning = scanner.ahead(KEY_BYTES_MAX).to_vec();
             let key = scanner.key()?;
             let value = scanner.value()?;
-            match decode_string(text[key].to_owned()).as_deref() {
-                Ok("headers") => found.headers = Some(value),
-                Ok("data") => found.data = Some(value),
+            let key = beginning.get(..key.len()).map(<[u8]>::to_vec);
+            match key.and_then(|key| decode_string(String::from_utf8(key).ok()?).ok()) {
+                Some(key) if key == "headers" => found.headers = Some(value),
+                Some(key) if key == "data" => found.data = Some(value),
                 _ => {}
             }
             scanner.skip_white_space();
@@ -100,8 +145,11 @@ pub(super) fn decode_string(mut literal: String) -> Result<String, LoneSurrogate
     Ok(String::from_utf8(literal).expect("valid UTF-8 with ASCII escapes replaced by characters"))
 }
 
+/// The longest escape: of a character that is a pair of surrogates.
+pub(super) const ESCAPE_BYTES_MAX: usize = 12;
+
 /// The character that the escape at the start of `text` stands for, and the escape's length.
-fn unescape(text: &[u8]) -> Result<(char, usize), LoneSurrogate> {
+pub(super) fn unescape(text: &[u8]) -> Result<(char, usize), LoneSurrogate> {
     let character = match text[1] {
         b'b' => '\u{8}',
         b'f' => '\u{c}',
@@ -132,19 +180,12 @@ fn code_unit(text: &[u8]) -> Option<u16> {
     u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
-struct Scanner<'a> {
-    text: &'a [u8],
+struct Scanner<'a, I> {
+    input: &'a mut I,
     at: usize,
 }
 
-impl<'a> Scanner<'a> {
-    fn new(text: &'a str) -> Self {
-        Self {
-            text: text.as_bytes(),
-            at: 0,
-        }
-    }
-
+impl<I: Input> Scanner<'_, I> {
     fn error(&self, expected: &'static str) -> SyntaxError {
         SyntaxError {
             expected,
@@ -152,13 +193,27 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    fn peek(&self) -> Option<u8> {
-        self.text.get(self.at).copied()
+    /// The next `bytes`, or what there is of them; they are not taken.
+    fn ahead(&mut self, bytes: usize) -> &[u8] {
+        while self.input.window().len() < bytes && self.input.more() {}
+        let window = self.input.window();
+        &window[..bytes.min(window.len())]
+    }
+
+    fn peek(&mut self) -> Option<u8> {
+        self.ahead(1).first().copied()
+    }
+
+    fn advance(&mut self, bytes: usize) {
+        self.input.take(bytes);
+        self.at += bytes;
     }
 
     fn take_if(&mut self, byte: u8) -> bool {
         let found = self.peek() == Some(byte);
-        self.at += usize::from(found);
+        if found {
+            self.advance(1);
+        }
         found
     }
 
@@ -172,7 +227,7 @@ impl<'a> Scanner<'a> {
 
     fn skip_white_space(&mut self) {
         while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.peek() {
-            self.at += 1;
+            self.advance(1);
         }
     }
 
@@ -194,14 +249,14 @@ impl<'a> Scanner<'a> {
             if self.take_if(b'[') {
                 self.skip_white_space();
                 if !self.take_if(b']') {
-                    open.push(Container::Array);
+                    self.open(&mut open, Container::Array)?;
                     continue;
                 }
             } else if self.take_if(b'{') {
                 self.skip_white_space();
                 if !self.take_if(b'}') {
                     self.key()?;
-                    open.push(Container::Object);
+                    self.open(&mut open, Container::Object)?;
                     continue;
                 }
             } else {
@@ -213,6 +268,14 @@ impl<'a> Scanner<'a> {
         }
     }
 
+    fn open(&self, open: &mut Nesting, container: Container) -> Result<(), SyntaxError> {
+        if open.depth == DEPTH_MAX {
+            return Err(self.error("no deeper nesting"));
+        }
+        open.push(container);
+        Ok(())
+    }
+
     /// After a value: closes the containers that end here. Whether it was the outermost value; if
     /// not, the next one is due.
     fn close(&mut self, open: &mut Nesting) -> Result<bool, SyntaxError> {
@@ -220,16 +283,16 @@ impl<'a> Scanner<'a> {
             self.skip_white_space();
             match (self.peek(), container) {
                 (Some(b','), Container::Array) => {
-                    self.at += 1;
+                    self.advance(1);
                     return Ok(false);
                 }
                 (Some(b','), Container::Object) => {
-                    self.at += 1;
+                    self.advance(1);
                     self.key()?;
                     return Ok(false);
                 }
                 (Some(b']'), Container::Array) | (Some(b'}'), Container::Object) => {
-                    self.at += 1;
+                    self.advance(1);
                     open.pop();
                 }
                 (_, Container::Array) => return Err(self.error("`,` or `]`")),
@@ -254,7 +317,7 @@ impl<'a> Scanner<'a> {
     fn scalar(&mut self) -> Result<(), SyntaxError> {
         match self.peek() {
             Some(b'"') => {
-                self.at += 1;
+                self.advance(1);
                 self.string_after_quote()
             }
             Some(b'-' | b'0'..=b'9') => self.number(),
@@ -265,37 +328,43 @@ impl<'a> Scanner<'a> {
     }
 
     fn word(&mut self, word: &str) -> bool {
-        let found = self.text[self.at..].starts_with(word.as_bytes());
-        self.at += if found { word.len() } else { 0 };
+        let found = self.ahead(word.len()) == word.as_bytes();
+        self.advance(if found { word.len() } else { 0 });
         found
     }
 
     fn string_after_quote(&mut self) -> Result<(), SyntaxError> {
         loop {
-            let rest = &self.text[self.at..];
-            self.at += first_special(rest).unwrap_or(rest.len());
+            let window = self.input.window();
+            let plain = first_special(window).unwrap_or(window.len());
+            self.advance(plain);
             match self.peek() {
                 Some(b'"') => {
-                    self.at += 1;
+                    self.advance(1);
                     return Ok(());
                 }
                 Some(b'\\') => self.escape()?,
-                Some(_) => return Err(self.error("no bare control character in a string")),
+                Some(..b' ') => {
+                    return Err(self.error("no bare control character in a string"));
+                }
+                // More of the text came.
+                Some(_) => {}
                 None => return Err(self.error("the string's closing quote")),
             }
         }
     }
 
     fn escape(&mut self) -> Result<(), SyntaxError> {
-        let length = match self.text.get(self.at + 1) {
+        let text = self.ahead(6);
+        let length = match text.get(1) {
             Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => 2,
-            Some(b'u') => match self.text.get(self.at + 2..self.at + 6) {
+            Some(b'u') => match text.get(2..6) {
                 Some(digits) if digits.iter().all(u8::is_ascii_hexdigit) => 6,
                 _ => return Err(self.error("four hexadecimal digits after `\\u`")),
             },
             _ => return Err(self.error("an escape that JSON knows")),
         };
-        self.at += length;
+        self.advance(length);
         Ok(())
     }
 
@@ -319,7 +388,7 @@ impl<'a> Scanner<'a> {
     fn digits(&mut self) -> Result<(), SyntaxError> {
         let start = self.at;
         while let Some(b'0'..=b'9') = self.peek() {
-            self.at += 1;
+            self.advance(1);
         }
         if self.at == start {
             return Err(self.error("a digit"));
@@ -363,5 +432,26 @@ impl Nesting {
         } else {
             Some(Container::Array)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nesting_has_an_end_before_memory_has() {
+        let scanner = Scanner {
+            input: &mut &b""[..],
+            at: 7,
+        };
+        let mut open = Nesting {
+            words: vec![0; DEPTH_MAX / 64],
+            depth: DEPTH_MAX - 1,
+        };
+        assert_eq!(scanner.open(&mut open, Container::Object), Ok(()));
+        assert_eq!(open.last(), Some(Container::Object));
+        let refused = scanner.open(&mut open, Container::Array).unwrap_err();
+        assert_eq!(refused.to_string(), "expected no deeper nesting at byte 7");
     }
 }

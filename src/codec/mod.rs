@@ -5,6 +5,9 @@
 //! lies, and its text travels as it is. So `NaN`, `-Infinity`, integers of any size, the order and
 //! repetition of keys, lone surrogates in strings and the last digit of a number all survive.
 //!
+//! What fits into memory is worked on there in one piece, which is fastest. What does not goes through
+//! readers and writers ([`unpack_frame`], [`pack_outfile`]), to the same result, byte for byte.
+//!
 //! What Python's `oms-mqclient` writes and reads is the measure on the wire; what the Python pilot
 //! writes into an infile and reads from an outfile is the measure for files.
 //!
@@ -17,18 +20,23 @@ mod escape;
 mod files;
 mod frame;
 mod json;
+mod large;
+mod stream;
 
 pub use files::{
-    FileError, FileKind, InfileError, OutfileError, decode_file, into_file, read_outfile,
+    FileError, FileKind, InfileError, Outfile, OutfileError, decode_file, into_file, open_outfile,
     write_infile,
 };
-pub use frame::{DecodeError, EncodeError, decode_frame, encode_frame};
+pub use frame::{DecodeError, EncodeError, decode_frame, encode_frame, unpacked_size};
 pub use json::SyntaxError;
+pub use large::{
+    NewInfile, PackError, UnpackError, check_outfile, pack_outfile, unpack_file, unpack_frame,
+};
 
-/// The most that one event or one outfile may occupy in memory, in bytes: 512 MiB.
+/// The most that one event, unpacked, or one outfile may have, in bytes: 512 MiB.
 ///
-/// A broker's limit (16 MiB by default) is for compressed bodies, and 1.5 KB can become 50 MB; this
-/// one keeps a hostile or broken body from taking the memory of the whole slot.
+/// A broker's limit is for compressed bodies, and 40 KB can become 400 MB; this one keeps a hostile or
+/// broken body from taking the disk of every slot that it comes to.
 pub const DEFAULT_LIMIT_BYTES: u64 = 512 * 1024 * 1024;
 
 /// One event's data, or one task's result.

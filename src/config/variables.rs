@@ -253,7 +253,7 @@ variables! {
     TASK_LOG = "EWMS_PILOT_TASK_LOG", Kind::File, Default("ewms-pilot-tasks.jsonl"),
         "record of every task, a JSON line each; relative to where `ewms-pilot-data/` is";
     DUMP_TASK_OUTPUT = "EWMS_PILOT_DUMP_TASK_OUTPUT", Kind::Bool, Default("False"),
-        "copy the output of all containers into the log, not only of failed ones";
+        "copy the output of all containers into the log, not only the first and last 32 KiB of failed ones'";
     KILL_GRACE = "EWMS_PILOT_KILL_GRACE", Kind::Duration, Default("10"),
         "time between telling a container to end and killing it; unless set, less where HTCondor gives an evicted job less than that and 5 s more";
     QUARANTINE_TIME = "EWMS_PILOT_QUARANTINE_TIME", Kind::Seconds { least: 0 }, Default("0"),

@@ -75,7 +75,8 @@ fn digits(text: &str) -> Option<&str> {
 
 /// Why a container failed, from the end of its stderr:
 ///
-/// 1. the last Python traceback, and what the task wrote after it;
+/// 1. the last Python traceback, and what the task wrote after it, or what Python's fault handler said,
+///    if that was later;
 /// 2. else the last line that isn't Apptainer's own;
 /// 3. else, when only Apptainer complained, `[Apptainer-Error]` and its worst message, the last of these;
 /// 4. `<no stderr logs>`.
@@ -85,8 +86,14 @@ pub fn reason(stderr: &[u8]) -> String {
     let tasks: Vec<&str> = lines(&text)
         .filter(|line| OwnLine::parse(line).is_none())
         .collect();
-    if let Some(start) = tasks.iter().rposition(|line| line.starts_with("Traceback")) {
-        return tasks[start..].join("\n");
+    let traceback = tasks.iter().rposition(|line| begins_traceback(line));
+    let fatal = tasks.iter().rposition(|line| line.starts_with(FATAL));
+    match (traceback, fatal) {
+        (traceback, Some(fatal)) if traceback < Some(fatal) => {
+            return python_fault(&tasks[fatal..]);
+        }
+        (Some(traceback), _) => return tasks[traceback..].join("\n"),
+        _ => {}
     }
     if let Some(last) = tasks.last() {
         return (*last).to_owned();
@@ -95,6 +102,35 @@ pub fn reason(stderr: &[u8]) -> String {
         Some(line) => format!("[Apptainer-Error] {}", line.message),
         None => "<no stderr logs>".to_owned(),
     }
+}
+
+/// Python's own beginning, and that of an exception group, which is drawn as a tree.
+fn begins_traceback(line: &str) -> bool {
+    let group = line.trim_start().strip_prefix("+ Exception Group ");
+    group.unwrap_or(line).starts_with("Traceback")
+}
+
+/// How a report of Python's fault handler begins.
+const FATAL: &str = "Fatal Python error:";
+
+/// Of such a report what is the same in the next run: the error, and where the thread was that it came
+/// to. Left out are the threads' numbers, what the other threads did, and what follows: the modules, the
+/// addresses of C's functions, a shell's line with the number of the process.
+fn python_fault(report: &[&str]) -> String {
+    let is_thread =
+        |line: &&str| line.contains("hread 0x") && line.ends_with("(most recent call first):");
+    let threads = report.iter().position(is_thread).unwrap_or(report.len());
+    let head = report[..threads].iter().map(|line| (*line).to_owned());
+    let current = report
+        .iter()
+        .position(|line| line.starts_with("Current thread 0x"));
+    let frames = current.map_or(&[][..], |thread| &report[thread + 1..]);
+    let frames = frames.iter().take_while(|line| line.starts_with("  "));
+    let title = current.map(|_| "Current thread (most recent call first):".to_owned());
+    let lines = head
+        .chain(title)
+        .chain(frames.map(|line| (*line).to_owned()));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// What Apptainer itself complains about, whoever else wrote to stderr: its last error lines, at most

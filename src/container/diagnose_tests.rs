@@ -44,6 +44,64 @@ fn blank_lines_and_apptainers_lines_within_a_traceback_are_dropped() {
     assert_eq!(reason_of(&stderr), TRACEBACK);
 }
 
+const GROUP: &str = "  + Exception Group Traceback (most recent call last):
+  |   File \"/tmp/eg.py\", line 4, in <module>
+  |     f()
+  | ExceptionGroup: many (2 sub-exceptions)
+  +-+---------------- 1 ----------------
+    | Traceback (most recent call last):
+    |   File \"/tmp/eg.py\", line 1, in g
+    | ValueError: a
+    +---------------- 2 ----------------
+    | ExceptionGroup: inner (1 sub-exception)
+    +-+---------------- 1 ----------------
+      | TypeError: b
+      +------------------------------------";
+
+#[test]
+fn an_exception_groups_traceback_is_the_reason_with_all_its_exceptions() {
+    let chained = "The above exception was the direct cause of the following exception:\n";
+    for before in ["...\n".to_owned(), format!("{TRACEBACK}\n\n{chained}\n")] {
+        assert_eq!(reason_of(&format!("{before}{GROUP}\n")), GROUP);
+    }
+    assert_eq!(
+        reason_of(&format!("{GROUP}\n\n{chained}\n{TRACEBACK}\n")),
+        TRACEBACK
+    );
+    assert_eq!(reason_of(&format!("{GROUP}\n{DEBUG_END}")), GROUP);
+}
+
+#[test]
+fn a_fault_handlers_report_is_the_reason_and_holds_nothing_that_changes() {
+    let report = |thread: &str, pid: u32| {
+        format!(
+            "Fatal Python error: Segmentation fault\n\n\
+             Thread 0x00007efe89a2e6c0 (most recent call first):\n  File \"threading.py\", line {pid} in run\n\n\
+             Current thread {thread} (most recent call first):\n  File \"<string>\", line 4 in f\n  \
+             File \"<string>\", line 5 in <module>\n\n\
+             Extension modules: numpy.core._multiarray_umath (total: 1)\n\
+             bash: line 1: {pid} Segmentation fault      python3\n"
+        )
+    };
+    let reason = "Fatal Python error: Segmentation fault\nCurrent thread (most recent call first):\n  \
+                  File \"<string>\", line 4 in f\n  File \"<string>\", line 5 in <module>";
+    let first = report("0x00007efe8a7bfb80", 12);
+    assert_eq!(reason_of(&format!("{TRACEBACK}\n{first}")), reason);
+    // Python 3.14 says which one it is.
+    assert_eq!(
+        reason_of(&report("0x00001efe8a7bfb80 [python]", 4711)),
+        reason
+    );
+    assert_eq!(reason_of(&format!("{first}{TRACEBACK}\n")), TRACEBACK);
+    let early = "Fatal Python error: init_fs_encoding: failed to get the Python codec\n\
+                 Python runtime state: core initialized\nModuleNotFoundError: No module named 'encodings'";
+    let thread = "Current thread 0x00007f (most recent call first):\n  <no Python frame>";
+    assert_eq!(
+        reason_of(&format!("{early}\n\n{thread}\n")),
+        format!("{early}\n{}", thread.replace(" 0x00007f", ""))
+    );
+}
+
 #[test]
 fn without_a_traceback_it_is_the_last_line_that_is_not_apptainers() {
     let curl = "curl: (22) The requested URL returned error: 404";

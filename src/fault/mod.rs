@@ -161,12 +161,12 @@ pub enum TaskError {
     },
     /// The result is larger than the broker takes, however often it is made.
     #[error(
-        "the result is too large for the broker: `{bytes}` bytes after compression, the limit is `{limit}`; \
+        "the result is too large for the broker: `{bytes}` bytes or more after compression, the limit is `{limit}`; \
          let the task write a smaller outfile, or raise max_message_size at the broker and \
          EWMS_PILOT_BROKER_MAX_MESSAGE_SIZE"
     )]
     ResultTooLarge {
-        /// Size of the message's body.
+        /// Size of the message's body, as far as it was packed.
         bytes: usize,
         /// The most that the broker takes.
         limit: usize,

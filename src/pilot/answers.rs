@@ -76,6 +76,10 @@ pub(super) fn publication_of(id: TaskId, result: Result<(), PublishError>) -> Pu
                 class: FaultClass::Broker,
             })
         }
+        Err(error @ PublishError::Unreadable { .. }) => {
+            error!(task_id = %id, %error, "a result is lost");
+            Publication::Refused(TaskError::Os(error.to_string()))
+        }
         Err(PublishError::TooLarge { bytes, limit }) => {
             let error = TaskError::ResultTooLarge { bytes, limit };
             error!(task_id = %id, %error, "the broker refused a result");

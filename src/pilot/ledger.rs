@@ -332,6 +332,5 @@ fn seconds(duration: Duration) -> f64 {
 }
 
 fn size(content: &Content) -> u64 {
-    let (Content::Frame(bytes) | Content::File(_, bytes)) = content;
-    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+    content.body().len()
 }

@@ -28,7 +28,7 @@ pub mod wall_time;
 pub use fatal::Fatal;
 pub use reports::Reports;
 
-use crate::broker::{self, MessageLimit, Resilience, Sink, Source};
+use crate::broker::{self, Bodies, MessageLimit, Resilience, Sink, Source};
 use crate::config::{BrokerConfig, Config};
 use crate::exit::Exit;
 use crate::preflight::Findings;
@@ -36,7 +36,8 @@ use crate::process::{Guard, Stops};
 use crate::report;
 use crate::signals::Signals;
 use crate::stats::Tally;
-use crate::task::Runner;
+use crate::task::staging::scratch_of;
+use crate::task::{Room, Runner};
 use crate::telemetry::Progress;
 use disk_floor::DiskFloor;
 use driver::Extras;
@@ -153,7 +154,8 @@ async fn live(
         config.reconnect_timeout,
         config.data_parent.join(own_paths::UNSENT_DIR),
     )
-    .with_message_limit(MessageLimit::of(config.limits.message));
+    .with_message_limit(MessageLimit::of(config.limits.message))
+    .with_bodies(Bodies::new(scratch_of(&config.data_parent)));
     shown::follow_queues(ledger.keeper(), &resilience);
     let mut company = Company {
         signals: &mut *signals,
@@ -176,6 +178,8 @@ async fn live(
         outfile_ext: config.outfile_ext.clone(),
         encoding: sink.encoding(),
         limit: resilience.message_limit().clone(),
+        bodies: resilience.bodies().clone(),
+        room: Room::new(),
     });
     let rules = Rules {
         slots: size(config.slots),

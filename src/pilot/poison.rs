@@ -160,23 +160,24 @@ async fn publish(
         | PublishError::Unroutable { .. }
         | PublishError::SessionLost { .. }
         | PublishError::Spool { .. } => NotPutAway::Refused(error.to_string()),
-        PublishError::TooLarge { .. } | PublishError::WrongEncoding => {
-            NotPutAway::Failed(error.to_string())
-        }
+        PublishError::TooLarge { .. }
+        | PublishError::Unreadable { .. }
+        | PublishError::WrongEncoding => NotPutAway::Failed(error.to_string()),
     })
 }
 
 /// First the reason, then the event: a body is never there alone. All of it is on disk before this
 /// returns, for the broker deletes its copy then.
 fn keep(directory: &Path, id: TaskId, event: &Content, reason: &str) -> io::Result<()> {
-    let (bytes, suffix) = match event {
-        Content::Frame(bytes) => (bytes, "json.zst"),
-        Content::File(FileFormat::Json, bytes) => (bytes, "json"),
-        Content::File(FileFormat::Text, bytes) => (bytes, "txt"),
+    let suffix = match event {
+        Content::Frame(_) => "json.zst",
+        Content::File(FileFormat::Json, _) => "json",
+        Content::File(FileFormat::Text, _) => "txt",
     };
+    let body = event.body();
     fs::create_dir_all(directory)?;
     let parent = directory.parent().unwrap_or(directory);
-    let mut taken = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    let mut taken = body.len();
     for entry in fs::read_dir(directory)? {
         taken = taken.saturating_add(entry?.metadata()?.len());
     }
@@ -186,11 +187,12 @@ fn keep(directory: &Path, id: TaskId, event: &Content, reason: &str) -> io::Resu
              EWMS_PILOT_QUEUE_DEAD_LETTER"
         )));
     }
-    write(
-        &directory.join(format!("{id}.error.txt")),
-        reason.as_bytes(),
-    )?;
-    write(&directory.join(format!("{id}.{suffix}")), bytes)?;
+    write(&directory.join(format!("{id}.error.txt")), |file| {
+        file.write_all(reason.as_bytes())
+    })?;
+    write(&directory.join(format!("{id}.{suffix}")), |file| {
+        body.write_to(file)
+    })?;
     // The names, too.
     for directory in [directory, parent] {
         File::open(directory)?.sync_all()?;
@@ -198,9 +200,9 @@ fn keep(directory: &Path, id: TaskId, event: &Content, reason: &str) -> io::Resu
     Ok(())
 }
 
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let mut file = File::create(path)?;
-    file.write_all(bytes)?;
+    content(&mut file)?;
     file.sync_all()
 }
 
@@ -212,7 +214,7 @@ mod tests {
     fn a_rejected_event_is_kept_with_its_reason_until_the_directory_is_full() {
         let top = tempfile::tempdir().expect("a directory");
         let (dir, id) = (top.path().join(REJECTED_DIR), TaskId::random());
-        let event = Content::File(FileFormat::Json, b"[1]".to_vec());
+        let event = Content::File(FileFormat::Json, b"[1]".to_vec().into());
         keep(&dir, id, &event, "why").expect("kept");
         assert_eq!(
             fs::read(dir.join(format!("{id}.json"))).expect("there"),

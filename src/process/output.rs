@@ -43,6 +43,19 @@ pub fn tail_of(file: &mut File, max_bytes: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// How much of a file is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// All of it.
+    Whole,
+    /// Of a long one the first and the last 32 KiB, in whole lines where there are such, and between
+    /// them where all of it is.
+    Ends,
+}
+
+/// Of each end.
+const END_BYTES: usize = 32 * 1024;
+
 /// Writes a file's content to `sink` between marked lines, with `name` as in `task (stderr)`:
 ///
 /// ```text
@@ -55,18 +68,42 @@ pub fn tail_of(file: &mut File, max_bytes: usize) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// When the file can't be read or the sink written.
-pub fn dump(path: &Path, name: &str, sink: &mut impl Write) -> io::Result<()> {
+pub fn dump(path: &Path, name: &str, shown: Shown, sink: &mut impl Write) -> io::Result<()> {
+    let mut file = File::open(path)?;
+    let bytes = file.metadata()?.len();
+    writeln!(sink, "{}", mark("start", name))?;
+    if shown == Shown::Ends && bytes > 2 * END_BYTES as u64 {
+        let mut head = Vec::new();
+        (&file).take(END_BYTES as u64).read_to_end(&mut head)?;
+        if let Some(end) = memchr::memrchr(b'\n', &head) {
+            head.truncate(end + 1);
+        }
+        let tail = tail_of(&mut file, END_BYTES)?;
+        write_lines(&mut &head[..], sink)?;
+        let left_out = bytes.saturating_sub((head.len() + tail.len()) as u64);
+        let path = path.display();
+        writeln!(
+            sink,
+            "--- {left_out} bytes left out here; all of it: {path} ---"
+        )?;
+        write_lines(&mut &tail[..], sink)?;
+    } else {
+        write_lines(&mut BufReader::new(file), sink)?;
+    }
+    writeln!(sink, "{}", mark("end", name))?;
+    sink.flush()
+}
+
+fn write_lines(content: &mut impl Read, sink: &mut impl Write) -> io::Result<()> {
     let mut content = LastByte {
-        inner: BufReader::new(File::open(path)?),
+        inner: content,
         last: b'\n',
     };
-    writeln!(sink, "{}", mark("start", name))?;
     io::copy(&mut content, sink)?;
     if content.last != b'\n' {
         writeln!(sink)?;
     }
-    writeln!(sink, "{}", mark("end", name))?;
-    sink.flush()
+    Ok(())
 }
 
 fn mark(which: &str, name: &str) -> String {
@@ -126,7 +163,8 @@ mod tests {
     #[test]
     fn a_dump_marks_start_and_end_in_sixty_columns() {
         let mut sink = Vec::new();
-        dump(file(b"a\xff\nb").path(), "task (stderr)", &mut sink).expect("dumped");
+        let content = file(b"a\xff\nb");
+        dump(content.path(), "task (stderr)", Shown::Ends, &mut sink).expect("dumped");
         let expected = [
             b"--- start: task (stderr) -----------------------------------\n".as_slice(),
             b"a\xff\nb\n",
@@ -137,9 +175,40 @@ mod tests {
     }
 
     #[test]
+    fn of_a_long_file_both_ends_are_shown_in_whole_lines_and_where_it_is() {
+        for (line, newline) in [("0123456\n", "\n"), ("01234567", "")] {
+            let content = file(line.repeat(100_000).as_bytes());
+            let (mut ends, mut whole) = (Vec::new(), Vec::new());
+            dump(content.path(), "x", Shown::Ends, &mut ends).expect("dumped");
+            dump(content.path(), "x", Shown::Whole, &mut whole).expect("dumped");
+            assert!(
+                whole.len() > 800_000 && ends.len() < 70_000,
+                "{}",
+                ends.len()
+            );
+            let ends = String::from_utf8(ends).expect("text");
+            let end = line.repeat(4096);
+            let note = format!(
+                "{end}{}--- 734464 bytes left out here; all of it: {} ---\n{end}",
+                if newline.is_empty() { "\n" } else { "" },
+                content.path().display()
+            );
+            assert!(ends.contains(&note), "{ends}");
+        }
+        let short = file(&vec![b'x'; 2 * END_BYTES]);
+        let mut sink = Vec::new();
+        dump(short.path(), "x", Shown::Ends, &mut sink).expect("dumped");
+        assert!(
+            sink.windows(2 * END_BYTES)
+                .any(|shown| shown == vec![b'x'; 2 * END_BYTES])
+        );
+    }
+
+    #[test]
     fn an_empty_dump_has_only_its_marks() {
         let mut sink = Vec::new();
-        dump(file(b"").path(), "task (stdout)", &mut sink).expect("dumped");
+        let content = file(b"");
+        dump(content.path(), "task (stdout)", Shown::Whole, &mut sink).expect("dumped");
         assert_eq!(sink.split(|byte| *byte == b'\n').count(), 3);
     }
 }

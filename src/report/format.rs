@@ -115,9 +115,13 @@ fn civil(unix_secs: f64) -> (u64, u64, u64, u64) {
 }
 
 /// A text of several lines in one of at most so many characters: its first line, or its first and last,
-/// because the last line of a traceback says what happened.
+/// because the last line of a traceback says what happened. That of an exception group is a frame's.
 pub(crate) fn one_line(text: &str, most: usize) -> String {
-    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let frame = |c| "+-| ".contains(c);
+    let mut lines = text
+        .lines()
+        .map(|line| line.trim().trim_start_matches("| "))
+        .filter(|line| !line.trim_matches(frame).is_empty());
     let first = lines.next().unwrap_or("(no text)");
     let line = match lines.next_back() {
         None => first.to_owned(),
@@ -197,6 +201,8 @@ mod tests {
             "{line}"
         );
         assert!(line.chars().count() <= 60, "{line}");
+        let group = "task failed: + Exception Group Traceback:\n  | many\n  +-+---- 1 ----\n    | ValueError: a\n    +-----\n";
+        assert!(one_line(group, 60).ends_with("… ValueError: a"));
         assert_eq!(one_line("\x1b[31mred", 60), "\u{fffd}[31mred");
         assert_eq!(one_line("", 60), "(no text)");
         assert!(one_line(&"x\n".repeat(9), 2).chars().count() <= 2);

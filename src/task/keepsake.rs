@@ -1,157 +1,99 @@
 //! An event as it came, kept while its task runs: whoever takes it out of its queue for good must put
-//! it somewhere. Touches one file without a name, in the task's scratch. Apart, because the task's own
-//! copy is the task's to change.
+//! it somewhere. A large one waits on the disk, so that a full window of them takes no memory; the task's
+//! own copy is no help, for it is the task's to change.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, Write};
-use std::path::{Path, PathBuf};
+use std::io;
 
-use tracing::warn;
-
-use crate::broker::{Content, FileFormat};
-
-/// What stays in memory. Most events do; of the others, a full window of the largest would be gigabytes.
-const IN_MEMORY_BYTES: usize = 64 * 1024;
+use crate::broker::{Bodies, Content};
 
 /// See the module.
 #[derive(Debug)]
 pub enum Keepsake {
-    /// A small one.
-    Memory(Content),
-    /// A large one, and which kind it is. The file is gone when this is.
-    Disk(File, Kind),
+    /// It is here.
+    Kept(Content),
     /// It could not be kept; the broker has it still.
     Lost(String),
 }
 
-/// Which kind of [`Content`] the bytes are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// [`Content::Frame`].
-    Frame,
-    /// [`Content::File`].
-    File(FileFormat),
-}
-
-impl Kind {
-    fn content(self, bytes: Vec<u8>) -> Content {
-        match self {
-            Self::Frame => Content::Frame(bytes),
-            Self::File(format) => Content::File(format, bytes),
-        }
-    }
-}
-
-/// A keepsake that is made, or will be while the task's container starts.
-#[derive(Debug)]
-pub(super) enum Keeping {
-    Done(Keepsake),
-    /// Of a large frame, in this directory.
-    Due(Vec<u8>, PathBuf),
-}
-
-impl Keeping {
-    pub(super) fn of_frame(body: Vec<u8>, scratch: &Path) -> Self {
-        if body.len() <= IN_MEMORY_BYTES {
-            Self::Done(Keepsake::Memory(Content::Frame(body)))
-        } else {
-            Self::Due(body, scratch.to_owned())
-        }
-    }
-
-    /// Makes it, on a thread of its own, if it is not made yet.
-    pub(super) async fn kept(self) -> Keepsake {
-        let (body, scratch) = match self {
-            Self::Done(kept) => return kept,
-            Self::Due(body, scratch) => (body, scratch),
-        };
-        let keep = move || Keepsake::of(Kind::Frame, &body, &scratch);
-        tokio::task::spawn_blocking(keep)
-            .await
-            .unwrap_or_else(|error| Keepsake::Lost(error.to_string()))
-    }
-}
-
 impl Keepsake {
-    /// Keeps an event; blocks for as long as writing it takes.
-    pub(super) fn of(kind: Kind, bytes: &[u8], scratch: &Path) -> Self {
-        if bytes.len() <= IN_MEMORY_BYTES {
-            return Self::Memory(kind.content(bytes.to_vec()));
-        }
-        let written = tempfile::tempfile_in(scratch).and_then(|mut file| {
-            file.write_all(bytes)?;
-            Ok(file)
-        });
-        match written {
-            Ok(file) => Self::Disk(file, kind),
-            Err(error) => {
-                warn!(%error, "no copy of the event could be kept: it goes back to its queue whatever becomes of it");
-                Self::Lost(error.to_string())
-            }
-        }
-    }
-
-    /// The event; blocks for as long as reading it takes.
+    /// The event.
     ///
     /// # Errors
-    /// When it was lost, or can't be read.
+    /// When it was lost.
     pub fn into_content(self) -> io::Result<Content> {
         match self {
-            Self::Memory(content) => Ok(content),
-            Self::Disk(mut file, kind) => {
-                file.rewind()?;
-                let mut bytes = Vec::new();
-                file.read_to_end(&mut bytes)?;
-                Ok(kind.content(bytes))
+            Self::Kept(content) => {
+                drop(content.body().reader()?);
+                Ok(content)
             }
             Self::Lost(reason) => Err(io::Error::other(reason)),
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// An event that is going to be kept while the task's container starts.
+#[derive(Debug)]
+pub(super) struct Keeping {
+    pub(super) event: Content,
+    pub(super) bodies: Bodies,
+}
 
-    const KINDS: [Kind; 3] = [
-        Kind::Frame,
-        Kind::File(FileFormat::Json),
-        Kind::File(FileFormat::Text),
-    ];
-
-    #[tokio::test]
-    async fn events_of_any_size_come_back_as_they_were_and_leave_no_file() {
-        let scratch = tempfile::tempdir().expect("a directory");
-        for size in [0, IN_MEMORY_BYTES, IN_MEMORY_BYTES + 1, 3_000_000] {
-            let bytes: Vec<u8> = (0..=u8::MAX).cycle().take(size).collect();
-            for kind in KINDS {
-                let kept = Keepsake::of(kind, &bytes, scratch.path());
-                assert_eq!(
-                    kept.into_content().expect("kept"),
-                    kind.content(bytes.clone())
-                );
-            }
-            let later = Keeping::of_frame(bytes.clone(), scratch.path());
-            assert_eq!(
-                later.kept().await.into_content().expect("kept"),
-                Content::Frame(bytes)
-            );
+impl Keeping {
+    /// Nothing large of it stays in memory.
+    pub(super) async fn put_by(self) -> Self {
+        let Self { event, bodies } = self;
+        if !bodies.would_put_by(event.body()) {
+            return Self { event, bodies };
         }
-        let left = std::fs::read_dir(scratch.path()).expect("there").count();
-        assert_eq!(left, 0);
+        let (body, keep) = (event.body().clone(), bodies.clone());
+        let event = match tokio::task::spawn_blocking(move || keep.put_by(body)).await {
+            Ok(body) => event.with_body(body),
+            // No thread: it stays where it is.
+            Err(_died) => event,
+        };
+        Self { event, bodies }
     }
 
-    #[test]
-    fn only_what_is_small_is_kept_in_memory() {
+    pub(super) async fn kept(self) -> Keepsake {
+        Keepsake::Kept(self.put_by().await.event)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::broker::{Body, FileFormat, LARGE_BYTES};
+
+    #[tokio::test]
+    async fn events_of_any_size_come_back_as_they_were_and_no_large_one_stays_in_memory() {
         let scratch = tempfile::tempdir().expect("a directory");
-        let keep = |size, scratch| Keepsake::of(Kind::Frame, &vec![0; size], scratch);
-        let there = scratch.path();
-        assert!(matches!(keep(IN_MEMORY_BYTES, there), Keepsake::Memory(_)));
-        assert!(matches!(
-            keep(IN_MEMORY_BYTES + 1, there),
-            Keepsake::Disk(..)
-        ));
-        let gone = keep(IN_MEMORY_BYTES + 1, Path::new("/proc/none"));
-        assert!(gone.into_content().is_err());
+        for size in [0, 64 * 1024, 3_000_000, LARGE_BYTES + 1] {
+            let bytes: Vec<u8> = (0..=u8::MAX).cycle().take(size).collect();
+            for event in [
+                Content::Frame(Body::from(bytes.clone())),
+                Content::File(FileFormat::Text, Body::from(bytes.clone())),
+            ] {
+                let bodies = Bodies::new(scratch.path().to_owned());
+                let keeping = Keeping {
+                    event: event.clone(),
+                    bodies,
+                };
+                let kept = keeping.kept().await.into_content().expect("kept");
+                assert_eq!(kept.body().in_memory().is_some(), size <= 64 * 1024);
+                assert!(kept == event, "{kept:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_kept_is_an_error_that_says_so() {
+        let keeping = Keeping {
+            event: Content::Frame(Body::from(vec![0; 100_000])),
+            bodies: Bodies::new(Path::new("/proc/none").to_owned()),
+        };
+        assert!(keeping.kept().await.into_content().is_err());
+        assert!(Keepsake::Lost("why".into()).into_content().is_err());
     }
 }

@@ -17,7 +17,8 @@ use crate::config::DumpOutput;
 use crate::container::{self, Access, Bind, Invocation, Places, RunSpec};
 use crate::fault::{ContainerRole, FaultClass, TaskError};
 use crate::process::{
-    self, Ended, EndedBy, ExitStatus, Job, Leftovers, Limits, SpawnError, Will, WillSender, output,
+    self, Ended, EndedBy, ExitStatus, Job, Leftovers, Limits, SpawnError, Will, WillSender,
+    output::{self, Shown},
 };
 
 /// How a container ended, in the pilot's terms.
@@ -129,8 +130,11 @@ async fn start_to_end(
         (Judgement::Interrupted, Some(breach)) => Judgement::Failed(breach),
         (judgement, _) => judgement,
     };
-    if bench.dump == DumpOutput::All || matches!(judgement, Judgement::Failed(_)) {
-        show_output(bench, role, stage);
+    // The files of those that failed are kept; of the others the log is all that stays.
+    match (&judgement, bench.dump) {
+        (Judgement::Failed(_), _) => show_output(bench, role, stage, Shown::Ends),
+        (_, DumpOutput::All) => show_output(bench, role, stage, Shown::Whole),
+        _ => {}
     }
     Ok(judgement)
 }
@@ -245,10 +249,10 @@ async fn judge(
 }
 
 /// Copies what a container wrote into the log.
-pub(super) fn show_output(bench: &Workbench, role: ContainerRole, stage: &Stage) {
+pub(super) fn show_output(bench: &Workbench, role: ContainerRole, stage: &Stage, shown: Shown) {
     let shown = bench.log.aside(|log| {
-        output::dump(&stage.stdout(), &format!("{role} (stdout)"), log)?;
-        output::dump(&stage.stderr(), &format!("{role} (stderr)"), log)
+        output::dump(&stage.stdout(), &format!("{role} (stdout)"), shown, log)?;
+        output::dump(&stage.stderr(), &format!("{role} (stderr)"), shown, log)
     });
     if let Err(error) = shown {
         warn!(%error, "a container's output can't be shown");

@@ -29,6 +29,7 @@ mod running;
 mod spare;
 pub mod staging;
 mod trace;
+mod transfer;
 
 pub use blame::write_something;
 pub use external::{ExternalDirs, ExternalError};
@@ -37,6 +38,7 @@ pub use keepsake::Keepsake;
 pub use run::{Report, Runner, TaskEnd, Turn};
 pub use running::{Containers, Running};
 pub use trace::Trace;
+pub use transfer::Room;
 
 use staging::DataDirs;
 

@@ -1,22 +1,22 @@
 //! One event through its container: infile, run, outfile. Blocking file work happens off the loop.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 use tracing::{Instrument, error, info, info_span, warn};
 
-use super::keepsake::{Keeping, Keepsake, Kind};
+use super::keepsake::{Keeping, Keepsake};
 use super::launch::{Judgement, launch, show_output, staging_error};
 use super::staging::{Disposal, Stage, TaskIo};
+use super::transfer::{self, Found, Room, Wanted};
 use super::{ContainerPlan, SharedWorkbench, Trace};
-use crate::broker::{Content, Encoding, FileFormat, MessageLimit};
-use crate::codec::{self, FileKind};
+use crate::broker::{Bodies, Content, Encoding, MessageLimit};
 use crate::config::{DumpOutput, KeepFiles};
 use crate::fault::{ContainerRole, TaskError};
 use crate::ids::TaskId;
 use crate::process::Will;
+use crate::process::output::Shown;
 
 /// Runs tasks, any number at once.
 #[derive(Debug)]
@@ -33,6 +33,10 @@ pub struct Runner {
     pub encoding: Encoding,
     /// How large one may be, as a frame.
     pub limit: MessageLimit,
+    /// Where large events and results are kept.
+    pub bodies: Bodies,
+    /// Where they are packed and unpacked.
+    pub room: Room,
 }
 
 /// What came of a task.
@@ -128,17 +132,19 @@ impl Runner {
     async fn stage(&self, id: TaskId, event: Content) -> Result<Staged, TaskError> {
         let bench = Arc::clone(&self.bench);
         let (infile_ext, outfile_ext) = (self.infile_ext.clone(), self.outfile_ext.clone());
+        let (room, bodies) = (self.room.for_event(&event).await, self.bodies.clone());
         blocking(move || {
+            let _while_unpacking = room;
             let (stage, io) = bench
                 .dirs
                 .stage_task(id, &infile_ext, &outfile_ext)
                 .map_err(|error| staging_error("directories", &error))?;
-            let (written, event) = write_event(event, &infile_ext, &io, stage.scratch());
+            let written = transfer::write_event(&event, &infile_ext, &io.infile());
             Ok(Staged {
                 stage,
                 io,
                 written,
-                event,
+                event: Keeping { event, bodies },
             })
         })
         .await
@@ -147,7 +153,7 @@ impl Runner {
     /// The same, and nothing large stays in memory.
     async fn stage_ahead(&self, id: TaskId, event: Content) -> Result<Staged, TaskError> {
         let mut staged = self.stage(id, event).await?;
-        staged.event = Keeping::Done(staged.event.kept().await);
+        staged.event = staged.event.put_by().await;
         Ok(staged)
     }
 
@@ -214,21 +220,42 @@ impl Runner {
             Judgement::Failed(error) => Err(error),
             Judgement::Interrupted => Ok(TaskEnd::Interrupted),
             Judgement::Succeeded => {
-                let (outfile, ext) = (io.outfile(), self.outfile_ext.clone());
-                let (encoding, limit) = (self.encoding, self.limit.clone());
-                let result = blocking(move || read_result(&outfile, &ext, encoding, &limit)).await;
+                let result = self.result(io).await;
                 // Whoever wrote a result that can't be sent may have said why.
                 if result.is_err() && self.bench.dump != DumpOutput::All {
-                    show_output(&self.bench, ContainerRole::Task, stage);
+                    show_output(&self.bench, ContainerRole::Task, stage, Shown::Ends);
                 }
-                if let Ok(TaskEnd::Output(Content::Frame(bytes) | Content::File(_, bytes))) =
-                    &result
-                {
-                    trace.output_bytes = u64::try_from(bytes.len()).ok();
+                if let Ok(TaskEnd::Output(content)) = &result {
+                    trace.output_bytes = Some(content.body().len());
                 }
                 result
             }
         }
+    }
+
+    /// What a task wrote, as the sink wants it.
+    async fn result(&self, io: &TaskIo) -> Result<TaskEnd, TaskError> {
+        let (outfile, ext) = (io.outfile(), self.outfile_ext.clone());
+        let wanted = Wanted {
+            encoding: self.encoding,
+            limit: self.limit.clone(),
+            bodies: self.bodies.clone(),
+        };
+        let found = {
+            let wanted = wanted.clone();
+            blocking(move || transfer::find_result(&outfile, &ext, &wanted)).await?
+        };
+        let outfile = match found {
+            Found::Nothing => return Ok(TaskEnd::NoOutput),
+            Found::Result(content) => return Ok(TaskEnd::Output(content)),
+            Found::Large(outfile) => outfile,
+        };
+        let room = self.room.for_result(&outfile).await;
+        let read = blocking(move || {
+            let _while_packing = room;
+            transfer::read_result(outfile, &wanted)
+        });
+        read.await.map(TaskEnd::Output)
     }
 }
 
@@ -258,61 +285,6 @@ async fn called_off(staged: Result<Staged, TaskError>) -> Report {
         wall: Duration::ZERO,
         trace: Trace::default(),
     }
-}
-
-/// Decodes an event and writes it where its task reads it.
-fn write_event(
-    event: Content,
-    infile_ext: &str,
-    io: &TaskIo,
-    scratch: &Path,
-) -> (Result<(), TaskError>, Keeping) {
-    let (decoded, keeping) = match event {
-        Content::Frame(body) => (
-            codec::decode_frame(&body, codec::DEFAULT_LIMIT_BYTES),
-            Keeping::of_frame(body, scratch),
-        ),
-        Content::File(format, bytes) => {
-            let kind = match format {
-                FileFormat::Json => FileKind::Json,
-                FileFormat::Text => FileKind::Text,
-            };
-            let kept = Keepsake::of(Kind::File(format), &bytes, scratch);
-            (codec::decode_file(kind, bytes), Keeping::Done(kept))
-        }
-    };
-    let written = decoded.map_err(TaskError::from).and_then(|payload| {
-        codec::write_infile(&payload, infile_ext, &io.infile())?;
-        Ok(())
-    });
-    (written, keeping)
-}
-
-/// Reads what a task wrote, as the sink wants it.
-fn read_result(
-    outfile: &Path,
-    ext: &str,
-    encoding: Encoding,
-    limit: &MessageLimit,
-) -> Result<TaskEnd, TaskError> {
-    let Some(payload) = codec::read_outfile(outfile, ext, codec::DEFAULT_LIMIT_BYTES)? else {
-        return Ok(TaskEnd::NoOutput);
-    };
-    Ok(TaskEnd::Output(match encoding {
-        Encoding::Frame => {
-            let frame = codec::encode_frame(payload)?;
-            // Here, and not when it is published, because here the task's files are still kept.
-            let (bytes, limit) = (frame.len(), limit.bytes());
-            if bytes > limit {
-                return Err(TaskError::ResultTooLarge { bytes, limit });
-            }
-            Content::Frame(frame)
-        }
-        Encoding::File => match codec::into_file(payload) {
-            (FileKind::Json, bytes) => Content::File(FileFormat::Json, bytes),
-            (FileKind::Text, bytes) => Content::File(FileFormat::Text, bytes),
-        },
-    }))
 }
 
 /// Runs file work on a thread of its own, inside the current span.

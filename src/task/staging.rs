@@ -52,6 +52,12 @@ pub fn outputs_of(parent: &Path, name: &str) -> [PathBuf; 2] {
     OUTPUT_FILES.map(|file| outputs.join(file))
 }
 
+/// Where the scratch is of a pilot whose data are in `parent`.
+#[must_use]
+pub fn scratch_of(parent: &Path) -> PathBuf {
+    parent.join(SCRATCH_DIR)
+}
+
 /// The directories that outlive a task.
 #[derive(Debug, Clone)]
 pub struct DataDirs {
@@ -68,7 +74,7 @@ impl DataDirs {
     pub fn create(parent: &Path) -> io::Result<Self> {
         let dirs = Self {
             data: parent.join(DATA_DIR),
-            scratch: parent.join(SCRATCH_DIR),
+            scratch: scratch_of(parent),
             spares: Arc::default(),
         };
         fs::create_dir_all(dirs.hub())?;

@@ -1,5 +1,6 @@
 //! The init container: once, first, and fatal when it fails.
 
+use super::outputs::{SPEAK_AT_LENGTH, assert_ends_are_shown};
 use super::{assert_only_the_hub_is_left, hub, kept, names, sh, shell_task};
 use crate::support::scene::Scene;
 use crate::support::{SOON, images, processes};
@@ -52,6 +53,16 @@ fn its_failure_is_told_before_that_of_a_broker() {
         outcome.assert_code(5).last_line(),
         "ContainerRunError: init-container failed (exit code 3): no luck"
     );
+}
+
+#[test]
+fn of_its_long_output_the_log_has_both_ends_and_where_it_is() {
+    let scene = unreachable(with_init("true", SPEAK_AT_LENGTH));
+    let outcome = scene.run(SOON);
+    outcome.assert_code(5);
+    for name in ["init-container (stdout)", "init-container (stderr)"] {
+        assert_ends_are_shown(&outcome.stderr, name);
+    }
 }
 
 #[track_caller]

@@ -85,6 +85,30 @@ fn a_failed_tasks_output_is_shown_between_marks() {
     );
 }
 
+/// Panics unless the log has both ends of the output, says where all of it is, and it is there.
+#[track_caller]
+pub(super) fn assert_ends_are_shown(log: &str, name: &str) {
+    let shown = dumped(log, name);
+    assert_eq!((shown[0], shown[shown.len() - 1]), ("first", "last"));
+    let bytes: usize = shown.iter().map(|line| line.len() + 1).sum();
+    assert!(bytes < 70_000, "{bytes}");
+    let note = shown.iter().find_map(|line| line.split_once("all of it: "));
+    let (_, path) = note.expect("it says where all of it is");
+    let whole = fs::read_to_string(path.trim_end_matches(" ---")).expect("it is there");
+    assert!(whole.starts_with("first\n1\n2\n") && whole.ends_with("\n200000\nlast\n"));
+}
+
+pub(super) const SPEAK_AT_LENGTH: &str =
+    "{ echo first; seq 200000; echo last; } | tee /dev/stderr; exit 1";
+
+#[test]
+fn of_a_failed_tasks_long_output_the_log_has_both_ends_and_where_it_is() {
+    let (_scene, outcome) = failure_of(shell_task(SPEAK_AT_LENGTH));
+    for name in ["task (stdout)", "task (stderr)"] {
+        assert_ends_are_shown(&outcome.stderr, name);
+    }
+}
+
 #[test]
 fn on_request_the_output_of_tasks_that_succeed_is_shown_between_marks() {
     let scene = shell_task(SPEAK).set("EWMS_PILOT_DUMP_TASK_OUTPUT", "True");

@@ -1,9 +1,11 @@
-//! One event as the server sent it, taken out of amqprs' message. Pure.
+//! One event as the server sent it, taken out of amqprs' message. Knows messages; what is large of one
+//! goes to the disk at once.
 
 use amqprs::channel::ConsumerMessage;
 use amqprs::{BasicProperties, FieldValue};
 
-use super::inflight::Flag;
+use super::inflight::{Fingerprint, Flag};
+use crate::broker::{Bodies, Body};
 use crate::ids::{DeliveryTag, QueueIndex};
 
 /// One event as it came.
@@ -11,11 +13,10 @@ use crate::ids::{DeliveryTag, QueueIndex};
 pub(super) struct Arrival {
     pub(super) queue: QueueIndex,
     pub(super) tag: DeliveryTag,
-    pub(super) body: Vec<u8>,
+    pub(super) fingerprint: Fingerprint,
+    pub(super) body: Body,
     pub(super) flag: Flag,
     pub(super) earlier_deliveries: Option<u64>,
-    /// The producer's, if it set one.
-    pub(super) message_id: Option<String>,
     pub(super) origin: Origin,
 }
 
@@ -28,25 +29,30 @@ pub(super) enum Origin {
 }
 
 impl Arrival {
-    /// Nothing, when amqprs sends an end instead of a message.
-    pub(super) fn of(message: ConsumerMessage, queue: QueueIndex) -> Option<Self> {
+    /// Nothing, when amqprs sends an end instead of a message. Blocks while it puts a large one on the
+    /// disk: so the next is not read before, and only one is in memory.
+    pub(super) fn of(message: ConsumerMessage, queue: QueueIndex, bodies: &Bodies) -> Option<Self> {
         let deliver = message.deliver?;
         let properties = message.basic_properties.as_ref();
         let counted = properties.and_then(delivery_count);
-        let message_id = properties.and_then(|properties| properties.message_id().cloned());
+        // The producer's, if it set one.
+        let message_id = properties
+            .and_then(|properties| properties.message_id())
+            .filter(|id| !id.is_empty());
         let flag = if deliver.redelivered() {
             Flag::Redelivered
         } else {
             Flag::First
         };
         let first = (flag == Flag::First).then_some(0);
+        let body = message.content.unwrap_or_default();
         Some(Self {
+            fingerprint: Fingerprint::of(queue, &body, message_id.map(String::as_str)),
             queue,
             tag: DeliveryTag(deliver.delivery_tag()),
-            body: message.content.unwrap_or_default(),
+            body: bodies.keep(body),
             flag,
             earlier_deliveries: counted.or(first),
-            message_id: message_id.filter(|id| !id.is_empty()),
             origin: match properties.and_then(|properties| header(properties, "x-stream-offset")) {
                 Some(_) => Origin::Stream,
                 None => Origin::Queue,

@@ -26,7 +26,7 @@ use super::refusal;
 use super::retry::Reached;
 use super::session::{self, End, Hold};
 use super::watch::Signal;
-use crate::broker::{BrokerError, Leave, Place, Verdict};
+use crate::broker::{Bodies, BrokerError, Leave, Place, Verdict};
 use crate::config::AmqpAddress;
 use crate::ids::{DeliveryTag, Generation, QueueIndex};
 
@@ -87,6 +87,7 @@ impl Session {
         generation: Generation,
         mut leave: Leave,
         reached: Reached,
+        bodies: Bodies,
     ) -> Result<Self, BrokerError> {
         let (to_supervisor, reports) = mpsc::unbounded_channel();
         let (commands, to_session) = mpsc::unbounded_channel();
@@ -104,7 +105,7 @@ impl Session {
                     _ = &mut owner => return Err(abandoned(&link.at)),
                     () = leave.wait() => {}
                 }
-                Consumer::start(link, &windows, to_supervisor).await
+                Consumer::start(link, &windows, to_supervisor, bodies).await
             };
             match consumer.await {
                 Ok(consumer) => {
@@ -205,6 +206,7 @@ struct Consumer {
     intakes: Vec<Intake>,
     /// Deliveries that are set aside, one more consumer being there for each.
     aside: HashMap<DeliveryTag, QueueIndex>,
+    bodies: Bodies,
     reports: mpsc::UnboundedSender<Report>,
     settled: u64,
     proven: u64,
@@ -216,6 +218,7 @@ impl Consumer {
         mut link: Link,
         windows: &[u16],
         reports: mpsc::UnboundedSender<Report>,
+        bodies: Bodies,
     ) -> Result<Self, BrokerError> {
         let mut intakes = Vec::new();
         for (queue, &window) in link.at.indices().zip(windows) {
@@ -226,6 +229,7 @@ impl Consumer {
             window: windows.iter().copied().max().unwrap_or_default(),
             intakes,
             aside: HashMap::new(),
+            bodies,
             reports,
             settled: 0,
             proven: 0,
@@ -311,7 +315,8 @@ impl Consumer {
         queue: QueueIndex,
         message: Option<ConsumerMessage>,
     ) -> Result<(), BrokerError> {
-        let Some(arrival) = message.and_then(|message| Arrival::of(message, queue)) else {
+        let Some(arrival) = message.and_then(|message| Arrival::of(message, queue, &self.bodies))
+        else {
             return Err(BrokerError::ConnectionLost {
                 at: self.link.at.only(queue),
                 detail: "the consumer ended without a word".into(),

@@ -87,7 +87,8 @@ pub(super) async fn open_source(
         let windows = vec![window; queues.len()];
         let (leave, reached) = (leave.clone(), reached.clone());
         let (at, address) = (at.clone(), address.clone());
-        consume::Session::open(at, address, windows, generation, leave, reached).await
+        let bodies = resilience.bodies().clone();
+        consume::Session::open(at, address, windows, generation, leave, reached, bodies).await
     });
     Ok(Source::start(
         &at,

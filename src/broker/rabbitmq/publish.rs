@@ -20,7 +20,7 @@ use super::link::Link;
 use super::refusal;
 use super::session::{self, End, Hold};
 use super::watch::{SharedConfirms, Signal, with};
-use crate::broker::{BrokerError, Direction, Place};
+use crate::broker::{Body, BrokerError, Direction, Place, PublishError};
 use crate::config::AmqpAddress;
 use crate::ids::{Generation, QueueIndex};
 
@@ -42,8 +42,7 @@ const PERSISTENT: u8 = 2;
 /// One message; its outcome is told by `pending`. No outcome: it was not sent.
 #[derive(Debug)]
 pub(super) struct Message {
-    /// Shared by all the queues that it goes to.
-    pub(super) body: Arc<Vec<u8>>,
+    pub(super) body: Body,
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) pending: Pending,
 }
@@ -270,6 +269,19 @@ impl Publisher {
             pending,
         } = message;
         let queue = pending.queue;
+        // All of it in memory, for as long as amqprs needs it. From the disk here, on the session's
+        // thread, where only the session waits for it.
+        let body = match body.read() {
+            Ok(body) => body,
+            Err(error) => {
+                let detail = error.to_string();
+                // Nobody may wait any more: the pilot was told to stop.
+                let _gone = pending
+                    .outcome
+                    .send(Err(PublishError::Unreadable { detail }));
+                return Ok(());
+            }
+        };
         // First the entry, then the message: its confirm may be faster than our next line.
         let Some(id) = with(&self.confirms, |confirms| confirms.insert(pending)) else {
             return Ok(());
@@ -285,7 +297,6 @@ impl Publisher {
         let arguments = BasicPublishArguments::new("", self.link.at.name(queue))
             .mandatory(true)
             .finish();
-        let body = Arc::unwrap_or_clone(body);
         let published = self.link.channel.basic_publish(properties, body, arguments);
         match timeout(WRITE_WITHIN, published).await {
             Ok(Ok(())) => Ok(()),
@@ -302,7 +313,7 @@ impl Publisher {
         let probed = self
             .probe
             .as_ref()
-            .map(|probe| (1, probe.message.body.len(), probe.since));
+            .map(|probe| (1, probe.message.pending.bytes, probe.since));
         let Some((results, bytes, since)) = waiting.or(probed) else {
             return Ok(());
         };

@@ -56,14 +56,13 @@ mod tests {
         let arrival = Arrival {
             queue: QueueIndex(queue),
             tag: DeliveryTag(tag),
-            body: Vec::new(),
+            fingerprint: Fingerprint::of(QueueIndex(queue), &[], None),
+            body: Vec::new().into(),
             flag: Flag::First,
             earlier_deliveries: None,
-            message_id: None,
             origin: Origin::Queue,
         };
-        let fingerprint = Fingerprint::of(arrival.queue, &arrival.body, None);
-        ready.push(fingerprint, arrival);
+        ready.push(arrival.fingerprint, arrival);
     }
 
     fn tags(ready: &mut Ready) -> Vec<u64> {

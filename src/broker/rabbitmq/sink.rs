@@ -7,23 +7,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::confirms::Pending;
 use super::keep::{Keeper, Line, Order};
 use super::publish::{Command, Message, Session};
 use super::unsent;
+use crate::broker::body::SENDING_BYTES;
 use crate::broker::outlet::{NextTry, RefusedResult, RefusesSince};
 use crate::broker::resilience::IN_A_HURRY;
-use crate::broker::{BrokerError, Content, LinkState, Patience, Place, PublishError, Resilience};
+use crate::broker::{
+    Body, BrokerError, Content, LinkState, Patience, Place, PublishError, Resilience,
+};
 use crate::config::AmqpAddress;
 use crate::ids::{Generation, QueueIndex};
 
 /// Results in flight; 100 are enough for the most that one connection gives, 23,600 a second.
 const PUBLISHES_MAX: u32 = 128;
-/// And their bytes: four of the largest that RabbitMQ takes by default; a larger one goes alone. In memory twice until confirmed, once for sending again.
-const PUBLISH_BYTES_MAX: u32 = 64 * 1024 * 1024;
 
 /// For the last confirms before closing; whoever cared has waited for them already.
 const LAST_CONFIRMS_WITHIN: Duration = Duration::from_secs(5);
@@ -74,7 +75,7 @@ impl Sink {
             line,
             orders,
             slots: Arc::new(Semaphore::new(PUBLISHES_MAX as usize)),
-            bytes: Arc::new(Semaphore::new(PUBLISH_BYTES_MAX as usize)),
+            bytes: resilience.bodies().sending(),
             refuses: at.indices().map(|_| RefusesSince::default()).collect(),
             resilience: resilience.clone(),
         }
@@ -88,14 +89,14 @@ impl Sink {
         headers: &[(&'static str, String)],
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
         let frame = match content {
-            Content::Frame(body) => Ok(Arc::new(body)),
+            Content::Frame(body) => Ok(body),
             Content::File(..) => Err(PublishError::WrongEncoding),
         };
         let publishing = frame.map(|body| {
             let queues = self.at.indices();
             join_all(queues.map(|queue| {
-                let (body, headers) = (Arc::clone(&body), headers.to_vec());
-                self.publish_to(queue, body, headers, Otherwise::Keep)
+                let headers = headers.to_vec();
+                self.publish_to(queue, body.clone(), headers, Otherwise::Keep)
             }))
         });
         async move { publishing?.await.into_iter().collect() }
@@ -106,7 +107,7 @@ impl Sink {
     pub(super) fn publish_to(
         &self,
         queue: QueueIndex,
-        body: Arc<Vec<u8>>,
+        body: Body,
         headers: Vec<(&'static str, String)>,
         otherwise: Otherwise,
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
@@ -115,21 +116,24 @@ impl Sink {
         let at = self.at.clone();
         let refuses = self.refuses.get(queue.0).cloned().unwrap_or_default();
         async move {
-            let size = body.len();
+            let size = usize::try_from(body.len()).unwrap_or(usize::MAX);
             // One byte more would close the channel, after all of them were sent.
             let limit = resilience.message_limit().bytes();
             if size > limit {
                 return Err(PublishError::TooLarge { bytes: size, limit });
             }
-            let weight = u32::try_from(size)
-                .unwrap_or(PUBLISH_BYTES_MAX)
-                .min(PUBLISH_BYTES_MAX);
-            let closed = |_| PublishError::SessionLost {
-                detail: "it was closed".into(),
+            let permits = tokio::select! {
+                biased;
+                permits = room_for(size, slots, bytes) => permits?,
+                // Those before it wait for a broker that confirms nothing.
+                () = patience_ends(&resilience) => {
+                    if otherwise == Otherwise::Keep {
+                        unsent::keep(&at, queue, body, &resilience).await;
+                    }
+                    let detail = "the pilot had to end before it could be sent".into();
+                    return Err(PublishError::SessionLost { detail });
+                }
             };
-            let slot = slots.acquire_owned().await.map_err(closed)?;
-            let room = bytes.acquire_many_owned(weight).await.map_err(closed)?;
-            let permits = Arc::new([slot, room]);
             let mut tried = Generation(0);
             let mut sent = Sent::No;
             let mut waiting: Option<Refused> = None;
@@ -156,7 +160,7 @@ impl Sink {
                     permits: Some(Arc::clone(&permits)),
                 };
                 let command = Command::Publish(Message {
-                    body: Arc::clone(&body),
+                    body: body.clone(),
                     headers: headers.clone(),
                     pending,
                 });
@@ -224,6 +228,21 @@ impl Sink {
             tracing::debug!(at = %self.at, "the outgoing queue was not closed in order");
         }
     }
+}
+
+/// Waits until so much more may be on its way.
+async fn room_for(
+    size: usize,
+    slots: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+) -> Result<Arc<[OwnedSemaphorePermit; 2]>, PublishError> {
+    let weight = u32::try_from(size).unwrap_or(SENDING_BYTES);
+    let closed = |_| PublishError::SessionLost {
+        detail: "it was closed".into(),
+    };
+    let slot = slots.acquire_owned().await.map_err(closed)?;
+    let room = bytes.acquire_many_owned(weight.min(SENDING_BYTES));
+    Ok(Arc::new([slot, room.await.map_err(closed)?]))
 }
 
 /// A result that was refused, also for whoever looks at the state of the queues.

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use self::ending::CLOSE_SESSION_WITHIN;
 use super::arrival::Arrival;
 use super::consume::{Report, Session};
-use super::inflight::{EntryId, Fingerprint, Owner, Recognised, Settling};
+use super::inflight::{EntryId, Owner, Recognised, Settling};
 use super::retry::{self, Reached};
 use super::source::Desk;
 use crate::broker::{BrokerError, Leave, LinkState, Patience, Place, Resilience, Verdict};
@@ -253,7 +253,7 @@ impl Supervisor {
     fn arrived(&mut self, arrival: Arrival) {
         let deliveries = arrival.earlier_deliveries.unwrap_or(0);
         let queue = arrival.queue;
-        let fingerprint = Fingerprint::of(queue, &arrival.body, arrival.message_id.as_deref());
+        let fingerprint = arrival.fingerprint;
         let owner = Owner {
             generation: self.generation,
             tag: arrival.tag,
@@ -384,6 +384,7 @@ impl Supervisor {
             self.generation,
             Leave::given(),
             Reached::default(),
+            self.resilience.bodies().clone(),
         );
         self.link = Link::Opening(Box::pin(opening));
     }

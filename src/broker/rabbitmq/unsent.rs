@@ -7,7 +7,7 @@
 //! name; it is locked while somebody sends it, and removed when the broker has confirmed.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,11 +18,13 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::sink::{Otherwise, Sink};
-use crate::broker::{Place, Resilience};
+use crate::broker::{Body, Place, Resilience};
 use crate::ids::QueueIndex;
 use crate::regular_file;
 
 const SUFFIX: &str = "unsent";
+/// Names of queues have 255 bytes at most.
+const LABEL_BYTES_MAX: u64 = 64 * 1024;
 /// For all that is found at the start. What is left then stays for the next pilot.
 const SEND_WITHIN: Duration = Duration::from_mins(2);
 
@@ -42,12 +44,7 @@ impl Label {
 }
 
 /// Writes a result to disk. What fails is logged: then the result is gone, though its event is not.
-pub(super) async fn keep(
-    at: &Place,
-    queue: QueueIndex,
-    body: Arc<Vec<u8>>,
-    resilience: &Resilience,
-) {
+pub(super) async fn keep(at: &Place, queue: QueueIndex, body: Body, resilience: &Resilience) {
     let Some(directory) = resilience.unsent().map(Path::to_owned) else {
         return;
     };
@@ -67,7 +64,7 @@ pub(super) async fn keep(
     }
 }
 
-fn write(directory: &Path, label: &Label, body: &[u8]) -> io::Result<PathBuf> {
+fn write(directory: &Path, label: &Label, body: &Body) -> io::Result<PathBuf> {
     fs::create_dir_all(directory)?;
     let name = Uuid::now_v7().simple().to_string();
     let hidden = directory.join(format!(".{name}"));
@@ -76,7 +73,7 @@ fn write(directory: &Path, label: &Label, body: &[u8]) -> io::Result<PathBuf> {
     let written = serde_json::to_writer(&mut file, label)
         .map_err(io::Error::from)
         .and_then(|()| file.write_all(b"\n"))
-        .and_then(|()| file.write_all(body))
+        .and_then(|()| body.write_to(&mut file))
         .and_then(|()| file.sync_all())
         .and_then(|()| fs::rename(&hidden, &path));
     if written.is_err() {
@@ -133,7 +130,7 @@ async fn send(sink: &Sink, path: PathBuf, resilience: &Resilience) {
         }
     };
     match sink
-        .publish_to(queue, Arc::new(body), Vec::new(), Otherwise::Forget)
+        .publish_to(queue, body, Vec::new(), Otherwise::Forget)
         .await
     {
         Ok(()) => {
@@ -171,8 +168,8 @@ fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
 fn claim(
     path: &Path,
     labels: &[(QueueIndex, Label)],
-) -> io::Result<Option<(File, QueueIndex, Vec<u8>)>> {
-    let mut file = match regular_file::open(path) {
+) -> io::Result<Option<(Arc<File>, QueueIndex, Body)>> {
+    let file = match regular_file::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
@@ -180,13 +177,18 @@ fn claim(
     if file.try_lock().is_err() || !path.exists() {
         return Ok(None);
     }
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    let end = bytes.iter().position(|byte| *byte == b'\n');
-    let end = end.ok_or_else(|| io::Error::other("it does not say where to"))?;
-    let found: Label = serde_json::from_slice(&bytes[..end])?;
+    let mut label = Vec::new();
+    BufReader::new(&file)
+        .take(LABEL_BYTES_MAX)
+        .read_until(b'\n', &mut label)?;
+    if label.pop() != Some(b'\n') {
+        return Err(io::Error::other("it does not say where to"));
+    }
+    let found: Label = serde_json::from_slice(&label)?;
     let wanted = labels.iter().find(|(_, label)| *label == found);
-    Ok(wanted.map(|&(queue, _)| (file, queue, bytes.split_off(end + 1))))
+    let (file, from) = (Arc::new(file), label.len() as u64 + 1);
+    let body = Body::of_file(Arc::clone(&file), from)?;
+    Ok(wanted.map(|&(queue, _)| (file, queue, body)))
 }
 
 #[cfg(test)]
@@ -213,20 +215,23 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let unsent = directory.path().join("unsent");
         assert!(list(&unsent).unwrap().is_empty());
-        let first = write(&unsent, &label("q"), b"\n1\0\n").unwrap();
-        let second = write(&unsent, &label("q"), b"").unwrap();
+        let first = write(&unsent, &label("q"), &b"\n1\0\n".to_vec().into()).unwrap();
+        let second = write(&unsent, &label("q"), &b"".to_vec().into()).unwrap();
         assert_eq!(list(&unsent).unwrap(), [first.clone(), second.clone()]);
         assert_eq!(
             claim(&first, &labels(&["q"])).unwrap().unwrap().2,
-            b"\n1\0\n"
+            b"\n1\0\n".to_vec().into()
         );
-        assert_eq!(claim(&second, &labels(&["q"])).unwrap().unwrap().2, b"");
+        assert_eq!(
+            claim(&second, &labels(&["q"])).unwrap().unwrap().2,
+            Vec::new().into()
+        );
     }
 
     #[test]
     fn a_result_for_another_queue_or_in_others_hands_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
-        let path = write(directory.path(), &label("q"), b"1").unwrap();
+        let path = write(directory.path(), &label("q"), &b"1".to_vec().into()).unwrap();
         assert!(claim(&path, &labels(&["other"])).unwrap().is_none());
         let (lock, ..) = claim(&path, &labels(&["q"])).unwrap().unwrap();
         assert!(claim(&path, &labels(&["q"])).unwrap().is_none());
@@ -245,8 +250,8 @@ mod tests {
     #[test]
     fn each_of_several_queues_gets_its_own() {
         let directory = tempfile::tempdir().unwrap();
-        let path = write(directory.path(), &label("b"), b"1").unwrap();
+        let path = write(directory.path(), &label("b"), &b"1".to_vec().into()).unwrap();
         let (_lock, queue, body) = claim(&path, &labels(&["a", "b"])).unwrap().unwrap();
-        assert_eq!((queue, &*body), (QueueIndex(1), &b"1"[..]));
+        assert_eq!((queue, body), (QueueIndex(1), b"1".to_vec().into()));
     }
 }

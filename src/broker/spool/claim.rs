@@ -3,8 +3,8 @@
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,15 +12,16 @@ use std::time::{Duration, SystemTime};
 
 use super::holder::Holder;
 use super::layout::{Layout, Trouble, error_name, format_of, move_beside};
-use crate::broker::{Content, Verdict};
+use crate::broker::{Body, Content, Verdict};
 use crate::ids::Generation;
 
 /// An event that failed so often is given up.
 pub(super) const TRIES_MAX: u64 = 3;
 
-/// More than any broker would carry; what is larger is not an event but a mistake, and would end
-/// the pilot for lack of memory.
+/// More than any broker would carry; what is larger is not an event but a mistake.
 const EVENT_BYTES_MAX: u64 = 512 * 1024 * 1024;
+/// Of a larger one only the file is held: it is the event's, wherever it is moved.
+const READ_BYTES_MAX: u64 = 64 * 1024;
 
 /// A file found by looking may still be written by somebody who doesn't write under a temporary
 /// name, as `cp` doesn't. If it was changed so short ago, it is left alone for a moment.
@@ -177,7 +178,9 @@ impl Claim {
     /// The event's data.
     pub(super) fn read(&self) -> Result<Content, Trouble> {
         let path = self.path();
-        let size = fs::metadata(&path)
+        let mut file = File::open(&path).map_err(Trouble::on("read", &path))?;
+        let size = file
+            .metadata()
             .map_err(Trouble::on("look at", &path))?
             .len();
         if size > EVENT_BYTES_MAX {
@@ -185,8 +188,15 @@ impl Claim {
             let error = io::Error::new(io::ErrorKind::FileTooLarge, text);
             return Err(Trouble::on("read", &path)(error));
         }
-        let bytes = fs::read(&path).map_err(Trouble::on("read", &path))?;
-        Ok(Content::File(format_of(&self.name), bytes))
+        let format = format_of(&self.name);
+        if size > READ_BYTES_MAX {
+            let body = Body::of_file(file, 0).map_err(Trouble::on("look at", &path))?;
+            return Ok(Content::File(format, body));
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)
+            .map_err(Trouble::on("read", &path))?;
+        Ok(Content::File(format, bytes.into()))
     }
 
     /// Moves the event to where its verdict says.

@@ -3,7 +3,6 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::future::Future;
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,7 +12,9 @@ use uuid::Uuid;
 use super::layout::{Layout, Trouble, move_as_result};
 use super::{died, off_the_loop};
 use crate::broker::outlet::{NextTry, RefusedResult, RefusesSince};
-use crate::broker::{BrokerError, Content, Direction, FileFormat, Place, PublishError, Resilience};
+use crate::broker::{
+    Body, BrokerError, Content, Direction, FileFormat, Place, PublishError, Resilience,
+};
 
 /// Results in flight, and their bytes.
 const PUBLISHES_MAX: usize = 32;
@@ -60,7 +61,7 @@ impl Sink {
         let (slots, room) = (Arc::clone(&self.slots), Arc::clone(&self.bytes));
         let (refuses, resilience) = (self.refuses.clone(), self.resilience.clone());
         async move {
-            let Content::File(format, bytes) = content else {
+            let Content::File(format, body) = content else {
                 return Err(PublishError::WrongEncoding);
             };
             let gone = || PublishError::SessionLost {
@@ -68,7 +69,7 @@ impl Sink {
             };
             // A file has no limit; one that is larger than all the room takes all of it.
             let at = layout.at.clone();
-            let weight = u32::try_from(bytes.len())
+            let weight = u32::try_from(body.len())
                 .unwrap_or(u32::MAX)
                 .min(PUBLISH_BYTES_MAX);
             let slot = slots.acquire_owned().await.map_err(|_closed| gone())?;
@@ -78,10 +79,9 @@ impl Sink {
                 .map_err(|_closed| gone())?;
             // Also with what is being written: whoever waits for it may stop.
             let permits = Arc::new((slot, room));
-            let bytes = Arc::new(bytes);
             let mut waiting = None;
             loop {
-                let (layout, bytes) = (Arc::clone(&layout), Arc::clone(&bytes));
+                let (layout, body) = (Arc::clone(&layout), body.clone());
                 let event = event.clone();
                 let permits = Arc::clone(&permits);
                 // A directory that was deleted is made again, as a queue is.
@@ -89,7 +89,7 @@ impl Sink {
                 let written = off_the_loop(move || {
                     let _while_writing = permits;
                     let made = if is_again { layout.create() } else { Ok(()) };
-                    made.and_then(|()| write_result(&layout, event.as_deref(), format, &bytes))
+                    made.and_then(|()| write_result(&layout, event.as_deref(), format, &body))
                         .map_err(Trouble::into_publish)
                 });
                 let error = match written.await {
@@ -148,7 +148,7 @@ fn write_result(
     layout: &Layout,
     event: Option<&OsStr>,
     format: FileFormat,
-    bytes: &[u8],
+    body: &Body,
 ) -> Result<(), Trouble> {
     let directory = &layout.waiting;
     let nameless = OsString::from(Uuid::now_v7().to_string());
@@ -156,7 +156,7 @@ fn write_result(
     let hidden = directory.join(format!(".{}", Uuid::new_v4().simple()));
     let write = || {
         let mut file = File::create_new(&hidden)?;
-        file.write_all(bytes)?;
+        body.write_to(&mut file)?;
         file.sync_all()
     };
     let written = write()

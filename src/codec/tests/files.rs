@@ -35,7 +35,10 @@ impl Outfile {
     }
 
     fn read(&self, extension: &str) -> Result<Option<Payload>, OutfileError> {
-        read_outfile(&self.path, extension, LIMIT)
+        match open_outfile(&self.path, extension, LIMIT)? {
+            Some(outfile) => outfile.read().map(Some),
+            None => Ok(None),
+        }
     }
 
     /// The text of the error of reading it, as the last line of a pilot shows it.

@@ -4,6 +4,7 @@
 mod files;
 mod golden;
 mod json;
+mod large;
 
 use std::fmt::Write as _;
 use std::io::Write as _;

@@ -26,13 +26,13 @@ async fn events_come_in_the_order_of_their_names_with_the_format_of_their_suffix
     let first = next(&mut source).await;
     assert_eq!(
         first.content,
-        Content::File(FileFormat::Json, b"1".to_vec())
+        Content::File(FileFormat::Json, b"1".to_vec().into())
     );
     assert_eq!(first.earlier_deliveries, Some(0));
     let second = next(&mut source).await;
     assert_eq!(
         second.content,
-        Content::File(FileFormat::Text, b"two".to_vec())
+        Content::File(FileFormat::Text, b"two".to_vec().into())
     );
     first.receipt.settle(Verdict::Done).await.unwrap();
     second.receipt.settle(Verdict::Done).await.unwrap();

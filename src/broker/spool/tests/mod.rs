@@ -83,7 +83,7 @@ async fn next(source: &mut Source) -> Delivery {
 
 fn text(delivery: &Delivery) -> &str {
     match &delivery.content {
-        Content::File(_, bytes) => std::str::from_utf8(bytes).unwrap(),
+        Content::File(_, bytes) => std::str::from_utf8(bytes.in_memory().unwrap()).unwrap(),
         Content::Frame(_) => panic!("a frame from a spool"),
     }
 }

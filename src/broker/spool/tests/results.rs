@@ -15,12 +15,15 @@ async fn results_get_names_of_their_own_in_the_order_of_time_and_can_be_the_next
         .await
         .unwrap();
     for number in 0..20 {
-        let content = Content::File(FileFormat::Json, number.to_string().into_bytes());
+        let content = Content::File(FileFormat::Json, number.to_string().into_bytes().into());
         sink.publish(content, None).await.unwrap();
     }
-    sink.publish(Content::File(FileFormat::Text, b"end".to_vec()), None)
-        .await
-        .unwrap();
+    sink.publish(
+        Content::File(FileFormat::Text, b"end".to_vec().into()),
+        None,
+    )
+    .await
+    .unwrap();
     let names = spool.names("");
     assert_eq!(names.len(), 21);
     let values: Vec<_> = names
@@ -36,7 +39,7 @@ async fn results_get_names_of_their_own_in_the_order_of_time_and_can_be_the_next
         Path::new(names.last().unwrap()).extension(),
         Some("txt".as_ref())
     );
-    let frame = sink.publish(Content::Frame(Vec::new()), None).await;
+    let frame = sink.publish(Content::Frame(Vec::new().into()), None).await;
     assert_eq!(frame, Err(PublishError::WrongEncoding));
 }
 
@@ -52,7 +55,7 @@ async fn pilots_that_share_a_spool_never_write_over_each_others_results() {
         );
     }
     let all = (0..200).map(|number: usize| {
-        let content = Content::File(FileFormat::Json, number.to_string().into_bytes());
+        let content = Content::File(FileFormat::Json, number.to_string().into_bytes().into());
         sinks[number % sinks.len()].publish(content, Some("p1.json".into()))
     });
     for published in futures_util::future::join_all(all).await {
@@ -88,7 +91,7 @@ async fn a_result_that_cannot_be_written_leaves_nothing_and_says_where() {
         .unwrap();
     fs::remove_dir(spool.root.path().join("out")).unwrap();
     let error = sink
-        .publish(Content::File(FileFormat::Json, b"1".to_vec()), None)
+        .publish(Content::File(FileFormat::Json, b"1".to_vec().into()), None)
         .await
         .unwrap_err();
     assert!(matches!(&error, PublishError::Spool { .. }), "{error}");

@@ -1,0 +1,352 @@
+//! The bytes of an event or a result while the pilot has them: in memory, or in a file without a name.
+//! Knows sizes, not what the bytes say; touches one directory.
+//!
+//! A pilot holds a window of events and of results, and each may be as large as its broker takes. In
+//! memory is what is small, and of the others as much as has room in [`IN_MEMORY_BYTES`]; all else is on
+//! the disk. What amqprs sends or has received is whole in memory, whatever its size: it knows nothing
+//! else. So what came is put on the disk before the next is looked at, and [`Bodies::sending`] is shared
+//! by all queues, so that of the large ones only one at a time is being sent.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// A full window of these is no matter.
+const SMALL_BYTES: usize = 64 * 1024;
+/// The largest that may be in memory, in bytes: 8 MiB.
+pub const LARGE_BYTES: usize = 8 * 1024 * 1024;
+/// What all that aren't small may have there together.
+const IN_MEMORY_BYTES: usize = 2 * LARGE_BYTES;
+/// What may be on its way to brokers at once. amqprs holds it twice until it is sent: as it is, and in
+/// frames.
+pub(super) const SENDING_BYTES: u32 = 8 * 1024 * 1024;
+
+/// See the module. A clone is the same bytes.
+#[derive(Clone)]
+pub struct Body(Place);
+
+#[derive(Clone)]
+enum Place {
+    Memory(Arc<Bytes>),
+    Disk {
+        file: Arc<File>,
+        from: u64,
+        bytes: u64,
+    },
+    Lost {
+        bytes: u64,
+        reason: Arc<str>,
+    },
+}
+
+struct Bytes {
+    bytes: Vec<u8>,
+    /// Of those that all have together.
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl Body {
+    /// What a file holds from this byte on.
+    ///
+    /// # Errors
+    /// When the file doesn't say how long it is.
+    pub fn of_file(file: impl Into<Arc<File>>, from: u64) -> io::Result<Self> {
+        let file = file.into();
+        let bytes = file.metadata()?.len().saturating_sub(from);
+        Ok(Self(Place::Disk { file, from, bytes }))
+    }
+
+    fn lost(bytes: usize, error: &io::Error) -> Self {
+        let reason = format!("it could not be kept: {error}");
+        Self(Place::Lost {
+            bytes: bytes as u64,
+            reason: reason.into(),
+        })
+    }
+
+    /// How long it is, in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        match &self.0 {
+            Place::Memory(held) => held.bytes.len() as u64,
+            Place::Disk { bytes, .. } | Place::Lost { bytes, .. } => *bytes,
+        }
+    }
+
+    /// Whether it has no byte.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Its bytes, where they are in memory.
+    #[must_use]
+    pub fn in_memory(&self) -> Option<&[u8]> {
+        match &self.0 {
+            Place::Memory(held) => Some(&held.bytes),
+            Place::Disk { .. } | Place::Lost { .. } => None,
+        }
+    }
+
+    /// Reads it from its beginning; blocks where it is on disk.
+    ///
+    /// # Errors
+    /// When it was lost.
+    pub fn reader(&self) -> io::Result<impl Read + use<>> {
+        match &self.0 {
+            Place::Lost { reason, .. } => Err(io::Error::other(Arc::clone(reason).to_string())),
+            Place::Memory(_) | Place::Disk { .. } => Ok(Reader {
+                body: self.clone(),
+                at: 0,
+            }),
+        }
+    }
+
+    /// All of its bytes in memory; blocks where it is on disk.
+    ///
+    /// # Errors
+    /// When it was lost or can't be read.
+    pub fn read(&self) -> io::Result<Vec<u8>> {
+        if let Some(bytes) = self.in_memory() {
+            return Ok(bytes.to_vec());
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(self.len()).unwrap_or(0));
+        self.reader()?.read_to_end(&mut bytes)?;
+        if bytes.len() as u64 != self.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(bytes)
+    }
+
+    /// Writes all of it; blocks.
+    ///
+    /// # Errors
+    /// When it was lost, can't be read, or `sink` can't be written.
+    pub fn write_to(&self, sink: &mut impl Write) -> io::Result<()> {
+        if let Some(bytes) = self.in_memory() {
+            return sink.write_all(bytes);
+        }
+        let copied = io::copy(&mut self.reader()?, sink)?;
+        if copied != self.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(())
+    }
+}
+
+/// In memory, however large: for what is known to be small.
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(Place::Memory(Arc::new(Bytes { bytes, _room: None })))
+    }
+}
+
+/// For tests, which look at what is in it.
+#[cfg(test)]
+impl PartialEq for Body {
+    fn eq(&self, other: &Self) -> bool {
+        self.read().unwrap() == other.read().unwrap()
+    }
+}
+
+#[cfg(test)]
+impl Eq for Body {}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = match &self.0 {
+            Place::Memory(_) => "memory",
+            Place::Disk { .. } => "disk",
+            Place::Lost { .. } => "lost",
+        };
+        f.debug_struct("Body")
+            .field("bytes", &self.len())
+            .field("place", &place)
+            .finish()
+    }
+}
+
+struct Reader {
+    body: Body,
+    at: u64,
+}
+
+impl Read for Reader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.body.len() - self.at;
+        let wanted = buffer
+            .len()
+            .min(usize::try_from(left).unwrap_or(usize::MAX));
+        let buffer = &mut buffer[..wanted];
+        let read = match &self.body.0 {
+            Place::Memory(held) => {
+                let at = usize::try_from(self.at).unwrap_or(usize::MAX);
+                buffer.copy_from_slice(&held.bytes[at..at + wanted]);
+                wanted
+            }
+            // Others read the same file.
+            Place::Disk { file, from, .. } => file.read_at(buffer, from + self.at)?,
+            Place::Lost { .. } => 0,
+        };
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+/// Where the bodies of one pilot are kept; a clone is the same.
+#[derive(Debug, Clone)]
+pub struct Bodies(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    directory: PathBuf,
+    memory: Arc<Semaphore>,
+    sending: Arc<Semaphore>,
+}
+
+impl Bodies {
+    /// Files are made in `directory`, have no name there, and are gone with the pilot, however it ends.
+    #[must_use]
+    pub fn new(directory: PathBuf) -> Self {
+        Self(Arc::new(Shared {
+            directory,
+            memory: Arc::new(Semaphore::new(IN_MEMORY_BYTES)),
+            sending: Arc::new(Semaphore::new(SENDING_BYTES as usize)),
+        }))
+    }
+
+    /// What is on its way to brokers, in bytes; one that is larger than all takes all.
+    pub(super) fn sending(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.0.sending)
+    }
+
+    /// Keeps bytes; blocks where they go to the disk. Where that fails, reading them does.
+    #[must_use]
+    pub fn keep(&self, mut bytes: Vec<u8>) -> Body {
+        let room = self.room(bytes.len());
+        if room.is_some() || bytes.len() <= SMALL_BYTES {
+            // It may have to wait, and was made for more.
+            bytes.shrink_to_fit();
+            return Body(Place::Memory(Arc::new(Bytes { bytes, _room: room })));
+        }
+        self.spill(&bytes)
+    }
+
+    /// Whether [`Bodies::put_by`] would.
+    #[must_use]
+    pub fn would_put_by(&self, body: &Body) -> bool {
+        let bytes = body.in_memory();
+        bytes.is_some_and(|bytes| bytes.len() > SMALL_BYTES)
+    }
+
+    /// Makes room for others: puts on the disk what is in memory and not small; blocks.
+    #[must_use]
+    pub fn put_by(&self, body: Body) -> Body {
+        match body.in_memory() {
+            Some(bytes) if self.would_put_by(&body) => self.spill(bytes),
+            _ => body,
+        }
+    }
+
+    /// A new file, for what becomes a body.
+    ///
+    /// # Errors
+    /// When none can be made.
+    pub fn file(&self) -> io::Result<File> {
+        tempfile::tempfile_in(&self.0.directory)
+    }
+
+    fn spill(&self, bytes: &[u8]) -> Body {
+        let written = self.file().and_then(|mut file| {
+            file.write_all(bytes)?;
+            Body::of_file(file, 0)
+        });
+        written.unwrap_or_else(|error| {
+            tracing::warn!(%error, "an event or result can't be kept on the disk");
+            Body::lost(bytes.len(), &error)
+        })
+    }
+
+    fn room(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let wanted = u32::try_from(bytes).ok()?;
+        if bytes <= SMALL_BYTES || bytes > LARGE_BYTES {
+            return None;
+        }
+        Arc::clone(&self.0.memory)
+            .try_acquire_many_owned(wanted)
+            .ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn bytes(length: usize) -> Vec<u8> {
+        (0..=u8::MAX).cycle().take(length).collect()
+    }
+
+    #[test]
+    fn bodies_of_any_size_come_back_as_they_were_and_leave_no_file() {
+        let scratch = tempfile::tempdir().unwrap();
+        let bodies = Bodies::new(scratch.path().to_owned());
+        for length in [0, 1, SMALL_BYTES, SMALL_BYTES + 1, LARGE_BYTES + 1] {
+            let content = bytes(length);
+            for body in [
+                bodies.keep(content.clone()),
+                bodies.put_by(bodies.keep(content.clone())),
+                Body::from(content.clone()),
+            ] {
+                assert_eq!(body.len(), length as u64);
+                assert!(body.read().unwrap() == content);
+                let mut copied = Vec::new();
+                body.clone().write_to(&mut copied).unwrap();
+                assert!(copied == content);
+            }
+        }
+        assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_in_memory_is_small_or_has_room_there() {
+        let scratch = tempfile::tempdir().unwrap();
+        let bodies = Bodies::new(scratch.path().to_owned());
+        let in_memory = |body: &Body| body.in_memory().is_some();
+        assert!(!in_memory(&bodies.keep(bytes(LARGE_BYTES + 1))));
+        let (first, second) = (
+            bodies.keep(bytes(LARGE_BYTES)),
+            bodies.keep(bytes(LARGE_BYTES)),
+        );
+        assert!(in_memory(&first) && in_memory(&second));
+        assert!(!in_memory(&bodies.keep(bytes(SMALL_BYTES + 1))));
+        assert!(in_memory(&bodies.keep(bytes(SMALL_BYTES))));
+        drop(second);
+        assert!(in_memory(&bodies.keep(bytes(LARGE_BYTES))));
+        assert!(!in_memory(&bodies.put_by(first)));
+    }
+
+    #[test]
+    fn what_could_not_be_kept_says_so_when_it_is_read() {
+        let bodies = Bodies::new(Path::new("/proc/none").to_owned());
+        let body = bodies.keep(bytes(LARGE_BYTES + 1));
+        assert_eq!(body.len(), LARGE_BYTES as u64 + 1);
+        assert!(body.reader().is_err());
+        let error = body.read().unwrap_err().to_string();
+        assert!(error.contains("could not be kept"), "{error}");
+    }
+
+    #[test]
+    fn a_body_may_begin_within_a_file() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"label\nbody").unwrap();
+        let body = Body::of_file(file, 6).unwrap();
+        assert_eq!((body.len(), &*body.read().unwrap()), (4, &b"body"[..]));
+    }
+}
