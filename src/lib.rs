@@ -20,12 +20,14 @@
 //! | [`status`] | what a person on the execution point sees of a running pilot, and the file for it |
 //! | [`stats`] | tallies, run-time statistics and their histogram |
 //! | [`telemetry`] | logging and the progress line |
+//! | [`blocking`] | threads for work that may block |
 //! | [`fault`], [`exit`], [`ids`], [`signals`] | error names, exit codes, identities, signals of the pilot |
 //! | [`regular_file`] | opens files that came from outside, and nothing that only looks like one |
 //!
 //! A module uses only those below it: `cli` → `pilot` → `preflight`, `status` → `task` → `broker`, `container`, `process`,
 //! `codec`, `chirp` (which never import each other) → `ids`, `fault`, `exit`. A test holds them to it.
 
+pub mod blocking;
 pub mod broker;
 pub mod chirp;
 pub mod cli;
@@ -90,6 +92,8 @@ pub fn run(command: Command) -> Result<ExitCode> {
 }
 
 fn run_pilot() -> Result<ExitCode> {
+    process::keep_memory_private();
+    process::survive_file_size_limit();
     process::spare_memory();
     let cwd = std::env::current_dir()
         .wrap_err("the working directory is gone; start in one that exists")?;
@@ -151,6 +155,8 @@ fn show_status(request: &status::Request) -> Result<ExitCode> {
 
 /// Checks the machine and the brokers, and says on stdout what was found.
 fn check(format: Format) -> Result<ExitCode> {
+    process::keep_memory_private();
+    process::survive_file_size_limit();
     let cwd = std::env::current_dir()
         .wrap_err("the working directory is gone; start in one that exists")?;
     let environment: BTreeMap<OsString, OsString> = std::env::vars_os().collect();

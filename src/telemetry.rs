@@ -3,9 +3,10 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, OnceLock};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, WeakProgressBar};
 use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::{self, MakeWriter};
@@ -110,7 +111,7 @@ impl Progress {
         let Some(line) = &self.line else { return };
         let since = line.since.get_or_init(|| {
             line.bar.reset_elapsed();
-            line.bar.enable_steady_tick(TICK);
+            keep_ticking(line.bar.downgrade());
             Instant::now()
         });
         line.bar.set_message(message(counts, since.elapsed()));
@@ -121,6 +122,24 @@ impl Progress {
         if let Some(line) = &self.line {
             line.bar.finish_and_clear();
         }
+    }
+}
+
+/// On a thread of its own, as long as there is a line. Where there can be no thread, the clock moves when
+/// the counts do; the library's own way is a panic.
+fn keep_ticking(line: WeakProgressBar) {
+    let ticking = move || {
+        while let Some(bar) = line.upgrade().filter(|bar| !bar.is_finished()) {
+            bar.tick();
+            drop(bar);
+            thread::sleep(TICK);
+        }
+    };
+    let started = thread::Builder::new()
+        .name("progress".into())
+        .spawn(ticking);
+    if let Err(error) = started {
+        tracing::debug!(%error, "no thread for the progress line");
     }
 }
 

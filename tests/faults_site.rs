@@ -15,6 +15,8 @@ pub(crate) enum Site<'a> {
     NoNamespaces,
     /// It runs jobs in a container that masks parts of `/proc`.
     MaskedProc,
+    /// Its users may have so many processes and threads, of which the pilot's are counted alone.
+    FewProcesses(u32),
     /// Its users have no account.
     NoAccount,
     /// Whatever these lines of shell do, as root, before the pilot runs.
@@ -53,6 +55,12 @@ impl Site<'_> {
             Self::NoNamespaces => (
                 &["--user", "--map-users=0,0,65536", "--map-groups=0,0,65536"],
                 format!("echo 0 > /proc/sys/user/max_user_namespaces\n{as_user}"),
+            ),
+            Self::FewProcesses(processes) => (
+                &["--user", "--map-users=0,0,65536", "--map-groups=0,0,65536"],
+                format!(
+                    "exec setpriv --reuid $SUDO_UID --regid $SUDO_GID --init-groups prlimit --nproc={processes} {pilot}"
+                ),
             ),
             Self::MaskedProc => (
                 &["--mount"],

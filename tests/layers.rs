@@ -26,6 +26,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "stats",
             "telemetry",
             "signals",
+            "blocking",
             "fault",
             "exit",
             "ids",
@@ -38,7 +39,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "status",
         &[
-            "task", "process", "records", "report", "stats", "exit", "ids",
+            "task", "process", "records", "report", "stats", "blocking", "exit", "ids",
         ],
     ),
     (
@@ -51,6 +52,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "chirp",
             "config",
             "telemetry",
+            "blocking",
             "fault",
             "exit",
             "ids",
@@ -59,12 +61,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "broker",
-        &["config", "fault", "exit", "ids", "regular_file"],
+        &["config", "blocking", "fault", "exit", "ids", "regular_file"],
     ),
     ("container", &["config", "fault", "exit", "ids"]),
     ("process", &["fault", "exit", "ids"]),
     ("codec", &["fault", "exit", "ids"]),
-    ("chirp", &["fault", "exit", "ids", "regular_file"]),
+    (
+        "chirp",
+        &["blocking", "fault", "exit", "ids", "regular_file"],
+    ),
     ("config", &["fault", "exit", "ids", "regular_file"]),
     ("telemetry", &["config", "stats", "fault", "exit", "ids"]),
     ("report", &["records", "stats", "exit"]),
@@ -75,6 +80,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("exit", &[]),
     ("ids", &[]),
     ("regular_file", &[]),
+    ("blocking", &[]),
 ];
 
 #[test]
@@ -100,6 +106,24 @@ fn modules_use_only_what_lies_below_them() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// tokio's pool panics when the system has no thread left; a finished result was lost so.
+#[test]
+fn blocking_work_goes_through_the_one_helper() {
+    let files = rust_files(&source_dir().join("src"));
+    let others = files
+        .into_iter()
+        .filter(|file| module_of(file) != "blocking");
+    let wrong: Vec<_> = others
+        .filter(|file| {
+            let source = fs::read_to_string(file).expect("it is text");
+            ["spawn_blocking", "tokio::fs", "lookup_host"]
+                .iter()
+                .any(|other| source.contains(other))
+        })
+        .collect();
+    assert!(wrong.is_empty(), "use `crate::blocking` in {wrong:#?}");
 }
 
 #[test]

@@ -22,6 +22,7 @@ mod images_conversion;
 mod images_unfit;
 mod inputs;
 mod layers;
+mod limits;
 mod memory;
 mod oauth;
 mod outages;

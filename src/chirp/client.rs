@@ -8,6 +8,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWrite
 use tokio::net::TcpStream;
 
 use super::protocol::{ChirpError, Command, Contact, REPLY_MAX, in_time, judge};
+use crate::blocking;
 
 /// A connection that the server has let in.
 #[derive(Debug)]
@@ -22,15 +23,17 @@ impl Client<TcpStream> {
     /// # Errors
     /// Any but those of the configuration file.
     pub async fn connect(contact: &Contact, patience: Duration) -> Result<Self, ChirpError> {
-        let stream = in_time(
-            patience,
-            TcpStream::connect((contact.host.as_str(), contact.port)),
-        )
-        .await?
-        .map_err(|source| ChirpError::Unreachable {
-            address: format!("{}:{}", contact.host, contact.port),
-            source,
-        })?;
+        let connecting = async {
+            let addresses = blocking::resolve(&contact.host, contact.port).await?;
+            TcpStream::connect(addresses.as_slice()).await
+        };
+        let stream =
+            in_time(patience, connecting)
+                .await?
+                .map_err(|source| ChirpError::Unreachable {
+                    address: format!("{}:{}", contact.host, contact.port),
+                    source,
+                })?;
         Self::greet(stream, contact, patience).await
     }
 }

@@ -5,14 +5,13 @@
 //! output, and a reply's text, which could be an echo of it, isn't either.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
-use crate::regular_file;
+use crate::{blocking, regular_file};
 
 /// The longest command, its newline included (`CHIRP_LINE_MAX` of HTCondor's `chirp_protocol.h`).
 pub const COMMAND_MAX: usize = 5_120;
@@ -130,19 +129,17 @@ impl Contact {
     /// # Errors
     /// [`ChirpError::Unreadable`], [`ChirpError::Malformed`], [`ChirpError::Silent`].
     pub async fn read(path: &Path, patience: Duration) -> Result<Self, ChirpError> {
-        let read = async {
+        let file = path.to_owned();
+        let read = blocking::start(move || {
             let mut text = Vec::new();
-            let named = path.to_owned();
-            let opened = tokio::task::spawn_blocking(move || regular_file::open(&named));
-            let file = opened.await.map_err(io::Error::other)??;
-            tokio::fs::File::from_std(file)
+            regular_file::open(&file)?
                 .take(CONFIG_MAX)
-                .read_to_end(&mut text)
-                .await?;
+                .read_to_end(&mut text)?;
             Ok(text)
-        };
+        });
         let text = in_time(patience, read)
             .await?
+            .unwrap_or_else(|panicked| Err(panicked.into()))
             .map_err(|source| ChirpError::Unreadable {
                 path: path.to_owned(),
                 source,

@@ -41,6 +41,7 @@ pub enum Answer {
 const AMBIGUOUS: [i32; 6] = [1, 2, 134, 135, 137, 255];
 /// What the kernel ends a process with that touches a page which can't be read.
 const SIGBUS: i32 = 7;
+const SIGSEGV: i32 = 11;
 
 /// Judges a container that ended with `code` (128 + N for signal N) after writing `stderr`, which is
 /// its beginning and its end.
@@ -62,6 +63,9 @@ pub fn suspect(code: i32, stderr: &[u8]) -> Suspicion {
     }
     if code == 128 + SIGBUS || lines(&text).any(is_storage_failure) {
         return Suspicion::ProbeAndRead;
+    }
+    if is_starved(code, &text) {
+        return Suspicion::Probe;
     }
     if !AMBIGUOUS.contains(&code) {
         return Suspicion::Task;
@@ -131,6 +135,13 @@ fn find_in(text: &str) -> Option<(Cause, String)> {
         }
     }
     worst.map(|(_, cause, said)| (cause, said)).or(crash)
+}
+
+/// Whether words of Apptainer's or of its Go runtime speak of limits. A runtime that gets no thread may
+/// end by a fault (139, from its C part) as well as by an abort.
+fn is_starved(code: i32, text: &str) -> bool {
+    let words = || matches!(find_in(text), Some((Cause::Limits, _)));
+    (code == 128 + SIGSEGV || AMBIGUOUS.contains(&code)) && words()
 }
 
 fn is_error(line: &OwnLine<'_>) -> bool {

@@ -122,6 +122,11 @@ const SEEN: &[(i32, &str, Cause)] = &[
         Cause::Limits,
     ),
     (
+        139,
+        "runtime/cgo: pthread_create failed: Resource temporarily unavailable\n",
+        Cause::Limits,
+    ),
+    (
         2,
         "runtime: out of memory: cannot allocate 4194304-byte block (0 in use)\nfatal error: out of memory\n",
         Cause::Limits,

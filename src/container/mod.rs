@@ -33,4 +33,4 @@ pub use probe_script::{
 };
 pub use runscript::{Needs, RunscriptError};
 pub use template::{Places, Template, TemplateError, names_outfile};
-pub use tree::remove_tree;
+pub use tree::{remove_tree, tree_bytes};

@@ -48,7 +48,7 @@ pub enum Cause {
     DiskFull,
     /// A file system fails: its server is gone, its daemon died, its disk is broken.
     Storage,
-    /// Too little address space, memory or too few processes are allowed.
+    /// Too little address space, memory, too few processes or too small files are allowed.
     Limits,
     /// Apptainer doesn't know a flag of ours.
     ApptainerTooOld,
@@ -185,7 +185,9 @@ impl Cause {
                 "request more disk, or exclude this machine until its disk is emptied"
             }
             Self::Storage => "exclude this machine until its file systems are repaired",
-            Self::Limits => "raise the limits on address space, memory and processes of this job",
+            Self::Limits => {
+                "raise the limits on address space, memory, processes and file size of this job"
+            }
             Self::ApptainerTooOld => "ask the site for Apptainer 1.1 or later",
             Self::Hanging => "exclude this machine, and look for a file system that hangs",
             Self::Mount | Self::Unknown => {

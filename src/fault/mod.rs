@@ -125,6 +125,14 @@ pub enum TaskError {
         /// What it may take, in bytes.
         limit: u64,
     },
+    /// The kernel killed it, for the memory of the job was used up.
+    #[error("{role} failed: [Memory-Error] the kernel killed it for memory{}", remedy_of_memory(*.limit))]
+    OutOfMemory {
+        /// Which container.
+        role: ContainerRole,
+        /// What the job may have, in bytes, if that is known.
+        limit: Option<u64>,
+    },
     /// The task neither worked nor wrote.
     #[error("task failed: [Stall-Error] neither CPU time nor output for {}s", after.as_secs_f64())]
     Stalled {
@@ -184,6 +192,7 @@ impl TaskError {
             Self::ContainerRun { .. }
             | Self::Timeout { .. }
             | Self::Memory { .. }
+            | Self::OutOfMemory { .. }
             | Self::Stalled { .. } => "ContainerRunError",
             Self::ContainerSetup { .. } => "ContainerSetupError",
             Self::InvalidDataForInfile(_) => "InvalidDataForInfileException",
@@ -201,7 +210,7 @@ impl TaskError {
     pub fn names(&self) -> &'static [&'static str] {
         match self {
             Self::Timeout { .. } => &["ContainerRunError", "TimeoutError"],
-            Self::Memory { .. } => &["ContainerRunError", "MemoryError"],
+            Self::Memory { .. } | Self::OutOfMemory { .. } => &["ContainerRunError", "MemoryError"],
             Self::Stalled { .. } => &["ContainerRunError", "StallError"],
             Self::ContainerRun { .. } => &["ContainerRunError"],
             Self::ContainerSetup { .. } => &["ContainerSetupError"],
@@ -223,6 +232,7 @@ impl TaskError {
             | Self::Publish { class, .. } => *class,
             Self::Timeout { .. }
             | Self::Memory { .. }
+            | Self::OutOfMemory { .. }
             | Self::Stalled { .. }
             | Self::ResultTooLarge { .. }
             | Self::InvalidDataFromOutfile(_) => FaultClass::Task,
@@ -249,6 +259,7 @@ impl TaskError {
         match &mut self {
             Self::Timeout { .. }
             | Self::Memory { .. }
+            | Self::OutOfMemory { .. }
             | Self::Stalled { .. }
             | Self::ResultTooLarge { .. } => {}
             Self::ContainerRun { reason: text, .. }
@@ -267,6 +278,26 @@ impl TaskError {
     #[must_use]
     pub fn repr(&self) -> String {
         format!("{}({})", self.name(), python_repr(&self.message()))
+    }
+}
+
+/// The `request_memory` of a job, in MiB, that gives half as much again as it had, in round numbers: what
+/// a killed task would have taken in the end nobody knows. It depends on the job alone, so that equal
+/// failures read the same.
+#[must_use]
+pub fn larger_request_mib(limit: u64) -> u64 {
+    const STEP: u64 = 128;
+    const MIB: u64 = 1024 * 1024;
+    (limit + limit / 2).div_ceil(STEP * MIB) * STEP
+}
+
+fn remedy_of_memory(limit: Option<u64>) -> String {
+    match limit {
+        Some(limit) => format!(
+            ": all of the job's `{limit}` bytes were used; let it take less, or use request_memory = {}",
+            larger_request_mib(limit)
+        ),
+        None => "; let it take less, or raise request_memory".to_owned(),
     }
 }
 

@@ -62,6 +62,14 @@ fn every_variant_has_its_name_its_aliases_and_its_class() {
             Task,
         ),
         (
+            TaskError::OutOfMemory {
+                role: ContainerRole::Task,
+                limit: None,
+            },
+            &["ContainerRunError", "MemoryError"],
+            Task,
+        ),
+        (
             TaskError::Stalled {
                 after: Duration::from_secs(1),
             },
@@ -249,5 +257,26 @@ fn classes_have_stable_names_and_exit_codes() {
             (class.name(), class.exit(), class.is_events_own()),
             (name, exit, is_events_own)
         );
+    }
+}
+
+#[test]
+fn a_kill_for_memory_says_what_the_job_has_and_which_request_is_larger() {
+    let killed = |limit| TaskError::OutOfMemory {
+        role: ContainerRole::Task,
+        limit,
+    };
+    assert_eq!(
+        killed(Some(300 << 20)).message(),
+        "task failed: [Memory-Error] the kernel killed it for memory: all of the job's `314572800` bytes \
+         were used; let it take less, or use request_memory = 512"
+    );
+    assert_eq!(
+        killed(None).message(),
+        "task failed: [Memory-Error] the kernel killed it for memory; let it take less, or raise \
+         request_memory"
+    );
+    for (has, fits) in [(1, 128), (1 << 30, 1536), (2 << 30, 3072)] {
+        assert_eq!(larger_request_mib(has), fits, "{has}");
     }
 }

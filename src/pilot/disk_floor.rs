@@ -23,7 +23,7 @@ impl DiskFloor {
     pub async fn crossed(self) -> String {
         loop {
             let directory = self.directory.clone();
-            let free = tokio::task::spawn_blocking(move || disk::free(&directory)).await;
+            let free = crate::blocking::start(move || disk::free(&directory)).await;
             if let Ok(Ok(free)) = free
                 && free < self.bytes
             {

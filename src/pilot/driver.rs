@@ -1,6 +1,7 @@
 //! Performs what [`super::state`] decides: waits for whatever happens next, turns it into an event,
 //! carries out the actions. Owns the receipts, the results on their way out, and the timers.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::rc::Rc;
@@ -30,7 +31,7 @@ use crate::ids::TaskId;
 use crate::process::{Countdown, WillSender};
 use crate::records;
 use crate::signals::{Signal, Signals};
-use crate::task::{Keepsake, Report, Runner, TaskEnd, Turn};
+use crate::task::{Keepsake, Leftover, Report, Runner, TaskEnd, Turn};
 
 /// How the loop ended.
 #[derive(Debug)]
@@ -61,13 +62,18 @@ struct Held {
     turn: Option<oneshot::Sender<()>>,
     /// The event once its task ended: it may have to be put away.
     event: Option<Keepsake>,
+    /// What its task left on the disk.
+    leftover: Option<Leftover>,
+    /// Which took so many bytes, once it is cleared away.
+    disk_bytes: Rc<Cell<Option<u64>>>,
 }
 
 /// Something that was under way came to its end.
 enum Done {
-    Task(TaskId, Report),
+    Task(TaskId, Box<Report>),
     Published(TaskId, Result<(), PublishError>),
-    Settled(TaskId, Result<(), SettleError>),
+    /// And what the task left was cleared away, which took so many bytes on disk.
+    Settled(TaskId, Result<(), SettleError>, Option<u64>),
     Rested(TaskId),
     PauseOver(TaskId),
     PutAway(TaskId, Result<PutAway, NotPutAway>),
@@ -229,6 +235,8 @@ impl Driver<'_> {
                         content: Some(content),
                         turn: None,
                         event: None,
+                        leftover: None,
+                        disk_bytes: Rc::default(),
                     },
                 );
                 Event::Delivered(id, earlier_deliveries)
@@ -252,7 +260,7 @@ impl Driver<'_> {
         match done {
             Done::Task(id, report) => {
                 self.ledger.ended(id, &report);
-                Event::TaskEnded(id, self.outcome_of(id, report))
+                Event::TaskEnded(id, self.outcome_of(id, *report))
             }
             Done::Published(id, result) => {
                 let publication = publication_of(id, result);
@@ -281,7 +289,8 @@ impl Driver<'_> {
                 error!(reason, "no more events are taken, tasks are told to end");
                 Event::DiskLow(reason)
             }
-            Done::Settled(id, result) => {
+            Done::Settled(id, result, disk_bytes) => {
+                self.ledger.cleared(id, disk_bytes);
                 self.ledger.settled(
                     id,
                     match &result {
@@ -313,6 +322,7 @@ impl Driver<'_> {
         };
         if let Some(held) = self.held.get_mut(&id) {
             held.event = Some(report.event);
+            held.leftover = Some(report.leftover);
             held.content = content;
         }
         outcome
@@ -364,7 +374,12 @@ impl Driver<'_> {
                     Verdict::Rejected => {}
                 }
                 let settled = held.receipt.settle(verdict);
-                self.go(async move { Done::Settled(id, settled.await) });
+                // Not before: its result is out, or there is none.
+                let cleared = cleared(held.leftover, held.disk_bytes);
+                self.go(async move {
+                    let (result, disk_bytes) = tokio::join!(settled, cleared);
+                    Done::Settled(id, result, disk_bytes)
+                });
             }
             Action::SetAside(id, pause) => {
                 let Some(held) = self.held.get_mut(&id) else {
@@ -375,9 +390,13 @@ impl Driver<'_> {
                 let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
                 info!(task_id = %id, pause_ms, "an event that failed before waits before it goes back");
                 let set_aside = held.receipt.set_aside();
+                let cleared = cleared(held.leftover.take(), Rc::clone(&held.disk_bytes));
                 self.go(async move {
-                    set_aside.await;
-                    sleep(pause).await;
+                    let waiting = async {
+                        set_aside.await;
+                        sleep(pause).await;
+                    };
+                    tokio::join!(waiting, cleared);
                     Done::PauseOver(id)
                 });
                 if pause > MAY_GO_AFTER {
@@ -422,7 +441,7 @@ impl Driver<'_> {
         };
         let runner = Rc::clone(&self.runner);
         let will = self.will.subscribe();
-        self.go(async move { Done::Task(id, runner.run(id, content, turn, will).await) });
+        self.go(async move { Done::Task(id, Box::new(runner.run(id, content, turn, will).await)) });
     }
 
     fn name_of(&self, id: TaskId) -> Option<OsString> {
@@ -436,6 +455,14 @@ impl Driver<'_> {
     fn go(&self, work: impl Future<Output = Done> + 'static) {
         self.under_way.push(Box::pin(work));
     }
+}
+
+/// Clears away what a task left, unless that is done, and gives what it took on disk.
+async fn cleared(leftover: Option<Leftover>, disk_bytes: Rc<Cell<Option<u64>>>) -> Option<u64> {
+    if let Some(leftover) = leftover {
+        disk_bytes.set(leftover.clear().await);
+    }
+    disk_bytes.get()
 }
 
 /// The next delivery, or never while no event is wanted.

@@ -3,12 +3,14 @@
 //! checks and with what a failed one ends the pilot.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use tracing::{error, info};
 
 use super::own_paths::own_paths;
 use super::{Fatal, address};
+use crate::blocking;
 use crate::broker::{self, Direction, QueueLook};
 use crate::config::variables::EXTERNAL_DIRECTORIES;
 use crate::config::{Config, ContainerConfig, Preflight, QueueConfig};
@@ -22,7 +24,9 @@ use crate::task::disk::Budget;
 use crate::task::inputs::gather;
 use crate::task::own::{Identities, OwnPath, shown_by};
 use crate::task::staging::{DataDirs, HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER};
-use crate::task::{ContainerPlan, ExternalDirs, ExternalError, Guards, Running, Workbench, image};
+use crate::task::{
+    ContainerPlan, ExternalDirs, ExternalError, Guards, MemoryKills, Running, Workbench, image,
+};
 use crate::telemetry::Progress;
 
 /// All that tasks need on this machine.
@@ -216,8 +220,9 @@ fn workbench(
             memory: config.limits.task_memory,
             stall: config.limits.task_stall,
         },
+        memory_kills: MemoryKills::watch(),
         output_limit: config.limits.task_output,
-        kept: Budget::new(config.limits.kept_files),
+        kept: Arc::new(Budget::new(config.limits.kept_files)),
         dump: config.dump_output,
         verbosity: config.verbosity,
         proc: ProcMount::Own,
@@ -317,7 +322,7 @@ async fn scratch(config: &Config) -> Result<Seen, Fatal> {
 async fn file_work<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Fatal> + Send + 'static,
 ) -> Result<T, Fatal> {
-    tokio::task::spawn_blocking(work)
+    blocking::start(work)
         .await
         .unwrap_or_else(|error| Err(Fatal::ExecutionPoint(format!("file work stopped: {error}"))))
 }

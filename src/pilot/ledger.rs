@@ -202,6 +202,13 @@ impl Ledger {
         }
     }
 
+    /// What it left on the disk is cleared away, and took so much.
+    pub fn cleared(&mut self, id: TaskId, disk_bytes: Option<u64>) {
+        if let Some(record) = self.open.get_mut(&id) {
+            record.disk_bytes = disk_bytes;
+        }
+    }
+
     /// The broker confirmed its result.
     pub fn published(&mut self, id: TaskId) {
         if let Some(record) = self.open.get_mut(&id) {
@@ -301,7 +308,6 @@ fn note(record: &mut TaskRecord, trace: &Trace) {
     record.container_time_secs = trace.container_time.map(seconds);
     record.container_memory_bytes = trace.container_memory;
     record.output_bytes = trace.output_bytes;
-    record.disk_bytes = trace.disk_bytes;
     match trace.exit {
         Some(ExitStatus::Code(code)) => record.exit_code = Some(code),
         Some(ExitStatus::Signal(signal)) => record.exit_signal = Some(signal),

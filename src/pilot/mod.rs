@@ -28,10 +28,11 @@ pub mod wall_time;
 pub use fatal::Fatal;
 pub use reports::Reports;
 
+use crate::blocking;
 use crate::broker::{self, Bodies, MessageLimit, Resilience, Sink, Source};
 use crate::config::{BrokerConfig, Config};
 use crate::exit::Exit;
-use crate::preflight::Findings;
+use crate::preflight::{Check, Findings};
 use crate::process::{Guard, Stops};
 use crate::report;
 use crate::signals::Signals;
@@ -149,6 +150,7 @@ async fn live(
     ledger: &mut Ledger,
     tally: &mut Tally,
 ) -> Result<Ended, Fatal> {
+    threads()?;
     let guard = guard(signals)?;
     let resilience = Resilience::new(
         config.reconnect_timeout,
@@ -233,6 +235,15 @@ fn wall_time(config: &Config, ledger: &Ledger) -> Option<WallTime> {
     WallTime::new(began, limit, config.kill_grace)
 }
 
+/// From here on there are threads for what may block, whatever others use up.
+fn threads() -> Result<(), Fatal> {
+    blocking::prepare().map_err(|error| {
+        Fatal::ExecutionPoint(format!(
+            "can't start a thread: {error}; the machine or its limits are used up"
+        ))
+    })
+}
+
 /// From here on no container outlives the pilot.
 fn guard(signals: &Signals) -> Result<Guard, Fatal> {
     let refused = |error| unguarded(&error);
@@ -255,6 +266,10 @@ fn unguarded(error: &io::Error) -> Fatal {
 
 /// Makes the checks that precede a pilot's life, and the brokers' too; how it would end there.
 pub async fn check(config: &Config, progress: &Progress, findings: &mut Findings) -> Exit {
+    if let Err(fatal) = threads() {
+        findings.failed(Check::Scratch, &fatal.message());
+        return fatal.exit();
+    }
     let laid = match Guard::start() {
         Ok(guard) => check_ground(config, guard, progress, findings).await.err(),
         Err(error) => Some(unguarded(&error)),

@@ -10,6 +10,7 @@ use tracing::warn;
 
 use super::address;
 use super::ledger::class_name;
+use crate::blocking;
 use crate::broker::{self, Content, FileFormat, PublishError, Resilience, Sink};
 use crate::config::{Config, QueueConfig};
 use crate::fault::TaskError;
@@ -86,7 +87,7 @@ impl Poison {
     ) -> Result<PutAway, NotPutAway> {
         let reason = obituary.error.repr();
         let deliveries = obituary.deliveries;
-        let event = blocking(move || event.into_content())
+        let event = off_the_loop(move || event.into_content())
             .await
             .map_err(NotPutAway::Failed)?;
         if let Some(queue) = &self.queue {
@@ -100,7 +101,7 @@ impl Poison {
         }
         let directory = self.directory.clone();
         let text = format!("failed after {deliveries} deliveries:\n{reason}\n");
-        blocking(move || keep(&directory, id, &event, &text))
+        off_the_loop(move || keep(&directory, id, &event, &text))
             .await
             .map_err(|error| {
                 let directory = self.directory.display();
@@ -128,10 +129,10 @@ impl Poison {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+async fn off_the_loop<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, String> {
-    match tokio::task::spawn_blocking(work).await {
+    match blocking::start(work).await {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     }

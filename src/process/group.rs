@@ -47,6 +47,27 @@ pub(super) enum Delivery {
     Refused,
 }
 
+/// Why there is no child.
+#[derive(Debug)]
+pub(super) enum NotStarted {
+    /// The guardian doesn't take its notice: it is gone, or reads no more.
+    Unheard(io::Error),
+    /// No process could be made, or it could not become the program.
+    Unmade(io::Error),
+}
+
+impl From<io::Error> for NotStarted {
+    fn from(error: io::Error) -> Self {
+        Self::Unmade(error)
+    }
+}
+
+impl From<Errno> for NotStarted {
+    fn from(error: Errno) -> Self {
+        Self::Unmade(error.into())
+    }
+}
+
 /// Starts `job` as the leader of a new session, which is what all that it leaves behind is found by.
 /// It tells `guardian` of itself before anything of the job's runs.
 ///
@@ -59,20 +80,21 @@ pub(super) enum Delivery {
 /// and then each page that we write to: measured, a fifth of the CPU time that an event costs the pilot.
 ///
 /// # Errors
-/// The kernel's; `EPIPE` when the guardian is gone, `EAGAIN` when it reads no more.
-pub(super) fn spawn(job: &Job, guardian: &PipeWriter) -> io::Result<Ward> {
+/// [`NotStarted`]. The kernel says `EAGAIN` for a pipe that is full as for processes that are used up, so
+/// the number alone doesn't tell whether the guardian is to blame.
+pub(super) fn spawn(job: &Job, guardian: &PipeWriter) -> Result<Ward, NotStarted> {
     let nothing = File::open("/dev/null")?;
     let program = job.program.as_os_str().as_bytes();
     let args = job.args.iter().map(|arg| arg.as_bytes());
     let env = job.env.iter();
     let cwd = job.cwd.as_deref().map(|cwd| cwd.as_os_str().as_bytes());
     let leader = give_birth(&Birth {
-        program: CString::new(program)?,
+        program: CString::new(program).map_err(io::Error::from)?,
         args: Strings::of(std::iter::once(program).chain(args).map(<[u8]>::to_vec))?,
         env: Strings::of(
             env.map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat()),
         )?,
-        cwd: cwd.map(CString::new).transpose()?,
+        cwd: cwd.map(CString::new).transpose().map_err(io::Error::from)?,
         streams: [nothing.as_fd(), job.stdout.as_fd(), job.stderr.as_fd()],
         part: Part::Ward(guardian),
     })?;
@@ -86,7 +108,7 @@ pub(super) fn spawn(job: &Job, guardian: &PipeWriter) -> io::Result<Ward> {
             // Who can't be told apart can't be supervised.
             send(Pid::from_raw(-leader.as_raw()), libc::SIGKILL);
             let _ = reap(leader);
-            Err(error)
+            Err(error.into())
         }
     }
 }
@@ -131,8 +153,8 @@ impl Strings {
 
 impl Birth<'_> {
     /// From birth to exec, in the child; returns only if that fails.
-    fn become_program(&self) -> io::Error {
-        let unready = || {
+    fn become_program(&self) -> NotStarted {
+        let unready = || -> Result<(), NotStarted> {
             setsid()?;
             // No handler of ours may run here: until this, every signal is blocked.
             dispose_all(match self.part {
@@ -164,18 +186,21 @@ impl Birth<'_> {
                 self.env.pointers.as_ptr(),
             );
         }
-        io::Error::last_os_error()
+        io::Error::last_os_error().into()
     }
 }
 
 /// Makes a child and waits until it is a program. Its pid; of one that failed nothing is left.
-fn give_birth(birth: &Birth<'_>) -> io::Result<Pid> {
+fn give_birth(birth: &Birth<'_>) -> Result<Pid, NotStarted> {
     /// The deepest that the child goes takes less than 2 KiB.
     const STACK: usize = 64 * 1024;
     let mut stack = vec![0; STACK];
-    let failure = AtomicI32::new(0);
+    let (unheard, unmade) = (AtomicI32::new(0), AtomicI32::new(0));
     let child = || {
-        let error = birth.become_program();
+        let (failure, error) = match birth.become_program() {
+            NotStarted::Unheard(error) => (&unheard, error),
+            NotStarted::Unmade(error) => (&unmade, error),
+        };
         failure.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Relaxed);
         127
     };
@@ -188,17 +213,17 @@ fn give_birth(birth: &Birth<'_>) -> io::Result<Pid> {
     let born = unsafe { clone(Box::new(child), &mut stack, shared, Some(libc::SIGCHLD)) };
     mask.thread_set_mask()?;
     let child = born?;
-    match failure.into_inner() {
-        0 => Ok(child),
-        errno => {
-            let _ = reap(child);
-            Err(io::Error::from_raw_os_error(errno))
-        }
-    }
+    let failure = match (unheard.into_inner(), unmade.into_inner()) {
+        (0, 0) => return Ok(child),
+        (0, errno) => NotStarted::Unmade(io::Error::from_raw_os_error(errno)),
+        (errno, _) => NotStarted::Unheard(io::Error::from_raw_os_error(errno)),
+    };
+    let _ = reap(child);
+    Err(failure)
 }
 
 /// Tells the guardian of this very process. Runs in the child.
-fn announce(mut guardian: &PipeWriter) -> io::Result<()> {
+fn announce(mut guardian: &PipeWriter) -> Result<(), NotStarted> {
     // As much as every field before the one we need may take.
     let mut line = [0; 512];
     let stat = nix::fcntl::open(
@@ -215,7 +240,9 @@ fn announce(mut guardian: &PipeWriter) -> io::Result<()> {
     // An error must come back instead of killing the child, which would look like a start.
     // SAFETY: no handler is installed, only a disposition.
     unsafe { signal::signal(Signal::SIGPIPE, SigHandler::SigIgn)? };
-    guardian.write_all(&born.to_bytes())?;
+    guardian
+        .write_all(&born.to_bytes())
+        .map_err(NotStarted::Unheard)?;
     // SAFETY: as above.
     unsafe { signal::signal(Signal::SIGPIPE, SigHandler::SigDfl)? };
     Ok(())
@@ -228,13 +255,16 @@ pub(super) fn spawn_guardian(pipe: &PipeReader) -> io::Result<Pid> {
     let nothing = File::options().read(true).write(true).open("/dev/null")?;
     // Not to be hit together with the pilot by whoever kills by name.
     let args = ["ewms-guardian", GUARDIAN];
-    give_birth(&Birth {
+    let started = give_birth(&Birth {
         program: c"/proc/self/exe".to_owned(),
         args: Strings::of(args.into_iter().map(Vec::from))?,
         env: Strings::of(std::iter::empty())?,
         cwd: Some(c"/".to_owned()),
         streams: [pipe.as_fd(), nothing.as_fd(), nothing.as_fd()],
         part: Part::Guardian,
+    });
+    started.map_err(|failure| match failure {
+        NotStarted::Unheard(error) | NotStarted::Unmade(error) => error,
     })
 }
 
@@ -251,6 +281,22 @@ pub fn spare_memory() {
         libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE);
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }
+}
+
+/// Makes this process one that a limit on the size of files doesn't end: batch systems set one, and the
+/// kernel's answer to a file that grows beyond it is `SIGXFSZ`, unless that is ignored; then it is
+/// `EFBIG`. Children get the default back, like that of all signals.
+pub fn survive_file_size_limit() {
+    // SAFETY: no handler is installed, only a disposition. It can't fail: the signal exists.
+    let _ = unsafe { signal::signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
+}
+
+/// Keeps the memory of this process, which holds tokens, from other processes of the same user, and out
+/// of core files, where the kernel lets us say so. A program that is executed begins anew, so that
+/// children keep what the job had.
+pub fn keep_memory_private() {
+    // Refused by a seccomp filter at most: then all is as it would be without.
+    let _ = nix::sys::prctl::set_dumpable(false);
 }
 
 /// Gives every signal the same disposition. Kill and stop, which have none, and the two that the C

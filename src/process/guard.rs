@@ -6,13 +6,12 @@ use std::collections::HashMap;
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{Pid, getpid};
 
-use super::group::{self, Usage};
+use super::group::{self, NotStarted, Usage};
 use super::job::{ExitStatus, Job};
 use super::notice::{Notice, Ward};
 use super::proc;
@@ -98,13 +97,16 @@ impl Guard {
         let mut state = self.lock();
         let pipe = state.pipe().map_err(StartError::Unguarded)?;
         let ward = match group::spawn(job, &pipe) {
-            Err(error) if is_deaf(&error) => {
+            Err(NotStarted::Unheard(_)) => {
                 let pipe = state.replace().map_err(StartError::Unguarded)?;
                 group::spawn(job, &pipe)
             }
             started => started,
         }
-        .map_err(StartError::Child)?;
+        .map_err(|failure| match failure {
+            NotStarted::Unheard(error) => StartError::Unguarded(error),
+            NotStarted::Unmade(error) => StartError::Child(error),
+        })?;
         state.wards.insert(ward.leader.0, ward);
         Ok(ward)
     }
@@ -190,27 +192,26 @@ impl State {
         }
     }
 
-    /// Makes a new guardian, which knows all the wards, in place of the old one.
+    /// Makes a new guardian, which knows all the wards, in place of the old one. That one stays for as long
+    /// as there is no other: even if it hears no more, it knows those that it was told of.
     fn replace(&mut self) -> io::Result<Arc<PipeWriter>> {
-        if let Some(Guardian { pid, pipe }) = self.guardian.take() {
-            // It may live and only be deaf: then the end of its pipe would make it kill its wards.
-            if let Some(pid) = pid {
-                group::send(pid, libc::SIGKILL);
-                let _ = group::reap(pid);
-            }
-            drop(pipe);
-        }
         let (reader, pipe) = io::pipe()?;
         // A guardian that reads no more must not block the pilot.
         fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let pid = (self.hire)(reader)?;
         let pipe = Arc::new(pipe);
-        let guardian = self.guardian.insert(Guardian {
+        let successor = Guardian {
             pipe: Arc::clone(&pipe),
             pid,
-        });
+        };
         for ward in self.wards.values() {
-            guardian.tell(Notice::Born(*ward))?;
+            if let Err(error) = successor.tell(Notice::Born(*ward)) {
+                successor.dismiss();
+                return Err(error);
+            }
+        }
+        if let Some(old) = self.guardian.replace(successor) {
+            old.dismiss();
         }
         Ok(pipe)
     }
@@ -221,18 +222,18 @@ impl Guardian {
         (&*self.pipe).write_all(&notice.to_bytes())
     }
 
+    /// Ends it. Killed before its pipe is closed, whose end would make it kill its wards.
+    fn dismiss(self) {
+        if let Some(pid) = self.pid {
+            group::send(pid, libc::SIGKILL);
+            let _ = group::reap(pid);
+        }
+    }
+
     fn is_there(&self) -> bool {
         self.pid
             .is_none_or(|pid| group::has_ended(pid) == Ok(false))
     }
-}
-
-/// Whether an error of a start means that the guardian doesn't hear.
-fn is_deaf(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error().map(Errno::from_raw),
-        Some(Errno::EPIPE | Errno::EAGAIN)
-    )
 }
 
 /// Whether orphans of our descendants become our children: we are pid 1 of a container, or what

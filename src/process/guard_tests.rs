@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+
 use super::*;
 
 fn job(script: &str) -> Job {
@@ -92,7 +94,7 @@ fn a_guardian_that_hears_no_more_is_replaced_at_the_next_start() {
     // Its reading end is closed at once, and so is that of its successor.
     assert!(matches!(
         guard.spawn(&job("true")),
-        Err(StartError::Child(error)) if error.kind() == io::ErrorKind::BrokenPipe
+        Err(StartError::Unguarded(error)) if error.kind() == io::ErrorKind::BrokenPipe
     ));
     guard.lock().hire = |pipe| {
         std::thread::spawn(|| crate::process::guard_until_end(pipe));
@@ -100,4 +102,39 @@ fn a_guardian_that_hears_no_more_is_replaced_at_the_next_start() {
     };
     let ward = guard.spawn(&job("true")).expect("guarded now");
     assert_eq!(guard.reap(ward).expect("a child").0, ExitStatus::Code(0));
+}
+
+#[test]
+fn a_guardian_that_reads_no_more_stays_until_there_is_another() {
+    let guard = Guard::with(|reader| {
+        // Open, and never read.
+        std::mem::forget(reader);
+        Ok(None)
+    })
+    .expect("a pipe");
+    let first = Arc::clone(&guard.lock().guardian.as_ref().expect("hired").pipe);
+    while (&*first).write(&[0; 16]).is_ok() {}
+    guard.lock().hire = |_reader| Err(Errno::EAGAIN.into());
+    assert!(matches!(
+        guard.spawn(&job("true")),
+        Err(StartError::Unguarded(error)) if error.kind() == io::ErrorKind::WouldBlock
+    ));
+    let kept = Arc::clone(&guard.lock().guardian.as_ref().expect("not dismissed").pipe);
+    assert!(Arc::ptr_eq(&first, &kept));
+}
+
+#[test]
+fn a_child_that_cannot_start_says_nothing_about_the_guardian() {
+    let guard = Guard::in_thread();
+    let first = Arc::clone(&guard.lock().guardian.as_ref().expect("hired").pipe);
+    let missing = Job {
+        program: "/bin/nothing-there".into(),
+        ..job("true")
+    };
+    assert!(matches!(
+        guard.spawn(&missing),
+        Err(StartError::Child(error)) if error.kind() == io::ErrorKind::NotFound
+    ));
+    let kept = Arc::clone(&guard.lock().guardian.as_ref().expect("there").pipe);
+    assert!(Arc::ptr_eq(&first, &kept));
 }

@@ -20,7 +20,7 @@ mod will;
 
 pub use capture::{CaptureError, Captured, Query, capture};
 pub use countdown::Countdown;
-pub use group::{Usage, spare_memory};
+pub use group::{Usage, keep_memory_private, spare_memory, survive_file_size_limit};
 pub use guard::Guard;
 pub use guardian::{GUARDIAN, guard_until_end};
 pub use job::{Ended, EndedBy, ExitStatus, HardKill, Job, Leftovers, Limits, SpawnError};

@@ -108,7 +108,6 @@ fn spawn(guard: &Guard, job: Job) -> Result<Ward, SpawnError> {
     let Job { program, cwd, .. } = job;
     Err(match (source.raw_os_error().map(Errno::from_raw), cwd) {
         (Some(Errno::E2BIG), _) => SpawnError::TooLong { program, bytes },
-        (Some(Errno::EPIPE), _) => SpawnError::Unguarded(source),
         (Some(Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE), _) => {
             SpawnError::Exhausted { program, source }
         }

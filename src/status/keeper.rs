@@ -12,6 +12,7 @@ use tracing::{debug, warn};
 use super::board::Board;
 use super::find::{self, Liveness};
 use super::{Snapshot, file};
+use crate::blocking;
 
 /// How long the pilot's end waits for the file to go; on a sound disk it takes less than a millisecond.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
@@ -162,7 +163,7 @@ fn sweep(directory: &Path) {
 
 /// File systems may hang.
 async fn off_the_loop<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    tokio::task::spawn_blocking(work).await.ok()
+    blocking::start(work).await.ok()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //!
 //! | evidence | question | who is to blame |
 //! | --- | --- | --- |
-//! | stderr points at Apptainer, or at nothing | can a container be made of this image? | if not, whom Apptainer's answer names |
+//! | stderr points at Apptainer, or at nothing | can a container be made of this image, with room left for other threads? | if not, whom Apptainer's answer names |
 //! | a page or file can't be read | can the image and the external directories be read through? | if not, the image or this EP |
 //! | any failure | can a file be written beside the task's, once what that wrote itself is gone? | if not, this EP |
 //! | all is well | | the task |
@@ -11,17 +11,18 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
 
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::disk;
 use super::look::{Extent, Sight, look, may_pass};
 use super::probe::{Depth, Probed, cause_of_io, probe, shells_code};
 use super::run::blocking;
 use super::staging::Stage;
 use super::{ContainerPlan, Workbench};
-use crate::container::{self, Suspicion, remove_tree};
+use crate::container::{self, Suspicion, remove_tree, tree_bytes};
 use crate::fault::{Cause, FaultClass, TaskError};
 use crate::process::{ExitStatus, Will, output};
 
@@ -93,7 +94,15 @@ async fn ask(
     suspicion: Suspicion,
     will: &watch::Receiver<Will>,
 ) -> Blame {
+    let room = match Room::take() {
+        Ok(room) => room,
+        Err(error) => {
+            let said = format!("no {THREADS} further threads could be started: {error}");
+            return Blame::Cause(Cause::Limits, said);
+        }
+    };
     let probed = probe(bench, plan, Depth::Start, will).await;
+    drop(room);
     let read = |extent| unreadable(bench, &plan.image, extent, will);
     match (probed, suspicion) {
         (None, _) => Blame::Unknown,
@@ -108,6 +117,28 @@ async fn ask(
                 .unwrap_or(Blame::Cause(cause, said))
         }
         (Some(Probed::Broken { cause, said }), _) => Blame::Cause(cause, said),
+    }
+}
+
+/// Threads that do nothing, as many as a container's start needs on a machine of many cores: with these
+/// in the way, a probe that works proves that there was room enough. Without them it may have been just
+/// so lucky as the task was unlucky.
+struct Room(Vec<mpsc::Sender<()>>);
+
+const THREADS: usize = 32;
+
+impl Room {
+    fn take() -> io::Result<Self> {
+        let mut room = Self(Vec::new());
+        for _ in 0..THREADS {
+            let (sender, until_dropped) = mpsc::channel::<()>();
+            thread::Builder::new()
+                .name("room".into())
+                .stack_size(16 * 1024)
+                .spawn(move || until_dropped.recv())?;
+            room.0.push(sender);
+        }
+        Ok(room)
     }
 }
 
@@ -168,7 +199,7 @@ async fn full_disk(bench: &Workbench, stage: &Stage) -> Option<Blame> {
         let mut written = write_something(&directory);
         for path in own {
             if written.is_err() {
-                freed += disk::taken(&path);
+                freed += tree_bytes(&path);
                 written = remove_tree(&path).and_then(|()| write_something(&directory));
             }
         }

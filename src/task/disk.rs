@@ -1,34 +1,10 @@
 //! How much room is taken and how much is left. Talks to the file system only; blocks.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::statvfs::statvfs;
-
-/// `st_blocks` counts in these, whatever the file system's own are.
-const BLOCK: u64 = 512;
-
-/// What `path` and all below it take on disk. What can't be looked into counts as nothing: this is for
-/// a record, and the task may have closed its directories.
-pub(super) fn taken(path: &Path) -> u64 {
-    let mut bytes = 0;
-    let mut left: Vec<PathBuf> = vec![path.to_owned()];
-    while let Some(path) = left.pop() {
-        let Ok(found) = fs::symlink_metadata(&path) else {
-            continue;
-        };
-        bytes += found.blocks() * BLOCK;
-        if found.is_dir()
-            && let Ok(entries) = fs::read_dir(&path)
-        {
-            left.extend(entries.flatten().map(|entry| entry.path()));
-        }
-    }
-    bytes
-}
 
 /// What an ordinary user may still write to the file system of `path`.
 ///
@@ -83,19 +59,6 @@ pub(super) enum Affordable {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_tree_takes_what_its_files_take_and_links_lead_nowhere() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let tree = dir.path().join("tree");
-        fs::create_dir_all(tree.join("deep/er")).expect("made");
-        fs::write(tree.join("deep/er/file"), vec![7; 1 << 20]).expect("written");
-        fs::write(dir.path().join("outside"), vec![7; 1 << 22]).expect("written");
-        std::os::unix::fs::symlink(dir.path().join("outside"), tree.join("link")).expect("linked");
-        let bytes = taken(&tree);
-        assert!((1 << 20..1 << 21).contains(&bytes), "{bytes}");
-        assert_eq!(taken(&dir.path().join("nothing")), 0);
-    }
 
     #[test]
     fn free_space_is_known_and_a_missing_path_is_an_error() {

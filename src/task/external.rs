@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use tokio::sync::watch;
 
 use super::look::{Extent, Sight, look};
+use crate::blocking;
 use crate::container::{Bind, BindError, MountTable};
 use crate::fault::Cause;
 use crate::process::{CaptureError, Guard, Will};
@@ -196,7 +197,11 @@ async fn can_be_reached(
         }),
         Sight::Failing { path, error } => match error.raw_os_error().map(Errno::from_raw) {
             // It answers at least, so it can be asked whether it can be come to without being listed.
-            Some(Errno::EACCES | Errno::EPERM) => Ok(tokio::fs::metadata(point).await.is_ok()),
+            Some(Errno::EACCES | Errno::EPERM) => {
+                let point = point.to_owned();
+                let found = blocking::start(move || std::fs::metadata(point)).await;
+                Ok(matches!(found, Ok(Ok(_))))
+            }
             // A dead FUSE file system: it never comes back in this mount.
             Some(Errno::ENOTCONN) => Ok(false),
             _ => Err(ExternalError::Failing { path, error }),

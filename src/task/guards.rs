@@ -15,6 +15,7 @@ use tracing::warn;
 use super::capped::Written;
 use super::census::{self, Census, Pid};
 use super::running::Entered;
+use crate::blocking;
 use crate::fault::TaskError;
 use crate::process::{Will, WillSender};
 
@@ -76,7 +77,7 @@ impl Guards {
                 let outfile = outfile.and_then(|path| fs::metadata(path).ok());
                 (census.ticks, memory, outfile.map_or(0, |found| found.len()))
             };
-            let Ok((ticks, memory, outfile)) = tokio::task::spawn_blocking(look).await else {
+            let Ok((ticks, memory, outfile)) = blocking::start(look).await else {
                 continue;
             };
             if let Some(limit) = self.memory {

@@ -5,7 +5,7 @@ use tracing::{Instrument, info, info_span};
 
 use super::launch::{Judgement, launch, staging_error};
 use super::staging::Disposal;
-use super::{ContainerPlan, Trace, Workbench};
+use super::{ContainerPlan, Leftover, Trace, Workbench};
 use crate::config::KeepFiles;
 use crate::fault::{ContainerRole, TaskError};
 use crate::ids::TaskId;
@@ -55,9 +55,8 @@ pub async fn run_init(
             (Ok(_), KeepFiles::Failed) => Disposal::Remove,
             _ => Disposal::Keep,
         };
-        stage
-            .dispose(disposal, &bench.kept)
-            .map_err(|error| staging_error("directories", &error))?;
+        let leftover = Leftover::of(stage, Some(disposal), Vec::new(), &bench.kept);
+        leftover.clear().await;
         info!("init container ended");
         result
     }

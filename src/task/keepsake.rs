@@ -46,7 +46,7 @@ impl Keeping {
             return Self { event, bodies };
         }
         let (body, keep) = (event.body().clone(), bodies.clone());
-        let event = match tokio::task::spawn_blocking(move || keep.put_by(body)).await {
+        let event = match crate::blocking::start(move || keep.put_by(body)).await {
             Ok(body) => event.with_body(body),
             // No thread: it stays where it is.
             Err(_died) => event,

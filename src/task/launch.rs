@@ -10,12 +10,14 @@ use tracing::{error, warn};
 use super::blame::{self, Blame, Stderr};
 use super::capped::Capped;
 use super::guards::{self, Guards, Signs};
+use super::memory_cgroup::Sign;
+use super::probe::{cause_of_spawn, shells_code};
 use super::running::Entered;
 use super::staging::{HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER, Stage, TaskIo};
 use super::{ContainerPlan, ExternalError, Trace, Workbench};
 use crate::config::DumpOutput;
 use crate::container::{self, Access, Bind, Invocation, Places, RunSpec};
-use crate::fault::{ContainerRole, FaultClass, TaskError};
+use crate::fault::{Cause, ContainerRole, FaultClass, TaskError};
 use crate::process::{
     self, Ended, EndedBy, ExitStatus, Job, Leftovers, Limits, SpawnError, Will, WillSender,
     output::{self, Shown},
@@ -85,8 +87,12 @@ async fn start_to_end(
         created(&stage.stdout(), "stdoutfile")?,
         created(&stage.stderr(), "stderrfile")?,
     ];
-    let ([stdout, stderr], outputs) = Capped::start(files, bench.output_limit)
-        .map_err(|error| staging_error("outputs", &error))?;
+    let ([stdout, stderr], outputs) =
+        Capped::start(files, bench.output_limit).map_err(|error| {
+            used_up(&format!(
+                "no pipe or thread could be made for the task's outputs: {error}"
+            ))
+        })?;
     let (started, leader) = oneshot::channel();
     let signs = Signs {
         leader,
@@ -109,6 +115,7 @@ async fn start_to_end(
         ContainerRole::Task => bench.guards,
         ContainerRole::Init => Guards::default(),
     };
+    let kills_before = bench.memory_kills.count();
     let own_will = WillSender::new();
     own_will.advance(*will.borrow());
     let run = process::supervise(&bench.guard, job, limits, own_will.subscribe(), started);
@@ -116,17 +123,21 @@ async fn start_to_end(
     let watched = (guards, signs, &entered);
     let (ended, breach) = guarded(run, watched, will.clone(), &own_will, trace).await;
     drop(entered);
-    let ended = ended.map_err(|error| setup_error(&error, FaultClass::Ep))?;
+    let ended = ended.map_err(|error| match cause_of_spawn(&error) {
+        Cause::Limits => used_up(&error.to_string()),
+        _ => setup_error(&error, FaultClass::Ep),
+    })?;
     outputs.finish(["stdoutfile", "stderrfile"]).await;
 
     trace.ended(&ended);
     if let Leftovers::Survive(pids) = &ended.leftovers {
         error!(?pids, "processes of a container can't be killed");
     }
-    let judgement = match (
-        judge(bench, role, &ended, plan, stage, &will).await?,
-        breach,
-    ) {
+    let judged = match out_of_memory(bench, role, &ended, kills_before) {
+        Some(error) => Judgement::Failed(error),
+        None => judge(bench, role, &ended, plan, stage, &will).await?,
+    };
+    let judgement = match (judged, breach) {
         (Judgement::Interrupted, Some(breach)) => Judgement::Failed(breach),
         (judgement, _) => judgement,
     };
@@ -216,6 +227,36 @@ fn invocation(
     .map_err(|error| setup_error(&error, FaultClass::Task))
 }
 
+/// Whether the kernel ended a container for memory: the counters of the control group tell, as what is seen
+/// of the container itself is only a kill.
+fn out_of_memory(
+    bench: &Workbench,
+    role: ContainerRole,
+    ended: &Ended,
+    kills_before: u64,
+) -> Option<TaskError> {
+    const KILLED: i32 = 128 + 9;
+    if ended.ended_by != EndedBy::Itself {
+        return None;
+    }
+    let sign = match shells_code(ended.exit) {
+        0 => return None,
+        KILLED => Sign::Killed,
+        _ if bench.running.watch().borrow().is_empty() => Sign::FailedAlone,
+        _ => return None,
+    };
+    if !bench.memory_kills.explain(kills_before, sign) {
+        return None;
+    }
+    let limit = bench.memory_kills.limit();
+    warn!(
+        largest_process_bytes = ended.usage.max_rss_bytes,
+        job_limit_bytes = limit,
+        "the kernel killed a container for memory"
+    );
+    Some(TaskError::OutOfMemory { role, limit })
+}
+
 /// What the end of a container means. One that was told to end and exits with 0 finished its work.
 async fn judge(
     bench: &Workbench,
@@ -293,6 +334,18 @@ pub(super) fn staging_error(what: &'static str, error: &io::Error) -> TaskError 
     TaskError::Os(format!(
         "can't handle the task's {what}: {error}; see to the disk that holds `ewms-pilot-data`"
     ))
+}
+
+/// The machine, or the job, has none left of what every task needs.
+fn used_up(said: &str) -> TaskError {
+    let cause = Cause::Limits;
+    TaskError::ContainerSetup {
+        message: format!(
+            "{said}; the execution point's fault, not the task's ({cause}): {}",
+            cause.remedy()
+        ),
+        class: cause.class(),
+    }
 }
 
 fn setup_error(error: &dyn std::error::Error, class: FaultClass) -> TaskError {

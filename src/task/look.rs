@@ -187,7 +187,8 @@ fn walk(top: &Path, extent: Extent, left: &mut usize) -> Result<(), (PathBuf, io
         *left -= 1;
         if let Err(error) = visit(&path, path == top, extent, *left, &mut open) {
             let is_no_failure = match error.kind() {
-                io::ErrorKind::NotFound => true,
+                // Beyond the longest path, where whoever put it there can go and we need not.
+                io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename => true,
                 io::ErrorKind::PermissionDenied => path != top,
                 _ => false,
             };

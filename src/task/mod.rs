@@ -21,7 +21,9 @@ mod init;
 pub mod inputs;
 mod keepsake;
 mod launch;
+mod leftover;
 pub mod look;
+mod memory_cgroup;
 pub mod own;
 pub mod probe;
 mod run;
@@ -35,6 +37,8 @@ pub use blame::write_something;
 pub use external::{ExternalDirs, ExternalError};
 pub use guards::Guards;
 pub use keepsake::Keepsake;
+pub use leftover::Leftover;
+pub use memory_cgroup::MemoryKills;
 pub use run::{Report, Runner, TaskEnd, Turn};
 pub use running::{Containers, Running};
 pub use trace::Trace;
@@ -61,10 +65,12 @@ pub struct Workbench {
     pub keep: KeepFiles,
     /// What a task is ended for.
     pub guards: Guards,
+    /// The kernel's own kills.
+    pub memory_kills: MemoryKills,
     /// Bytes kept of each output.
     pub output_limit: u64,
     /// What may still be kept of failed tasks.
-    pub kept: disk::Budget,
+    pub kept: Arc<disk::Budget>,
     /// Whose output goes to the log.
     pub dump: DumpOutput,
     /// How much Apptainer says.

@@ -102,10 +102,9 @@ impl TrialError {
                 cause_of_io(error)
             }
             Self::Bind(error) => error.cause(),
-            Self::Run(CaptureError::Spawn(SpawnError::Exhausted { .. })) | Self::Look(_) => {
-                Cause::Limits
-            }
-            Self::Run(CaptureError::Spawn(_)) | Self::Command(_) => Cause::Unknown,
+            Self::Look(_) => Cause::Limits,
+            Self::Run(CaptureError::Spawn(error)) => cause_of_spawn(error),
+            Self::Command(_) => Cause::Unknown,
             Self::Hanging(_) | Self::Silent(_) => Cause::Hanging,
             Self::Lost(_) => Cause::BindsUseless,
         }
@@ -121,12 +120,23 @@ impl From<TrialError> for Probed {
     }
 }
 
+/// What a failed start is called.
+#[must_use]
+pub fn cause_of_spawn(error: &SpawnError) -> Cause {
+    match error {
+        SpawnError::Exhausted { .. } | SpawnError::Unguarded(_) => Cause::Limits,
+        _ => Cause::Unknown,
+    }
+}
+
 /// What a failed write is called.
 #[must_use]
 pub fn cause_of_io(error: &io::Error) -> Cause {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOSPC | Errno::EDQUOT) => Cause::DiskFull,
-        Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN) => Cause::Limits,
+        Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN | Errno::EFBIG) => {
+            Cause::Limits
+        }
         _ => Cause::Storage,
     }
 }

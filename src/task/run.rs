@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use tracing::{Instrument, error, info, info_span, warn};
 
+use super::disk::Budget;
 use super::keepsake::{Keeping, Keepsake};
 use super::launch::{Judgement, launch, show_output, staging_error};
 use super::staging::{Disposal, Stage, TaskIo};
 use super::transfer::{self, Found, Room, Wanted};
-use super::{ContainerPlan, SharedWorkbench, Trace};
+use super::{ContainerPlan, Leftover, SharedWorkbench, Trace};
 use crate::broker::{Bodies, Content, Encoding, MessageLimit};
 use crate::config::{DumpOutput, KeepFiles};
 use crate::fault::{ContainerRole, TaskError};
@@ -50,6 +51,8 @@ pub struct Report {
     pub wall: Duration,
     /// What it cost, as far as it came.
     pub trace: Trace,
+    /// What it left on the disk, to be cleared away when its result is out.
+    pub leftover: Leftover,
 }
 
 /// How a task ended.
@@ -103,19 +106,18 @@ impl Runner {
                 Turn::Later(turn) => {
                     let staged = self.stage_ahead(id, event).await;
                     if turn.await.is_err() {
-                        return called_off(staged).await;
+                        return called_off(staged, &self.bench.kept).await;
                     }
                     (staged, begin())
                 }
             };
-            let result = match staged {
+            let (end, event, leftover) = match staged {
                 Ok(staged) => self.run_staged(staged, will, &mut trace).await,
-                Err(error) => Err(error),
+                Err(error) => {
+                    let lost = Keepsake::Lost(error.to_string());
+                    (TaskEnd::Failed(error), lost, Leftover::none())
+                }
             };
-            let (end, event) = result.unwrap_or_else(|error| {
-                let lost = Keepsake::Lost(error.to_string());
-                (TaskEnd::Failed(error), lost)
-            });
             let elapsed = started.elapsed();
             log_end(&end, elapsed);
             Report {
@@ -123,6 +125,7 @@ impl Runner {
                 event,
                 wall: elapsed,
                 trace,
+                leftover,
             }
         }
         .instrument(span)
@@ -162,7 +165,7 @@ impl Runner {
         staged: Staged,
         will: watch::Receiver<Will>,
         trace: &mut Trace,
-    ) -> Result<(TaskEnd, Keepsake), TaskError> {
+    ) -> (TaskEnd, Keepsake, Leftover) {
         let Staged {
             stage,
             io,
@@ -183,20 +186,8 @@ impl Runner {
             (Ok(_), KeepFiles::Failed) if trace.survivors > 0 => Some(Disposal::Remove),
             (Ok(_), KeepFiles::Failed) => None,
         };
-        let bench = Arc::clone(&self.bench);
-        let taken = blocking(move || {
-            let taken = stage.taken();
-            let done = match disposal {
-                Some(disposal) => stage.dispose(disposal, &bench.kept),
-                None => stage.clear(&io.files()),
-            };
-            if let Err(error) = done {
-                warn!(%error, "a task's directories could not be removed");
-            }
-            Ok(taken)
-        });
-        trace.disk_bytes = Some(taken.await?);
-        Ok((end.unwrap_or_else(TaskEnd::Failed), kept))
+        let leftover = Leftover::of(stage, disposal, io.files().into(), &self.bench.kept);
+        (end.unwrap_or_else(TaskEnd::Failed), kept, leftover)
     }
 
     async fn run_container(
@@ -265,25 +256,23 @@ fn begin() -> Instant {
 }
 
 /// The report of a task that never started, and of which nothing is left.
-async fn called_off(staged: Result<Staged, TaskError>) -> Report {
-    let event = match staged {
-        Ok(staged) => {
-            let cleared = blocking(move || {
-                let cleared = staged.stage.clear(&staged.io.files());
-                cleared.map_err(|error| staging_error("directories", &error))
-            });
-            if let Err(error) = cleared.await {
-                warn!(%error, "a task's directories could not be removed");
-            }
-            staged.event.kept().await
+async fn called_off(staged: Result<Staged, TaskError>, kept: &Arc<Budget>) -> Report {
+    let (event, leftover) = match staged {
+        Ok(Staged {
+            stage, io, event, ..
+        }) => {
+            let files = io.files().into();
+            let leftover = Leftover::of(stage, None, files, kept);
+            (event.kept().await, leftover)
         }
-        Err(error) => Keepsake::Lost(error.to_string()),
+        Err(error) => (Keepsake::Lost(error.to_string()), Leftover::none()),
     };
     Report {
         end: TaskEnd::Interrupted,
         event,
         wall: Duration::ZERO,
         trace: Trace::default(),
+        leftover,
     }
 }
 
@@ -292,7 +281,7 @@ pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, TaskError> + Send + 'static,
 ) -> Result<T, TaskError> {
     let span = tracing::Span::current();
-    match tokio::task::spawn_blocking(move || span.in_scope(work)).await {
+    match crate::blocking::start(move || span.in_scope(work)).await {
         Ok(result) => result,
         Err(error) => Err(TaskError::Os(format!(
             "the pilot's file work stopped: {error}"

@@ -20,9 +20,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::warn;
 
-use super::disk::{self, Affordable, Budget};
+use super::disk::{Affordable, Budget};
 use super::spare::{Left, Spares};
-use crate::container::{self, remove_tree};
+use crate::container::{self, remove_tree, tree_bytes};
 use crate::ids::TaskId;
 
 /// The directory, on the EP, that everything about tasks is in; also its name in the container.
@@ -257,7 +257,7 @@ impl Stage {
     /// What all of it takes on disk now.
     #[must_use]
     pub fn taken(&self) -> u64 {
-        disk::taken(&self.dir) + disk::taken(&self.scratch) + self.freed.load(Ordering::Relaxed)
+        tree_bytes(&self.dir) + tree_bytes(&self.scratch) + self.freed.load(Ordering::Relaxed)
     }
 
     /// What its container may have written into directories of its own: its scratch, which never stays, and
@@ -314,11 +314,11 @@ impl Stage {
 
     /// The outputs say most about a failure and are limited in size; they go last.
     fn keep_within(&self, budget: &Budget) -> io::Result<()> {
-        if budget.afford(disk::taken(&self.dir)) == Affordable::Yes {
+        if budget.afford(tree_bytes(&self.dir)) == Affordable::Yes {
             return Ok(());
         }
         let io = self.io_dir();
-        let outputs = disk::taken(&self.dir).saturating_sub(disk::taken(&io));
+        let outputs = tree_bytes(&self.dir).saturating_sub(tree_bytes(&io));
         if budget.afford(outputs) == Affordable::Yes {
             warn!(
                 "of a failed task only the outputs are kept, as EWMS_PILOT_KEPT_FILES_MAX is reached"

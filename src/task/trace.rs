@@ -20,8 +20,6 @@ pub struct Trace {
     pub output_bytes: Option<u64>,
     /// Processes of it that a kill did not end.
     pub survivors: usize,
-    /// What its directories took at its end.
-    pub disk_bytes: Option<u64>,
 }
 
 impl Trace {

@@ -1,9 +1,12 @@
 //! A task's /tmp, /var/tmp and home: room, emptiness, and that nothing stays.
 
+use std::fs;
+
 use super::{
-    assert_no_scratch, assert_only_the_hub_is_left, failure_of, names, result_of, shell_task,
+    assert_no_scratch, assert_only_the_hub_is_left, failure_of, names, python_task, result_of,
+    shell_task,
 };
-use crate::support::SOON;
+use crate::support::{SOON, eventually, images, pilot_binary};
 
 /// In the order in which a task could fill one through another.
 const PLACES: [&str; 3] = ["/tmp", "/var/tmp", "$HOME"];
@@ -74,4 +77,69 @@ fn the_scratch_of_a_failed_task_is_removed_though_its_files_are_kept() {
     let kept = super::kept(&scene);
     let kept = names(&kept.join("task-io"));
     assert!(kept.contains("closed"), "{kept:?}");
+}
+
+/// Python that leaves trees which are deeper than a stack, a path, or a table of descriptors allows, where
+/// a container may write.
+fn deep(in_tmp: usize, in_task_io: usize) -> String {
+    format!(
+        "import os\n\
+         for place, levels in (('/tmp', {in_tmp}), ('/ewms-pilot-data/task-io', {in_task_io})):\n\
+         \x20 if levels: os.chdir(place)\n\
+         \x20 for _ in range(levels): os.mkdir('d'); os.chdir('d')\n"
+    )
+}
+
+#[test]
+fn a_tree_of_any_depth_costs_no_result_and_is_removed() {
+    let source = deep(15_000, 2_500) + "open(os.environ['EWMS_TASK_OUTFILE'], 'w').write('result')";
+    let init = format!("python3 -c {}", shell_words::quote(&deep(2_500, 0)));
+    let scene = python_task(&source)
+        .set("EWMS_PILOT_INIT_IMAGE", images::python())
+        .set("EWMS_PILOT_INIT_ARGS", init);
+    let (scene, incoming, outgoing) = scene.spool();
+    incoming.put("event.txt", "the event");
+    let script = format!("ulimit -n 256; exec {}", pilot_binary().display());
+    let scene = scene.program("/bin/sh").arg("-c").arg(script);
+    let outcome = scene.run(SOON * 4);
+    outcome.assert_code(0);
+    assert_eq!(outgoing.files().len(), 1, "{}", outcome.stderr);
+    assert_only_the_hub_is_left(&scene);
+}
+
+#[test]
+fn a_failed_tasks_tree_of_any_depth_is_removed_from_its_scratch() {
+    let source = deep(2_500, 2_500) + "raise SystemExit(1)";
+    let (scene, incoming, _) = python_task(&source)
+        .set("EWMS_PILOT_KEPT_FILES_MAX", "1M")
+        .spool();
+    incoming.put("event.txt", "the event");
+    let outcome = scene.run(SOON * 4);
+    outcome.assert_code(1);
+    assert_no_scratch(&scene);
+    // Its own directory takes more than is kept: 2,500 blocks.
+    let kept = names(&super::kept(&scene));
+    assert!(!kept.contains("task-io"), "{kept:?}");
+}
+
+#[test]
+fn a_result_is_out_before_what_its_task_left_is_cleared_away() {
+    let source = "import os\n\
+        for number in range(60000): open(f'/tmp/{number}', 'w').close()\n\
+        open(os.environ['EWMS_TASK_OUTFILE'], 'w').write('result')";
+    let (scene, incoming, outgoing) = python_task(source).spool();
+    incoming.put("event.txt", "the event");
+    let pilot = scene.start();
+    assert!(
+        eventually(SOON * 2, || outgoing.files().len() == 1),
+        "{}",
+        pilot.stderr()
+    );
+    let scratch = fs::read_dir(scene.dir().join("ewms-pilot-scratch")).expect("it is there");
+    let left = scratch
+        .flatten()
+        .filter(|entry| entry.file_name() != "apptainer");
+    assert_eq!(left.count(), 1, "cleared away first");
+    pilot.wait(SOON).assert_code(0);
+    assert_only_the_hub_is_left(&scene);
 }

@@ -157,6 +157,8 @@ pub(crate) struct Outcome {
     pub(crate) code: Option<i32>,
     /// The signal that ended it.
     pub(crate) signal: Option<i32>,
+    /// Whether it left a core file, or would have.
+    pub(crate) dumped_core: bool,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
@@ -241,6 +243,7 @@ impl Pilot {
         Outcome {
             code: self.status.and_then(|status| status.code()),
             signal: self.status.and_then(|status| status.signal()),
+            dumped_core: self.status.is_some_and(|status| status.core_dumped()),
             stdout: read_lossily(&self.stdout),
             stderr: read_lossily(&self.stderr),
         }

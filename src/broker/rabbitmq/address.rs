@@ -68,7 +68,7 @@ pub(super) fn arguments(
 }
 
 /// amqprs joins host and port by a colon; only a bracketed IPv6 literal survives that.
-fn dial_host(host: &str) -> String {
+pub(super) fn dial_host(host: &str) -> String {
     if host.parse::<Ipv6Addr>().is_ok() {
         format!("[{host}]")
     } else {

@@ -17,6 +17,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::{Instant, timeout};
 
 use super::confirms::Confirms;
+use super::dial::dial;
 use super::refusal::{self, Attempt};
 use super::token::{self, Renewal};
 use super::watch::{ChannelWatch, ConnectionWatch, SharedConfirms, Signal};
@@ -107,7 +108,7 @@ impl Link {
             step: "connecting",
             after: OPEN_WITHIN,
         };
-        let connection = timeout(OPEN_WITHIN, Connection::open(&arguments))
+        let connection = timeout(OPEN_WITHIN, dial(arguments, address))
             .await
             .map_err(|_elapsed| timed_out())?
             .map_err(|error| {

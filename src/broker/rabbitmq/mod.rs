@@ -5,6 +5,7 @@
 //! | file | what it is |
 //! | --- | --- |
 //! | `address` | the address as amqprs' arguments, TLS |
+//! | `dial` | from a host's name to a connection |
 //! | `session` | a connection's life on its own thread and runtime; ended as a whole |
 //! | `link` | one connection with one channel, a deadline on every step |
 //! | `token` | the newest token, for new connections and live ones |
@@ -48,6 +49,7 @@ mod address;
 mod arrival;
 mod confirms;
 mod consume;
+mod dial;
 mod inflight;
 mod intake;
 mod keep;

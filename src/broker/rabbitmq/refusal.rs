@@ -161,7 +161,7 @@ fn plain(text: &str) -> String {
 }
 
 /// Rust writes an I/O error as `text (os error N)`.
-fn os_error(text: &str) -> Option<Errno> {
+pub(super) fn os_error(text: &str) -> Option<Errno> {
     let (_, rest) = text.rsplit_once("(os error ")?;
     rest.split_once(')')?.0.parse().ok().map(Errno::from_raw)
 }

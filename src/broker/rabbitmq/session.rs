@@ -93,7 +93,6 @@ where
     };
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(1)
         .build()
         .map_err(failed)?;
     thread::Builder::new()

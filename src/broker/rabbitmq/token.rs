@@ -7,9 +7,10 @@ use std::time::{Duration, SystemTime};
 
 use amqprs::connection::Connection;
 use amqprs::error::Error;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
+use crate::blocking;
 use crate::broker::Place;
 use crate::config::{AmqpAddress, Secret, TokenFile, expiry};
 
@@ -31,7 +32,7 @@ pub(super) async fn current(address: &AmqpAddress, at: &Place) -> Secret {
 /// The file's token, or the one that it had when it can't be read.
 async fn read(file: &TokenFile, at: &Place) -> Secret {
     let reading = file.clone();
-    let read = spawn_blocking(move || reading.read());
+    let read = blocking::start(move || reading.read());
     let problem = match timeout(READ_WITHIN, read).await {
         Ok(Ok(Ok(token))) => return token,
         Ok(Ok(Err(problem))) => problem,

@@ -13,11 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::sink::{Otherwise, Sink};
+use crate::blocking;
 use crate::broker::{Body, Place, Resilience};
 use crate::ids::QueueIndex;
 use crate::regular_file;
@@ -49,7 +49,7 @@ pub(super) async fn keep(at: &Place, queue: QueueIndex, body: Body, resilience: 
         return;
     };
     let (shown, label) = (directory.display().to_string(), Label::of(at, queue));
-    let written = spawn_blocking(move || write(&directory, &label, &body)).await;
+    let written = blocking::start(move || write(&directory, &label, &body)).await;
     match written.unwrap_or_else(|died| Err(io::Error::other(died))) {
         Ok(path) => {
             resilience.count(|stats| stats.kept_unsent += 1);
@@ -91,7 +91,7 @@ pub(super) async fn send_all(sink: &Sink, resilience: &Resilience) {
         return;
     };
     let shown = directory.display().to_string();
-    let paths = match spawn_blocking(move || list(&directory)).await {
+    let paths = match blocking::start(move || list(&directory)).await {
         Ok(Ok(paths)) => paths,
         Ok(Err(error)) => {
             tracing::warn!(directory = shown, %error, "can't look for unsent results");
@@ -116,7 +116,7 @@ async fn send(sink: &Sink, path: PathBuf, resilience: &Resilience) {
     let labels: Vec<_> = sink.at.indices().map(labels).collect();
     let claimed = {
         let path = path.clone();
-        spawn_blocking(move || claim(&path, &labels)).await
+        blocking::start(move || claim(&path, &labels)).await
     };
     let (lock, queue, body) = match claimed.unwrap_or_else(|died| Err(io::Error::other(died))) {
         Ok(Some(claimed)) => claimed,

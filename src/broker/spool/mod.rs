@@ -29,8 +29,6 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::task::{JoinError, spawn_blocking};
-
 mod backlog;
 mod claim;
 mod holder;
@@ -45,6 +43,7 @@ pub use self::sink::Sink;
 pub(super) use self::source::Receipt;
 pub use self::source::Source;
 use super::{BrokerError, Direction, Place, QueueLook};
+use crate::blocking::{self, Panicked};
 
 /// What waits in a queue, and how many pilots hold events of it.
 pub(super) async fn look(
@@ -56,7 +55,7 @@ pub(super) async fn look(
     let looking = Arc::clone(&layout);
     let look = match off_the_loop(move || looking.look()).await {
         Ok(looked) => looked.map_err(|trouble| trouble.into_broker(&layout.at))?,
-        Err(error) => return Err(died(&layout.at, &error)),
+        Err(error) => return Err(died(&layout.at, error)),
     };
     if let (QueueLook::There { .. }, Direction::Outgoing | Direction::DeadLetters) =
         (look, direction)
@@ -69,11 +68,11 @@ pub(super) async fn look(
 /// File systems may be slow, shared ones very slow.
 fn off_the_loop<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
-) -> impl Future<Output = Result<T, JoinError>> {
-    spawn_blocking(work)
+) -> impl Future<Output = Result<T, Panicked>> {
+    blocking::start(work)
 }
 
-fn died(at: &Place, error: &JoinError) -> BrokerError {
+fn died(at: &Place, error: Panicked) -> BrokerError {
     BrokerError::Thread {
         at: at.clone(),
         detail: error.to_string(),

@@ -123,7 +123,7 @@ pub(super) async fn create(
     match created {
         Ok(Ok(())) => Ok(layout),
         Ok(Err(trouble)) => Err(trouble.into_broker(&layout.at)),
-        Err(error) => Err(died(&layout.at, &error)),
+        Err(error) => Err(died(&layout.at, error)),
     }
 }
 
@@ -138,7 +138,7 @@ pub(super) async fn try_to_write(layout: &Arc<Layout>) -> Result<(), BrokerError
     });
     match tried.await {
         Ok(tried) => tried.map_err(|trouble| trouble.into_broker(&layout.at)),
-        Err(error) => Err(died(&layout.at, &error)),
+        Err(error) => Err(died(&layout.at, error)),
     }
 }
 

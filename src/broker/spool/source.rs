@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::backlog::{Backlog, Next};
@@ -19,6 +18,7 @@ use super::keeper::Keeper;
 use super::layout::{Layout, Trouble};
 use super::notices::{Notice, Notices};
 use super::{died, off_the_loop};
+use crate::blocking;
 use crate::broker::{
     BrokerError, Content, Delivery, Direction, Place, ReceiptKind, SettleError, Verdict,
 };
@@ -41,7 +41,7 @@ pub(super) enum Taken {
     NotYet,
 }
 
-pub(super) type Work = JoinHandle<(Backlog, Result<Taken, Trouble>)>;
+pub(super) type Work = blocking::Work<(Backlog, Result<Taken, Trouble>)>;
 
 /// Events from a directory.
 pub struct Source {
@@ -89,7 +89,7 @@ impl Source {
         });
         let desk = match opened.await {
             Ok(desk) => Arc::new(desk?),
-            Err(error) => return Err(died(&at, &error)),
+            Err(error) => return Err(died(&at, error)),
         };
         Ok(Self {
             keeper: Keeper::start(Arc::clone(&desk))?,
@@ -134,7 +134,7 @@ impl Source {
                 }
             }
             let (mut backlog, desk) = (std::mem::take(&mut self.backlog), Arc::clone(&self.desk));
-            self.work = Some(spawn_blocking(move || {
+            self.work = Some(blocking::start(move || {
                 let taken = take(&mut backlog, &desk);
                 (backlog, taken)
             }));
@@ -156,7 +156,7 @@ impl Source {
         };
         let worked = work.await;
         self.work = None;
-        let (backlog, taken) = worked.map_err(|error| died(&self.desk.layout.at, &error))?;
+        let (backlog, taken) = worked.map_err(|error| died(&self.desk.layout.at, error))?;
         self.backlog = backlog;
         let wait = match taken {
             Ok(Taken::Event(claim, content)) => {
@@ -218,7 +218,7 @@ impl Source {
         );
         let desk = match off_the_loop(move || Desk::open(layout, generation)).await {
             Ok(desk) => Arc::new(desk.map_err(|trouble| trouble.into_broker(&at))?),
-            Err(error) => return Err(died(&at, &error)),
+            Err(error) => return Err(died(&at, error)),
         };
         self.keeper = Keeper::start(Arc::clone(&desk))?;
         self.desk = desk;
@@ -233,7 +233,7 @@ impl Source {
             if let Some((claim, _content)) = self.finish_work().await? {
                 let settled = off_the_loop(move || claim.settle(&Verdict::Released)).await;
                 settled
-                    .map_err(|error| died(&at, &error))?
+                    .map_err(|error| died(&at, error))?
                     .map_err(|trouble| trouble.into_broker(&at))?;
             }
             Ok(())

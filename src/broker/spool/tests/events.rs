@@ -6,7 +6,6 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -215,7 +214,7 @@ async fn stopping_gives_back_what_was_not_handed_out_and_leaves_receipts_usable(
     // A receive that was cancelled while it claimed the second.
     let desk = Arc::clone(&source.desk);
     let mut backlog = Backlog::new();
-    source.work = Some(spawn_blocking(move || {
+    source.work = Some(crate::blocking::start(move || {
         let taken = take(&mut backlog, &desk);
         (backlog, taken)
     }));

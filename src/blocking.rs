@@ -1,0 +1,280 @@
+//! The one way to work that may block (file systems hang, the resolver waits for a server) without
+//! holding up an event loop: a few threads that are started up front and stay, and more while there is
+//! more to do. Knows nothing of what is done on them.
+//!
+//! tokio's own `spawn_blocking` is not used: it makes its threads when they are needed, lets them go
+//! when they aren't, and panics when the system refuses one. The processes and threads of a user are
+//! counted together, so that a neighbour may use them up at any moment; a finished result was lost so.
+//! Here the threads that stay do the work then, one piece after the other, and without any thread it is
+//! done in place: a loop that waits for a disk is better than one that panics.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::thread;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+/// Threads that stay. One may hang on a dead file system while the others go on.
+const RESIDENTS: usize = 4;
+/// Threads at most; what is more waits. All work of a pilot is bounded by its window of events.
+const MOST: usize = 256;
+/// How long a thread beyond those that stay waits for further work.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// Of the process, like the limit on its threads: sessions with brokers have event loops of their own.
+static POOL: Pool = Pool::new();
+
+/// Starts the threads that stay. To be called before the first event is taken; without it, all work is
+/// done on threads that come and go, or in place.
+///
+/// # Errors
+/// When the system has not a single thread for us.
+pub fn prepare() -> io::Result<()> {
+    POOL.prepare()
+}
+
+/// Begins `work` at once, and gives what it comes to. Dropping that doesn't end the work.
+pub fn start<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Work<T> {
+    POOL.start(work)
+}
+
+/// The addresses of a host, as the system's resolver knows them.
+///
+/// # Errors
+/// The resolver's.
+pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let host = host.to_owned();
+    let resolving = start(move || Ok((host.as_str(), port).to_socket_addrs()?.collect()));
+    resolving.await.unwrap_or_else(|died| Err(died.into()))
+}
+
+/// Work under way.
+#[derive(Debug)]
+pub struct Work<T>(oneshot::Receiver<T>);
+
+/// The work panicked; the panic hook has told where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("work on files panicked")]
+pub struct Panicked;
+
+impl From<Panicked> for io::Error {
+    fn from(panicked: Panicked) -> Self {
+        Self::other(panicked)
+    }
+}
+
+impl<T> Future for Work<T> {
+    type Output = Result<T, Panicked>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let result = Pin::new(&mut self.0).poll(context);
+        result.map(|result| result.map_err(|_dropped| Panicked))
+    }
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+struct Pool {
+    shared: Mutex<Shared>,
+    work_came: Condvar,
+}
+
+struct Shared {
+    /// Bounded by the events that are held, and a few for the pilot itself.
+    waiting: VecDeque<Job>,
+    threads: usize,
+    idle: usize,
+}
+
+/// When a thread goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaves {
+    Never,
+    WhenIdle,
+}
+
+impl Pool {
+    const fn new() -> Self {
+        Self {
+            shared: Mutex::new(Shared {
+                waiting: VecDeque::new(),
+                threads: 0,
+                idle: 0,
+            }),
+            work_came: Condvar::new(),
+        }
+    }
+
+    fn prepare(&'static self) -> io::Result<()> {
+        for number in 0..RESIDENTS {
+            match self.add_thread(Leaves::Never) {
+                Err(error) if number == 0 => return Err(error),
+                // One is enough to go on.
+                Err(_) => break,
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn start<T: Send + 'static>(
+        &'static self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Work<T> {
+        let (done, result) = oneshot::channel();
+        self.submit(Box::new(move || {
+            // Whoever wanted it may have stopped waiting.
+            let _ = done.send(work());
+        }));
+        Work(result)
+    }
+
+    fn submit(&'static self, job: Job) {
+        let mut shared = self.lock();
+        shared.waiting.push_back(job);
+        // One that was woken stays idle here until it has taken its work.
+        if shared.idle >= shared.waiting.len() {
+            drop(shared);
+            self.work_came.notify_one();
+            return;
+        }
+        let threads = shared.threads;
+        drop(shared);
+        if threads < MOST && self.add_thread(Leaves::WhenIdle).is_ok() {
+            return;
+        }
+        self.without_another_thread();
+    }
+
+    /// What waits is left to the threads that there are, or done here where there is none.
+    fn without_another_thread(&self) {
+        let mut shared = self.lock();
+        while shared.threads == 0
+            && let Some(job) = shared.waiting.pop_front()
+        {
+            drop(shared);
+            run(job);
+            shared = self.lock();
+        }
+        drop(shared);
+        self.work_came.notify_one();
+    }
+
+    fn add_thread(&'static self, leaves: Leaves) -> io::Result<()> {
+        // Counted before it is there, so that nobody takes this pool for one without threads.
+        self.lock().threads += 1;
+        let started = thread::Builder::new()
+            .name("blocking".into())
+            .spawn(move || self.serve(leaves));
+        if let Err(error) = started {
+            self.lock().threads -= 1;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    fn serve(&self, leaves: Leaves) {
+        let mut shared = self.lock();
+        loop {
+            if let Some(job) = shared.waiting.pop_front() {
+                drop(shared);
+                run(job);
+                shared = self.lock();
+                continue;
+            }
+            shared.idle += 1;
+            let waited = match leaves {
+                Leaves::Never => self.work_came.wait(shared).map(|shared| (shared, false)),
+                Leaves::WhenIdle => match self.work_came.wait_timeout(shared, LINGER) {
+                    Ok((shared, waited)) => Ok((shared, waited.timed_out())),
+                    Err(poisoned) => Ok((poisoned.into_inner().0, false)),
+                },
+            };
+            let (woken, is_over) = waited.unwrap_or_else(|poisoned| (poisoned.into_inner(), false));
+            shared = woken;
+            shared.idle -= 1;
+            if is_over && shared.waiting.is_empty() {
+                shared.threads -= 1;
+                return;
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        // Whole after every statement, and no work is done under it.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A panic ends the work alone: its sender is dropped with it, and the thread goes on.
+fn run(job: Job) {
+    let _told_by_the_hook = catch_unwind(AssertUnwindSafe(job));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn pool() -> &'static Pool {
+        Box::leak(Box::new(Pool::new()))
+    }
+
+    #[tokio::test]
+    async fn work_comes_back_and_a_panic_ends_it_alone() {
+        let pool = pool();
+        assert_eq!(pool.start(|| 7).await, Ok(7));
+        pool.prepare().expect("threads");
+        for _ in 0..2 * RESIDENTS {
+            let panicking = pool.start(|| -> i32 { panic!("on purpose") });
+            assert_eq!(panicking.await, Err(Panicked));
+        }
+        assert_eq!(pool.start(|| 8).await, Ok(8));
+    }
+
+    #[tokio::test]
+    async fn work_that_hangs_does_not_hold_up_other_work() {
+        static DONE: AtomicUsize = AtomicUsize::new(0);
+        let pool = pool();
+        pool.prepare().expect("threads");
+        let (release, released) = mpsc::channel::<()>();
+        let released = std::sync::Arc::new(Mutex::new(released));
+        let hanging: Vec<_> = (0..3 * RESIDENTS)
+            .map(|_| {
+                let released = std::sync::Arc::clone(&released);
+                pool.start(move || {
+                    let _gone = released.lock().expect("whole").recv();
+                    DONE.fetch_add(1, Ordering::Relaxed);
+                })
+            })
+            .collect();
+        assert_eq!(pool.start(|| 7).await, Ok(7));
+        assert_eq!(DONE.load(Ordering::Relaxed), 0);
+        drop(release);
+        for work in hanging {
+            assert_eq!(work.await, Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_host_has_addresses() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .expect("a runtime");
+        let found = runtime.block_on(resolve("localhost", 5672)).expect("known");
+        assert!(found.iter().all(|address| address.ip().is_loopback()));
+        assert!(!found.is_empty());
+        let unknown = runtime.block_on(resolve("no-such-host.invalid", 1));
+        let said = unknown.expect_err("it is reserved").to_string();
+        assert!(said.contains("failed to lookup address"), "{said}");
+    }
+}

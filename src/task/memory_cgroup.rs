@@ -1,0 +1,344 @@
+//! What the kernel tells of the memory of the pilot's own control group, which its containers are in too:
+//! how often it killed a process there, and how much all together may have. Reads `/proc` and `/sys`
+//! only; what can't be read is not known, as on a machine that mounts no control groups.
+
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Above this, version 1 means that there is no limit.
+const UNLIMITED: u64 = 1 << 60;
+
+/// Which of the two kinds of control groups it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    One,
+    Two,
+}
+
+impl Version {
+    /// The file with the count of processes that were killed there.
+    fn counters(self) -> &'static str {
+        match self {
+            Self::One => "memory.oom_control",
+            Self::Two => "memory.events",
+        }
+    }
+}
+
+/// A memory control group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct MemoryCgroup {
+    directory: PathBuf,
+    /// Where the hierarchy is mounted: no limit is looked for above.
+    top: PathBuf,
+    version: Version,
+}
+
+impl MemoryCgroup {
+    /// That of this process.
+    pub(super) fn own() -> Option<Self> {
+        let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        Self::candidates(&groups, &mounts)
+            .into_iter()
+            .find(|group| group.kills().is_some())
+    }
+
+    /// In the order in which they are likely. See cgroups(7) and `proc_pid_mountinfo`(5).
+    fn candidates(groups: &str, mounts: &str) -> Vec<Self> {
+        let member_of = |version| {
+            groups.lines().find_map(|line| {
+                let (_, rest) = line.split_once(':')?;
+                let (controllers, path) = rest.split_once(':')?;
+                let is_wanted = match version {
+                    Version::One => controllers.split(',').any(|name| name == "memory"),
+                    Version::Two => controllers.is_empty(),
+                };
+                is_wanted.then(|| Path::new(path))
+            })
+        };
+        let mut found = Vec::new();
+        for version in [Version::One, Version::Two] {
+            let Some(path) = member_of(version) else {
+                continue;
+            };
+            for mount in mounts.lines().filter_map(Mount::parse) {
+                if !mount.holds_memory(version) {
+                    continue;
+                }
+                // A container may see only its own part of the hierarchy, as its root.
+                let below = path.strip_prefix(&mount.root).unwrap_or(Path::new(""));
+                let plain = path.strip_prefix("/").unwrap_or(path);
+                for below in [below, plain, Path::new("")] {
+                    found.push(Self {
+                        directory: mount.point.join(below),
+                        top: mount.point.clone(),
+                        version,
+                    });
+                }
+            }
+        }
+        found
+    }
+
+    /// How many processes the kernel has killed there for want of memory.
+    fn kills(&self) -> Option<u64> {
+        let counters = fs::read_to_string(self.directory.join(self.version.counters())).ok()?;
+        field(&counters, "oom_kill")
+    }
+
+    /// Bytes that all processes there may have together.
+    pub(super) fn limit(&self) -> Option<u64> {
+        match self.version {
+            Version::One => {
+                let statistics = fs::read_to_string(self.directory.join("memory.stat")).ok()?;
+                field(&statistics, "hierarchical_memory_limit").filter(|limit| *limit < UNLIMITED)
+            }
+            Version::Two => self
+                .directory
+                .ancestors()
+                .take_while(|directory| directory.starts_with(&self.top))
+                .filter_map(|directory| {
+                    let limit = fs::read_to_string(directory.join("memory.max")).ok()?;
+                    limit.trim().parse().ok()
+                })
+                .min(),
+        }
+    }
+}
+
+/// A line of `mountinfo`.
+struct Mount<'a> {
+    root: PathBuf,
+    point: PathBuf,
+    kind: &'a str,
+    options: &'a str,
+}
+
+impl<'a> Mount<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let (before, after) = line.split_once(" - ")?;
+        let mut before = before.split(' ').skip(3);
+        let (root, point) = (unescaped(before.next()?), unescaped(before.next()?));
+        let mut after = after.split(' ');
+        let (kind, _source) = (after.next()?, after.next()?);
+        Some(Self {
+            root,
+            point,
+            kind,
+            options: after.next()?,
+        })
+    }
+
+    fn holds_memory(&self, version: Version) -> bool {
+        match version {
+            Version::One => {
+                self.kind == "cgroup" && self.options.split(',').any(|option| option == "memory")
+            }
+            Version::Two => self.kind == "cgroup2",
+        }
+    }
+}
+
+/// White space and backslashes stand there as `\ooo`.
+fn unescaped(text: &str) -> PathBuf {
+    let mut bytes = Vec::new();
+    let mut rest = text;
+    while let Some((plain, escaped)) = rest.split_once('\\') {
+        bytes.extend(plain.bytes());
+        let code = escaped.get(..3).map(|code| u8::from_str_radix(code, 8));
+        if let Some(Ok(byte)) = code {
+            bytes.push(byte);
+            rest = &escaped[3..];
+        } else {
+            bytes.push(b'\\');
+            rest = escaped;
+        }
+    }
+    bytes.extend(rest.bytes());
+    std::ffi::OsString::from_vec(bytes).into()
+}
+
+fn field(text: &str, name: &str) -> Option<u64> {
+    let mut fields = text.lines().filter_map(|line| line.split_once(' '));
+    let (_, value) = fields.find(|(found, _)| *found == name)?;
+    value.trim().parse().ok()
+}
+
+/// The kernel's kills in the pilot's control group, and which of them are accounted for.
+#[derive(Debug)]
+pub struct MemoryKills {
+    group: Option<MemoryCgroup>,
+    claimed: AtomicU64,
+}
+
+/// How a container that may have been killed ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sign {
+    /// As one that was killed.
+    Killed,
+    /// In another way, and no other container ran: a process in it may have been killed.
+    FailedAlone,
+}
+
+impl MemoryKills {
+    /// Those from now on.
+    #[must_use]
+    pub fn watch() -> Self {
+        let group = MemoryCgroup::own();
+        let so_far = group.as_ref().and_then(MemoryCgroup::kills).unwrap_or(0);
+        Self {
+            group,
+            claimed: AtomicU64::new(so_far),
+        }
+    }
+
+    /// How many there were so far.
+    pub(super) fn count(&self) -> u64 {
+        self.group
+            .as_ref()
+            .and_then(MemoryCgroup::kills)
+            .unwrap_or(0)
+    }
+
+    /// Whether the end of a container is accounted for by a kill since it was started, when there had
+    /// been so many `before`. One that failed otherwise gets only kills that no other one explains.
+    pub(super) fn explain(&self, before: u64, sign: Sign) -> bool {
+        let now = self.count();
+        let claimed = self.claimed.load(Ordering::Relaxed);
+        let is_its = match sign {
+            Sign::Killed => now > before,
+            Sign::FailedAlone => now > before.max(claimed),
+        };
+        if is_its {
+            self.claimed.fetch_max(now, Ordering::Relaxed);
+        }
+        is_its
+    }
+
+    /// Bytes that the pilot and all its containers may have together.
+    pub(super) fn limit(&self) -> Option<u64> {
+        self.group.as_ref().and_then(MemoryCgroup::limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn first(groups: &str, mounts: &str) -> Vec<(String, Version)> {
+        MemoryCgroup::candidates(groups, mounts)
+            .into_iter()
+            .map(|group| (group.directory.display().to_string(), group.version))
+            .collect()
+    }
+
+    #[test]
+    fn the_pilots_group_is_found_in_both_kinds_nested_and_seen_from_a_container() {
+        const V1: &str = "14:35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n\
+                          18:0 31 0:9 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu";
+        const V2: &str = "30 24 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate";
+        for (groups, mounts, directory, version) in [
+            (
+                "9:name=systemd:/\n4:cpu,memory:/htcondor/slot1/job\n0::/",
+                V1,
+                "/sys/fs/cgroup/memory/htcondor/slot1/job",
+                Version::One,
+            ),
+            (
+                "0::/system.slice/condor.service/slot1\n",
+                V2,
+                "/sys/fs/cgroup/system.slice/condor.service/slot1",
+                Version::Two,
+            ),
+            (
+                "0::/machine/job/inner",
+                "30 24 0:26 /machine/job /mnt/with\\040space rw - cgroup2 cgroup2 rw",
+                "/mnt/with space/inner",
+                Version::Two,
+            ),
+            // The pilot is outside of what its container sees.
+            (
+                "0::/../../elsewhere",
+                "30 24 0:26 /machine /sys/fs/cgroup ro - cgroup2 cgroup2 rw",
+                "/sys/fs/cgroup/",
+                Version::Two,
+            ),
+        ] {
+            let found = first(groups, mounts);
+            assert_eq!(
+                found.first(),
+                Some(&(directory.to_owned(), version)),
+                "{found:?}"
+            );
+        }
+        assert_eq!(first("0::/job", "21 1 8:1 / / rw - ext4 /dev/sda1 rw"), []);
+        assert_eq!(first("", V2), []);
+    }
+
+    /// A group in a directory, with these files.
+    fn group(version: Version, files: &[(&str, &str)]) -> (tempfile::TempDir, MemoryCgroup) {
+        let top = tempfile::tempdir().expect("a directory");
+        let directory = top.path().join("job/inner");
+        fs::create_dir_all(&directory).expect("made");
+        for (name, text) in files {
+            fs::write(top.path().join("job").join(name), text).expect("written");
+        }
+        let group = MemoryCgroup {
+            directory,
+            top: top.path().to_owned(),
+            version,
+        };
+        (top, group)
+    }
+
+    #[test]
+    fn the_limit_is_the_least_of_those_above_and_may_be_none() {
+        let stat = [(
+            "inner/memory.stat",
+            "cache 7\nhierarchical_memory_limit 314572800\n",
+        )];
+        assert_eq!(group(Version::One, &stat).1.limit(), Some(300 << 20));
+        let none = [(
+            "inner/memory.stat",
+            "hierarchical_memory_limit 9223372036854771712\n",
+        )];
+        assert_eq!(group(Version::One, &none).1.limit(), None);
+        let above = [("memory.max", "314572800\n"), ("inner/memory.max", "max\n")];
+        assert_eq!(group(Version::Two, &above).1.limit(), Some(300 << 20));
+        assert_eq!(group(Version::Two, &[]).1.limit(), None);
+    }
+
+    #[test]
+    fn a_kill_explains_the_container_that_was_killed_and_no_other() {
+        for (version, name) in [
+            (Version::One, "inner/memory.oom_control"),
+            (Version::Two, "inner/memory.events"),
+        ] {
+            let text = |kills: u64| {
+                format!("oom 9\noom_kill_disable 0\noom_kill {kills}\noom_group_kill 5\n")
+            };
+            let (_top, group) = group(version, &[(name, &text(3))]);
+            let file = group.directory.join(version.counters());
+            let kills = MemoryKills {
+                group: Some(group),
+                claimed: AtomicU64::new(3),
+            };
+            let before = kills.count();
+            assert_eq!(before, 3);
+            assert!(!kills.explain(before, Sign::Killed));
+            fs::write(&file, text(4)).expect("written");
+            assert!(kills.explain(before, Sign::Killed));
+            assert!(
+                !kills.explain(before, Sign::FailedAlone),
+                "it is accounted for"
+            );
+            fs::write(&file, text(5)).expect("written");
+            assert!(kills.explain(4, Sign::FailedAlone));
+            fs::remove_file(&file).expect("removed");
+            assert!(!kills.explain(5, Sign::Killed), "nothing is known");
+        }
+    }
+}
