@@ -9,6 +9,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::faults_site::Site;
+use crate::support::broker::Broker;
+use crate::support::faults::close_all_connections;
 use crate::support::rabbitmq::Queue;
 use crate::support::scene::{Outcome, Pilot, Scene};
 use crate::support::{SOON, eventually, images, pilot_binary, processes};
@@ -25,8 +27,12 @@ fn with_limits(scene: Scene, limits: &str) -> Scene {
 
 /// As if neighbours had used up all processes: the kernel makes no further one, and no thread, for it.
 fn use_up_processes(pilot: &Pilot) {
+    limit_processes(pilot, "--nproc=1:");
+}
+
+fn limit_processes(pilot: &Pilot, limit: &str) {
     let status = Command::new("prlimit")
-        .args(["--pid", &pilot.pid().to_string(), "--nproc=1:1"])
+        .args(["--pid", &pilot.pid().to_string(), limit])
         .status();
     assert!(status.expect("util-linux is there").success());
 }
@@ -54,6 +60,14 @@ fn await_idle_threads(pilot: &Pilot) {
 /// Its task runs, nothing else is done, and then there is no thread left.
 #[track_caller]
 fn run_until_no_thread_is_left(scene: &Scene) -> Pilot {
+    let pilot = start_until_no_thread_is_left(scene);
+    fs::write(scene.hub("go"), "").expect("written");
+    pilot
+}
+
+/// The same, and its task goes on.
+#[track_caller]
+fn start_until_no_thread_is_left(scene: &Scene) -> Pilot {
     let pilot = scene.start();
     assert!(
         eventually(SOON, || scene.hub("up").exists()),
@@ -62,7 +76,6 @@ fn run_until_no_thread_is_left(scene: &Scene) -> Pilot {
     );
     await_idle_threads(&pilot);
     use_up_processes(&pilot);
-    fs::write(scene.hub("go"), "").expect("written");
     pilot
 }
 
@@ -86,6 +99,27 @@ fn a_result_arrives_at_rabbitmq_though_no_thread_is_left_when_its_task_ends() {
     incoming.produce(["1"]);
     let pilot = run_until_no_thread_is_left(&scene);
     pilot.wait(SOON).assert_code(0);
+    assert!(eventually(SOON, || outgoing.depth() == 1));
+    assert_eq!(incoming.depth(), 0);
+}
+
+#[test]
+fn a_connection_that_is_lost_while_no_thread_is_left_is_made_again_when_there_is_one() {
+    let broker = Broker::start();
+    let address = broker.address();
+    let incoming = Queue::unique_at("threads-in", &address);
+    let outgoing = Queue::unique_at("threads-out", &address);
+    let scene = Scene::task(images::busybox(), UNTIL_TOLD)
+        .set("EWMS_PILOT_INFILE_EXT", ".json")
+        .rabbitmq(&incoming, &outgoing);
+    incoming.produce(["1"]);
+    let mut pilot = start_until_no_thread_is_left(&scene);
+    close_all_connections(&broker);
+    pilot.wait_for_line("the outgoing queue can't be reached yet", SOON);
+    pilot.wait_for_line("the incoming queue can't be reached yet", SOON);
+    fs::write(scene.hub("go"), "").expect("written");
+    limit_processes(&pilot, "--nproc=4096:");
+    pilot.wait(SOON * 4).assert_code(0);
     assert!(eventually(SOON, || outgoing.depth() == 1));
     assert_eq!(incoming.depth(), 0);
 }

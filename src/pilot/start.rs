@@ -116,7 +116,11 @@ async fn connect(
     giver: &LeaveGiver,
     leave: &Leave,
 ) -> Result<(Source, Sink), Fatal> {
-    let lost = |error: BrokerError| Fatal::Broker(error.to_string());
+    let lost = |error: BrokerError| match error {
+        // No broker has a part in it.
+        BrokerError::Thread { .. } => Fatal::ExecutionPoint(error.to_string()),
+        error => Fatal::Broker(error.to_string()),
+    };
     let (incoming, outgoing) = (places(&config.incoming), places(&config.outgoing));
     let sinks = pin!(async {
         let sink = broker::open_sinks(&outgoing, resilience, leave).await?;

@@ -87,18 +87,28 @@ where
     let (ready, is_ready) = oneshot::channel();
     let (owner_alive, owner) = oneshot::channel();
     let (lost, lost_watch) = watch::channel(None);
-    let failed = |error: std::io::Error| BrokerError::Thread {
-        at: at.clone(),
-        detail: error.to_string(),
+    let failed = {
+        let at = at.clone();
+        move |error: std::io::Error| BrokerError::Thread {
+            at: at.clone(),
+            detail: error.to_string(),
+        }
     };
-    let runtime = runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(failed)?;
+    let of_runtime = failed.clone();
     thread::Builder::new()
         .name(format!("amqp-{}", generation.0))
         .stack_size(STACK)
         .spawn(move || {
+            // Not before there is a thread: dropped for want of one, in the midst of the pilot's own
+            // runtime, it would panic.
+            let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    // Whoever wanted the session may have stopped waiting.
+                    let _ = ready.send(Err(of_runtime(error)));
+                    return;
+                }
+            };
             let end = runtime.block_on(serve(ready, owner));
             if let End::Lost(error) = end {
                 let error = in_mid_life(error);
