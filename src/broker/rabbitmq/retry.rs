@@ -45,21 +45,20 @@ pub(super) async fn at_start<T>(
 ) -> Result<T, BrokerError> {
     let mut leave = leave.clone();
     let reached = Reached::default();
-    let (mut generation, mut tried, mut since) = (0, 0, Instant::now());
+    let (mut generation, mut tried, mut since) = (0, 0, None);
     loop {
         generation += 1;
-        // Asked before: a try that began too early doesn't count.
-        let counts = leave.all_else_is_ready();
         let error = match open(Generation(generation), &reached).await {
             Ok(opened) => return Ok(opened),
             Err(error) => error,
         };
-        if !counts {
+        if !leave.all_else_is_ready() {
             tracing::warn!(%error, "no connection yet: will try again when all else is ready");
             leave.until_all_else_is_ready().await;
-            since = Instant::now();
             continue;
         }
+        // Waiting begins with the first failure that counts.
+        let since = *since.get_or_insert_with(Instant::now);
         tried += 1;
         let within = if reached.was() || error.knows_us() {
             resilience.reconnect_within().max(TRY_WITHIN)
