@@ -36,7 +36,7 @@ const PROGRAM: &str = "program ";
 const NAME: &str = "name ";
 const NO_PATH: &str = "no-path";
 
-/// What to try besides [`PLACES`].
+/// What to try besides the places that every task may rely on.
 #[derive(Debug, Clone, Copy)]
 pub struct Trials<'a> {
     /// Begins each line.
