@@ -80,22 +80,20 @@ fn without_a_dead_letter_queue_it_is_rejected_and_kept() {
 }
 
 #[test]
-fn an_event_that_cannot_be_put_away_stays_in_its_queue() {
+fn a_dead_letter_queue_that_no_broker_can_have_is_a_configuration_error_and_no_event_is_taken() {
     let (incoming, outgoing) = (Queue::unique("stays"), Queue::unique("stays-out"));
     incoming.produce(["\"x\""]);
-    // Too long a name for any queue.
     let scene = failing(&incoming, &outgoing)
         .set("EWMS_PILOT_QUEUE_DEAD_LETTER", "d".repeat(300))
-        .set("EWMS_PILOT_MAX_DELIVERIES", "1")
-        .set("EWMS_PILOT_STOP_LISTENING_ON_TASK_ERROR", "True");
+        .set("EWMS_PILOT_MAX_DELIVERIES", "1");
     let outcome = scene.run(SOON);
-    outcome.assert_code(1);
+    outcome.assert_code(2);
     assert!(
-        outcome.stderr.contains("could not be put away"),
+        outcome.stderr.contains("EWMS_PILOT_QUEUE_DEAD_LETTER"),
         "{}",
         outcome.stderr
     );
-    assert!(eventually(SOON, || incoming.depth() == 1));
+    assert_eq!(incoming.depth(), 1);
 }
 
 #[test]

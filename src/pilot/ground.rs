@@ -25,7 +25,8 @@ use crate::task::inputs::gather;
 use crate::task::own::{Identities, OwnPath, shown_by};
 use crate::task::staging::{DataDirs, HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER};
 use crate::task::{
-    ContainerPlan, ExternalDirs, ExternalError, Guards, MemoryKills, Running, Workbench, image,
+    ContainerPlan, ExternalDirs, ExternalError, Guards, MemoryKills, Running, SharedLook,
+    Workbench, image,
 };
 use crate::telemetry::Progress;
 
@@ -228,6 +229,7 @@ fn workbench(
         proc: ProcMount::Own,
         log: progress.clone(),
         running: Running::default(),
+        look: SharedLook::default(),
     }
 }
 

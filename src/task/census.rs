@@ -43,6 +43,7 @@ pub(super) fn sacrifice(leader: Pid) {
 pub struct Everybody {
     found: HashMap<Pid, Stat>,
     by_parent: HashMap<Pid, Vec<Pid>>,
+    by_session: HashMap<Pid, Vec<Pid>>,
 }
 
 impl Everybody {
@@ -51,21 +52,28 @@ impl Everybody {
     pub fn look() -> Self {
         let mut found: HashMap<Pid, Stat> = HashMap::new();
         let mut by_parent: HashMap<Pid, Vec<Pid>> = HashMap::new();
+        let mut by_session: HashMap<Pid, Vec<Pid>> = HashMap::new();
         for (pid, stat) in pids().filter_map(|pid| Some((pid, Stat::read(pid)?))) {
             by_parent.entry(stat.parent).or_default().push(pid);
+            by_session.entry(stat.session).or_default().push(pid);
             found.insert(pid, stat);
         }
-        Self { found, by_parent }
+        Self {
+            found,
+            by_parent,
+            by_session,
+        }
     }
 
     /// `leader` and all that descend from it, or are in its session.
     #[must_use]
     pub fn below(&self, leader: Pid) -> Census {
-        let Self { found, by_parent } = self;
-        let session = found
-            .iter()
-            .filter(|(_, stat)| stat.session == leader)
-            .map(|(pid, _)| *pid);
+        let Self {
+            found,
+            by_parent,
+            by_session,
+        } = self;
+        let session = by_session.get(&leader).into_iter().flatten().copied();
         let mut left: Vec<Pid> = session.chain([leader]).collect();
         let mut seen = HashSet::new();
         let mut census = Census::default();
@@ -86,11 +94,6 @@ impl Everybody {
 }
 
 impl Census {
-    /// `leader` and all that descend from it, or are in its session.
-    pub(super) fn take(leader: Pid) -> Self {
-        Everybody::look().below(leader)
-    }
-
     /// How many processes there are.
     #[must_use]
     pub fn processes(&self) -> usize {
@@ -213,14 +216,14 @@ mod tests {
         assert!(children(me).contains(&pid));
         let mut grown = false;
         for _ in 0..1000 {
-            grown = Census::take(pid).pids.len() == 2;
+            grown = Everybody::look().below(pid).pids.len() == 2;
             if grown {
                 break;
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
         assert!(grown, "its own child is counted");
-        let census = Census::take(pid);
+        let census = Everybody::look().below(pid);
         assert!(census.memory(u64::MAX) > 100 * 1024);
         let fair = census.memory(0);
         assert!(0 < fair && fair < census.memory(u64::MAX), "{fair}");

@@ -13,8 +13,9 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use super::capped::Written;
-use super::census::{self, Census, Pid};
+use super::census::{self, Pid};
 use super::running::Entered;
+use super::shared_look::SharedLook;
 use crate::blocking;
 use crate::fault::TaskError;
 use crate::process::{Will, WillSender};
@@ -54,6 +55,7 @@ impl Guards {
         self,
         signs: Signs,
         entered: &Entered,
+        look: &SharedLook,
         will: &WillSender,
         peak: &mut Option<u64>,
     ) -> TaskError {
@@ -66,18 +68,23 @@ impl Guards {
         let Some(pace) = self.pace() else {
             return std::future::pending().await;
         };
+        let look = look.join();
         let mut progress = Progress::default();
         loop {
             sleep(pace).await;
+            // Tasks that began at different times still share most looks.
+            let Some(everybody) = look.no_older_than(pace / 2).await else {
+                continue;
+            };
             let limit = self.memory.unwrap_or(u64::MAX);
             let outfile = signs.outfile.clone();
-            let look = move || {
-                let census = Census::take(leader);
+            let measure = move || {
+                let census = everybody.below(leader);
                 let memory = census.memory(limit);
                 let outfile = outfile.and_then(|path| fs::metadata(path).ok());
                 (census.ticks, memory, outfile.map_or(0, |found| found.len()))
             };
-            let Ok((ticks, memory, outfile)) = blocking::start(look).await else {
+            let Ok((ticks, memory, outfile)) = blocking::start(measure).await else {
                 continue;
             };
             if let Some(limit) = self.memory {

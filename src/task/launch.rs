@@ -13,6 +13,7 @@ use super::guards::{self, Guards, Signs};
 use super::memory_cgroup::Sign;
 use super::probe::{cause_of_spawn, shells_code};
 use super::running::Entered;
+use super::shared_look::SharedLook;
 use super::staging::{HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER, Stage, TaskIo};
 use super::{ContainerPlan, ExternalError, Trace, Workbench};
 use crate::config::DumpOutput;
@@ -120,7 +121,7 @@ async fn start_to_end(
     own_will.advance(*will.borrow());
     let run = process::supervise(&bench.guard, job, limits, own_will.subscribe(), started);
     let entered = bench.running.enter(stage.name());
-    let watched = (guards, signs, &entered);
+    let watched = (guards, signs, &entered, &bench.look);
     let (ended, breach) = guarded(run, watched, will.clone(), &own_will, trace).await;
     drop(entered);
     let ended = ended.map_err(|error| match cause_of_spawn(&error) {
@@ -153,7 +154,7 @@ async fn start_to_end(
 /// The container's run under its guards, and what one of them ended it for.
 async fn guarded(
     run: impl Future<Output = Result<Ended, SpawnError>>,
-    (guards, signs, entered): (Guards, Signs, &Entered),
+    (guards, signs, entered, look): (Guards, Signs, &Entered, &SharedLook),
     pilots_will: watch::Receiver<Will>,
     own_will: &WillSender,
     trace: &mut Trace,
@@ -161,8 +162,13 @@ async fn guarded(
     let mut run = std::pin::pin!(run);
     let mut forwarded = std::pin::pin!(guards::forward(pilots_will, own_will));
     let breach = {
-        let mut watch =
-            std::pin::pin!(guards.watch(signs, entered, own_will, &mut trace.container_memory));
+        let mut watch = std::pin::pin!(guards.watch(
+            signs,
+            entered,
+            look,
+            own_will,
+            &mut trace.container_memory
+        ));
         tokio::select! {
             biased;
             ended = &mut run => return (ended, None),

@@ -28,6 +28,7 @@ pub mod own;
 pub mod probe;
 mod run;
 mod running;
+mod shared_look;
 mod spare;
 pub mod staging;
 mod trace;
@@ -41,6 +42,7 @@ pub use leftover::Leftover;
 pub use memory_cgroup::MemoryKills;
 pub use run::{Report, Runner, TaskEnd, Turn};
 pub use running::{Containers, Running};
+pub use shared_look::SharedLook;
 pub use trace::Trace;
 pub use transfer::Room;
 
@@ -81,6 +83,8 @@ pub struct Workbench {
     pub log: Progress,
     /// The containers that run now.
     pub running: Running,
+    /// What the tasks' guards see.
+    pub look: SharedLook,
 }
 
 /// What to run: the tasks' container, or the init container.
