@@ -39,7 +39,7 @@ impl Exit {
     }
 }
 
-/// The table that `--help` and the README show: code and meaning.
+/// The table that `--help` and the README of `fault` show: code and meaning.
 pub const TABLE: &[(&str, &str)] = &[
     ("0", "success: every task succeeded, or there was no event"),
     (

@@ -1,5 +1,5 @@
-//! What the project says about itself, held to what it is: the README's tables to the parser's, its
-//! commands to the files that are there.
+//! What the project says about itself, held to what it is: its tables to the parser's, its commands and
+//! links to the files that are there.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -13,40 +13,73 @@ use ewms_pilot::exit;
 use crate::support::scene::Scene;
 use crate::support::{SOON, source_dir};
 
-fn readme() -> String {
-    fs::read_to_string(source_dir().join("README.md")).expect("there is a README")
+fn read(document: &str) -> String {
+    fs::read_to_string(source_dir().join(document)).expect("it is there")
 }
 
-/// Panics, with what to paste, unless the README has `expected` between the markers of `section`.
+/// What a document has between the markers of `section`.
 #[track_caller]
-fn assert_section(section: &str, expected: &str) {
-    let readme = readme();
-    let begin = format!("<!-- {section}: begin");
-    let end = format!("<!-- {section}: end -->");
-    let found = readme
+fn section(document: &str, section: &str) -> String {
+    let text = read(document);
+    let (begin, end) = (
+        format!("<!-- {section}: begin"),
+        format!("<!-- {section}: end -->"),
+    );
+    let found = text
         .split_once(&begin)
         .and_then(|(_, rest)| rest.split_once("-->\n"))
         .and_then(|(_, rest)| rest.split_once(&end))
-        .map(|(between, _)| between.trim());
-    let same = found == Some(expected.trim());
+        .map(|(between, _)| between.trim().to_owned());
+    found.unwrap_or_else(|| panic!("{document} has no markers of `{section}`"))
+}
+
+/// Panics, with what to paste, unless `document` has `expected` between the markers of `name`.
+#[track_caller]
+fn assert_section(document: &str, name: &str, expected: &str) {
     assert!(
-        same,
-        "README.md, between the markers of `{section}`, is to be:\n\n{expected}\n"
+        section(document, name) == expected.trim(),
+        "{document}, between the markers of `{name}`, is to be:\n\n{expected}\n"
     );
 }
 
 #[test]
-fn the_readme_has_the_parsers_table_of_variables() {
-    assert_section("variables", &table::markdown());
+fn the_page_on_configuration_has_the_parsers_table_of_variables() {
+    assert_section("src/config/README.md", "variables", &table::markdown());
 }
 
 #[test]
-fn the_readme_has_the_binarys_table_of_exit_codes() {
+fn the_readme_has_what_the_parsers_table_says_of_the_variables_that_everybody_needs() {
+    let all = table::markdown();
+    let known: BTreeSet<&str> = all.lines().collect();
+    let basic = section("README.md", "basic variables");
+    assert!(basic.lines().count() > 12, "{basic}");
+    for line in basic.lines() {
+        assert!(known.contains(line), "{line}");
+    }
+}
+
+#[test]
+fn the_page_on_faults_has_the_binarys_table_of_exit_codes() {
     let mut table = String::from("| code | meaning |\n| --- | --- |\n");
     for (code, meaning) in exit::TABLE {
         writeln!(table, "| {code} | {meaning} |").expect("a string takes it");
     }
-    assert_section("exit codes", &table);
+    assert_section("src/fault/README.md", "exit codes", &table);
+}
+
+#[test]
+fn the_readme_is_short_and_its_links_lead_somewhere() {
+    let readme = read("README.md");
+    assert!(readme.lines().count() <= 200);
+    let links = readme.split("](").skip(1).filter_map(|rest| {
+        let (target, _) = rest.split_once(')')?;
+        (!target.contains("://")).then_some(target)
+    });
+    let links: Vec<&str> = links.collect();
+    assert!(links.len() > 6, "{links:?}");
+    for link in links {
+        assert!(source_dir().join(link).is_file(), "{link}");
+    }
 }
 
 #[test]
@@ -108,7 +141,7 @@ fn every_variable_that_the_documents_name_is_one() {
 
 #[test]
 fn the_commands_that_the_readme_names_are_there_to_be_run() {
-    let readme = readme();
+    let readme = read("README.md");
     let mut named = BTreeSet::new();
     for word in readme.split(|letter: char| letter.is_whitespace() || letter == '`') {
         if let Some(name) = word.strip_prefix("scripts/") {
@@ -147,9 +180,12 @@ fn the_project_names_nothing_that_only_its_makers_have() {
     }
 }
 
-/// What people read and run: the README, the scripts, what is submitted.
+/// What people read and run: the READMEs, the scripts, what is submitted.
 fn documents() -> Vec<PathBuf> {
-    let mut found = vec![source_dir().join("README.md")];
+    let mut found = Vec::new();
+    collect(&source_dir().join("src"), &mut found);
+    found.retain(|file| file.ends_with("README.md"));
+    found.push(source_dir().join("README.md"));
     for top in ["scripts", "condor", ".ci"] {
         collect(&source_dir().join(top), &mut found);
     }

@@ -1,4 +1,4 @@
-//! The table of variables as people read it: the end of `--help` and the README's Markdown. Made
+//! The table of variables as people read it: the end of `--help` and this folder's README.md. Made
 //! from [`variables::ALL`](super::variables::ALL), so that neither can say what the parser doesn't.
 
 use std::fmt::Write as _;
@@ -11,7 +11,7 @@ const WIDTH: usize = 78;
 /// The indentation of what is said about a variable.
 const INDENT: usize = 6;
 
-/// The Markdown table that the README holds between its markers, from its header to the last row.
+/// The Markdown table that this folder's README.md holds between its markers, from its header to the last row.
 #[must_use]
 pub fn markdown() -> String {
     let mut table =

@@ -1,5 +1,5 @@
 //! Every variable of the pilot: name, kind, unit, default, meaning. The only such list; the parser,
-//! `--help` and the README's table are made from it. To add a variable, add it here, to [`ALL`], and
+//! `--help` and the table of this folder's README are made from it. To add a variable, add it here, to [`ALL`], and
 //! read it in `load.rs`.
 
 /// One environment variable.
