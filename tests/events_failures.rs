@@ -103,7 +103,8 @@ enum StatedSize {
     No,
 }
 
-/// A zstd frame of 32 KB that becomes 1 GiB of zeros (RFC 8878, sections 3.1.1.1 and 3.1.1.2).
+/// A zstd frame of 32 KB that becomes 1 GiB of spaces, after which JSON may still begin (RFC 8878, sections
+/// 3.1.1.1 and 3.1.1.2).
 fn bomb(stated: StatedSize) -> Vec<u8> {
     const GIBIBYTE: u64 = 1 << 30;
     const BLOCK: u32 = 128 * 1024;
@@ -123,7 +124,7 @@ fn bomb(stated: StatedSize) -> Vec<u8> {
         let repeat_one_byte = 1 << 1;
         let header = BLOCK << 3 | repeat_one_byte | last;
         frame.extend(&header.to_le_bytes()[..3]);
-        frame.push(0);
+        frame.push(b' ');
     }
     frame
 }

@@ -175,13 +175,17 @@ fn a_body_just_under_the_brokers_limit_comes_back() {
         .len();
     assert!((LIMIT * 98 / 100..LIMIT).contains(&size), "{size}");
     copier.incoming.publish_texts([&body]);
-    copier.scene.run(SOON * 2).assert_code(0);
+    // So large an event takes a while to arrive on a busy machine.
+    let scene = copier
+        .scene
+        .set("EWMS_PILOT_TIMEOUT_QUEUE_WAIT_FOR_FIRST_MESSAGE", "30");
+    scene.run(SOON * 2).assert_code(0);
     assert!(copier.outgoing.take_texts() == [body]);
     assert_eq!(copier.incoming.total(), 0);
 }
 
 #[test]
-fn a_result_over_the_brokers_limit_fails_its_event_for_good_and_says_both_sizes() {
+fn a_result_over_the_brokers_limit_fails_its_event_which_stays_and_says_both_sizes() {
     let copier = copier("over", ".txt");
     copier.incoming.produce(["\"\""]);
     // 24 MB of base64 pack to a little more than the 18 MB that they are made of.
@@ -199,6 +203,6 @@ fn a_result_over_the_brokers_limit_fails_its_event_for_good_and_says_both_sizes(
     let size: usize = size.parse().expect("it is a number");
     assert!((LIMIT + 1..20_000_000).contains(&size), "{line}");
     assert!(rest.contains(&format!("`{LIMIT}`")), "{line}");
-    // It would be as large again.
-    assert_eq!((copier.incoming.total(), copier.outgoing.depth()), (0, 0));
+    // No event leaves its queue unasked.
+    assert_eq!((copier.incoming.total(), copier.outgoing.depth()), (1, 0));
 }

@@ -10,13 +10,18 @@ use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 
 use super::files::{FileError, FileKind, InfileError, Outfile, OutfileError, type_beginning};
-use super::frame::{AFTER_JSON, AFTER_TEXT, BEFORE_JSON, BEFORE_TEXT, DecodeError, LEVEL, data_of};
+use super::frame::{
+    AFTER_JSON, AFTER_TEXT, BEFORE_JSON, BEFORE_TEXT, DecodeError, LEVEL, data_of, unpacked_size,
+};
 use super::stream::{Fault, Text, Unwritten, write_unescaped};
 use super::{escape, json};
 use crate::fault::TaskError;
 
 /// 32 MiB, which is what zstd's level 20 has. Python's side has 2 MiB.
 const WINDOW_LOG_MAX: u32 = 25;
+
+/// A frame's header, with the size of what is in it, has no more bytes (RFC 8878, section 3.1.1.1).
+const FRAME_HEADER_MAX: u64 = 18;
 
 /// Where an event's data go.
 #[derive(Debug, Clone, Copy)]
@@ -111,6 +116,13 @@ pub fn unpack_frame<R: Read>(
     limit_bytes: u64,
     infile: NewInfile<'_>,
 ) -> Result<u64, UnpackError> {
+    // One that says that it is too large need not be unpacked to know it.
+    let mut head = Vec::new();
+    let begun = open().and_then(|body| body.take(FRAME_HEADER_MAX).read_to_end(&mut head));
+    begun.map_err(UnpackError::body)?;
+    if unpacked_size(&head).is_some_and(|bytes| bytes > limit_bytes) {
+        return Err(DecodeError::TooLarge { limit: limit_bytes }.into());
+    }
     let unpacked = || {
         let mut decoder = zstd::Decoder::new(open().map_err(UnpackError::body)?)
             .map_err(|error| DecodeError::Zstd(error.to_string()))?;
