@@ -90,7 +90,7 @@ fn a_token_that_is_wrong() {
 fn a_virtual_host_that_is_not_there() {
     assert_address_refused(&format!("{ADDRESS}/nowhere"), |queue| {
         format!(
-            "virtual host `nowhere` can't be used at broker `{ADDRESS}` (queue `{}`)",
+            "virtual host `nowhere` can't be used at broker `{ADDRESS}/nowhere` (queue `{}`)",
             queue.name()
         )
     });

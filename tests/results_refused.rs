@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::records::of_kind;
 use crate::support::broker::Broker;
 use crate::support::faults::close_all_connections;
-use crate::support::rabbitmq::Queue;
+use crate::support::rabbitmq::{Queue, rabbitmqctl};
 use crate::support::scene::Scene;
 use crate::support::{SOON, eventually, images};
 
@@ -302,6 +302,34 @@ fn a_result_that_is_refused_for_too_long_is_kept_and_its_event_goes_back_uncount
     assert_eq!((starts(&scene), kept()), (3, 0));
     let events = ["\"other\"", "\"pixel\"", "\"pixel\""];
     assert_eq!(results(&full.outgoing), events);
+}
+
+#[test]
+fn a_kept_result_is_not_sent_to_a_queue_of_the_same_name_in_another_virtual_host() {
+    let full = Full::new();
+    full.incoming.produce(["\"pixel\""]);
+    let scene = full
+        .scene(COPY)
+        .set("EWMS_PILOT_BROKER_RECONNECT_TIMEOUT", "5");
+    scene.run(Duration::from_mins(1)).assert_code(4);
+    let kept = |scene: &Scene| fs::read_dir(scene.dir().join("unsent")).map_or(0, Iterator::count);
+    assert_eq!(kept(&scene), 1);
+
+    let vhost = format!("vhost-{}", uuid::Uuid::new_v4().simple());
+    rabbitmqctl(&["add_vhost", &vhost]);
+    rabbitmqctl(&["set_permissions", "-p", &vhost, "guest", ".*", ".*", ".*"]);
+    let address = format!("{}/{vhost}", full.outgoing.address());
+    let scene = scene.set("EWMS_PILOT_QUEUE_OUTGOING_BROKER_ADDRESS", address);
+    scene.run(Duration::from_mins(1)).assert_code(0);
+    assert_eq!(kept(&scene), 1);
+    // It has the result of its own pilot alone.
+    let one = format!("{}\t1", full.outgoing.name());
+    let counted = eventually(SOON, || {
+        let listed = rabbitmqctl(&["list_queues", "-p", &vhost, "name", "messages"]);
+        listed.lines().any(|line| line == one)
+    });
+    assert!(counted);
+    rabbitmqctl(&["delete_vhost", &vhost]);
 }
 
 #[test]

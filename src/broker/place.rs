@@ -47,7 +47,7 @@ impl Direction {
 pub struct Place {
     /// Which variables describe it.
     pub direction: Direction,
-    /// `host:port`, or the spool directory.
+    /// `host:port`, with `/vhost` unless that is the default one; or the spool directory.
     pub address: String,
     /// The queues' names, mostly one.
     pub queues: Vec<String>,

@@ -21,11 +21,16 @@ const HEARTBEAT_SECS: u16 = 15;
 /// AMQP's short strings. amqprs panics on longer ones.
 const SHORT_STRING_MAX: usize = 255;
 
-/// How errors name the queues.
+/// How errors, and the files of unsent results, name the queues. Two virtual hosts of a broker may have
+/// queues of one name.
 pub(super) fn place(direction: Direction, queues: &[&str], address: &AmqpAddress) -> Place {
+    let vhost = match address.vhost.as_str() {
+        "/" => String::new(),
+        other => format!("/{other}"),
+    };
     Place {
         direction,
-        address: format!("{}:{}", dial_host(&address.host), address.port),
+        address: format!("{}:{}{vhost}", dial_host(&address.host), address.port),
         queues: queues.iter().map(|&name| name.to_owned()).collect(),
     }
 }
@@ -134,6 +139,12 @@ mod tests {
         assert_eq!(arguments.get_virtual_host(), "a%2fb/c");
         assert_eq!(arguments.get_host(), "mq.example");
         assert_eq!(arguments.get_heartbeat(), HEARTBEAT_SECS);
+    }
+
+    #[test]
+    fn queues_of_one_name_in_two_virtual_hosts_are_told_apart() {
+        let at = |vhost| place(Direction::Outgoing, &["q"], &address("mq", vhost)).address;
+        assert_eq!([at("/"), at("a")], ["mq:5672", "mq:5672/a"]);
     }
 
     #[test]
