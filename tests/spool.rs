@@ -367,7 +367,7 @@ fn a_result_for_which_there_is_no_directory_now_waits_and_is_written_when_there_
 }
 
 #[test]
-fn a_result_that_cannot_be_written_for_too_long_gives_its_event_back_unmarked() {
+fn a_result_that_cannot_be_written_for_too_long_is_kept_and_its_event_goes_back_unmarked() {
     let (scene, incoming, outgoing) = Scene::task(images::busybox(), HELD).spool();
     let scene = scene.set("EWMS_PILOT_BROKER_RECONNECT_TIMEOUT", "3");
     incoming.put("a", "event");
@@ -387,6 +387,13 @@ fn a_result_that_cannot_be_written_for_too_long_gives_its_event_back_unmarked() 
     assert_eq!(names(&incoming.files()), ["a"]);
     let tries = incoming.directory().join(".tries");
     assert_eq!(fs::read_dir(tries).map_or(0, Iterator::count), 0);
+    let kept = || fs::read_dir(scene.dir().join("unsent")).map_or(0, Iterator::count);
+    assert_eq!((kept(), outgoing.files().len()), (1, 0));
+
+    // The next one writes it first, under its event's name, and runs the event again.
+    scene.run(SOON).assert_code(0);
+    assert_eq!(kept(), 0);
+    assert_eq!(contents(outgoing.files()), ["event", "event"]);
 }
 
 #[test]

@@ -16,6 +16,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::Either;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::config::AmqpAddress;
@@ -32,6 +33,7 @@ pub mod rabbitmq;
 mod resilience;
 mod several;
 pub mod spool;
+mod unsent;
 
 pub use body::{Bodies, Body, LARGE_BYTES};
 pub use error::{BrokerError, PublishError, SettleError};
@@ -72,7 +74,8 @@ impl Content {
 }
 
 /// How the bytes of a [`Content::File`] are to be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FileFormat {
     /// A JSON value.
     Json,

@@ -63,7 +63,6 @@ mod sink;
 mod source;
 mod supervise;
 mod token;
-mod unsent;
 mod watch;
 
 use tokio::sync::oneshot;
@@ -72,6 +71,7 @@ pub(super) use self::retry::pause_after;
 pub use self::sink::Sink;
 pub(super) use self::source::Receipt;
 pub use self::source::Source;
+use super::unsent::{self, Otherwise, Unsent};
 use super::{BrokerError, Direction, Leave, QueueLook, Resilience};
 use crate::config::AmqpAddress;
 
@@ -119,7 +119,12 @@ pub(super) async fn open_sink(
         }
     });
     let sink = Sink::start(&at, address, first.await?, resilience);
-    unsent::send_all(&sink, resilience).await;
+    unsent::send_all(&sink.at, resilience, async |queue, result: Unsent| {
+        let headers = Vec::new();
+        sink.publish_to(queue, result.body, headers, Otherwise::Forget)
+            .await
+    })
+    .await;
     Ok(sink)
 }
 

@@ -13,10 +13,10 @@ use tokio::time::{Instant, sleep, timeout};
 use super::confirms::Pending;
 use super::keep::{Keeper, Line, Order};
 use super::publish::{Command, Message, Session};
-use super::unsent;
 use crate::broker::body::SENDING_BYTES;
 use crate::broker::outlet::{NextTry, RefusedResult, RefusesSince};
 use crate::broker::resilience::IN_A_HURRY;
+use crate::broker::unsent::{self, Otherwise, Unsent};
 use crate::broker::{
     Body, BrokerError, Content, LinkState, Patience, Place, PublishError, Resilience,
 };
@@ -41,15 +41,6 @@ pub struct Sink {
     /// Since when each queue refuses results, by its index.
     refuses: Vec<RefusesSince>,
     resilience: Resilience,
-}
-
-/// What becomes of a result when the broker stays away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Otherwise {
-    /// It is written to disk.
-    Keep,
-    /// It is there already.
-    Forget,
 }
 
 /// Whether the broker may have a result already.
@@ -128,7 +119,7 @@ impl Sink {
                 // Those before it wait for a broker that confirms nothing.
                 () = patience_ends(&resilience) => {
                     if otherwise == Otherwise::Keep {
-                        unsent::keep(&at, queue, body, &resilience).await;
+                        unsent::keep(&at, queue, message(body), &resilience).await;
                     }
                     let detail = "the pilot had to end before it could be sent".into();
                     return Err(PublishError::SessionLost { detail });
@@ -142,7 +133,7 @@ impl Sink {
                     Ok(session) => session,
                     Err(detail) => {
                         if otherwise == Otherwise::Keep {
-                            unsent::keep(&at, queue, body, &resilience).await;
+                            unsent::keep(&at, queue, message(body), &resilience).await;
                         }
                         return Err(PublishError::SessionLost { detail });
                     }
@@ -172,7 +163,7 @@ impl Sink {
                     settled = is_settled => settled,
                     () = patience_ends(&resilience) => {
                         if otherwise == Otherwise::Keep {
-                            unsent::keep(&at, queue, body, &resilience).await;
+                            unsent::keep(&at, queue, message(body), &resilience).await;
                         }
                         let detail = "the pilot had to end before the broker confirmed".into();
                         return Err(PublishError::SessionLost { detail });
@@ -193,7 +184,7 @@ impl Sink {
                             Refused::new(&at, queue, &refuses, &line, &resilience)
                         });
                         if waiting.next_try(&error).await == NextTry::None {
-                            unsent::keep(&at, queue, body, &resilience).await;
+                            unsent::keep(&at, queue, message(body), &resilience).await;
                             return Err(error);
                         }
                     }
@@ -243,6 +234,11 @@ async fn room_for(
     let slot = slots.acquire_owned().await.map_err(closed)?;
     let room = bytes.acquire_many_owned(weight.min(SENDING_BYTES));
     Ok(Arc::new([slot, room.await.map_err(closed)?]))
+}
+
+/// A result that is to be kept.
+fn message(body: Body) -> Unsent {
+    Unsent { file: None, body }
 }
 
 /// A result that was refused, also for whoever looks at the state of the queues.

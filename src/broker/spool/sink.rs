@@ -12,9 +12,11 @@ use uuid::Uuid;
 use super::layout::{Layout, Trouble, move_as_result};
 use super::{died, off_the_loop};
 use crate::broker::outlet::{NextTry, RefusedResult, RefusesSince};
+use crate::broker::unsent::{self, Otherwise, Unsent, UnsentFile};
 use crate::broker::{
     Body, BrokerError, Content, Direction, FileFormat, Place, PublishError, Resilience,
 };
+use crate::ids::QueueIndex;
 
 /// Results in flight, and their bytes.
 const PUBLISHES_MAX: usize = 32;
@@ -39,13 +41,26 @@ impl Sink {
         try_to_write(&layout).await?;
         let slots = Arc::new(Semaphore::new(PUBLISHES_MAX));
         let bytes = Arc::new(Semaphore::new(PUBLISH_BYTES_MAX as usize));
-        Ok(Self {
+        let sink = Self {
             layout,
             slots,
             bytes,
             refuses: RefusesSince::default(),
             resilience: resilience.clone(),
-        })
+        };
+        let publish = async |_queue, result| sink.publish_kept(result).await;
+        unsent::send_all(&sink.layout.at, resilience, publish).await;
+        Ok(sink)
+    }
+
+    /// Publishes what an earlier pilot left; it stays where it is unless that succeeds.
+    async fn publish_kept(&self, result: Unsent) -> Result<(), PublishError> {
+        let Some(UnsentFile { format, event }) = result.file else {
+            return Err(PublishError::WrongEncoding);
+        };
+        let event = event.map(OsString::from);
+        self.publish_file(format, result.body, event, Otherwise::Forget)
+            .await
     }
 
     pub(in crate::broker) fn place(&self) -> &Place {
@@ -57,13 +72,26 @@ impl Sink {
         content: Content,
         event: Option<OsString>,
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
+        let publishing = match content {
+            Content::File(format, body) => {
+                Ok(self.publish_file(format, body, event, Otherwise::Keep))
+            }
+            Content::Frame(_) => Err(PublishError::WrongEncoding),
+        };
+        async move { publishing?.await }
+    }
+
+    fn publish_file(
+        &self,
+        format: FileFormat,
+        body: Body,
+        event: Option<OsString>,
+        otherwise: Otherwise,
+    ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
         let layout = Arc::clone(&self.layout);
         let (slots, room) = (Arc::clone(&self.slots), Arc::clone(&self.bytes));
         let (refuses, resilience) = (self.refuses.clone(), self.resilience.clone());
         async move {
-            let Content::File(format, body) = content else {
-                return Err(PublishError::WrongEncoding);
-            };
             let gone = || PublishError::SessionLost {
                 detail: "the spool was closed".into(),
             };
@@ -81,15 +109,15 @@ impl Sink {
             let permits = Arc::new((slot, room));
             let mut waiting = None;
             loop {
-                let (layout, body) = (Arc::clone(&layout), body.clone());
-                let event = event.clone();
+                let layout = Arc::clone(&layout);
+                let (event_name, bytes) = (event.clone(), body.clone());
                 let permits = Arc::clone(&permits);
                 // A directory that was deleted is made again, as a queue is.
                 let is_again = waiting.is_some();
                 let written = off_the_loop(move || {
                     let _while_writing = permits;
                     let made = if is_again { layout.create() } else { Ok(()) };
-                    made.and_then(|()| write_result(&layout, event.as_deref(), format, &body))
+                    made.and_then(|()| write_result(&layout, event_name.as_deref(), format, &bytes))
                         .map_err(Trouble::into_publish)
                 });
                 let error = match written.await {
@@ -100,8 +128,14 @@ impl Sink {
                     Ok(Err(error)) => error,
                     Err(_died) => return Err(gone()),
                 };
+                if otherwise == Otherwise::Forget {
+                    return Err(error);
+                }
                 let waiting = waiting.get_or_insert_with(|| RefusedResult::new(&resilience));
                 if waiting.next_try(&at, &refuses, &error).await == NextTry::None {
+                    let event = event.and_then(|name| name.into_string().ok());
+                    let file = Some(UnsentFile { format, event });
+                    unsent::keep(&at, QueueIndex(0), Unsent { file, body }, &resilience).await;
                     return Err(error);
                 }
             }

@@ -1,10 +1,10 @@
-//! Results that could not be sent, on disk: what a pilot leaves when its broker stays away, and what
-//! the next one on the same data directory sends first. Touches that directory only. Apart, because
-//! it is about files.
+//! Results that could not be sent, on disk: what a pilot leaves when its broker stays away or its spool can't
+//! be written, and what the next one on the same data directory sends first. Touches that directory only;
+//! who sends is the caller's.
 //!
-//! A file is one line of JSON that says where to, then the message's body as it is. It holds no
-//! secret: whoever sends it uses the credentials it was started with. It is on disk before it has its
-//! name; it is locked while somebody sends it, and removed when the broker has confirmed.
+//! A file is one line of JSON that says where to, then the result as it is. It holds no secret: whoever
+//! sends it uses the credentials it was started with. It is on disk before it has its name; it is locked
+//! while somebody sends it, and removed when it has arrived.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -16,39 +16,73 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::sink::{Otherwise, Sink};
+use super::{Body, FileFormat, Place, PublishError, Resilience};
 use crate::blocking;
-use crate::broker::{Body, Place, Resilience};
 use crate::ids::QueueIndex;
 use crate::regular_file;
 
 const SUFFIX: &str = "unsent";
-/// Names of queues have 255 bytes at most.
+/// Names of queues have 255 bytes at most, and so have names of files.
 const LABEL_BYTES_MAX: u64 = 64 * 1024;
 /// For all that is found at the start. What is left then stays for the next pilot.
 const SEND_WITHIN: Duration = Duration::from_mins(2);
+
+/// What becomes of a result that can't be sent for too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Otherwise {
+    /// It is written to disk.
+    Keep,
+    /// It is there already.
+    Forget,
+}
+
+/// A result, and what must be known of it beside its queue.
+#[derive(Debug, Clone)]
+pub(super) struct Unsent {
+    /// Of one that is a file: a message says all by itself.
+    pub(super) file: Option<UnsentFile>,
+    pub(super) body: Body,
+}
+
+/// How a spool's result is written.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub(super) struct UnsentFile {
+    pub(super) format: FileFormat,
+    /// The name of its event, if that is text.
+    pub(super) event: Option<String>,
+}
 
 #[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
 struct Label {
     broker: String,
     queue: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    file: Option<UnsentFile>,
 }
 
 impl Label {
-    fn of(at: &Place, queue: QueueIndex) -> Self {
+    fn of(at: &Place, queue: QueueIndex, file: Option<UnsentFile>) -> Self {
         Self {
             broker: at.address.clone(),
             queue: at.name(queue).to_owned(),
+            file,
         }
+    }
+
+    /// Which of the queues there it is for.
+    fn queue_at(&self, at: &Place) -> Option<QueueIndex> {
+        let mut queues = at.indices();
+        queues.find(|queue| self.broker == at.address && self.queue == at.name(*queue))
     }
 }
 
 /// Writes a result to disk. What fails is logged: then the result is gone, though its event is not.
-pub(super) async fn keep(at: &Place, queue: QueueIndex, body: Body, resilience: &Resilience) {
+pub(super) async fn keep(at: &Place, queue: QueueIndex, result: Unsent, resilience: &Resilience) {
     let Some(directory) = resilience.unsent().map(Path::to_owned) else {
         return;
     };
-    let (shown, label) = (directory.display().to_string(), Label::of(at, queue));
+    let Unsent { file, body } = result;
+    let (shown, label) = (directory.display().to_string(), Label::of(at, queue, file));
     let written = blocking::start(move || write(&directory, &label, &body)).await;
     match written.unwrap_or_else(|died| Err(io::Error::other(died))) {
         Ok(path) => {
@@ -85,8 +119,12 @@ fn write(directory: &Path, label: &Label, body: &Body) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-/// Sends what earlier pilots left for these queues.
-pub(super) async fn send_all(sink: &Sink, resilience: &Resilience) {
+/// Sends what earlier pilots left for the queues there.
+pub(super) async fn send_all(
+    at: &Place,
+    resilience: &Resilience,
+    publish: impl AsyncFn(QueueIndex, Unsent) -> Result<(), PublishError>,
+) {
     let Some(directory) = resilience.unsent().map(Path::to_owned) else {
         return;
     };
@@ -101,24 +139,26 @@ pub(super) async fn send_all(sink: &Sink, resilience: &Resilience) {
     };
     let sending = async {
         for path in paths {
-            send(sink, path, resilience).await;
+            send(at, path, resilience, &publish).await;
         }
     };
     if timeout(SEND_WITHIN, sending).await.is_err() {
-        tracing::warn!(at = %sink.at, "unsent results are left for the next pilot: the broker is slow to confirm them");
+        tracing::warn!(%at, "unsent results are left for the next pilot: the broker is slow to confirm them");
     }
 }
 
-async fn send(sink: &Sink, path: PathBuf, resilience: &Resilience) {
+async fn send(
+    at: &Place,
+    path: PathBuf,
+    resilience: &Resilience,
+    publish: &impl AsyncFn(QueueIndex, Unsent) -> Result<(), PublishError>,
+) {
     let file = path.display().to_string();
-    let at = sink.at.clone();
-    let labels = move |queue| (queue, Label::of(&at, queue));
-    let labels: Vec<_> = sink.at.indices().map(labels).collect();
     let claimed = {
-        let path = path.clone();
-        blocking::start(move || claim(&path, &labels)).await
+        let (path, at) = (path.clone(), at.clone());
+        blocking::start(move || claim(&path, &at)).await
     };
-    let (lock, queue, body) = match claimed.unwrap_or_else(|died| Err(io::Error::other(died))) {
+    let (lock, queue, result) = match claimed.unwrap_or_else(|died| Err(io::Error::other(died))) {
         Ok(Some(claimed)) => claimed,
         Ok(None) => {
             tracing::debug!(file, "an unsent result is for another queue, or being sent");
@@ -129,10 +169,7 @@ async fn send(sink: &Sink, path: PathBuf, resilience: &Resilience) {
             return;
         }
     };
-    match sink
-        .publish_to(queue, body, Vec::new(), Otherwise::Forget)
-        .await
-    {
+    match publish(queue, result).await {
         Ok(()) => {
             resilience.count(|stats| stats.sent_late += 1);
             tracing::info!(file, "an earlier pilot's result is sent");
@@ -163,12 +200,9 @@ fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// The locked file, for which queue it is, and the body, if it is for one of these and nobody else's by
-/// now.
-fn claim(
-    path: &Path,
-    labels: &[(QueueIndex, Label)],
-) -> io::Result<Option<(Arc<File>, QueueIndex, Body)>> {
+/// The locked file, for which queue it is, and the result, if it is for one of those there and in nobody
+/// else's hands.
+fn claim(path: &Path, at: &Place) -> io::Result<Option<(Arc<File>, QueueIndex, Unsent)>> {
     let file = match regular_file::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -184,30 +218,40 @@ fn claim(
     if label.pop() != Some(b'\n') {
         return Err(io::Error::other("it does not say where to"));
     }
-    let found: Label = serde_json::from_slice(&label)?;
-    let wanted = labels.iter().find(|(_, label)| *label == found);
-    let (file, from) = (Arc::new(file), label.len() as u64 + 1);
+    let from = label.len() as u64 + 1;
+    let label: Label = serde_json::from_slice(&label)?;
+    let Some(queue) = label.queue_at(at) else {
+        return Ok(None);
+    };
+    let file = Arc::new(file);
     let body = Body::of_file(Arc::clone(&file), from)?;
-    Ok(wanted.map(|&(queue, _)| (file, queue, body)))
+    let result = Unsent {
+        file: label.file,
+        body,
+    };
+    Ok(Some((file, queue, result)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::Direction;
 
-    fn label(queue: &str) -> Label {
-        Label {
-            broker: "mq:5672".into(),
-            queue: queue.into(),
+    fn at(queues: &[&str]) -> Place {
+        Place {
+            direction: Direction::Outgoing,
+            address: "mq:5672".into(),
+            queues: queues.iter().map(|&name| name.to_owned()).collect(),
         }
     }
 
-    fn labels(queues: &[&str]) -> Vec<(QueueIndex, Label)> {
-        let labels = queues.iter().map(|queue| label(queue));
-        labels
-            .enumerate()
-            .map(|(place, label)| (QueueIndex(place), label))
-            .collect()
+    /// A message for the first of these queues.
+    fn label(queue: &str) -> Label {
+        Label::of(&at(&[queue]), QueueIndex(0), None)
+    }
+
+    fn body_of(path: &Path, queue: &str) -> Body {
+        claim(path, &at(&[queue])).unwrap().unwrap().2.body
     }
 
     #[test]
@@ -218,25 +262,32 @@ mod tests {
         let first = write(&unsent, &label("q"), &b"\n1\0\n".to_vec().into()).unwrap();
         let second = write(&unsent, &label("q"), &b"".to_vec().into()).unwrap();
         assert_eq!(list(&unsent).unwrap(), [first.clone(), second.clone()]);
-        assert_eq!(
-            claim(&first, &labels(&["q"])).unwrap().unwrap().2,
-            b"\n1\0\n".to_vec().into()
-        );
-        assert_eq!(
-            claim(&second, &labels(&["q"])).unwrap().unwrap().2,
-            Vec::new().into()
-        );
+        assert_eq!(body_of(&first, "q"), b"\n1\0\n".to_vec().into());
+        assert_eq!(body_of(&second, "q"), Vec::new().into());
+    }
+
+    #[test]
+    fn a_file_has_its_format_and_its_events_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = UnsentFile {
+            format: FileFormat::Text,
+            event: Some("p 1.txt".into()),
+        };
+        let label = Label::of(&at(&["q"]), QueueIndex(0), Some(file.clone()));
+        let path = write(directory.path(), &label, &b"1".to_vec().into()).unwrap();
+        let (_lock, _, found) = claim(&path, &at(&["q"])).unwrap().unwrap();
+        assert_eq!(found.file, Some(file));
     }
 
     #[test]
     fn a_result_for_another_queue_or_in_others_hands_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let path = write(directory.path(), &label("q"), &b"1".to_vec().into()).unwrap();
-        assert!(claim(&path, &labels(&["other"])).unwrap().is_none());
-        let (lock, ..) = claim(&path, &labels(&["q"])).unwrap().unwrap();
-        assert!(claim(&path, &labels(&["q"])).unwrap().is_none());
+        assert!(claim(&path, &at(&["other"])).unwrap().is_none());
+        let (lock, ..) = claim(&path, &at(&["q"])).unwrap().unwrap();
+        assert!(claim(&path, &at(&["q"])).unwrap().is_none());
         drop(lock);
-        assert!(claim(&path, &labels(&["q"])).unwrap().is_some());
+        assert!(claim(&path, &at(&["q"])).unwrap().is_some());
     }
 
     #[test]
@@ -244,14 +295,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.unsent");
         fs::write(&path, "{\"broker\": \"mq").unwrap();
-        assert!(claim(&path, &labels(&["q"])).is_err());
+        assert!(claim(&path, &at(&["q"])).is_err());
     }
 
     #[test]
     fn each_of_several_queues_gets_its_own() {
         let directory = tempfile::tempdir().unwrap();
         let path = write(directory.path(), &label("b"), &b"1".to_vec().into()).unwrap();
-        let (_lock, queue, body) = claim(&path, &labels(&["a", "b"])).unwrap().unwrap();
-        assert_eq!((queue, body), (QueueIndex(1), b"1".to_vec().into()));
+        let (_lock, queue, _) = claim(&path, &at(&["a", "b"])).unwrap().unwrap();
+        assert_eq!(queue, QueueIndex(1));
     }
 }
