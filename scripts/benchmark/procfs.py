@@ -3,6 +3,7 @@ readings for every pilot."""
 
 from __future__ import annotations
 
+import subprocess
 import time
 from pathlib import Path
 
@@ -34,7 +35,12 @@ def peak(pid: int) -> int:
 
 def reset_peak(pid: int) -> None:
     """From here on `peak` tells of what comes."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    path = Path(f"/proc/{pid}/clear_refs")
+    try:
+        path.write_text("5")
+    except PermissionError:
+        # A pilot lets no other process of its user near its memory.
+        subprocess.run(["sudo", "tee", path], input=b"5", stdout=subprocess.DEVNULL, check=True)
 
 
 def switches(pid: int) -> dict[int, int]:
@@ -76,7 +82,12 @@ def programs(name: str) -> list[int]:
 
 def _fields(path: str) -> dict[str, int]:
     values = {}
-    for line in Path(path).read_text().splitlines():
+    try:
+        text = Path(path).read_text()
+    except PermissionError:
+        # As above.
+        text = subprocess.run(["sudo", "cat", path], capture_output=True, check=True, text=True).stdout
+    for line in text.splitlines():
         key, _, value = line.partition(":")
         first = value.split()
         if first and first[0].isdigit():
