@@ -103,28 +103,32 @@ enum StatedSize {
     No,
 }
 
-/// A zstd frame of 32 KB that becomes 1 GiB of spaces, after which JSON may still begin (RFC 8878, sections
-/// 3.1.1.1 and 3.1.1.2).
+/// A zstd frame of 32 KB that becomes an event with 1 GiB of letters (RFC 8878, sections 3.1.1.1 and
+/// 3.1.1.2).
 fn bomb(stated: StatedSize) -> Vec<u8> {
     const GIBIBYTE: u64 = 1 << 30;
     const BLOCK: u32 = 128 * 1024;
     const BLOCKS: u32 = 8 * 1024;
+    const BEGINNING: &[u8] = br#"{"headers": {}, "data": ""#;
     let mut frame = 0xfd2f_b528_u32.to_le_bytes().to_vec();
     // A window of 1 MiB; the size in eight bytes, or not at all.
     let window = 10 << 3;
     match stated {
         StatedSize::Yes => {
             frame.extend([0b1100_0000, window]);
-            frame.extend(GIBIBYTE.to_le_bytes());
+            frame.extend((GIBIBYTE + BEGINNING.len() as u64).to_le_bytes());
         }
         StatedSize::No => frame.extend([0, window]),
     }
+    let as_it_is = u32::try_from(BEGINNING.len()).expect("it is short") << 3;
+    frame.extend(&as_it_is.to_le_bytes()[..3]);
+    frame.extend(BEGINNING);
     for block in 1..=BLOCKS {
         let last = u32::from(block == BLOCKS);
         let repeat_one_byte = 1 << 1;
         let header = BLOCK << 3 | repeat_one_byte | last;
         frame.extend(&header.to_le_bytes()[..3]);
-        frame.push(b' ');
+        frame.push(b'a');
     }
     frame
 }

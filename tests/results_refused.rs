@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::records::of_kind;
 use crate::support::broker::Broker;
 use crate::support::faults::close_all_connections;
-use crate::support::rabbitmq::{Queue, rabbitmqctl};
+use crate::support::rabbitmq::Queue;
 use crate::support::scene::Scene;
 use crate::support::{SOON, eventually, images};
 
@@ -316,8 +316,10 @@ fn a_kept_result_is_not_sent_to_a_queue_of_the_same_name_in_another_virtual_host
     assert_eq!(kept(&scene), 1);
 
     let vhost = format!("vhost-{}", uuid::Uuid::new_v4().simple());
-    rabbitmqctl(&["add_vhost", &vhost]);
-    rabbitmqctl(&["set_permissions", "-p", &vhost, "guest", ".*", ".*", ".*"]);
+    full.broker.control(&["add_vhost", &vhost]);
+    let all = ".*";
+    full.broker
+        .control(&["set_permissions", "-p", &vhost, "guest", all, all, all]);
     let address = format!("{}/{vhost}", full.outgoing.address());
     let scene = scene.set("EWMS_PILOT_QUEUE_OUTGOING_BROKER_ADDRESS", address);
     scene.run(Duration::from_mins(1)).assert_code(0);
@@ -325,11 +327,12 @@ fn a_kept_result_is_not_sent_to_a_queue_of_the_same_name_in_another_virtual_host
     // It has the result of its own pilot alone.
     let one = format!("{}\t1", full.outgoing.name());
     let counted = eventually(SOON, || {
-        let listed = rabbitmqctl(&["list_queues", "-p", &vhost, "name", "messages"]);
+        let listed = full
+            .broker
+            .control(&["list_queues", "-p", &vhost, "name", "messages"]);
         listed.lines().any(|line| line == one)
     });
     assert!(counted);
-    rabbitmqctl(&["delete_vhost", &vhost]);
 }
 
 #[test]
