@@ -27,7 +27,7 @@ pub use command::{
 pub use diagnose::{READ, apptainer_error, failure_text, reason, scrub, timeout_reason};
 pub use image::{Conversion, ImageError, Locked, Plan, Turn};
 pub use image_layout::{ImageShape, base_script, base_script_is_missing};
-pub use mounts::MountTable;
+pub use mounts::{MountPoint, MountTable};
 pub use probe_script::{
     ENV_DIR, Found, InImage, LAST, MARK, Trials, found, mark, not_past, script,
 };

@@ -28,6 +28,20 @@ struct Mount {
     root: PathBuf,
     point: PathBuf,
     writable: Writable,
+    file_system: String,
+    /// The file system's own.
+    options: String,
+}
+
+/// Where a file system is mounted.
+#[derive(Debug, Clone, Copy)]
+pub struct MountPoint<'a> {
+    /// Which of its directories.
+    pub root: &'a Path,
+    /// Where.
+    pub point: &'a Path,
+    /// The file system's own options, with commas between them.
+    pub options: &'a str,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,8 +59,9 @@ impl MountTable {
         Ok(Self::parse(&std::fs::read("/proc/self/mountinfo")?))
     }
 
-    /// Lines that make no sense are passed over.
-    fn parse(text: &[u8]) -> Self {
+    /// Of the text of such a file. Lines that make no sense are passed over.
+    #[must_use]
+    pub fn parse(text: &[u8]) -> Self {
         let lines = text.split(|byte| *byte == b'\n');
         let mounts: Vec<Mount> = lines.filter_map(Mount::parse).collect();
         let ids: HashMap<u64, usize> = mounts.iter().map(|mount| mount.id).zip(0..).collect();
@@ -63,6 +78,16 @@ impl MountTable {
             children,
             roots,
         }
+    }
+
+    /// Where file systems of this type are mounted, in the order of the table.
+    pub fn of_type<'a>(&'a self, file_system: &'a str) -> impl Iterator<Item = MountPoint<'a>> {
+        let of_type = move |mount: &&Mount| mount.file_system == file_system;
+        self.mounts.iter().filter(of_type).map(|mount| MountPoint {
+            root: &mount.root,
+            point: &mount.point,
+            options: &mount.options,
+        })
     }
 
     /// The mount that `path`, which is absolute and without links, leads to. Of several on one mount the
@@ -157,9 +182,11 @@ impl Mount {
         let root = unescaped(fields.next()?);
         let point = unescaped(fields.next()?);
         let options = fields.next()?;
-        let of_the_file_system = fields.skip_while(|field| *field != b"-").nth(3);
+        let mut behind = fields.skip_while(|field| *field != b"-").skip(1);
+        let file_system = behind.next().unwrap_or_default();
+        let of_the_file_system = behind.nth(1).unwrap_or_default();
         let is_read_only = |options: &[u8]| options.split(|byte| *byte == b',').any(|o| o == b"ro");
-        let writable = if is_read_only(options) || of_the_file_system.is_some_and(is_read_only) {
+        let writable = if is_read_only(options) || is_read_only(of_the_file_system) {
             Writable::No
         } else {
             Writable::Yes
@@ -171,6 +198,8 @@ impl Mount {
             root,
             point,
             writable,
+            file_system: String::from_utf8_lossy(file_system).into_owned(),
+            options: String::from_utf8_lossy(of_the_file_system).into_owned(),
         })
     }
 }

@@ -3,9 +3,10 @@
 //! only; what can't be read is not known, as on a machine that mounts no control groups.
 
 use std::fs;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::container::{MountPoint, MountTable};
 
 /// Above this, version 1 means that there is no limit.
 const UNLIMITED: u64 = 1 << 60;
@@ -18,6 +19,21 @@ enum Version {
 }
 
 impl Version {
+    fn file_system(self) -> &'static str {
+        match self {
+            Self::One => "cgroup",
+            Self::Two => "cgroup2",
+        }
+    }
+
+    /// Version 1 has a hierarchy for each kind of resource, or for some together.
+    fn holds_memory(self, mount: MountPoint<'_>) -> bool {
+        match self {
+            Self::One => mount.options.split(',').any(|option| option == "memory"),
+            Self::Two => true,
+        }
+    }
+
     /// The file with the count of processes that were killed there.
     fn counters(self) -> &'static str {
         match self {
@@ -40,14 +56,14 @@ impl MemoryCgroup {
     /// That of this process.
     pub(super) fn own() -> Option<Self> {
         let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let mounts = MountTable::read().ok()?;
         Self::candidates(&groups, &mounts)
             .into_iter()
             .find(|group| group.kills().is_some())
     }
 
-    /// In the order in which they are likely. See cgroups(7) and `proc_pid_mountinfo`(5).
-    fn candidates(groups: &str, mounts: &str) -> Vec<Self> {
+    /// In the order in which they are likely. See cgroups(7).
+    fn candidates(groups: &str, mounts: &MountTable) -> Vec<Self> {
         let member_of = |version| {
             groups.lines().find_map(|line| {
                 let (_, rest) = line.split_once(':')?;
@@ -64,17 +80,17 @@ impl MemoryCgroup {
             let Some(path) = member_of(version) else {
                 continue;
             };
-            for mount in mounts.lines().filter_map(Mount::parse) {
-                if !mount.holds_memory(version) {
+            for mount in mounts.of_type(version.file_system()) {
+                if !version.holds_memory(mount) {
                     continue;
                 }
                 // A container may see only its own part of the hierarchy, as its root.
-                let below = path.strip_prefix(&mount.root).unwrap_or(Path::new(""));
+                let below = path.strip_prefix(mount.root).unwrap_or(Path::new(""));
                 let plain = path.strip_prefix("/").unwrap_or(path);
                 for below in [below, plain, Path::new("")] {
                     found.push(Self {
                         directory: mount.point.join(below),
-                        top: mount.point.clone(),
+                        top: mount.point.to_owned(),
                         version,
                     });
                 }
@@ -107,58 +123,6 @@ impl MemoryCgroup {
                 .min(),
         }
     }
-}
-
-/// A line of `mountinfo`.
-struct Mount<'a> {
-    root: PathBuf,
-    point: PathBuf,
-    kind: &'a str,
-    options: &'a str,
-}
-
-impl<'a> Mount<'a> {
-    fn parse(line: &'a str) -> Option<Self> {
-        let (before, after) = line.split_once(" - ")?;
-        let mut before = before.split(' ').skip(3);
-        let (root, point) = (unescaped(before.next()?), unescaped(before.next()?));
-        let mut after = after.split(' ');
-        let (kind, _source) = (after.next()?, after.next()?);
-        Some(Self {
-            root,
-            point,
-            kind,
-            options: after.next()?,
-        })
-    }
-
-    fn holds_memory(&self, version: Version) -> bool {
-        match version {
-            Version::One => {
-                self.kind == "cgroup" && self.options.split(',').any(|option| option == "memory")
-            }
-            Version::Two => self.kind == "cgroup2",
-        }
-    }
-}
-
-/// White space and backslashes stand there as `\ooo`.
-fn unescaped(text: &str) -> PathBuf {
-    let mut bytes = Vec::new();
-    let mut rest = text;
-    while let Some((plain, escaped)) = rest.split_once('\\') {
-        bytes.extend(plain.bytes());
-        let code = escaped.get(..3).map(|code| u8::from_str_radix(code, 8));
-        if let Some(Ok(byte)) = code {
-            bytes.push(byte);
-            rest = &escaped[3..];
-        } else {
-            bytes.push(b'\\');
-            rest = escaped;
-        }
-    }
-    bytes.extend(rest.bytes());
-    std::ffi::OsString::from_vec(bytes).into()
 }
 
 fn field(text: &str, name: &str) -> Option<u64> {
@@ -229,7 +193,7 @@ mod tests {
     use super::*;
 
     fn first(groups: &str, mounts: &str) -> Vec<(String, Version)> {
-        MemoryCgroup::candidates(groups, mounts)
+        MemoryCgroup::candidates(groups, &MountTable::parse(mounts.as_bytes()))
             .into_iter()
             .map(|group| (group.directory.display().to_string(), group.version))
             .collect()
@@ -237,8 +201,8 @@ mod tests {
 
     #[test]
     fn the_pilots_group_is_found_in_both_kinds_nested_and_seen_from_a_container() {
-        const V1: &str = "14:35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n\
-                          18:0 31 0:9 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu";
+        const V1: &str = "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n\
+                          36 31 0:9 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu";
         const V2: &str = "30 24 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate";
         for (groups, mounts, directory, version) in [
             (
