@@ -2,8 +2,8 @@
 //! be written, and what the next one on the same data directory sends first. Touches that directory only;
 //! who sends is the caller's.
 //!
-//! A file is one line of JSON that says where to, then the result as it is. It holds no secret: whoever
-//! sends it uses the credentials it was started with. It is on disk before it has its name; it is locked
+//! A file is one line of JSON that says where to, then the result as it is. It holds no secret: the pilot that
+//! sends it uses its own credentials. It is on disk before it has its name; it is locked
 //! while somebody sends it, and removed when it has arrived.
 
 use std::fs::{self, File};
