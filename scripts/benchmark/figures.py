@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from setting import BARE, OURS, PYTHON
+from setting import BARE, BEFORE, OURS, PYTHON
 
-COLUMNS = (BARE, PYTHON, OURS)
+COLUMNS = (BARE, PYTHON, BEFORE, OURS)
 _WIDTH = 110
 
 

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from machine import describe
-from setting import OURS, PYTHON, Setting, progress
+from setting import BEFORE, OURS, PYTHON, Setting, progress
 
 _MODULES = {
     "a": "noop",
@@ -36,6 +36,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(_MODULES))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--skip-python", action="store_true")
+    parser.add_argument("--before", action="store_true")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--commit", required=True)
     parser.add_argument("--profile", required=True)
@@ -46,6 +47,11 @@ def main() -> int:
     # What is cleaned up on the way out is so as well when somebody ends us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
+    programs = {OURS: ["/bench/ewms-pilot"]}
+    if given.before:
+        programs = {BEFORE: ["/bench/before"]} | programs
+    if not given.skip_python:
+        programs = {PYTHON: ["/opt/python-pilot/bin/python", "-m", "ewms_pilot"]} | programs
     work = Path(tempfile.mkdtemp(prefix="bench-", dir=Path.home()))
     memory = Path(tempfile.mkdtemp(prefix="bench-", dir="/bench/memory"))
     setting = Setting(
@@ -53,11 +59,10 @@ def main() -> int:
         memory=memory,
         rounds=given.rounds or (1 if given.quick else 3),
         quick=given.quick,
-        with_python=not given.skip_python,
-        programs={OURS: ["/bench/ewms-pilot"], PYTHON: ["/opt/python-pilot/bin/python", "-m", "ewms_pilot"]},
+        programs=programs,
         stand_in=Path(__file__).resolve().parent / "stand-in",
     )
-    head = describe(given.commit, given.profile, setting.with_python)
+    head = describe(given.commit, given.profile, PYTHON in programs)
     for name, value in head.items():
         print(f"{name + ':':14} {value}")
     print(f"{'figures:':14} medians of {setting.rounds} rounds, columns in turn", flush=True)

@@ -9,7 +9,7 @@ import pilots
 import procfs
 from figures import Goal, Row, Section
 from queues import Collector, encode, fresh
-from setting import BARE, OURS, Late, Setting
+from setting import BARE, BUILDS, Late, Setting
 
 _TIME_GOALS = {1: 1.05, 2: 1.05, 4: 1.10, 8: 1.10}
 _CPU_GOAL_MS = 3.0
@@ -82,5 +82,5 @@ def _pilot(setting: Setting, column: str, slots: int, count: int, rows: _Rows) -
         events = count - 2 * slots
         spent = [(end - begin) / events * 1000 for begin, end in zip(*cpu)]
         rows.cpu.add(column, spent[0])
-        if column == OURS:
+        if column in BUILDS:
             rows.guardian.add(column, sum(spent[1:]))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import procfs
 from queues import Queues
-from setting import ADDRESS, COPY, IMAGE, OURS, Late, Place, Setting
+from setting import ADDRESS, BUILDS, COPY, IMAGE, Late, Place, Setting
 
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 # Idle exit is not what is measured: longer than any section, ended by a signal.
@@ -129,6 +129,6 @@ def running(
     except Late as late:
         # Its log says more than that something did not come.
         pilot.check()
-        raise Late(f"{late}; its log ends: {pilot.last_words()}" if column == OURS else str(late)) from late
+        raise Late(f"{late}; its log ends: {pilot.last_words()}" if column in BUILDS else str(late)) from late
     finally:
         pilot.stop()

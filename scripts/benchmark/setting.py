@@ -14,7 +14,9 @@ IMAGE = "/images/busybox"
 # What the smallest task that has a result does; the arguments of every task here but where it says so.
 COPY = "cp {{INFILE}} {{OUTFILE}}"
 
-BARE, PYTHON, OURS = "bare loop", "Python pilot", "ours"
+BARE, PYTHON, BEFORE, OURS = "bare loop", "Python pilot", "before", "ours"
+# The columns that are builds of this project.
+BUILDS = (BEFORE, OURS)
 
 
 class Place(Enum):
@@ -32,7 +34,6 @@ class Setting:
     memory: Path
     rounds: int
     quick: bool
-    with_python: bool
     programs: dict[str, list[str]]
     stand_in: Path
     _numbers: Iterator[int] = field(default_factory=itertools.count)
@@ -40,7 +41,7 @@ class Setting:
     @property
     def pilots(self) -> list[str]:
         """The columns that are pilots."""
-        return [PYTHON, OURS] if self.with_python else [OURS]
+        return list(self.programs)
 
     def sized(self, full: int, quick: int) -> int:
         """How many, in a full run and in a quick one."""

@@ -8,7 +8,7 @@ import bare
 import pilots
 from figures import Goal, Section
 from queues import Collector, encode, fresh, wait_until
-from setting import BARE, OURS, Late, Setting
+from setting import BARE, BUILDS, Late, Setting
 
 _TAKEN, _TAKEN_CHECKED, _RESULT = (
     "first event taken, no preflight",
@@ -40,7 +40,7 @@ def measure(setting: Setting) -> Section:
                 first, last = _pilot(setting, column, "False")
                 taken.add(column, first)
                 result.add(column, last)
-                if column == OURS:
+                if column in BUILDS:
                     first, last = _pilot(setting, column, "True")
                     checked.add(column, first)
                     result_checked.add(column, last)
