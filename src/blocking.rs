@@ -41,7 +41,7 @@ pub fn prepare() -> io::Result<()> {
 }
 
 /// Begins `work` at once, and gives what it comes to. Dropping that doesn't end the work.
-pub fn start<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Work<T> {
+pub fn start<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> BlockingWork<T> {
     POOL.start(work)
 }
 
@@ -57,7 +57,7 @@ pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 
 /// Work under way.
 #[derive(Debug)]
-pub struct Work<T>(oneshot::Receiver<T>);
+pub struct BlockingWork<T>(oneshot::Receiver<T>);
 
 /// The work panicked; the panic hook has told where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -70,7 +70,7 @@ impl From<Panicked> for io::Error {
     }
 }
 
-impl<T> Future for Work<T> {
+impl<T> Future for BlockingWork<T> {
     type Output = Result<T, Panicked>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -79,23 +79,23 @@ impl<T> Future for Work<T> {
     }
 }
 
-type Job = Box<dyn FnOnce() + Send>;
+type BoxedWork = Box<dyn FnOnce() + Send>;
 
 struct Pool {
-    shared: Mutex<Shared>,
+    shared: Mutex<PoolState>,
     work_came: Condvar,
 }
 
-struct Shared {
+struct PoolState {
     /// Bounded by the events that are held, and a few for the pilot itself.
-    waiting: VecDeque<Job>,
+    waiting: VecDeque<BoxedWork>,
     threads: usize,
     idle: usize,
 }
 
 /// When a thread goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Leaves {
+enum ThreadLifetime {
     Never,
     WhenIdle,
 }
@@ -103,7 +103,7 @@ enum Leaves {
 impl Pool {
     const fn new() -> Self {
         Self {
-            shared: Mutex::new(Shared {
+            shared: Mutex::new(PoolState {
                 waiting: VecDeque::new(),
                 threads: 0,
                 idle: 0,
@@ -114,7 +114,7 @@ impl Pool {
 
     fn prepare(&'static self) -> io::Result<()> {
         for number in 0..RESIDENTS {
-            match self.add_thread(Leaves::Never) {
+            match self.add_thread(ThreadLifetime::Never) {
                 Err(error) if number == 0 => return Err(error),
                 // One is enough to go on.
                 Err(_) => break,
@@ -127,16 +127,16 @@ impl Pool {
     fn start<T: Send + 'static>(
         &'static self,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Work<T> {
+    ) -> BlockingWork<T> {
         let (done, result) = oneshot::channel();
         self.submit(Box::new(move || {
             // Whoever wanted it may have stopped waiting.
             let _ = done.send(work());
         }));
-        Work(result)
+        BlockingWork(result)
     }
 
-    fn submit(&'static self, job: Job) {
+    fn submit(&'static self, job: BoxedWork) {
         let mut shared = self.lock();
         shared.waiting.push_back(job);
         // One that was woken stays idle here until it has taken its work.
@@ -147,7 +147,7 @@ impl Pool {
         }
         let threads = shared.threads;
         drop(shared);
-        if threads < MOST && self.add_thread(Leaves::WhenIdle).is_ok() {
+        if threads < MOST && self.add_thread(ThreadLifetime::WhenIdle).is_ok() {
             return;
         }
         self.without_another_thread();
@@ -167,7 +167,7 @@ impl Pool {
         self.work_came.notify_one();
     }
 
-    fn add_thread(&'static self, leaves: Leaves) -> io::Result<()> {
+    fn add_thread(&'static self, leaves: ThreadLifetime) -> io::Result<()> {
         // Counted before it is there, so that nobody takes this pool for one without threads.
         self.lock().threads += 1;
         let started = thread::Builder::new()
@@ -180,7 +180,7 @@ impl Pool {
         Ok(())
     }
 
-    fn serve(&self, leaves: Leaves) {
+    fn serve(&self, leaves: ThreadLifetime) {
         let mut shared = self.lock();
         loop {
             if let Some(job) = shared.waiting.pop_front() {
@@ -191,8 +191,8 @@ impl Pool {
             }
             shared.idle += 1;
             let waited = match leaves {
-                Leaves::Never => self.work_came.wait(shared).map(|shared| (shared, false)),
-                Leaves::WhenIdle => match self.work_came.wait_timeout(shared, LINGER) {
+                ThreadLifetime::Never => self.work_came.wait(shared).map(|shared| (shared, false)),
+                ThreadLifetime::WhenIdle => match self.work_came.wait_timeout(shared, LINGER) {
                     Ok((shared, waited)) => Ok((shared, waited.timed_out())),
                     Err(poisoned) => Ok((poisoned.into_inner().0, false)),
                 },
@@ -207,14 +207,14 @@ impl Pool {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shared> {
+    fn lock(&self) -> MutexGuard<'_, PoolState> {
         // Whole after every statement, and no work is done under it.
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A panic ends the work alone: its sender is dropped with it, and the thread goes on.
-fn run(job: Job) {
+fn run(job: BoxedWork) {
     let _told_by_the_hook = catch_unwind(AssertUnwindSafe(job));
 }
 

@@ -10,13 +10,13 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use crate::config::table;
+use crate::config::help_table;
 use crate::exit;
 use crate::preflight;
 use crate::process::GUARDIAN;
-use crate::report::{Output, Request};
+use crate::report::{ReportOutput, ReportRequest};
 use crate::status;
-use crate::task::look::{self, Extent};
+use crate::task::path_probe::{self, ProbeDepth};
 
 /// What the user wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,13 +28,13 @@ pub enum Command {
     /// Check the machine as a pilot would, and say what was found.
     Check(Format),
     /// Look at paths that may hang. Started by the pilot, not by people.
-    Look(Vec<PathBuf>, Extent),
+    Look(Vec<PathBuf>, ProbeDepth),
     /// Make a container's namespaces. Started by the pilot, not by people.
     Namespaces,
     /// Say what records add up to.
-    Report(Request),
+    Report(ReportRequest),
     /// Say what the pilots of this job do now.
-    Status(status::Request),
+    Status(status::StatusRequest),
     /// Print this: what was made of the definition of the command line itself.
     Print(Vec<u8>),
 }
@@ -78,7 +78,7 @@ enum Words {
         #[arg(long)]
         json: bool,
     },
-    #[command(name = look::WORD, hide = true)]
+    #[command(name = path_probe::WORD, hide = true)]
     Look {
         #[arg(long)]
         through: bool,
@@ -143,20 +143,28 @@ fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, 
         Some(Words::Look { through, paths }) => Command::Look(
             paths,
             if through {
-                Extent::Through
+                ProbeDepth::Through
             } else {
-                Extent::Glance
+                ProbeDepth::Glance
             },
         ),
         Some(Words::Namespaces) => Command::Namespaces,
-        Some(Words::Report { paths, html, json }) => Command::Report(Request {
+        Some(Words::Report { paths, html, json }) => Command::Report(ReportRequest {
             paths,
             page: html,
-            output: if json { Output::Json } else { Output::Table },
+            output: if json {
+                ReportOutput::Json
+            } else {
+                ReportOutput::Table
+            },
         }),
-        Some(Words::Status { path, json }) => Command::Status(status::Request {
+        Some(Words::Status { path, json }) => Command::Status(status::StatusRequest {
             path,
-            output: if json { Output::Json } else { Output::Table },
+            output: if json {
+                ReportOutput::Json
+            } else {
+                ReportOutput::Table
+            },
         }),
         Some(Words::Completions { shell }) => Command::Print(completions(shell)),
         Some(Words::Man) => Command::Print(manual()),
@@ -216,8 +224,8 @@ fn manual() -> Vec<u8> {
 fn after_long_help() -> String {
     format!(
         "{}\nExit codes:\n{}",
-        table::help(),
-        table::two_columns(exit::TABLE)
+        help_table::help(),
+        help_table::two_columns(exit::TABLE)
     )
 }
 
@@ -304,7 +312,7 @@ mod tests {
                     "{words:?} lacks {shown}"
                 );
             }
-            for hidden in [GUARDIAN, look::WORD, preflight::NAMESPACES] {
+            for hidden in [GUARDIAN, path_probe::WORD, preflight::NAMESPACES] {
                 assert!(!text.contains(hidden), "{words:?} has {hidden}");
             }
             let variables = ALL

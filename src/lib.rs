@@ -75,7 +75,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Check(format) => check(format),
-        Command::Look(paths, extent) => Ok(task::look::child(&paths, extent)),
+        Command::Look(paths, extent) => Ok(task::path_probe::child(&paths, extent)),
         Command::Namespaces => Ok(preflight::namespaces_child()),
         Command::Report(request) => {
             let mut out = BufWriter::new(io::stdout().lock());
@@ -140,7 +140,7 @@ fn say(text: &impl Display) {
 }
 
 /// Looks for pilots and shows them.
-fn show_status(request: &status::Request) -> Result<ExitCode> {
+fn show_status(request: &status::StatusRequest) -> Result<ExitCode> {
     let places = if let Some(path) = &request.path {
         vec![path.clone()]
     } else {

@@ -61,7 +61,7 @@ fn filter(levels: LogLevels) -> Targets {
 
 /// How many events are where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counts {
+pub struct ProgressCounts {
     /// Worked through, with success.
     pub done: u64,
     /// Being worked on.
@@ -107,7 +107,7 @@ impl Progress {
     }
 
     /// Shows these counts.
-    pub fn update(&self, counts: Counts) {
+    pub fn update(&self, counts: ProgressCounts) {
         let Some(line) = &self.line else { return };
         let since = line.since.get_or_init(|| {
             line.bar.reset_elapsed();
@@ -143,8 +143,8 @@ fn keep_ticking(line: WeakProgressBar) {
     }
 }
 
-fn message(counts: Counts, elapsed: Duration) -> String {
-    let Counts {
+fn message(counts: ProgressCounts, elapsed: Duration) -> String {
+    let ProgressCounts {
         done,
         running,
         failed,
@@ -265,7 +265,7 @@ mod tests {
             "",
             "nothing is there before the first counts"
         );
-        progress.update(Counts {
+        progress.update(ProgressCounts {
             done: 12,
             running: 4,
             failed: 1,
@@ -285,7 +285,7 @@ mod tests {
     fn a_narrow_terminal_still_has_one_line() {
         let terminal = InMemoryTerm::new(5, 30);
         let progress = Progress::on(ProgressDrawTarget::term_like(Box::new(terminal.clone())));
-        progress.update(Counts {
+        progress.update(ProgressCounts {
             done: 12_000_000,
             running: 4,
             failed: 1_000_000,
@@ -299,7 +299,7 @@ mod tests {
     #[test]
     fn without_a_terminal_there_is_nothing_to_update() {
         let progress = Progress::none();
-        progress.update(Counts::default());
+        progress.update(ProgressCounts::default());
         progress.finish();
         assert!(progress.line.is_none());
     }

@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use ewms_pilot::config::{table, variables};
+use ewms_pilot::config::{help_table, variables};
 use ewms_pilot::exit;
 
 use crate::support::scene::Scene;
@@ -44,12 +44,12 @@ fn assert_section(document: &str, name: &str, expected: &str) {
 
 #[test]
 fn the_page_on_configuration_has_the_parsers_table_of_variables() {
-    assert_section("src/config/README.md", "variables", &table::markdown());
+    assert_section("src/config/README.md", "variables", &help_table::markdown());
 }
 
 #[test]
 fn the_readme_has_what_the_parsers_table_says_of_the_variables_that_everybody_needs() {
-    let all = table::markdown();
+    let all = help_table::markdown();
     let known: BTreeSet<&str> = all.lines().collect();
     let basic = section("README.md", "basic variables");
     assert!(basic.lines().count() > 12, "{basic}");

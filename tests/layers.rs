@@ -1,6 +1,6 @@
-//! Holds the source to its shape: who may use whom, and that every file says what it is for.
+//! Holds the source to its shape: who may use whom, what a name means, and that every file says what it is for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -144,6 +144,99 @@ fn every_file_opens_with_its_purpose() {
         })
         .collect();
     assert!(silent.is_empty(), "{silent:#?}");
+}
+
+/// So that a name means one thing in the whole source, whichever module one comes from.
+#[test]
+fn no_type_name_that_another_module_can_see_is_used_twice() {
+    let mut homes: BTreeMap<String, Vec<(PathBuf, Reach)>> = BTreeMap::new();
+    for file in rust_files(&source_dir().join("src")) {
+        if is_of_tests(&file) {
+            continue;
+        }
+        let source = fs::read_to_string(&file).expect("it is text");
+        for (name, reach) in types_of(&source) {
+            homes.entry(name).or_default().push((file.clone(), reach));
+        }
+    }
+    assert!(homes.len() > 300, "only {} types were found", homes.len());
+    let used_twice: Vec<_> = homes
+        .into_iter()
+        .filter(|(_, homes)| homes.len() > 1)
+        .filter(|(_, homes)| homes.iter().any(|(_, reach)| *reach == Reach::Beyond))
+        .collect();
+    assert!(used_twice.is_empty(), "{used_twice:#?}");
+}
+
+#[test]
+fn the_reader_of_types_sees_how_far_they_reach_and_no_tests() {
+    let source = "
+pub(super) struct Seen;
+enum Private {}
+pub trait Wide<T> {}
+impl Iterator for Private {
+    type Item = u8;
+}
+pub fn f() {
+    struct Inner;
+}
+#[cfg(test)]
+mod tests {
+    struct Fake;
+}
+";
+    let expected = [
+        ("Seen", Reach::Beyond),
+        ("Private", Reach::Own),
+        ("Wide", Reach::Beyond),
+    ];
+    assert_eq!(
+        types_of(source),
+        expected.map(|(name, reach)| (name.to_owned(), reach))
+    );
+}
+
+/// Who can see a type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// Its own module.
+    Own,
+    /// Another module too.
+    Beyond,
+}
+
+/// The types that a file defines outside of functions and of its tests.
+fn types_of(source: &str) -> Vec<(String, Reach)> {
+    let code = source
+        .split_once("#[cfg(test)]\nmod tests {")
+        .map_or(source, |(code, _)| code);
+    code.lines().filter_map(type_of).collect()
+}
+
+fn type_of(line: &str) -> Option<(String, Reach)> {
+    let (reach, rest) = match line.strip_prefix("pub") {
+        None => (Reach::Own, line),
+        Some(rest) => {
+            let rest = rest
+                .strip_prefix('(')
+                .map_or(rest, |scope| scope.split_once(')').expect("it is closed").1);
+            (Reach::Beyond, rest.strip_prefix(' ')?)
+        }
+    };
+    let (kind, rest) = rest.split_once(' ')?;
+    let is_type = ["struct", "enum", "trait", "type", "union"].contains(&kind);
+    let end = rest.find(|letter: char| !letter.is_alphanumeric() && letter != '_');
+    let name = &rest[..end.unwrap_or(rest.len())];
+    is_type.then(|| (name.to_owned(), reach))
+}
+
+/// Files of unit tests stand beside what they test.
+fn is_of_tests(file: &Path) -> bool {
+    file.components().any(|part| {
+        let part = part.as_os_str().to_string_lossy();
+        let name = part.trim_end_matches(".rs");
+        name == "tests" || name.ends_with("_tests") || name == "fake_server"
+    })
 }
 
 #[test]

@@ -100,7 +100,7 @@ impl Body {
     pub fn reader(&self) -> io::Result<impl Read + use<>> {
         match &self.0 {
             Place::Lost { reason, .. } => Err(io::Error::other(Arc::clone(reason).to_string())),
-            Place::Memory(_) | Place::Disk { .. } => Ok(Reader {
+            Place::Memory(_) | Place::Disk { .. } => Ok(BodyReader {
                 body: self.clone(),
                 at: 0,
             }),
@@ -171,12 +171,12 @@ impl fmt::Debug for Body {
     }
 }
 
-struct Reader {
+struct BodyReader {
     body: Body,
     at: u64,
 }
 
-impl Read for Reader {
+impl Read for BodyReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = self.body.len() - self.at;
         let wanted = buffer
@@ -200,20 +200,20 @@ impl Read for Reader {
 
 /// Where the bodies of one pilot are kept; a clone is the same.
 #[derive(Debug, Clone)]
-pub struct Bodies(Arc<Shared>);
+pub struct BodyStore(Arc<BodyStoreState>);
 
 #[derive(Debug)]
-struct Shared {
+struct BodyStoreState {
     directory: PathBuf,
     memory: Arc<Semaphore>,
     sending: Arc<Semaphore>,
 }
 
-impl Bodies {
+impl BodyStore {
     /// Files are made in `directory`, have no name there, and are gone with the pilot, however it ends.
     #[must_use]
     pub fn new(directory: PathBuf) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(BodyStoreState {
             directory,
             memory: Arc::new(Semaphore::new(IN_MEMORY_BYTES)),
             sending: Arc::new(Semaphore::new(SENDING_BYTES as usize)),
@@ -296,7 +296,7 @@ mod tests {
     #[test]
     fn bodies_of_any_size_come_back_as_they_were_and_leave_no_file() {
         let scratch = tempfile::tempdir().unwrap();
-        let bodies = Bodies::new(scratch.path().to_owned());
+        let bodies = BodyStore::new(scratch.path().to_owned());
         for length in [0, 1, SMALL_BYTES, SMALL_BYTES + 1, LARGE_BYTES + 1] {
             let content = bytes(length);
             for body in [
@@ -317,7 +317,7 @@ mod tests {
     #[test]
     fn what_is_in_memory_is_small_or_has_room_there() {
         let scratch = tempfile::tempdir().unwrap();
-        let bodies = Bodies::new(scratch.path().to_owned());
+        let bodies = BodyStore::new(scratch.path().to_owned());
         let in_memory = |body: &Body| body.in_memory().is_some();
         assert!(!in_memory(&bodies.keep(bytes(LARGE_BYTES + 1))));
         let (first, second) = (
@@ -334,7 +334,7 @@ mod tests {
 
     #[test]
     fn what_could_not_be_kept_says_so_when_it_is_read() {
-        let bodies = Bodies::new(Path::new("/proc/none").to_owned());
+        let bodies = BodyStore::new(Path::new("/proc/none").to_owned());
         let body = bodies.keep(bytes(LARGE_BYTES + 1));
         assert_eq!(body.len(), LARGE_BYTES as u64 + 1);
         assert!(body.reader().is_err());

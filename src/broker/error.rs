@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::Place;
+use super::Endpoint;
 
 /// Why a queue can't be used, or can't be used any more.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -18,7 +18,7 @@ pub enum BrokerError {
     #[error("unknown host in broker address {at}: {detail}; check {}", at.address_variable())]
     UnknownHost {
         /// Where.
-        at: Place,
+        at: Endpoint,
         /// The resolver's words.
         detail: String,
     },
@@ -26,7 +26,7 @@ pub enum BrokerError {
     #[error("the broker at {at} refused the connection: {detail}; check host and port in {}, and whether the broker is running", at.address_variable())]
     Refused {
         /// Where.
-        at: Place,
+        at: Endpoint,
         /// The kernel's words.
         detail: String,
     },
@@ -34,7 +34,7 @@ pub enum BrokerError {
     #[error("the broker at {at} can't be reached: {detail}; check {}, and whether this site lets jobs connect to that port", at.address_variable())]
     Unreachable {
         /// Where.
-        at: Place,
+        at: Endpoint,
         /// The kernel's words.
         detail: String,
     },
@@ -42,7 +42,7 @@ pub enum BrokerError {
     #[error("the broker at {at} did not answer within `{}` s ({step}); check {}, and whether this site lets jobs connect to that port", after.as_secs(), at.address_variable())]
     TimedOut {
         /// Where.
-        at: Place,
+        at: Endpoint,
         /// What was waited for.
         step: &'static str,
         /// How long.
@@ -52,7 +52,7 @@ pub enum BrokerError {
     #[error("the broker at {at} cut the connection off during the handshake: {detail}; check scheme and port in {}, and whether a RabbitMQ server is there", at.address_variable())]
     CutOff {
         /// Where.
-        at: Place,
+        at: Endpoint,
         /// What was seen.
         detail: String,
     },
@@ -60,7 +60,7 @@ pub enum BrokerError {
     #[error("no TLS connection to the broker at {at}: {detail}; check the scheme, host and port in {}, the system's CA certificates, and EWMS_PILOT_BROKER_CA_FILE", at.address_variable())]
     Tls {
         /// Where.
-        at: Place,
+        at: Endpoint,
         /// What TLS said.
         detail: String,
     },
@@ -69,7 +69,7 @@ pub enum BrokerError {
     #[error("the broker at {at} did not accept the credentials: {detail}; check {token}, or {token}_FILE where that is set, and user and password in {}", at.address_variable(), token = at.token_variable())]
     Authentication {
         /// Where.
-        at: Place,
+        at: Endpoint,
         /// What was seen.
         detail: String,
     },
@@ -77,7 +77,7 @@ pub enum BrokerError {
     #[error("virtual host `{vhost}` can't be used at broker {at}: {detail}; check what follows the host in {}", at.address_variable())]
     Vhost {
         /// Where.
-        at: Place,
+        at: Endpoint,
         /// The virtual host.
         vhost: String,
         /// The server's words.
@@ -87,7 +87,7 @@ pub enum BrokerError {
     #[error("the broker at {at} denies access: {detail}; check {}, and what {} may do there", at.queue_variable(), at.token_variable())]
     Permission {
         /// Where.
-        at: Place,
+        at: Endpoint,
         /// The server's words.
         detail: String,
     },
@@ -97,7 +97,7 @@ pub enum BrokerError {
     )]
     Full {
         /// Where.
-        at: Place,
+        at: Endpoint,
         /// The server's words, which name the limit.
         detail: String,
     },
@@ -105,13 +105,13 @@ pub enum BrokerError {
     #[error("the queue at {at} does not exist; check {}", at.queue_variable())]
     NoQueue {
         /// Where.
-        at: Place,
+        at: Endpoint,
     },
     /// The queue exists and is of no use to a pilot.
     #[error("the queue at {at} can't be used: {why}; check {}", at.queue_variable())]
     Unusable {
         /// Where.
-        at: Place,
+        at: Endpoint,
         /// What is wrong with it.
         why: String,
     },
@@ -119,7 +119,7 @@ pub enum BrokerError {
     #[error("{what} of `{bytes}` bytes is too long for the broker at {at}, at most `255` fit; check {} and {}", at.queue_variable(), at.address_variable())]
     NameTooLong {
         /// Where.
-        at: Place,
+        at: Endpoint,
         /// Which name.
         what: &'static str,
         /// Its length.
@@ -129,7 +129,7 @@ pub enum BrokerError {
     #[error("the broker at {at} refused: {detail}; check {} and {}", at.queue_variable(), at.address_variable())]
     Rejected {
         /// Where.
-        at: Place,
+        at: Endpoint,
         /// The server's words.
         detail: String,
     },
@@ -137,7 +137,7 @@ pub enum BrokerError {
     #[error("connection to the broker at {at} lost: {detail}; {}", at.direction.after_a_loss())]
     ConnectionLost {
         /// Where.
-        at: Place,
+        at: Endpoint,
         /// What was seen.
         detail: String,
     },
@@ -145,7 +145,7 @@ pub enum BrokerError {
     #[error("spool directory {at}: can't {action} `{}`: {detail}; check {}, the directory's permissions and its free space", path.display(), at.address_variable())]
     Spool {
         /// Where.
-        at: Place,
+        at: Endpoint,
         /// What was tried.
         action: &'static str,
         /// On what.
@@ -157,7 +157,7 @@ pub enum BrokerError {
     #[error("queue name {} can't be a directory in the spool `{}`: {why}; check {}", at.names(), at.address, at.queue_variable())]
     SpoolName {
         /// Where.
-        at: Place,
+        at: Endpoint,
         /// What is wrong.
         why: &'static str,
     },
@@ -167,7 +167,7 @@ pub enum BrokerError {
     )]
     Thread {
         /// Where.
-        at: Place,
+        at: Endpoint,
         /// The kernel's words.
         detail: String,
     },
@@ -296,8 +296,8 @@ mod tests {
     use crate::broker::Direction;
     use crate::ids::QueueIndex;
 
-    fn at(direction: Direction) -> Place {
-        Place {
+    fn at(direction: Direction) -> Endpoint {
+        Endpoint {
             direction,
             address: "mq.example:5672".into(),
             queues: vec!["pixels".into()],
@@ -329,7 +329,7 @@ mod tests {
 
     #[test]
     fn all_queues_of_a_session_are_named_and_one_alone_when_it_is_its_own_fault() {
-        let at = Place {
+        let at = Endpoint {
             queues: vec!["a".into(), "b".into()],
             ..at(Direction::Outgoing)
         };

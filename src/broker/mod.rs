@@ -23,27 +23,27 @@ use crate::config::AmqpAddress;
 use crate::ids::Generation;
 
 mod body;
+mod connection_status;
+mod endpoint;
 mod error;
-mod leave;
 mod limit;
-mod links;
+mod multi;
+mod outage_policy;
+mod outbox;
 mod outlet;
-mod place;
 pub mod rabbitmq;
-mod resilience;
-mod several;
 pub mod spool;
-mod unsent;
+mod start_gate;
 
-pub use body::{Bodies, Body, LARGE_BYTES};
+pub use body::{Body, BodyStore, LARGE_BYTES};
+pub use connection_status::{ConnectionState, ConnectionStatus, Outages};
+pub use endpoint::{Direction, Endpoint};
 pub use error::{BrokerError, PublishError, SettleError};
-pub use leave::{Leave, LeaveGiver};
 pub use limit::MessageLimit;
-pub use links::{Link, LinkState, Outages};
+pub use multi::{MultiSink, MultiSource, open_sinks, open_sources};
+pub use outage_policy::{BrokerStats, OutagePolicy, Patience};
 pub use outlet::{Outlet, OutletWatch};
-pub use place::{Direction, Place};
-pub use resilience::{BrokerStats, Patience, Resilience};
-pub use several::{Sinks, Sources, open_sinks, open_sources};
+pub use start_gate::{StartSender, StartSignal};
 
 /// What a queue carries for one event. A clone is the same bytes.
 #[derive(Debug, Clone)]
@@ -126,8 +126,8 @@ pub enum Verdict {
 pub struct Receipt(Option<ReceiptKind>);
 
 enum ReceiptKind {
-    RabbitMq(rabbitmq::Receipt),
-    Spool(spool::Receipt),
+    RabbitMq(rabbitmq::RabbitMqReceipt),
+    Spool(spool::SpoolReceipt),
 }
 
 impl Receipt {
@@ -208,7 +208,7 @@ pub enum Address<'a> {
 pub async fn open_dead_letters(
     queue: &str,
     broker: Address<'_>,
-    resilience: &Resilience,
+    resilience: &OutagePolicy,
 ) -> Result<Sink, BrokerError> {
     match broker {
         Address::RabbitMq(address) => {
@@ -216,7 +216,7 @@ pub async fn open_dead_letters(
                 .await
                 .map(Sink::RabbitMq)
         }
-        Address::Spool(directory) => spool::Sink::open(queue, directory, resilience)
+        Address::Spool(directory) => spool::SpoolSink::open(queue, directory, resilience)
             .await
             .map(Sink::Spool),
     }
@@ -254,11 +254,11 @@ pub async fn look(
 /// Hands out events.
 pub enum Source {
     /// From RabbitMQ, from several queues in turn where they share a session.
-    RabbitMq(rabbitmq::Source),
+    RabbitMq(rabbitmq::RabbitMqSource),
     /// From a directory.
-    Spool(spool::Source),
+    Spool(spool::SpoolSource),
     /// From several brokers, in turn.
-    Several(Sources),
+    Several(MultiSource),
 }
 
 impl Source {
@@ -325,11 +325,11 @@ impl fmt::Debug for Source {
 /// Takes results.
 pub enum Sink {
     /// Into RabbitMQ, each result into all queues that share the session.
-    RabbitMq(rabbitmq::Sink),
+    RabbitMq(rabbitmq::RabbitMqSink),
     /// Into a directory.
-    Spool(spool::Sink),
+    Spool(spool::SpoolSink),
     /// Into several brokers, each result into all.
-    Several(Sinks),
+    Several(MultiSink),
 }
 
 impl Sink {

@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::outage_policy::IN_A_HURRY;
 use super::rabbitmq::pause_after;
-use super::resilience::IN_A_HURRY;
-use super::{Patience, Place, PublishError, Resilience};
+use super::{Endpoint, OutagePolicy, Patience, PublishError};
 
 /// Whether results go out, as far as is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +96,7 @@ pub(super) enum NextTry {
 #[derive(Debug)]
 pub(super) struct RefusedResult {
     count: watch::Sender<usize>,
-    resilience: Resilience,
+    resilience: OutagePolicy,
     times: u32,
     next: NextTry,
     /// When it saw that the pilot must end.
@@ -104,7 +104,7 @@ pub(super) struct RefusedResult {
 }
 
 impl RefusedResult {
-    pub(super) fn new(resilience: &Resilience) -> Self {
+    pub(super) fn new(resilience: &OutagePolicy) -> Self {
         let count = resilience.refused_count().0.clone();
         count.send_modify(|count| *count += 1);
         Self {
@@ -119,7 +119,7 @@ impl RefusedResult {
     /// Waits until it is due again; longer each time, and with a last try at the very end.
     pub(super) async fn next_try(
         &mut self,
-        at: &Place,
+        at: &Endpoint,
         since: &RefusesSince,
         error: &PublishError,
     ) -> NextTry {
@@ -127,7 +127,7 @@ impl RefusedResult {
         self.next
     }
 
-    async fn wait(&mut self, at: &Place, since: &RefusesSince, error: &PublishError) -> NextTry {
+    async fn wait(&mut self, at: &Endpoint, since: &RefusesSince, error: &PublishError) -> NextTry {
         let refused_for = since.begin().elapsed();
         let left = self
             .resilience
@@ -157,7 +157,7 @@ impl RefusedResult {
 }
 
 /// When a pilot that must end has waited enough.
-async fn hurry_ends(resilience: &Resilience, hurried: &mut Option<Instant>) {
+async fn hurry_ends(resilience: &OutagePolicy, hurried: &mut Option<Instant>) {
     let mut patience = resilience.patience();
     // The sender lives as long as `resilience`.
     drop(patience.wait_for(|now| *now == Patience::Short).await);
@@ -181,8 +181,8 @@ mod tests {
     use super::*;
     use crate::broker::Direction;
 
-    fn at() -> Place {
-        Place {
+    fn at() -> Endpoint {
+        Endpoint {
             direction: Direction::Outgoing,
             address: "mq:5672".into(),
             queues: vec!["results".into()],
@@ -195,11 +195,11 @@ mod tests {
         }
     }
 
-    fn resilience(within: u64) -> Resilience {
-        Resilience::new(Duration::from_secs(within), "unsent".into())
+    fn resilience(within: u64) -> OutagePolicy {
+        OutagePolicy::new(Duration::from_secs(within), "unsent".into())
     }
 
-    async fn outlet(resilience: &Resilience, known: Outlet) -> Option<Outlet> {
+    async fn outlet(resilience: &OutagePolicy, known: Outlet) -> Option<Outlet> {
         let mut watch = resilience.outlet();
         tokio::time::timeout(Duration::ZERO, watch.differs_from(known))
             .await
@@ -253,7 +253,7 @@ mod tests {
     async fn a_pilot_that_must_end_waits_no_longer() {
         let (resilience, since) = (resilience(600), RefusesSince::default());
         let mut refused = RefusedResult::new(&resilience);
-        resilience.hurry();
+        resilience.shorten_waits();
         let began = Instant::now();
         while refused.next_try(&at(), &since, &nacked()).await == NextTry::Now {
             assert!(began.elapsed() <= 2 * IN_A_HURRY, "it waits on");

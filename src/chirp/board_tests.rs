@@ -5,16 +5,16 @@ use super::*;
 
 const INTERVAL: Duration = Duration::from_mins(1);
 
-fn board() -> (Board, Instant) {
-    (Board::new(INTERVAL), Instant::now())
+fn board() -> (UpdateQueue, Instant) {
+    (UpdateQueue::new(INTERVAL), Instant::now())
 }
 
-fn set(board: &mut Board, attribute: &'static str, text: &impl ToString, urgency: Urgency) {
+fn set(board: &mut UpdateQueue, attribute: &'static str, text: &impl ToString, urgency: Urgency) {
     board.set(attribute, text.to_string(), urgency);
 }
 
 /// Sends what is due and says what it was.
-fn send(board: &mut Board, scope: Scope, now: Instant) -> Vec<(&'static str, String)> {
+fn send(board: &mut UpdateQueue, scope: Scope, now: Instant) -> Vec<(&'static str, String)> {
     let batch = board.take(scope, now);
     for entry in &batch {
         board.delivered(entry, now);

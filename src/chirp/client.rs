@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use super::protocol::{ChirpError, Command, Contact, REPLY_MAX, in_time, judge};
+use super::protocol::{ChirpCommand, ChirpError, ChirpServer, REPLY_MAX, in_time, judge};
 use crate::blocking;
 
 /// A connection that the server has let in.
@@ -22,7 +22,7 @@ impl Client<TcpStream> {
     ///
     /// # Errors
     /// Any but those of the configuration file.
-    pub async fn connect(contact: &Contact, patience: Duration) -> Result<Self, ChirpError> {
+    pub async fn connect(contact: &ChirpServer, patience: Duration) -> Result<Self, ChirpError> {
         let connecting = async {
             let addresses = blocking::resolve(&contact.host, contact.port).await?;
             TcpStream::connect(addresses.as_slice()).await
@@ -45,7 +45,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// Those of [`Client::send`].
     pub async fn greet(
         stream: S,
-        contact: &Contact,
+        contact: &ChirpServer,
         patience: Duration,
     ) -> Result<Self, ChirpError> {
         let mut client = Self {
@@ -64,7 +64,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     ///
     /// # Errors
     /// What the server answered, or that it didn't.
-    pub async fn send(&mut self, command: Command<'_>) -> Result<(), ChirpError> {
+    pub async fn send(&mut self, command: ChirpCommand<'_>) -> Result<(), ChirpError> {
         let line = command.encode()?;
         self.ask(&line).await
     }
@@ -89,8 +89,8 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
-    fn contact() -> Contact {
-        Contact::parse("127.0.0.1 9618 s3cret\n").unwrap()
+    fn contact() -> ChirpServer {
+        ChirpServer::parse("127.0.0.1 9618 s3cret\n").unwrap()
     }
 
     /// What became of a `ulog` when the server had answered `replies` to the cookie and to it.
@@ -99,7 +99,7 @@ mod tests {
         theirs.write_all(replies).await.unwrap();
         let talk = async {
             let mut client = Client::greet(ours, &contact(), PATIENCE).await?;
-            client.send(Command::Ulog { text: "x" }).await
+            client.send(ChirpCommand::Ulog { text: "x" }).await
         };
         (talk.await, theirs)
     }

@@ -9,20 +9,20 @@
 //! - `board`: what is yet to be sent, and when; pure.
 //! - [`reporter`]: the actor that does the sending, and its handle.
 
-mod board;
 pub mod client;
 #[cfg(test)]
 mod fake_server;
 pub mod protocol;
 pub mod reporter;
+mod update_queue;
 pub mod value;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use board::Urgency;
-pub use reporter::Reporter;
-pub use value::{Value, quote};
+pub use reporter::ChirpReporter;
+pub use update_queue::Urgency;
+pub use value::{ChirpValue, quote};
 
 /// How a pilot reports.
 #[derive(Debug, Clone)]

@@ -99,19 +99,19 @@ fn meaning(code: i64) -> &'static str {
 
 /// Where the chirp server is and what it lets us in for.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Contact {
+pub struct ChirpServer {
     pub(super) host: String,
     pub(super) port: u16,
     pub(super) cookie: String,
 }
 
-impl fmt::Debug for Contact {
+impl fmt::Debug for ChirpServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Contact({}:{}, cookie ***)", self.host, self.port)
     }
 }
 
-impl Contact {
+impl ChirpServer {
     /// Reads `host port cookie`; none if `text` is anything else.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
@@ -155,7 +155,7 @@ impl Contact {
 
 /// What we ask of the server once it knows us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Command<'a> {
+pub enum ChirpCommand<'a> {
     /// Sets an attribute of the job ad.
     SetJobAttr {
         /// The attribute.
@@ -170,7 +170,7 @@ pub enum Command<'a> {
     },
 }
 
-impl Command<'_> {
+impl ChirpCommand<'_> {
     /// The command's line.
     ///
     /// # Errors
@@ -238,40 +238,43 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
-    fn contact() -> Contact {
-        Contact::parse("127.0.0.1 9618 s3cret\n").unwrap()
+    fn contact() -> ChirpServer {
+        ChirpServer::parse("127.0.0.1 9618 s3cret\n").unwrap()
     }
 
     #[test]
     fn commands_are_encoded_as_htcondors_client_does() {
         let long = "x".repeat(5_120 - "ulog \n".len());
         for (command, line) in [
-            (Command::Ulog { text: "A: \"b\"" }, "ulog A:\\ \"b\"\n"),
+            (ChirpCommand::Ulog { text: "A: \"b\"" }, "ulog A:\\ \"b\"\n"),
             (
-                Command::Ulog { text: "\\ \t\n\r" },
+                ChirpCommand::Ulog { text: "\\ \t\n\r" },
                 "ulog \\\\\\ \\\t\\\n\\\r\n",
             ),
             (
-                Command::Ulog {
+                ChirpCommand::Ulog {
                     text: &quote("a b\n"),
                 },
                 "ulog \"a\\ b\\\\n\"\n",
             ),
             (
-                Command::SetJobAttr {
+                ChirpCommand::SetJobAttr {
                     name: "A",
                     expression: "5",
                 },
                 "set_job_attr A 5\n",
             ),
             (
-                Command::SetJobAttr {
+                ChirpCommand::SetJobAttr {
                     name: "A",
                     expression: &quote("é \""),
                 },
                 "set_job_attr A \"\\\\303\\\\251\\ \\\\\"\"\n",
             ),
-            (Command::Ulog { text: &long }, &format!("ulog {long}\n")),
+            (
+                ChirpCommand::Ulog { text: &long },
+                &format!("ulog {long}\n"),
+            ),
         ] {
             assert_eq!(String::from_utf8(command.encode().unwrap()).unwrap(), line);
         }
@@ -280,7 +283,7 @@ mod tests {
     #[test]
     fn a_command_over_the_limit_is_not_sent() {
         let text = " ".repeat(2_558);
-        let error = Command::Ulog { text: &text }.encode().unwrap_err();
+        let error = ChirpCommand::Ulog { text: &text }.encode().unwrap_err();
         assert!(
             matches!(error, ChirpError::TooLong { length: 5_122 }),
             "{error}"
@@ -291,7 +294,7 @@ mod tests {
     fn the_longest_report_fits_into_a_command() {
         let text = "\\".repeat(crate::chirp::value::REPORT_MAX);
         assert!(
-            Command::SetJobAttr {
+            ChirpCommand::SetJobAttr {
                 name: &text,
                 expression: &text
             }
@@ -303,10 +306,10 @@ mod tests {
     #[test]
     fn a_configuration_is_three_words() {
         for text in ["", "h 1", "h 1 c d", "h x c", "h 65536 c", "h -1 c"] {
-            assert_eq!(Contact::parse(text), None, "{text:?}");
+            assert_eq!(ChirpServer::parse(text), None, "{text:?}");
         }
         for text in ["h 1 c", "h 1 c\n", " h\t1\n c \r\n"] {
-            assert!(Contact::parse(text).is_some(), "{text:?}");
+            assert!(ChirpServer::parse(text).is_some(), "{text:?}");
         }
     }
 
@@ -322,19 +325,19 @@ mod tests {
     async fn a_missing_and_a_malformed_configuration_are_told_apart() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(".chirp.config");
-        let missing = Contact::read(&path, PATIENCE).await.unwrap_err();
+        let missing = ChirpServer::read(&path, PATIENCE).await.unwrap_err();
         assert!(
             matches!(missing, ChirpError::Unreadable { .. }),
             "{missing}"
         );
         std::fs::write(&path, "127.0.0.1 s3cret").unwrap();
-        let malformed = Contact::read(&path, PATIENCE).await.unwrap_err();
+        let malformed = ChirpServer::read(&path, PATIENCE).await.unwrap_err();
         assert!(
             matches!(malformed, ChirpError::Malformed { .. }),
             "{malformed}"
         );
         assert!(!malformed.to_string().contains("s3cret"), "{malformed}");
         std::fs::write(&path, "127.0.0.1 9618 s3cret\n").unwrap();
-        assert_eq!(Contact::read(&path, PATIENCE).await.unwrap(), contact());
+        assert_eq!(ChirpServer::read(&path, PATIENCE).await.unwrap(), contact());
     }
 }

@@ -12,10 +12,10 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use super::board::{Board, Entry, Refusal, Scope, Urgency};
 use super::client::Client;
-use super::protocol::{ChirpError, Command, Contact};
-use super::{ChirpSettings, Destination, Value};
+use super::protocol::{ChirpCommand, ChirpError, ChirpServer};
+use super::update_queue::{QueuedUpdate, Refusal, Scope, UpdateQueue, Urgency};
+use super::{ChirpSettings, ChirpValue, Destination};
 
 /// Begins every attribute's name; services pick ours out by it.
 const PREFIX: &str = "HTChirpEWMSPilot";
@@ -49,30 +49,30 @@ impl Pace {
 /// The pilot's end: sets values, and never waits but in [`Reporter::flush`]. When the last clone
 /// is dropped, the sending ends.
 #[derive(Debug, Clone)]
-pub struct Reporter(Option<Handle>);
+pub struct ChirpReporter(Option<Handle>);
 
 #[derive(Debug, Clone)]
 struct Handle {
     destination: Destination,
-    shared: Arc<Shared>,
+    shared: Arc<ReporterState>,
     flushes: mpsc::Sender<oneshot::Sender<()>>,
 }
 
 /// What pilot and actor share. The lock is held for moves in memory only, never across an await.
 #[derive(Debug)]
-struct Shared {
-    board: Mutex<Board>,
+struct ReporterState {
+    board: Mutex<UpdateQueue>,
     changed: Notify,
 }
 
-impl Shared {
-    fn board(&self) -> MutexGuard<'_, Board> {
+impl ReporterState {
+    fn board(&self) -> MutexGuard<'_, UpdateQueue> {
         // A board is consistent after every line of its methods.
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Reporter {
+impl ChirpReporter {
     /// A reporter that reports nothing.
     #[must_use]
     pub fn off() -> Self {
@@ -92,12 +92,12 @@ impl Reporter {
             info!(%path, %error, "no chirp configuration: nothing is reported to HTCondor; a job with `+WantIOProxy = true` has one");
             return Self::off();
         }
-        let shared = Arc::new(Shared {
-            board: Mutex::new(Board::new(settings.interval)),
+        let shared = Arc::new(ReporterState {
+            board: Mutex::new(UpdateQueue::new(settings.interval)),
             changed: Notify::new(),
         });
         let (flushes, requests) = mpsc::channel(1);
-        let actor = Actor {
+        let actor = ReporterActor {
             destination: settings.destination,
             config_file: settings.config_file,
             pace,
@@ -116,7 +116,7 @@ impl Reporter {
     }
 
     /// Notes that `attribute`, named without its prefix, is now `value`. Only changes are sent.
-    pub fn set(&self, attribute: &'static str, value: Value, urgency: Urgency) {
+    pub fn set(&self, attribute: &'static str, value: ChirpValue, urgency: Urgency) {
         let Some(handle) = &self.0 else { return };
         let Some(text) = value.render(&prefixed(attribute), handle.destination) else {
             return;
@@ -151,7 +151,7 @@ enum Timestamp {
 
 /// Why the actor wakes up.
 #[derive(Debug)]
-enum Event {
+enum ReporterEvent {
     Flush(oneshot::Sender<()>),
     Changed,
     Due,
@@ -160,11 +160,11 @@ enum Event {
 
 /// The only one that talks to the server.
 #[derive(Debug)]
-struct Actor {
+struct ReporterActor {
     destination: Destination,
     config_file: PathBuf,
     pace: Pace,
-    shared: Arc<Shared>,
+    shared: Arc<ReporterState>,
     requests: mpsc::Receiver<oneshot::Sender<()>>,
     /// Rounds in a row that failed.
     failures: u32,
@@ -173,29 +173,29 @@ struct Actor {
     timestamp: Timestamp,
 }
 
-impl Actor {
+impl ReporterActor {
     async fn run(mut self) {
         loop {
             match self.next_event().await {
-                Event::Changed => {}
-                Event::Due => self.round(Scope::Due).await,
-                Event::Flush(done) => {
+                ReporterEvent::Changed => {}
+                ReporterEvent::Due => self.round(Scope::Due).await,
+                ReporterEvent::Flush(done) => {
                     self.round(Scope::Everything).await;
                     // Whoever asked may have stopped waiting.
                     let _ = done.send(());
                 }
-                Event::NobodyReports => return,
+                ReporterEvent::NobodyReports => return,
             }
         }
     }
 
-    async fn next_event(&mut self) -> Event {
+    async fn next_event(&mut self) -> ReporterEvent {
         let due = self.due(Instant::now());
         tokio::select! {
             biased;
-            request = self.requests.recv() => request.map_or(Event::NobodyReports, Event::Flush),
-            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => Event::Due,
-            () = self.shared.changed.notified() => Event::Changed,
+            request = self.requests.recv() => request.map_or(ReporterEvent::NobodyReports, ReporterEvent::Flush),
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => ReporterEvent::Due,
+            () = self.shared.changed.notified() => ReporterEvent::Changed,
         }
     }
 
@@ -237,8 +237,8 @@ impl Actor {
 
     /// Sends `batch`, and after it the timestamp. A refused value stops no other; the last refusal
     /// is the round's error.
-    async fn send(&mut self, batch: &[Entry]) -> Result<(), ChirpError> {
-        let contact = Contact::read(&self.config_file, self.pace.patience).await?;
+    async fn send(&mut self, batch: &[QueuedUpdate]) -> Result<(), ChirpError> {
+        let contact = ChirpServer::read(&self.config_file, self.pace.patience).await?;
         let mut client = Client::connect(&contact, self.pace.patience).await?;
         let mut outcome = Ok(());
         for entry in batch {
@@ -257,7 +257,8 @@ impl Actor {
             }
         }
         if self.timestamp == Timestamp::Owed {
-            let stamp = Value::Int(unix_time()).render(&prefixed(LAST_UPDATED), self.destination);
+            let stamp =
+                ChirpValue::Int(unix_time()).render(&prefixed(LAST_UPDATED), self.destination);
             let answer = self
                 .put(&mut client, LAST_UPDATED, &stamp.unwrap_or_default())
                 .await;
@@ -280,7 +281,7 @@ impl Actor {
         match self.destination {
             Destination::JobAttr => {
                 client
-                    .send(Command::SetJobAttr {
+                    .send(ChirpCommand::SetJobAttr {
                         name: &name,
                         expression: text,
                     })
@@ -288,7 +289,7 @@ impl Actor {
             }
             Destination::JobEventLog => {
                 client
-                    .send(Command::Ulog {
+                    .send(ChirpCommand::Ulog {
                         text: &format!("{name}: {text}"),
                     })
                     .await

@@ -13,8 +13,8 @@ const HASTY: Pace = Pace {
     longest_pause: Duration::from_millis(40),
 };
 
-fn text(text: &str) -> Value {
-    Value::Text(text.to_owned())
+fn text(text: &str) -> ChirpValue {
+    ChirpValue::Text(text.to_owned())
 }
 
 /// `lines` without the timestamps' digits.
@@ -35,10 +35,10 @@ fn timeless(lines: &[String]) -> Vec<String> {
 #[tokio::test]
 async fn job_attributes_are_set_and_the_timestamp_is_last() {
     let server = FakeServer::start(OBEY).await;
-    let reporter = Reporter::start(server.settings(Destination::JobAttr, MINUTE));
-    reporter.set("TasksTotal", Value::Count(3), WithinInterval);
+    let reporter = ChirpReporter::start(server.settings(Destination::JobAttr, MINUTE));
+    reporter.set("TasksTotal", ChirpValue::Count(3), WithinInterval);
     reporter.set("Status", text("Tasking"), AtOnce);
-    reporter.set("TasksFailed", Value::Count(0), WithinInterval);
+    reporter.set("TasksFailed", ChirpValue::Count(0), WithinInterval);
     reporter.flush(MINUTE).await;
     assert_eq!(
         timeless(&server.seen()),
@@ -53,9 +53,9 @@ async fn job_attributes_are_set_and_the_timestamp_is_last() {
 #[tokio::test]
 async fn the_event_log_gets_quoted_text_whatever_the_value() {
     let server = FakeServer::start(OBEY).await;
-    let reporter = Reporter::start(server.settings(Destination::JobEventLog, MINUTE));
+    let reporter = ChirpReporter::start(server.settings(Destination::JobEventLog, MINUTE));
     reporter.set("Error", text("é: \"no\"\nphotons"), AtOnce);
-    reporter.set("TasksTotal", Value::Count(3), WithinInterval);
+    reporter.set("TasksTotal", ChirpValue::Count(3), WithinInterval);
     reporter.flush(MINUTE).await;
     assert_eq!(
         timeless(&server.seen()),
@@ -70,11 +70,11 @@ async fn the_event_log_gets_quoted_text_whatever_the_value() {
 #[tokio::test]
 async fn a_status_is_sent_without_anybody_waiting_and_counts_are_held_back() {
     let server = FakeServer::start(OBEY).await;
-    let reporter = Reporter::start(server.settings(Destination::JobAttr, MINUTE));
-    reporter.set("TasksTotal", Value::Count(1), WithinInterval);
+    let reporter = ChirpReporter::start(server.settings(Destination::JobAttr, MINUTE));
+    reporter.set("TasksTotal", ChirpValue::Count(1), WithinInterval);
     server.wait_for(|lines| lines.len() >= 2).await;
     for number in 2..100 {
-        reporter.set("TasksTotal", Value::Count(number), WithinInterval);
+        reporter.set("TasksTotal", ChirpValue::Count(number), WithinInterval);
     }
     reporter.set("Status", text("PendingRemainingTasks"), AtOnce);
     reporter.set("Status", text("Done"), AtOnce);
@@ -93,10 +93,10 @@ async fn a_status_is_sent_without_anybody_waiting_and_counts_are_held_back() {
 #[tokio::test]
 async fn nothing_new_means_nothing_sent() {
     let server = FakeServer::start(OBEY).await;
-    let reporter = Reporter::start(server.settings(Destination::JobAttr, Duration::ZERO));
+    let reporter = ChirpReporter::start(server.settings(Destination::JobAttr, Duration::ZERO));
     for _ in 0..3 {
         reporter.set("Status", text("Tasking"), AtOnce);
-        reporter.set("TasksTotal", Value::Count(0), WithinInterval);
+        reporter.set("TasksTotal", ChirpValue::Count(0), WithinInterval);
         reporter.flush(MINUTE).await;
     }
     assert_eq!(server.seen().len(), 2, "{:?}", server.seen());
@@ -105,7 +105,7 @@ async fn nothing_new_means_nothing_sent() {
 #[tokio::test]
 async fn without_a_configuration_file_it_is_off() {
     let directory = tempfile::tempdir().unwrap();
-    let reporter = Reporter::start(ChirpSettings {
+    let reporter = ChirpReporter::start(ChirpSettings {
         destination: Destination::JobAttr,
         interval: MINUTE,
         config_file: directory.path().join(".chirp.config"),
@@ -118,7 +118,7 @@ async fn without_a_configuration_file_it_is_off() {
 #[tokio::test]
 async fn values_set_while_nobody_listened_arrive_once_somebody_does() {
     let server = FakeServer::start(OBEY).await;
-    let reporter = Reporter::start_at(server.settings_of_the_dead(), HASTY);
+    let reporter = ChirpReporter::start_at(server.settings_of_the_dead(), HASTY);
     reporter.set("Status", text("Started"), AtOnce);
     reporter.flush(MINUTE).await;
     reporter.set("Status", text("Tasking"), AtOnce);
@@ -152,7 +152,7 @@ async fn a_broken_conversation_is_taken_up_on_a_new_connection() {
             })
             .await;
             let settings = server.settings(Destination::JobAttr, MINUTE);
-            let reporter = Reporter::start_at(settings, HASTY);
+            let reporter = ChirpReporter::start_at(settings, HASTY);
             reporter.set("Status", text("Done"), AtOnce);
             let expected = if at == "cookie" { 2 } else { 3 };
             let lines = server.wait_for(|lines| lines.len() >= expected).await;
@@ -174,7 +174,7 @@ async fn a_refused_value_is_given_up_and_stops_no_other() {
         })
     })
     .await;
-    let reporter = Reporter::start_at(server.settings(Destination::JobAttr, MINUTE), HASTY);
+    let reporter = ChirpReporter::start_at(server.settings(Destination::JobAttr, MINUTE), HASTY);
     reporter.set("Error", text("odd"), AtOnce);
     reporter.set("Status", text("Done"), AtOnce);
     let errors = |lines: &[String]| lines.iter().filter(|line| line.contains("Error")).count();
@@ -194,7 +194,7 @@ async fn a_refused_value_is_given_up_and_stops_no_other() {
 #[tokio::test]
 async fn a_server_that_refuses_the_cookie_gets_no_value() {
     let server = FakeServer::start(|_, _| Answer::Reply("-1\n")).await;
-    let reporter = Reporter::start_at(server.settings(Destination::JobAttr, MINUTE), HASTY);
+    let reporter = ChirpReporter::start_at(server.settings(Destination::JobAttr, MINUTE), HASTY);
     reporter.set("Status", text("Done"), AtOnce);
     reporter.flush(MINUTE).await;
     assert_eq!(server.seen(), Vec::<String>::new());
@@ -203,10 +203,10 @@ async fn a_server_that_refuses_the_cookie_gets_no_value() {
 #[tokio::test]
 async fn a_server_that_never_answers_holds_nobody_up() {
     let server = FakeServer::start(|_, _| Answer::Nothing).await;
-    let reporter = Reporter::start(server.settings(Destination::JobEventLog, Duration::ZERO));
+    let reporter = ChirpReporter::start(server.settings(Destination::JobEventLog, Duration::ZERO));
     let start = std::time::Instant::now();
     for number in 0..300 {
-        reporter.set("TasksTotal", Value::Count(number), WithinInterval);
+        reporter.set("TasksTotal", ChirpValue::Count(number), WithinInterval);
         reporter.set("Error", text(&"x".repeat(2_000)), AtOnce);
     }
     reporter.flush(Duration::from_millis(50)).await;
@@ -221,7 +221,7 @@ async fn a_server_that_never_answers_holds_nobody_up() {
 #[tokio::test]
 async fn the_actor_ends_with_the_last_handle() {
     let server = FakeServer::start(OBEY).await;
-    let reporter = Reporter::start(server.settings(Destination::JobAttr, MINUTE));
+    let reporter = ChirpReporter::start(server.settings(Destination::JobAttr, MINUTE));
     let shared = Arc::downgrade(&reporter.0.as_ref().unwrap().shared);
     drop(reporter);
     let gone = async {

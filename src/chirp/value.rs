@@ -20,7 +20,7 @@ const ELLIPSIS: &str = " [...] ";
 
 /// What can be reported.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Value {
+pub enum ChirpValue {
     /// Text; what exceeds [`REPORT_MAX`] is taken from its middle, because an error's first words
     /// say what failed and its last line says why.
     Text(String),
@@ -32,7 +32,7 @@ pub enum Value {
     Real(f64),
 }
 
-impl Value {
+impl ChirpValue {
     /// The value as `destination` takes it in a report on `attribute`; none if it isn't to be sent.
     #[must_use]
     pub fn render(self, attribute: &str, destination: Destination) -> Option<String> {
@@ -255,7 +255,7 @@ mod tests {
     fn a_report_of_any_text_keeps_within_the_budget() {
         for text in ["x".repeat(50_000), "🦀".repeat(50_000), "\0".repeat(50_000)] {
             let attribute = "HTChirpEWMSPilotErrorTraceback";
-            let value = Value::Text(text)
+            let value = ChirpValue::Text(text)
                 .render(attribute, Destination::JobEventLog)
                 .unwrap();
             let report = format!("{attribute}: {value}").len();
@@ -266,14 +266,14 @@ mod tests {
     #[test]
     fn numbers_are_bare_in_the_job_ad_and_quoted_in_the_event_log() {
         for (value, in_ad) in [
-            (Value::Int(0), "0"),
-            (Value::Int(-5), "-5"),
-            (Value::Count(7), "7"),
-            (Value::Real(1.0), "1.0"),
-            (Value::Real(-0.25), "-0.25"),
-            (Value::Real(1e21), "1e21"),
-            (Value::Real(f64::NAN), r#"real("NaN")"#),
-            (Value::Real(f64::NEG_INFINITY), r#"-real("INF")"#),
+            (ChirpValue::Int(0), "0"),
+            (ChirpValue::Int(-5), "-5"),
+            (ChirpValue::Count(7), "7"),
+            (ChirpValue::Real(1.0), "1.0"),
+            (ChirpValue::Real(-0.25), "-0.25"),
+            (ChirpValue::Real(1e21), "1e21"),
+            (ChirpValue::Real(f64::NAN), r#"real("NaN")"#),
+            (ChirpValue::Real(f64::NEG_INFINITY), r#"-real("INF")"#),
         ] {
             let ad = value.clone().render("A", Destination::JobAttr);
             assert_eq!(ad.as_deref(), Some(in_ad));
@@ -287,13 +287,16 @@ mod tests {
     #[test]
     fn a_count_of_zero_is_not_sent() {
         for destination in [Destination::JobAttr, Destination::JobEventLog] {
-            assert_eq!(Value::Count(0).render("TasksSuccess", destination), None);
+            assert_eq!(
+                ChirpValue::Count(0).render("TasksSuccess", destination),
+                None
+            );
         }
     }
 
     #[test]
     fn nul_is_replaced_because_no_classad_parser_reads_it() {
-        let value = Value::Text("a\0b".to_owned());
+        let value = ChirpValue::Text("a\0b".to_owned());
         assert_eq!(
             value.render("A", Destination::JobAttr),
             Some(quote("a\u{fffd}b"))

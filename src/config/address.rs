@@ -4,8 +4,8 @@
 
 use std::net::Ipv6Addr;
 
-use super::values::is_space;
-use super::{AmqpAddress, Authorities, Secret, Transport};
+use super::python_values::is_space;
+use super::{AmqpAddress, CaCertificates, Secret, Transport};
 
 /// Why an address can't be used. No text holds a part of the address: any part may be a piece of a
 /// password that has a `/`, `@` or `:` in it.
@@ -82,7 +82,7 @@ impl AmqpAddress {
             user,
             password,
             token_file: None,
-            authorities: Authorities::default(),
+            authorities: CaCertificates::default(),
         })
     }
 }

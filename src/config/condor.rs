@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::ad::{Ad, JOB_AD, MACHINE_AD};
+use super::classad::{ClassAd, JOB_AD, MACHINE_AD};
 use super::envfile::SCRATCH;
 use super::load::Environment;
 use super::problem::one_line;
@@ -36,12 +36,12 @@ pub struct CondorJob {
     /// `ClusterId.ProcId`
     pub job_id: Option<String>,
     /// What the job asked for, or else got.
-    pub request: Request,
+    pub request: JobRequest,
 }
 
 /// What the job asked for; where its ad has no number, what its slot has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Request {
+pub struct JobRequest {
     /// Cores.
     pub cpus: Option<u64>,
     /// Memory, in bytes.
@@ -50,8 +50,8 @@ pub struct Request {
     pub disk: Option<u64>,
 }
 
-impl Request {
-    fn find(job: &Ad, machine: &Ad) -> Self {
+impl JobRequest {
+    fn find(job: &ClassAd, machine: &ClassAd) -> Self {
         let number = |of_job: &str, of_machine: &str, shift: u32| {
             let found = job
                 .integer(of_job)
@@ -80,8 +80,8 @@ impl CondorJob {
     pub(super) fn find(environment: &Environment, warnings: &mut Vec<String>) -> Self {
         let path = |name: &str| environment.get(OsStr::new(name)).map(PathBuf::from);
         let scratch = path(SCRATCH);
-        let job = Ad::of_job(environment, warnings);
-        let machine = Ad::of_machine(environment, warnings);
+        let job = ClassAd::of_job(environment, warnings);
+        let machine = ClassAd::of_machine(environment, warnings);
         let text = |name: &str| {
             environment
                 .get(OsStr::new(name))
@@ -95,7 +95,7 @@ impl CondorJob {
                 .integer("ClusterId")
                 .zip(job.integer("ProcId"))
                 .map(|(cluster, process)| format!("{cluster}.{process}")),
-            request: Request::find(&job, &machine),
+            request: JobRequest::find(&job, &machine),
             chirp_file: path("_CONDOR_CHIRP_CONFIG").or_else(|| {
                 scratch
                     .as_ref()
@@ -127,7 +127,7 @@ impl CondorJob {
 }
 
 /// What the variables of credentials name, and where HTCondor puts a proxy or tokens.
-fn secrets(environment: &Environment, job: &Ad, scratch: Option<&Path>) -> Vec<PathBuf> {
+fn secrets(environment: &Environment, job: &ClassAd, scratch: Option<&Path>) -> Vec<PathBuf> {
     let named = [
         "X509_USER_PROXY",
         "BEARER_TOKEN_FILE",
@@ -158,7 +158,7 @@ fn secrets(environment: &Environment, job: &Ad, scratch: Option<&Path>) -> Vec<P
 }
 
 /// The ads, the job's executable, its two outputs.
-fn papers(environment: &Environment, job: &Ad, scratch: Option<&Path>) -> Vec<PathBuf> {
+fn papers(environment: &Environment, job: &ClassAd, scratch: Option<&Path>) -> Vec<PathBuf> {
     let by_variable = [JOB_AD, MACHINE_AD];
     let by_variable = by_variable
         .iter()
@@ -196,7 +196,7 @@ fn papers(environment: &Environment, job: &Ad, scratch: Option<&Path>) -> Vec<Pa
 /// directory given with a slash at its end came as its content, whose names nobody tells us: then
 /// whatever is there and is neither the pilot's nor HTCondor's own. What is the pilot's by another name is
 /// left out when the files are gathered.
-fn input_files(job: &Ad, scratch: &Path, warnings: &mut Vec<String>) -> Vec<PathBuf> {
+fn input_files(job: &ClassAd, scratch: &Path, warnings: &mut Vec<String>) -> Vec<PathBuf> {
     let Some(list) = job.string("TransferInput") else {
         return Vec::new();
     };
@@ -391,7 +391,7 @@ mod tests {
             &mut Vec::new(),
         );
         assert_eq!(job.job_id.as_deref(), Some("12.3"));
-        let expected = Request {
+        let expected = JobRequest {
             cpus: Some(4),
             memory: Some(2 << 20),
             disk: None,

@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::num::NonZeroU32;
 
-use super::ad::Ad;
+use super::classad::ClassAd;
 use super::load::Environment;
 
 /// The cores of the slot: from the machine ad (`Cpus = 4`), else what HTCondor told `OpenMP`, else
@@ -13,7 +13,7 @@ pub(super) fn allotted(environment: &Environment) -> NonZeroU32 {
     let openmp = environment
         .get(OsStr::new("OMP_NUM_THREADS"))
         .and_then(|value| value.to_str());
-    Ad::of_machine(environment, &mut Vec::new())
+    ClassAd::of_machine(environment, &mut Vec::new())
         .integer("Cpus")
         .and_then(|cpus| u32::try_from(cpus).ok())
         .and_then(NonZeroU32::new)

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::env_json::is_name;
 use super::load::Environment;
-use super::problem::Problem;
+use super::problem::ConfigProblem;
 use crate::regular_file;
 
 /// The file's name, in the working directory or in HTCondor's scratch directory.
@@ -23,14 +23,14 @@ pub(super) const SCRATCH: &str = "_CONDOR_SCRATCH_DIR";
 pub(super) fn merge(
     environment: &Environment,
     cwd: &Path,
-    problems: &mut Vec<Problem>,
+    problems: &mut Vec<ConfigProblem>,
 ) -> Environment {
     let mut merged = environment.clone();
     let scratch = environment.get(OsStr::new(SCRATCH)).map(Path::new);
     for directory in [Some(cwd), scratch].into_iter().flatten() {
         let path = directory.join(FILE_NAME);
         let file = path.display().to_string();
-        let unreadable = |reason: String| Problem::UnreadableEnvFile {
+        let unreadable = |reason: String| ConfigProblem::UnreadableEnvFile {
             file: file.clone(),
             reason,
         };
@@ -65,7 +65,7 @@ pub(super) fn merge(
                     exported.insert(OsString::from(name), OsString::from(value));
                 }
                 Err(advice) => {
-                    problems.push(Problem::EnvFile {
+                    problems.push(ConfigProblem::EnvFile {
                         file: file.clone(),
                         line: command.line,
                         advice,
@@ -83,7 +83,7 @@ pub(super) fn merge(
 
 /// One command of the file, which may span lines inside of quotes.
 #[derive(Debug, Default)]
-struct Command {
+struct ShellCommand {
     line: usize,
     text: String,
     flaw: Option<Flaw>,
@@ -98,7 +98,7 @@ enum Flaw {
     OpenQuote,
 }
 
-impl Command {
+impl ShellCommand {
     /// Whether the next character starts a word: not after a blank that a backslash made part of one.
     fn between_words(&self) -> bool {
         let text = &self.text;
@@ -161,11 +161,11 @@ enum Quoting {
 }
 
 /// Cuts the text into commands at the line ends that stand outside of quotes.
-fn commands(text: &str) -> Vec<Command> {
+fn commands(text: &str) -> Vec<ShellCommand> {
     let mut commands = Vec::new();
-    let mut command = Command {
+    let mut command = ShellCommand {
         line: 1,
-        ..Command::default()
+        ..ShellCommand::default()
     };
     let mut quoting = Quoting::Bare;
     let mut line = 1;
@@ -174,9 +174,9 @@ fn commands(text: &str) -> Vec<Command> {
         line += usize::from(c == '\n');
         match (quoting, c) {
             (Quoting::Bare, '\n') => {
-                let next = Command {
+                let next = ShellCommand {
                     line,
-                    ..Command::default()
+                    ..ShellCommand::default()
                 };
                 commands.push(std::mem::replace(&mut command, next));
                 continue;
@@ -208,7 +208,7 @@ fn commands(text: &str) -> Vec<Command> {
     commands
 }
 
-fn special(command: &mut Command, c: char) {
+fn special(command: &mut ShellCommand, c: char) {
     command.flaw.get_or_insert(Flaw::Special(c));
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::reader::Reader;
+use super::reader::VariableReader;
 use super::variables as var;
 
 /// What the pilot needs of an eviction's time for itself: killing what did not end (up to three
@@ -13,7 +13,7 @@ const OWN_PART: Duration = Duration::from_secs(5);
 /// A set value counts even if it can't be kept, which is warned of: not every pool ends a job when its
 /// ad says.
 pub(super) fn kill_grace(
-    reader: &mut Reader<'_>,
+    reader: &mut VariableReader<'_>,
     vacate_time: Option<Duration>,
     warnings: &mut Vec<String>,
 ) -> Duration {
@@ -49,7 +49,7 @@ mod tests {
         if let Some(value) = value {
             environment.insert(var::KILL_GRACE.name.into(), value.into());
         }
-        let mut reader = Reader::new(&environment, Vec::new());
+        let mut reader = VariableReader::new(&environment, Vec::new());
         let mut warnings = Vec::new();
         let vacate_time = vacate_secs.map(Duration::from_secs);
         let grace = kill_grace(&mut reader, vacate_time, &mut warnings);

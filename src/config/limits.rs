@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use super::CondorJob;
-use super::reader::Reader;
+use super::reader::VariableReader;
 use super::variables as var;
 
 /// Everything that the pilot ends a task, or itself, for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct PilotLimits {
     /// Resident memory of one task's container, in bytes.
     pub task_memory: Option<u64>,
     /// Free bytes that must stay on the disk that the pilot data is on.
@@ -34,14 +34,16 @@ const TASKS_SHARE_PERCENT: u64 = 95;
 
 /// A limit on memory as the user gave it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Memory {
+pub(super) enum MemoryLimit {
     /// The slot's, divided by the number of tasks.
     Auto,
     /// This many bytes.
     Bytes(u64),
 }
 
-pub(super) fn limits(reader: &mut Reader<'_>) -> impl FnOnce(&CondorJob, u32) -> Limits + use<> {
+pub(super) fn limits(
+    reader: &mut VariableReader<'_>,
+) -> impl FnOnce(&CondorJob, u32) -> PilotLimits + use<> {
     let task_memory = reader.memory(&var::TASK_MEMORY);
     let min_free_disk = reader.size(&var::MIN_FREE_DISK).filter(|bytes| *bytes > 0);
     let task_stall = reader.seconds(&var::TASK_STALL);
@@ -52,11 +54,11 @@ pub(super) fn limits(reader: &mut Reader<'_>) -> impl FnOnce(&CondorJob, u32) ->
         .size_above_zero(&var::BROKER_MAX_MESSAGE_SIZE)
         .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
     let max_deliveries = reader.count(&var::MAX_DELIVERIES).map(u64::from);
-    move |condor, slots| Limits {
+    move |condor, slots| PilotLimits {
         task_memory: match task_memory {
             None => None,
-            Some(Memory::Bytes(bytes)) => Some(bytes),
-            Some(Memory::Auto) => condor
+            Some(MemoryLimit::Bytes(bytes)) => Some(bytes),
+            Some(MemoryLimit::Auto) => condor
                 .memory
                 .map(|bytes| bytes / 100 * TASKS_SHARE_PERCENT / u64::from(slots.max(1))),
         },
@@ -75,12 +77,12 @@ mod tests {
     use super::*;
     use crate::config::load::Environment;
 
-    fn read(variables: &[(&str, &str)], condor: &CondorJob, slots: u32) -> Limits {
+    fn read(variables: &[(&str, &str)], condor: &CondorJob, slots: u32) -> PilotLimits {
         let environment: Environment = variables
             .iter()
             .map(|&(name, value)| (name.into(), value.into()))
             .collect();
-        let mut reader = Reader::new(&environment, Vec::new());
+        let mut reader = VariableReader::new(&environment, Vec::new());
         let limits = limits(&mut reader);
         assert!(reader.problems.is_empty(), "{:?}", reader.problems);
         limits(condor, slots)
@@ -91,7 +93,7 @@ mod tests {
         let limits = read(&[], &CondorJob::default(), 1);
         assert_eq!(
             limits,
-            Limits {
+            PilotLimits {
                 task_memory: None,
                 min_free_disk: None,
                 task_stall: None,

@@ -4,7 +4,7 @@
 use std::iter::Peekable;
 use std::str::Chars;
 
-use super::values::is_space;
+use super::python_values::is_space;
 
 /// The list's members; nothing when text that starts like a literal isn't one of strings.
 pub(super) fn list(text: &str) -> Option<Vec<String>> {

@@ -8,17 +8,18 @@ use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::authorities::authorities;
+use super::ca_certs::authorities;
 use super::chirp::{ChirpConfig, DESTINATIONS};
 use super::grace::kill_grace;
 use super::limits::limits;
-use super::problem::{ConfigErrors, Lacking, Problem, one_line};
+use super::problem::{ConfigErrors, ConfigProblem, MissingSetting, one_line};
 use super::queues::{INCOMING, OUTGOING, dead_letter, queues, refuse_mixed_kinds, trust};
-use super::reader::{Reader, shown};
-use super::variables::{self as var, ALL, Otherwise, Variable};
+use super::reader::{VariableReader, shown};
+use super::variables::{self as var, ALL, DefaultValue, Variable};
 use super::{
     CondorJob, Config, ContainerConfig, DumpOutput, HostVariables, ImagePolicy, KeepFiles,
-    LogLevels, OnTaskError, Preflight, QueueConfig, Verbosity, cores, envfile, token, values,
+    LogLevels, OnTaskError, Preflight, QueueConfig, Verbosity, cores, envfile, python_values,
+    token,
 };
 
 /// A process's environment.
@@ -35,7 +36,7 @@ const PREFIX: &str = "EWMS_PILOT_";
 pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigErrors> {
     let mut problems = Vec::new();
     let environment = envfile::merge(environment, cwd, &mut problems);
-    let mut reader = Reader::new(&environment, problems);
+    let mut reader = VariableReader::new(&environment, problems);
     let mut warnings = unknown_variables(&environment);
 
     let task = task(&mut reader, &mut warnings);
@@ -124,7 +125,7 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
 
 /// Where events come from and results go.
 fn both_directions(
-    reader: &mut Reader<'_>,
+    reader: &mut VariableReader<'_>,
     cwd: &Path,
 ) -> (Option<Vec<QueueConfig>>, Option<Vec<QueueConfig>>) {
     let mut incoming = queues(reader, &INCOMING, cwd);
@@ -162,7 +163,7 @@ fn host(environment: &Environment) -> HostVariables {
     }
 }
 
-fn task(reader: &mut Reader<'_>, warnings: &mut Vec<String>) -> Option<ContainerConfig> {
+fn task(reader: &mut VariableReader<'_>, warnings: &mut Vec<String>) -> Option<ContainerConfig> {
     let image = reader.required(&var::TASK_IMAGE).map(str::to_owned);
     let args = reader.arguments(&var::TASK_ARGS);
     let env = reader.env_json(&var::TASK_ENV_JSON);
@@ -177,7 +178,7 @@ fn task(reader: &mut Reader<'_>, warnings: &mut Vec<String>) -> Option<Container
 
 /// The old variable counts only when the new one isn't set, and, as in the Python pilot, not when
 /// it is empty.
-fn task_timeout(reader: &mut Reader<'_>, warnings: &mut Vec<String>) -> Option<Duration> {
+fn task_timeout(reader: &mut VariableReader<'_>, warnings: &mut Vec<String>) -> Option<Duration> {
     let (new, old) = (&var::TASK_TIMEOUT, &var::SUBPROC_TIMEOUT);
     if reader.set(old).is_none_or(str::is_empty) {
         return reader.seconds(new);
@@ -198,7 +199,7 @@ fn task_timeout(reader: &mut Reader<'_>, warnings: &mut Vec<String>) -> Option<D
     reader.seconds(old)
 }
 
-fn init(reader: &mut Reader<'_>, warnings: &mut Vec<String>) -> Option<ContainerConfig> {
+fn init(reader: &mut VariableReader<'_>, warnings: &mut Vec<String>) -> Option<ContainerConfig> {
     let image = reader.text(&var::INIT_IMAGE);
     let args = reader.arguments(&var::INIT_ARGS);
     let env = reader.env_json(&var::INIT_ENV_JSON);
@@ -220,7 +221,7 @@ fn init(reader: &mut Reader<'_>, warnings: &mut Vec<String>) -> Option<Container
     })
 }
 
-fn on_task_error(reader: &mut Reader<'_>) -> OnTaskError {
+fn on_task_error(reader: &mut VariableReader<'_>) -> OnTaskError {
     let except = reader.list(&var::OKAY_ERRORS).into_iter().collect();
     if reader.boolean(&var::STOP_LISTENING) {
         OnTaskError::StopListening { except }
@@ -231,11 +232,14 @@ fn on_task_error(reader: &mut Reader<'_>) -> OnTaskError {
 
 /// A pilot that goes on after failures has no fatal end that a quarantine could follow: whoever
 /// sets both means something else.
-fn quarantine(reader: &mut Reader<'_>) -> Duration {
+fn quarantine(reader: &mut VariableReader<'_>) -> Duration {
     let quarantine = reader.seconds(&var::QUARANTINE_TIME).unwrap_or_default();
-    let goes_on = reader.set(&var::STOP_LISTENING).and_then(values::boolean) == Some(false);
+    let goes_on = reader
+        .set(&var::STOP_LISTENING)
+        .and_then(python_values::boolean)
+        == Some(false);
     if goes_on && !quarantine.is_zero() {
-        reader.problems.push(Problem::Conflict(format!(
+        reader.problems.push(ConfigProblem::Conflict(format!(
             "`{}` is `{}` while `{}` is false: a pilot that goes on after an error has no quarantine, \
              set one of them only",
             var::QUARANTINE_TIME.name,
@@ -246,7 +250,7 @@ fn quarantine(reader: &mut Reader<'_>) -> Duration {
     quarantine
 }
 
-fn chirp(reader: &mut Reader<'_>) -> Option<ChirpConfig> {
+fn chirp(reader: &mut VariableReader<'_>) -> Option<ChirpConfig> {
     let enabled = reader.boolean(&var::HTCHIRP);
     let destination = reader.choice(&var::HTCHIRP_DEST, &DESTINATIONS);
     let interval = reader.duration(&var::HTCHIRP_INTERVAL);
@@ -256,7 +260,7 @@ fn chirp(reader: &mut Reader<'_>) -> Option<ChirpConfig> {
     })
 }
 
-fn platform(reader: &mut Reader<'_>) {
+fn platform(reader: &mut VariableReader<'_>) {
     let text = reader.text(&var::CONTAINER_PLATFORM);
     if text.to_lowercase() != "apptainer" {
         let advice =
@@ -265,7 +269,7 @@ fn platform(reader: &mut Reader<'_>) {
     }
 }
 
-fn images(reader: &mut Reader<'_>, cwd: &Path) -> ImagePolicy {
+fn images(reader: &mut VariableReader<'_>, cwd: &Path) -> ImagePolicy {
     let workdir = reader.directory(&var::BUILD_WORKDIR, cwd);
     if reader.boolean(&var::DIRECTORY_MUST_BE_PRESENT) {
         ImagePolicy::DirectoryOnly
@@ -279,18 +283,18 @@ fn at_least_one(number: u16) -> NonZeroU32 {
 }
 
 /// Which of the settings with a well-known error is missing.
-fn lacking(environment: &Environment) -> Lacking {
+fn lacking(environment: &Environment) -> MissingSetting {
     let missing = |variable: &Variable| {
         environment
             .get(&OsString::from(variable.name))
             .is_none_or(|value| value.is_empty())
     };
     if missing(&var::TASK_IMAGE) {
-        Lacking::TaskImage
+        MissingSetting::TaskImage
     } else if missing(&var::QUEUE_INCOMING) || missing(&var::QUEUE_OUTGOING) {
-        Lacking::Queues
+        MissingSetting::Queues
     } else {
-        Lacking::Nothing
+        MissingSetting::Nothing
     }
 }
 
@@ -305,7 +309,7 @@ fn dump(environment: &Environment, slots: NonZeroU32) -> Vec<(&'static str, Stri
                     format!("auto ({slots})")
                 }
                 (Some(value), _) => shown(variable, value),
-                (None, Otherwise::Default(text)) => text.to_owned(),
+                (None, DefaultValue::Default(text)) => text.to_owned(),
                 (None, otherwise) => otherwise.shown(),
             };
             (variable.name, text)

@@ -4,39 +4,39 @@
 //! Here are the types that the rest of the pilot sees. [`variables`] is the one definition of every
 //! variable, for the parser, `--help` and the README; [`load`] turns text into these types.
 
-mod ad;
 mod address;
-mod authorities;
+mod ca_certs;
 mod chirp;
+mod classad;
 mod condor;
 mod cores;
+mod data_dirs;
 mod env_json;
 mod envfile;
 mod grace;
+pub mod help_table;
 mod jwt;
 mod limits;
 mod list;
 mod load;
-mod places;
 mod problem;
+mod python_values;
 mod queues;
 mod reader;
-pub mod table;
 mod token;
 mod token_file;
-mod values;
 pub mod variables;
 
 pub use address::AddressError;
-pub use authorities::Authorities;
+pub use ca_certs::CaCertificates;
 pub use chirp::{ChirpConfig, ChirpDestination};
 pub use condor::CondorJob;
+pub use data_dirs::data_parents;
 pub use envfile::FILE_NAME as ENV_FILE_NAME;
 pub use jwt::expiry;
-pub use limits::Limits;
+pub use limits::PilotLimits;
 pub use load::{Environment, load};
-pub use places::data_parents;
-pub use problem::{ConfigErrors, Problem};
+pub use problem::{ConfigErrors, ConfigProblem};
 pub use token_file::TokenFile;
 
 use std::collections::BTreeSet;
@@ -120,7 +120,7 @@ pub struct Config {
     /// How much Apptainer says.
     pub verbosity: Verbosity,
     /// What a task, or the pilot, is ended for.
-    pub limits: Limits,
+    pub limits: PilotLimits,
     /// When the first of the tokens ends that can't be renewed.
     pub token_end: Option<SystemTime>,
     /// Where an event goes that failed too often; `None` lets the broker decide.
@@ -222,7 +222,7 @@ pub struct AmqpAddress {
     /// Where a newer one is to be had.
     pub token_file: Option<TokenFile>,
     /// Whom to believe that a server is who it says, besides whom the machine does.
-    pub authorities: Authorities,
+    pub authorities: CaCertificates,
 }
 
 /// How bytes travel to RabbitMQ.

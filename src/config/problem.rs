@@ -8,7 +8,7 @@ const SHOWN: usize = 160;
 
 /// One thing that is wrong with the settings.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Problem {
+pub enum ConfigProblem {
     /// A variable's value can't be used.
     #[error("`{variable}` is `{shown}`: {advice}")]
     Value {
@@ -50,7 +50,7 @@ pub enum Problem {
     },
 }
 
-impl Problem {
+impl ConfigProblem {
     /// A value that can't be used. `shown` is shortened when it is long.
     pub(super) fn value(variable: &str, shown: &str, advice: impl Into<String>) -> Self {
         let mut short: String = shown.chars().take(SHOWN).collect();
@@ -75,7 +75,7 @@ impl Problem {
 
 /// The setting without which nothing can be done, and whose error services know by its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lacking {
+pub(super) enum MissingSetting {
     TaskImage,
     Queues,
     Nothing,
@@ -85,18 +85,18 @@ pub(super) enum Lacking {
 /// that starts with `RuntimeError: `, which services search for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigErrors {
-    problems: Vec<Problem>,
-    lacking: Lacking,
+    problems: Vec<ConfigProblem>,
+    lacking: MissingSetting,
 }
 
 impl ConfigErrors {
-    pub(super) fn new(problems: Vec<Problem>, lacking: Lacking) -> Self {
+    pub(super) fn new(problems: Vec<ConfigProblem>, lacking: MissingSetting) -> Self {
         Self { problems, lacking }
     }
 
     /// The problems, in the order in which they were found.
     #[must_use]
-    pub fn problems(&self) -> &[Problem] {
+    pub fn problems(&self) -> &[ConfigProblem] {
         &self.problems
     }
 
@@ -104,11 +104,11 @@ impl ConfigErrors {
     #[must_use]
     pub fn last_line(&self) -> String {
         match self.lacking {
-            Lacking::TaskImage => "RuntimeError: Task image was not provided.".to_owned(),
-            Lacking::Queues => {
+            MissingSetting::TaskImage => "RuntimeError: Task image was not provided.".to_owned(),
+            MissingSetting::Queues => {
                 "RuntimeError: Incoming and/or outgoing queues were not provided.".to_owned()
             }
-            Lacking::Nothing => {
+            MissingSetting::Nothing => {
                 format!(
                     "RuntimeError: {} configuration problem(s), see above.",
                     self.problems.len()
@@ -148,10 +148,10 @@ mod tests {
     fn every_problem_is_one_line_above_the_last() {
         let errors = ConfigErrors::new(
             vec![
-                Problem::value("A", "1\n2\x1b[0m", "expected 3"),
-                Problem::missing("B", "name it"),
+                ConfigProblem::value("A", "1\n2\x1b[0m", "expected 3"),
+                ConfigProblem::missing("B", "name it"),
             ],
-            Lacking::Nothing,
+            MissingSetting::Nothing,
         );
         assert_eq!(
             errors.to_string(),
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_long_value_is_shortened() {
-        let text = Problem::value("A", &"ä".repeat(5000), "too long").to_string();
+        let text = ConfigProblem::value("A", &"ä".repeat(5000), "too long").to_string();
         assert_eq!(text.chars().filter(|&c| c == 'ä').count(), SHOWN);
         assert!(text.contains("ä…`: too long"), "{text}");
     }

@@ -3,10 +3,10 @@
 
 use std::path::Path;
 
-use super::problem::Problem;
-use super::reader::Reader;
+use super::problem::ConfigProblem;
+use super::reader::VariableReader;
 use super::variables::{self, Variable};
-use super::{AmqpAddress, Authorities, BrokerConfig, QueueConfig, TokenFile};
+use super::{AmqpAddress, BrokerConfig, CaCertificates, QueueConfig, TokenFile};
 
 /// The variables of one queue.
 pub(super) struct QueueVariables {
@@ -38,7 +38,7 @@ pub(super) const OUTGOING: QueueVariables = QueueVariables {
 /// The queues, or nothing when something is wrong with one, which the reader then knows. Several are
 /// given as lists with `;` between the items, in step.
 pub(super) fn queues(
-    reader: &mut Reader<'_>,
+    reader: &mut VariableReader<'_>,
     from: &QueueVariables,
     cwd: &Path,
 ) -> Option<Vec<QueueConfig>> {
@@ -92,7 +92,7 @@ pub(super) fn queues(
 }
 
 /// Each word that is no kind of broker, once.
-fn refuse_unknown_kinds(reader: &mut Reader<'_>, from: &QueueVariables, words: &str) {
+fn refuse_unknown_kinds(reader: &mut VariableReader<'_>, from: &QueueVariables, words: &str) {
     let mut unknown: Vec<&str> = words.split(';').collect();
     unknown.retain(|word| !word.is_empty() && !variables::BROKER_TYPES.contains(word));
     unknown.sort_unstable();
@@ -105,7 +105,7 @@ fn refuse_unknown_kinds(reader: &mut Reader<'_>, from: &QueueVariables, words: &
 
 /// A queue that is there twice would get each result twice, and its events would not be recognised after
 /// an outage.
-fn refuse_repeated(reader: &mut Reader<'_>, from: &QueueVariables, queues: &[QueueConfig]) {
+fn refuse_repeated(reader: &mut VariableReader<'_>, from: &QueueVariables, queues: &[QueueConfig]) {
     let mut rest = queues;
     while let [queue, later @ ..] = rest {
         if later.iter().any(|other| is_same(queue, other)) {
@@ -131,7 +131,7 @@ fn is_same(one: &QueueConfig, other: &QueueConfig) -> bool {
 
 /// One queue of name, token, token file, kind and address.
 fn queue(
-    reader: &mut Reader<'_>,
+    reader: &mut VariableReader<'_>,
     from: &QueueVariables,
     cwd: &Path,
     [name, token, file, word, address]: [&str; 5],
@@ -155,7 +155,7 @@ fn queue(
 /// The queue for events that failed too often, on the broker that they came from; of several, on the
 /// first one's. A spool has a place of its own for them.
 pub(super) fn dead_letter(
-    reader: &mut Reader<'_>,
+    reader: &mut VariableReader<'_>,
     incoming: Option<&[QueueConfig]>,
 ) -> Option<QueueConfig> {
     let variable = &variables::QUEUE_DEAD_LETTER;
@@ -164,7 +164,7 @@ pub(super) fn dead_letter(
         return None;
     }
     if reader.set(&variables::MAX_DELIVERIES).is_none() {
-        reader.problems.push(Problem::Conflict(format!(
+        reader.problems.push(ConfigProblem::Conflict(format!(
             "`{}` is `{name}` while `{}` is not set: no event would ever go there, set both",
             variable.name,
             variables::MAX_DELIVERIES.name
@@ -193,7 +193,7 @@ pub(super) fn dead_letter(
 
 /// Results are written in the way of the broker that gets them, once for all.
 pub(super) fn refuse_mixed_kinds(
-    reader: &mut Reader<'_>,
+    reader: &mut VariableReader<'_>,
     from: &QueueVariables,
     queues: &[QueueConfig],
 ) {
@@ -210,7 +210,7 @@ pub(super) fn refuse_mixed_kinds(
 
 /// A token has one home.
 fn refuse_two_tokens(
-    reader: &mut Reader<'_>,
+    reader: &mut VariableReader<'_>,
     from: &QueueVariables,
     token: &str,
     file: &str,
@@ -218,14 +218,18 @@ fn refuse_two_tokens(
     if token.is_empty() || file.is_empty() {
         return Some(());
     }
-    reader.problems.push(Problem::Conflict(format!(
+    reader.problems.push(ConfigProblem::Conflict(format!(
         "`{}` and `{}` are both set: set one of them only",
         from.token.name, from.token_file.name
     )));
     None
 }
 
-fn token_file(reader: &mut Reader<'_>, from: &QueueVariables, path: &Path) -> Option<TokenFile> {
+fn token_file(
+    reader: &mut VariableReader<'_>,
+    from: &QueueVariables,
+    path: &Path,
+) -> Option<TokenFile> {
     TokenFile::open(path.to_owned())
         .map_err(|advice| {
             let path = path.display().to_string();
@@ -235,7 +239,7 @@ fn token_file(reader: &mut Reader<'_>, from: &QueueVariables, path: &Path) -> Op
 }
 
 /// Lets the RabbitMQ servers among them be believed on these authorities' word as well.
-pub(super) fn trust(queues: &mut [QueueConfig], authorities: &Authorities) {
+pub(super) fn trust(queues: &mut [QueueConfig], authorities: &CaCertificates) {
     for queue in queues {
         if let BrokerConfig::RabbitMq(address) = &mut queue.broker {
             address.authorities = authorities.clone();
@@ -246,7 +250,7 @@ pub(super) fn trust(queues: &mut [QueueConfig], authorities: &Authorities) {
 /// Lists of different lengths are refused. The texts are token, token file, kind and address; one that is empty
 /// is so for all queues.
 fn refuse_out_of_step(
-    reader: &mut Reader<'_>,
+    reader: &mut VariableReader<'_>,
     from: &QueueVariables,
     names: usize,
     [token, file, kind, address]: [&str; 4],
@@ -272,7 +276,7 @@ fn refuse_out_of_step(
     for (variable, count) in others {
         if count != names && count > 0 {
             in_step = None;
-            reader.problems.push(Problem::Conflict(format!(
+            reader.problems.push(ConfigProblem::Conflict(format!(
                 "`{}` and `{}` are lists of different lengths, {names} and {count}: give one of each \
                  for each queue, with `;` between them",
                 from.name.name, variable.name
@@ -292,7 +296,7 @@ fn items(text: &str) -> usize {
 }
 
 fn rabbitmq(
-    reader: &mut Reader<'_>,
+    reader: &mut VariableReader<'_>,
     from: &QueueVariables,
     name: &str,
     token: &str,
@@ -315,7 +319,11 @@ fn rabbitmq(
 }
 
 /// AMQP's short strings have one byte for their length.
-fn refuse_long_name(reader: &mut Reader<'_>, variable: &Variable, name: &str) -> Option<()> {
+fn refuse_long_name(
+    reader: &mut VariableReader<'_>,
+    variable: &Variable,
+    name: &str,
+) -> Option<()> {
     if name.len() > 255 {
         reader.refuse(variable, name, "the name of a queue has at most 255 bytes");
         return None;
@@ -324,14 +332,14 @@ fn refuse_long_name(reader: &mut Reader<'_>, variable: &Variable, name: &str) ->
 }
 
 fn spool(
-    reader: &mut Reader<'_>,
+    reader: &mut VariableReader<'_>,
     from: &QueueVariables,
     name: &str,
     address: &str,
     cwd: &Path,
 ) -> Option<BrokerConfig> {
     if address.is_empty() {
-        reader.problems.push(Problem::missing(
+        reader.problems.push(ConfigProblem::missing(
             from.address.name,
             "name the spool's directory",
         ));

@@ -9,22 +9,22 @@ use tracing::level_filters::LevelFilter;
 
 use super::address;
 use super::env_json;
-use super::limits::Memory;
+use super::limits::MemoryLimit;
 use super::list::list;
 use super::load::Environment;
-use super::problem::{Problem, one_line};
-use super::values;
-use super::variables::{Kind, MOST, MOST_SECONDS, Otherwise, Variable};
+use super::problem::{ConfigProblem, one_line};
+use super::python_values;
+use super::variables::{DefaultValue, MOST, MOST_SECONDS, ValueKind, Variable};
 
 /// An environment and the problems found in it so far. After a problem a reading function returns
 /// something harmless, which nobody sees: with a problem there is no configuration.
-pub(super) struct Reader<'a> {
+pub(super) struct VariableReader<'a> {
     environment: &'a Environment,
-    pub(super) problems: Vec<Problem>,
+    pub(super) problems: Vec<ConfigProblem>,
 }
 
-impl<'a> Reader<'a> {
-    pub(super) fn new(environment: &'a Environment, problems: Vec<Problem>) -> Self {
+impl<'a> VariableReader<'a> {
+    pub(super) fn new(environment: &'a Environment, problems: Vec<ConfigProblem>) -> Self {
         Self {
             environment,
             problems,
@@ -37,10 +37,10 @@ impl<'a> Reader<'a> {
         let text = value.to_str();
         if text.is_none() {
             let shown = match variable.kind {
-                Kind::Token | Kind::EnvJson | Kind::Address => "***".to_owned(),
+                ValueKind::Token | ValueKind::EnvJson | ValueKind::Address => "***".to_owned(),
                 _ => value.to_string_lossy().into_owned(),
             };
-            let problem = Problem::value(variable.name, &shown, "expected text in UTF-8");
+            let problem = ConfigProblem::value(variable.name, &shown, "expected text in UTF-8");
             // A variable may be looked at twice.
             if !self.problems.contains(&problem) {
                 self.problems.push(problem);
@@ -57,10 +57,11 @@ impl<'a> Reader<'a> {
             .is_none_or(|value| value.is_empty())
         {
             let advice = match variable.kind {
-                Kind::Text => format!("expected the {}", variable.meaning),
+                ValueKind::Text => format!("expected the {}", variable.meaning),
                 kind => format!("expected {}", kind.expected()),
             };
-            self.problems.push(Problem::missing(variable.name, advice));
+            self.problems
+                .push(ConfigProblem::missing(variable.name, advice));
             return None;
         }
         self.set(variable)
@@ -69,8 +70,8 @@ impl<'a> Reader<'a> {
     /// The value, else the default, else nothing.
     fn text_or_default(&mut self, variable: &Variable) -> Option<&'a str> {
         self.set(variable).or(match variable.otherwise {
-            Otherwise::Default(text) => Some(text),
-            Otherwise::Required | Otherwise::Phrase(_) => None,
+            DefaultValue::Default(text) => Some(text),
+            DefaultValue::Required | DefaultValue::Phrase(_) => None,
         })
     }
 
@@ -90,7 +91,7 @@ impl<'a> Reader<'a> {
 
     /// Notes that a value can't be used.
     pub(super) fn refuse(&mut self, variable: &Variable, text: &str, advice: impl Into<String>) {
-        self.problems.push(Problem::value(
+        self.problems.push(ConfigProblem::value(
             variable.name,
             &shown(variable, text),
             advice,
@@ -103,7 +104,8 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn boolean(&mut self, variable: &Variable) -> bool {
-        self.parse(variable, values::boolean).unwrap_or_default()
+        self.parse(variable, python_values::boolean)
+            .unwrap_or_default()
     }
 
     pub(super) fn count(&mut self, variable: &Variable) -> Option<u16> {
@@ -124,11 +126,11 @@ impl<'a> Reader<'a> {
 
     pub(super) fn seconds(&mut self, variable: &Variable) -> Option<Duration> {
         let least = match variable.kind {
-            Kind::Seconds { least } => u64::from(least),
+            ValueKind::Seconds { least } => u64::from(least),
             _ => 0,
         };
         self.parse(variable, |text| {
-            let seconds = u64::try_from(values::integer(text)?).ok()?;
+            let seconds = u64::try_from(python_values::integer(text)?).ok()?;
             (least..=MOST_SECONDS)
                 .contains(&seconds)
                 .then(|| Duration::from_secs(seconds))
@@ -138,7 +140,7 @@ impl<'a> Reader<'a> {
     pub(super) fn duration(&mut self, variable: &Variable) -> Duration {
         let most = Duration::from_secs(MOST_SECONDS);
         self.parse(variable, |text| {
-            Duration::try_from_secs_f64(values::float(text)?)
+            Duration::try_from_secs_f64(python_values::float(text)?)
                 .ok()
                 .filter(|duration| *duration <= most)
         })
@@ -146,21 +148,21 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn size(&mut self, variable: &Variable) -> Option<u64> {
-        self.parse(variable, values::size)
+        self.parse(variable, python_values::size)
     }
 
     pub(super) fn size_above_zero(&mut self, variable: &Variable) -> Option<u64> {
         self.parse(variable, |text| {
-            values::size(text).filter(|bytes| *bytes > 0)
+            python_values::size(text).filter(|bytes| *bytes > 0)
         })
     }
 
-    pub(super) fn memory(&mut self, variable: &Variable) -> Option<Memory> {
+    pub(super) fn memory(&mut self, variable: &Variable) -> Option<MemoryLimit> {
         self.parse(variable, |text| match text {
-            "auto" => Some(Memory::Auto),
-            _ => values::size(text)
+            "auto" => Some(MemoryLimit::Auto),
+            _ => python_values::size(text)
                 .filter(|bytes| *bytes > 0)
-                .map(Memory::Bytes),
+                .map(MemoryLimit::Bytes),
         })
     }
 
@@ -169,7 +171,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn level(&mut self, variable: &Variable) -> LevelFilter {
-        self.parse(variable, values::level)
+        self.parse(variable, python_values::level)
             .unwrap_or(LevelFilter::INFO)
     }
 
@@ -229,7 +231,10 @@ impl<'a> Reader<'a> {
 
     pub(super) fn directories(&mut self, variable: &Variable) -> Vec<PathBuf> {
         self.parse(variable, |text| {
-            let parts: Vec<String> = if text.trim_start_matches(values::is_space).starts_with('[') {
+            let parts: Vec<String> = if text
+                .trim_start_matches(python_values::is_space)
+                .starts_with('[')
+            {
                 list(text)?
             } else {
                 text.split(',').map(|part| part.trim().to_owned()).collect()
@@ -256,17 +261,17 @@ impl<'a> Reader<'a> {
 /// A value as it may be logged and told: without control characters and without secrets.
 pub(super) fn shown(variable: &Variable, text: &str) -> String {
     let text = match variable.kind {
-        Kind::Token if text.is_empty() => String::new(),
-        Kind::Token => "***".to_owned(),
-        Kind::Address => address::masked(text),
-        Kind::EnvJson => env_json::masked(text),
+        ValueKind::Token if text.is_empty() => String::new(),
+        ValueKind::Token => "***".to_owned(),
+        ValueKind::Address => address::masked(text),
+        ValueKind::EnvJson => env_json::masked(text),
         _ => text.to_owned(),
     };
     one_line(&text)
 }
 
 fn count(text: &str) -> Option<u16> {
-    let number = values::integer(text)?;
+    let number = python_values::integer(text)?;
     u16::try_from(number)
         .ok()
         .filter(|number| (1..=MOST).contains(number))

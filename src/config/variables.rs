@@ -8,16 +8,16 @@ pub struct Variable {
     /// Its name.
     pub name: &'static str,
     /// What its value may be.
-    pub kind: Kind,
+    pub kind: ValueKind,
     /// What holds when it isn't set.
-    pub otherwise: Otherwise,
+    pub otherwise: DefaultValue,
     /// What it is for, in a phrase.
     pub meaning: &'static str,
 }
 
 /// What a variable's value may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ValueKind {
     /// Yes or no, in one of Python's words.
     Bool,
     /// An integer of at least 1 that fits AMQP's 16 bits.
@@ -65,7 +65,7 @@ pub enum Kind {
 
 /// What holds when a variable isn't set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Otherwise {
+pub enum DefaultValue {
     /// The pilot can't run.
     Required,
     /// This value, read like a set one.
@@ -81,7 +81,7 @@ pub const MOST: u16 = u16::MAX;
 /// far from what overflows a clock.
 pub const MOST_SECONDS: u64 = 1_000_000_000_000;
 
-impl Kind {
+impl ValueKind {
     /// What a value must be, as the end of an error's text and as a column of the table.
     #[must_use]
     pub fn expected(self) -> String {
@@ -129,7 +129,7 @@ impl Kind {
     }
 }
 
-impl Otherwise {
+impl DefaultValue {
     /// The default as a person reads it.
     #[must_use]
     pub fn shown(self) -> String {
@@ -156,130 +156,130 @@ macro_rules! variables {
     };
 }
 
-use Otherwise::{Default, Phrase, Required};
+use DefaultValue::{Default, Phrase, Required};
 
 variables! {
-    TASK_IMAGE = "EWMS_PILOT_TASK_IMAGE", Kind::Text, Required,
+    TASK_IMAGE = "EWMS_PILOT_TASK_IMAGE", ValueKind::Text, Required,
         "image that every event is run with";
-    TASK_ARGS = "EWMS_PILOT_TASK_ARGS", Kind::Arguments, Default(""),
+    TASK_ARGS = "EWMS_PILOT_TASK_ARGS", ValueKind::Arguments, Default(""),
         "its arguments, quoted as for a shell; {{INFILE}}, {{OUTFILE}} and {{DATA_HUB}} stand for paths";
-    TASK_ENV_JSON = "EWMS_PILOT_TASK_ENV_JSON", Kind::EnvJson, Default("{}"),
+    TASK_ENV_JSON = "EWMS_PILOT_TASK_ENV_JSON", ValueKind::EnvJson, Default("{}"),
         "variables for the task";
-    TASK_TIMEOUT = "EWMS_PILOT_TASK_TIMEOUT", Kind::Seconds { least: 1 }, Phrase("none"),
+    TASK_TIMEOUT = "EWMS_PILOT_TASK_TIMEOUT", ValueKind::Seconds { least: 1 }, Phrase("none"),
         "wall time after which a task is ended";
-    TASK_STALL = "EWMS_PILOT_TASK_STALL", Kind::Seconds { least: 1 }, Phrase("none"),
+    TASK_STALL = "EWMS_PILOT_TASK_STALL", ValueKind::Seconds { least: 1 }, Phrase("none"),
         "time without CPU use or output after which a task is ended";
-    TASK_MEMORY = "EWMS_PILOT_TASK_MEMORY", Kind::Memory, Phrase("none"),
+    TASK_MEMORY = "EWMS_PILOT_TASK_MEMORY", ValueKind::Memory, Phrase("none"),
         "resident memory of a task's container above which it is killed; `auto`: its share of the slot's memory";
-    TASK_OUTPUT_MAX = "EWMS_PILOT_TASK_OUTPUT_MAX", Kind::Size, Default("100M"),
+    TASK_OUTPUT_MAX = "EWMS_PILOT_TASK_OUTPUT_MAX", ValueKind::Size, Default("100M"),
         "what is kept of a container's stdout, and of its stderr; the middle of a longer one is left out";
-    SUBPROC_TIMEOUT = "EWMS_PILOT_SUBPROC_TIMEOUT", Kind::Seconds { least: 1 }, Phrase("none"),
+    SUBPROC_TIMEOUT = "EWMS_PILOT_SUBPROC_TIMEOUT", ValueKind::Seconds { least: 1 }, Phrase("none"),
         "old name of EWMS_PILOT_TASK_TIMEOUT, used when that isn't set";
-    INIT_IMAGE = "EWMS_PILOT_INIT_IMAGE", Kind::Text, Default(""),
+    INIT_IMAGE = "EWMS_PILOT_INIT_IMAGE", ValueKind::Text, Default(""),
         "image that is run once, before any event is taken";
-    INIT_ARGS = "EWMS_PILOT_INIT_ARGS", Kind::Arguments, Default(""),
+    INIT_ARGS = "EWMS_PILOT_INIT_ARGS", ValueKind::Arguments, Default(""),
         "its arguments; {{DATA_HUB}} stands for a path";
-    INIT_ENV_JSON = "EWMS_PILOT_INIT_ENV_JSON", Kind::EnvJson, Default("{}"),
+    INIT_ENV_JSON = "EWMS_PILOT_INIT_ENV_JSON", ValueKind::EnvJson, Default("{}"),
         "variables for the init container";
-    INIT_TIMEOUT = "EWMS_PILOT_INIT_TIMEOUT", Kind::Seconds { least: 1 }, Phrase("none"),
+    INIT_TIMEOUT = "EWMS_PILOT_INIT_TIMEOUT", ValueKind::Seconds { least: 1 }, Phrase("none"),
         "wall time after which the init container is ended";
-    QUEUE_INCOMING = "EWMS_PILOT_QUEUE_INCOMING", Kind::Text, Required,
+    QUEUE_INCOMING = "EWMS_PILOT_QUEUE_INCOMING", ValueKind::Text, Required,
         "queue that events are taken from";
-    QUEUE_INCOMING_AUTH_TOKEN = "EWMS_PILOT_QUEUE_INCOMING_AUTH_TOKEN", Kind::Token, Default(""),
+    QUEUE_INCOMING_AUTH_TOKEN = "EWMS_PILOT_QUEUE_INCOMING_AUTH_TOKEN", ValueKind::Token, Default(""),
         "replaces the password of the address";
     QUEUE_INCOMING_AUTH_TOKEN_FILE = "EWMS_PILOT_QUEUE_INCOMING_AUTH_TOKEN_FILE",
-        Kind::File, Default(""),
+        ValueKind::File, Default(""),
         "file that holds that token instead; read again at each connection, and before the token ends";
     QUEUE_INCOMING_BROKER_TYPE = "EWMS_PILOT_QUEUE_INCOMING_BROKER_TYPE",
-        Kind::Choice(&BROKER_TYPES), Required,
+        ValueKind::Choice(&BROKER_TYPES), Required,
         "kind of broker: a RabbitMQ server, or a spool directory";
     QUEUE_INCOMING_BROKER_ADDRESS = "EWMS_PILOT_QUEUE_INCOMING_BROKER_ADDRESS",
-        Kind::Address, Phrase("`localhost`; required for a spool"),
+        ValueKind::Address, Phrase("`localhost`; required for a spool"),
         "where that is; the scheme is amqp (TCP, port 5672) or amqps (TLS, port 5671)";
-    QUEUE_OUTGOING = "EWMS_PILOT_QUEUE_OUTGOING", Kind::Text, Required,
+    QUEUE_OUTGOING = "EWMS_PILOT_QUEUE_OUTGOING", ValueKind::Text, Required,
         "queue that results go to";
-    QUEUE_OUTGOING_AUTH_TOKEN = "EWMS_PILOT_QUEUE_OUTGOING_AUTH_TOKEN", Kind::Token, Default(""),
+    QUEUE_OUTGOING_AUTH_TOKEN = "EWMS_PILOT_QUEUE_OUTGOING_AUTH_TOKEN", ValueKind::Token, Default(""),
         "like that of the incoming queue";
     QUEUE_OUTGOING_AUTH_TOKEN_FILE = "EWMS_PILOT_QUEUE_OUTGOING_AUTH_TOKEN_FILE",
-        Kind::File, Default(""),
+        ValueKind::File, Default(""),
         "like that of the incoming queue";
     QUEUE_OUTGOING_BROKER_TYPE = "EWMS_PILOT_QUEUE_OUTGOING_BROKER_TYPE",
-        Kind::Choice(&BROKER_TYPES), Required,
+        ValueKind::Choice(&BROKER_TYPES), Required,
         "like that of the incoming queue";
     QUEUE_OUTGOING_BROKER_ADDRESS = "EWMS_PILOT_QUEUE_OUTGOING_BROKER_ADDRESS",
-        Kind::Address, Phrase("`localhost`; required for a spool"),
+        ValueKind::Address, Phrase("`localhost`; required for a spool"),
         "like that of the incoming queue";
-    BROKER_CA_FILE = "EWMS_PILOT_BROKER_CA_FILE", Kind::File, Default(""),
+    BROKER_CA_FILE = "EWMS_PILOT_BROKER_CA_FILE", ValueKind::File, Default(""),
         "CA certificates (PEM) that brokers are trusted by, besides those of the machine";
-    BROKER_MAX_MESSAGE_SIZE = "EWMS_PILOT_BROKER_MAX_MESSAGE_SIZE", Kind::SizeAboveZero, Phrase("the outgoing broker's own limit"),
+    BROKER_MAX_MESSAGE_SIZE = "EWMS_PILOT_BROKER_MAX_MESSAGE_SIZE", ValueKind::SizeAboveZero, Phrase("the outgoing broker's own limit"),
         "a task whose result is larger after compression fails; unset, the broker's refusal tells its limit";
     DATA_DIR_PARENT = "EWMS_PILOT_DATA_DIR_PARENT_PATH_ON_HOST",
-        Kind::Directory, Phrase("working directory"),
+        ValueKind::Directory, Phrase("working directory"),
         "where `ewms-pilot-data/` is made";
-    INFILE_EXT = "EWMS_PILOT_INFILE_EXT", Kind::Suffix, Default(".in"),
+    INFILE_EXT = "EWMS_PILOT_INFILE_EXT", ValueKind::Suffix, Default(".in"),
         "suffix of a task's infile; leading dots and upper case don't matter";
-    OUTFILE_EXT = "EWMS_PILOT_OUTFILE_EXT", Kind::Suffix, Default(".out"),
+    OUTFILE_EXT = "EWMS_PILOT_OUTFILE_EXT", ValueKind::Suffix, Default(".out"),
         "suffix of a task's outfile";
-    PREFETCH = "EWMS_PILOT_PREFETCH", Kind::Count, Default("1"),
+    PREFETCH = "EWMS_PILOT_PREFETCH", ValueKind::Count, Default("1"),
         "events to take ahead; at least one for each task that may run is taken, at most two; the second is made ready while the first runs, which is worth it for short tasks and far brokers";
     TIMEOUT_FIRST = "EWMS_PILOT_TIMEOUT_QUEUE_WAIT_FOR_FIRST_MESSAGE",
-        Kind::Seconds { least: 1 }, Phrase("the next one's value"),
+        ValueKind::Seconds { least: 1 }, Phrase("the next one's value"),
         "how long to wait for the first event";
-    TIMEOUT_INCOMING = "EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", Kind::Seconds { least: 1 }, Default("1"),
+    TIMEOUT_INCOMING = "EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", ValueKind::Seconds { least: 1 }, Default("1"),
         "how long to wait for a further event while there is room for one; then running tasks are waited for and the pilot ends";
-    RECONNECT_TIMEOUT = "EWMS_PILOT_BROKER_RECONNECT_TIMEOUT", Kind::Duration, Default("900"),
+    RECONNECT_TIMEOUT = "EWMS_PILOT_BROKER_RECONNECT_TIMEOUT", ValueKind::Duration, Default("900"),
         "how long to bear a broker that is lost and can't be reached, or one that refuses results; tasks run on meanwhile";
-    EXTERNAL_DIRECTORIES = "EWMS_PILOT_EXTERNAL_DIRECTORIES", Kind::Directories, Default(""),
+    EXTERNAL_DIRECTORIES = "EWMS_PILOT_EXTERNAL_DIRECTORIES", ValueKind::Directories, Default(""),
         "directories that every container sees, read-only, at the same path";
-    MAX_CONCURRENT_TASKS = "EWMS_PILOT_MAX_CONCURRENT_TASKS", Kind::Cores, Default("1"),
+    MAX_CONCURRENT_TASKS = "EWMS_PILOT_MAX_CONCURRENT_TASKS", ValueKind::Cores, Default("1"),
         "tasks that may run at once; `auto`: as many as HTCondor allotted cores";
-    STOP_LISTENING = "EWMS_PILOT_STOP_LISTENING_ON_TASK_ERROR", Kind::Bool, Default("True"),
+    STOP_LISTENING = "EWMS_PILOT_STOP_LISTENING_ON_TASK_ERROR", ValueKind::Bool, Default("True"),
         "take no more events once a task has failed; running ones end";
-    OKAY_ERRORS = "EWMS_PILOT_OKAY_ERRORS", Kind::List, Default(""),
+    OKAY_ERRORS = "EWMS_PILOT_OKAY_ERRORS", ValueKind::List, Default(""),
         "names of errors that don't count for that, like TimeoutError";
-    KEEP_ALL_TASK_FILES = "EWMS_PILOT_KEEP_ALL_TASK_FILES", Kind::Bool, Default("False"),
+    KEEP_ALL_TASK_FILES = "EWMS_PILOT_KEEP_ALL_TASK_FILES", ValueKind::Bool, Default("False"),
         "keep the directories of all tasks, not only of failed ones";
-    KEPT_FILES_MAX = "EWMS_PILOT_KEPT_FILES_MAX", Kind::Size, Default("1G"),
+    KEPT_FILES_MAX = "EWMS_PILOT_KEPT_FILES_MAX", ValueKind::Size, Default("1G"),
         "what the kept directories of failed tasks may take together; beyond it only outputs stay, then nothing";
-    MIN_FREE_DISK = "EWMS_PILOT_MIN_FREE_DISK", Kind::Size, Default("0"),
+    MIN_FREE_DISK = "EWMS_PILOT_MIN_FREE_DISK", ValueKind::Size, Default("0"),
         "free space on the pilot data's disk below which no event is taken and running tasks are ended";
-    MAX_RUNTIME = "EWMS_PILOT_MAX_RUNTIME", Kind::Seconds { least: 1 },
+    MAX_RUNTIME = "EWMS_PILOT_MAX_RUNTIME", ValueKind::Seconds { least: 1 },
         Phrase("`OriginalTime` of the job ad, else none"),
         "wall time of the pilot; no task is started that would not end in it, and the pilot ends by itself";
-    MAX_DELIVERIES = "EWMS_PILOT_MAX_DELIVERIES", Kind::Count, Phrase("none: no event leaves its queue"),
+    MAX_DELIVERIES = "EWMS_PILOT_MAX_DELIVERIES", ValueKind::Count, Phrase("none: no event leaves its queue"),
         "how often an event that fails by its own or its task's fault is delivered before it is taken out of its queue, at once if its result is too large to be sent; the broker counts: RabbitMQ before 4.3 every return to a quorum queue, give-backs and lost connections included, from 4.3 on failures only, a classic queue nothing; a spool failures only";
-    QUEUE_DEAD_LETTER = "EWMS_PILOT_QUEUE_DEAD_LETTER", Kind::Text, Default(""),
+    QUEUE_DEAD_LETTER = "EWMS_PILOT_QUEUE_DEAD_LETTER", ValueKind::Text, Default(""),
         "queue, on the incoming broker, that such an event goes to; without one it is rejected and kept in `rejected/`";
-    TASK_LOG = "EWMS_PILOT_TASK_LOG", Kind::File, Default("ewms-pilot-tasks.jsonl"),
+    TASK_LOG = "EWMS_PILOT_TASK_LOG", ValueKind::File, Default("ewms-pilot-tasks.jsonl"),
         "record of every task, a JSON line each; relative to where `ewms-pilot-data/` is";
-    DUMP_TASK_OUTPUT = "EWMS_PILOT_DUMP_TASK_OUTPUT", Kind::Bool, Default("False"),
+    DUMP_TASK_OUTPUT = "EWMS_PILOT_DUMP_TASK_OUTPUT", ValueKind::Bool, Default("False"),
         "copy the output of all containers into the log, not only the first and last 32 KiB of failed ones'";
-    KILL_GRACE = "EWMS_PILOT_KILL_GRACE", Kind::Duration, Default("10"),
+    KILL_GRACE = "EWMS_PILOT_KILL_GRACE", ValueKind::Duration, Default("10"),
         "time between telling a container to end and killing it; unless set, less where HTCondor gives an evicted job less than that and 5 s more";
-    QUARANTINE_TIME = "EWMS_PILOT_QUARANTINE_TIME", Kind::Seconds { least: 0 }, Default("0"),
+    QUARANTINE_TIME = "EWMS_PILOT_QUARANTINE_TIME", ValueKind::Seconds { least: 0 }, Default("0"),
         "how long to sleep after a fatal error, so that a bad machine gets no next pilot at once";
-    PREFLIGHT = "EWMS_PILOT_PREFLIGHT", Kind::Bool, Default("True"),
+    PREFLIGHT = "EWMS_PILOT_PREFLIGHT", ValueKind::Bool, Default("True"),
         "check the machine before the first event, which costs one container start; a broken one then takes no event";
-    CL_LOG = "EWMS_PILOT_CL_LOG", Kind::Level, Default("INFO"),
+    CL_LOG = "EWMS_PILOT_CL_LOG", ValueKind::Level, Default("INFO"),
         "level of the pilot's own log lines";
-    CL_LOG_THIRD_PARTY = "EWMS_PILOT_CL_LOG_THIRD_PARTY", Kind::Level, Default("WARNING"),
+    CL_LOG_THIRD_PARTY = "EWMS_PILOT_CL_LOG_THIRD_PARTY", ValueKind::Level, Default("WARNING"),
         "level of the log lines of its libraries";
-    CONTAINER_DEBUG = "EWMS_PILOT_CONTAINER_DEBUG", Kind::Bool, Default("False"),
+    CONTAINER_DEBUG = "EWMS_PILOT_CONTAINER_DEBUG", ValueKind::Bool, Default("False"),
         "run `apptainer --debug`";
-    HTCHIRP = "EWMS_PILOT_HTCHIRP", Kind::Bool, Default("False"),
+    HTCHIRP = "EWMS_PILOT_HTCHIRP", ValueKind::Bool, Default("False"),
         "report to HTCondor what the pilot does";
     HTCHIRP_DEST = "EWMS_PILOT_HTCHIRP_DEST",
-        Kind::Choice(&["JOB_ATTR", "JOB_EVENT_LOG"]), Default("JOB_ATTR"),
+        ValueKind::Choice(&["JOB_ATTR", "JOB_EVENT_LOG"]), Default("JOB_ATTR"),
         "where HTCondor puts it";
-    HTCHIRP_INTERVAL = "EWMS_PILOT_HTCHIRP_RATELIMIT_INTERVAL", Kind::Duration, Default("60.0"),
+    HTCHIRP_INTERVAL = "EWMS_PILOT_HTCHIRP_RATELIMIT_INTERVAL", ValueKind::Duration, Default("60.0"),
         "least time between two reports of the counters";
     CONTAINER_PLATFORM = "_EWMS_PILOT_CONTAINER_PLATFORM",
-        Kind::Choice(&["apptainer"]), Default("apptainer"),
+        ValueKind::Choice(&["apptainer"]), Default("apptainer"),
         "what runs containers; this pilot is Apptainer-native";
-    BUILD_WORKDIR = "_EWMS_PILOT_APPTAINER_BUILD_WORKDIR", Kind::Directory, Default("/var/tmp"),
+    BUILD_WORKDIR = "_EWMS_PILOT_APPTAINER_BUILD_WORKDIR", ValueKind::Directory, Default("/var/tmp"),
         "where an image is converted to a sandbox directory";
     DIRECTORY_MUST_BE_PRESENT = "_EWMS_PILOT_APPTAINER_IMAGE_DIRECTORY_MUST_BE_PRESENT",
-        Kind::Bool, Default("True"),
+        ValueKind::Bool, Default("True"),
         "True: an image must be a sandbox directory; False: others are converted to one";
 }
 

@@ -167,7 +167,8 @@ fn a_probes_answer_names_the_cause_of_every_row() {
             .into_iter()
             .flatten()
         {
-            let Answer::Broken { cause: found, said } = answer(*code, stderr.as_bytes()) else {
+            let ProbeResult::Broken { cause: found, said } = answer(*code, stderr.as_bytes())
+            else {
                 panic!("{stderr} is taken for a container that works");
             };
             assert_eq!(found, *cause, "{stderr}");
@@ -186,7 +187,7 @@ fn every_row_is_worth_a_probe() {
         {
             let suspicion = suspect(*code, stderr.as_bytes());
             assert!(
-                matches!(suspicion, Suspicion::Probe | Suspicion::ProbeAndRead),
+                matches!(suspicion, NextStep::Probe | NextStep::ProbeAndRead),
                 "{suspicion:?}: {stderr}"
             );
         }
@@ -195,13 +196,13 @@ fn every_row_is_worth_a_probe() {
 
 #[test]
 fn a_command_that_doesnt_exist_proves_that_all_else_does() {
-    assert_eq!(answer(255, DOESNT_EXIST.as_bytes()), Answer::Works);
+    assert_eq!(answer(255, DOESNT_EXIST.as_bytes()), ProbeResult::Works);
     let debugged = debugged(DOESNT_EXIST).expect("it is Apptainer's");
-    assert_eq!(answer(255, debugged.as_bytes()), Answer::Works);
+    assert_eq!(answer(255, debugged.as_bytes()), ProbeResult::Works);
     let without_proc = format!(
         "WARNING: Error getting executable path, using default: readlink /proc/self/exe: no such file or directory\n{DOESNT_EXIST}"
     );
-    assert_eq!(answer(255, without_proc.as_bytes()), Answer::Works);
+    assert_eq!(answer(255, without_proc.as_bytes()), ProbeResult::Works);
     for (code, other) in [
         (0, ""),
         (1, DOESNT_EXIST),
@@ -212,7 +213,7 @@ fn a_command_that_doesnt_exist_proves_that_all_else_does() {
         ),
     ] {
         assert!(
-            matches!(answer(code, other.as_bytes()), Answer::Broken { .. }),
+            matches!(answer(code, other.as_bytes()), ProbeResult::Broken { .. }),
             "{other}"
         );
     }
@@ -227,9 +228,9 @@ fn binds_that_a_site_forbids_are_found_whatever_the_task_makes_of_it() {
         for code in [0, 1, 3, 127, 255] {
             let stderr =
                 format!("{warning}Traceback (most recent call last):\nOSError: no infile\n");
-            assert_eq!(suspect(code, stderr.as_bytes()), Suspicion::Probe, "{code}");
+            assert_eq!(suspect(code, stderr.as_bytes()), NextStep::Probe, "{code}");
         }
-        let Answer::Broken { cause: found, .. } =
+        let ProbeResult::Broken { cause: found, .. } =
             answer(255, format!("{warning}{DOESNT_EXIST}").as_bytes())
         else {
             panic!("{warning} works");
@@ -256,7 +257,7 @@ fn a_tasks_own_end_needs_no_probe() {
     ] {
         assert_eq!(
             suspect(code, stderr.as_bytes()),
-            Suspicion::Task,
+            NextStep::Task,
             "{code} {stderr}"
         );
     }
@@ -280,7 +281,7 @@ fn what_only_looks_like_apptainers_asks_for_a_probe_and_no_more() {
     ] {
         assert_eq!(
             suspect(code, stderr.as_bytes()),
-            Suspicion::Probe,
+            NextStep::Probe,
             "{code} {stderr}"
         );
     }
@@ -303,7 +304,7 @@ fn a_page_or_file_that_cannot_be_read_asks_to_read_the_image() {
     ] {
         assert_eq!(
             suspect(code, stderr.as_bytes()),
-            Suspicion::ProbeAndRead,
+            NextStep::ProbeAndRead,
             "{code} {stderr}"
         );
     }
@@ -316,7 +317,7 @@ fn an_image_without_a_shell_is_found_by_a_probe_and_no_tasks_word_is_believed() 
         "FATAL:   No runscript and no /bin/sh executable found\n",
     ] {
         for stderr in [text.to_owned(), format!("hello\n{text}")] {
-            assert_eq!(suspect(1, stderr.as_bytes()), Suspicion::Probe, "{stderr}");
+            assert_eq!(suspect(1, stderr.as_bytes()), NextStep::Probe, "{stderr}");
         }
     }
 }

@@ -22,7 +22,7 @@ const PREFIX: &str = "APPTAINERENV_";
 
 /// What Apptainer is given of the pilot's environment.
 #[derive(Debug, Clone, Default)]
-pub struct Surroundings {
+pub struct ApptainerEnvironment {
     /// `PATH`; Apptainer is looked for in it, and finds its own helpers there.
     pub path: OsString,
     /// `HOME`, where Apptainer reads its registry logins.
@@ -137,8 +137,8 @@ impl Apptainer {
     ///
     /// # Errors
     /// When there is no executable file of this name.
-    pub fn locate(surroundings: Surroundings) -> Result<Self, LocateError> {
-        let Surroundings {
+    pub fn locate(surroundings: ApptainerEnvironment) -> Result<Self, LocateError> {
+        let ApptainerEnvironment {
             path,
             home,
             lang,

@@ -252,18 +252,18 @@ fn only_an_executable_apptainer_in_an_absolute_directory_is_found() {
     let right = directory_with("apptainer", 0o755);
     let path = std::env::join_paths([Path::new("."), wrong.path(), plain.path(), right.path()])
         .expect("joined");
-    let surroundings = Surroundings {
+    let surroundings = ApptainerEnvironment {
         path: path.clone(),
         scratch: "/s".into(),
-        ..Surroundings::default()
+        ..ApptainerEnvironment::default()
     };
     let found = Apptainer::locate(surroundings).expect("is found");
     assert_eq!(found.program(), right.path().join("apptainer"));
     assert_eq!(found.env[0], ("PATH".into(), path));
 
-    let surroundings = Surroundings {
+    let surroundings = ApptainerEnvironment {
         path: wrong.path().into(),
-        ..Surroundings::default()
+        ..ApptainerEnvironment::default()
     };
     let error = Apptainer::locate(surroundings).expect_err("is not found");
     assert!(
@@ -277,7 +277,7 @@ fn only_an_executable_apptainer_in_an_absolute_directory_is_found() {
 #[test]
 fn the_environment_is_built_from_the_list_alone() {
     let right = directory_with("apptainer", 0o755);
-    let surroundings = Surroundings {
+    let surroundings = ApptainerEnvironment {
         path: right.path().into(),
         home: Some("/home/x".into()),
         lang: Some("C.UTF-8".into()),

@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use tempfile::TempDir;
 
 use super::*;
-use crate::container::Surroundings;
+use crate::container::ApptainerEnvironment;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -28,30 +28,30 @@ impl Bench {
     }
 
     fn conversion(&self) -> Conversion {
-        match Plan::of("x.sif", self.dir.path(), &self.policy).expect("can be converted") {
-            Plan::Convert(conversion) => conversion,
-            Plan::Ready(path) => panic!("{} is ready", path.display()),
+        match Resolution::of("x.sif", self.dir.path(), &self.policy).expect("can be converted") {
+            Resolution::Convert(conversion) => conversion,
+            Resolution::Ready(path) => panic!("{} is ready", path.display()),
         }
     }
 
-    async fn ours(&self) -> Locked {
+    async fn ours(&self) -> ConversionLock {
         match self.conversion().turn(PATIENCE).await.expect("a turn") {
-            Turn::Ours(locked) => locked,
-            Turn::Done(path) => panic!("{} is done", path.display()),
+            LockOutcome::Ours(locked) => locked,
+            LockOutcome::Done(path) => panic!("{} is done", path.display()),
         }
     }
 
     /// Does what Apptainer would, and returns the target of its command.
-    fn convert(&self, locked: &Locked) -> PathBuf {
+    fn convert(&self, locked: &ConversionLock) -> PathBuf {
         let bin = self.dir.path().join("bin");
         fs::create_dir_all(&bin).expect("made");
         let program = bin.join("apptainer");
         fs::write(&program, "").expect("written");
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("set");
-        let surroundings = Surroundings {
+        let surroundings = ApptainerEnvironment {
             path: bin.into(),
             scratch: "/s".into(),
-            ..Surroundings::default()
+            ..ApptainerEnvironment::default()
         };
         let apptainer = Apptainer::locate(surroundings).expect("is found");
         let invocation = locked
@@ -76,7 +76,7 @@ impl Bench {
 }
 
 fn refusal(image: &str, cwd: &Path, policy: &ImagePolicy) -> String {
-    Plan::of(image, cwd, policy)
+    Resolution::of(image, cwd, policy)
         .expect_err("is refused")
         .to_string()
 }
@@ -86,8 +86,8 @@ fn a_directory_is_ready_whatever_the_policy() {
     let bench = Bench::new();
     fs::create_dir_all(bench.dir.path().join("image/bin")).expect("made");
     for policy in [&bench.policy, &ImagePolicy::DirectoryOnly] {
-        let plan = Plan::of("image", bench.dir.path(), policy).expect("can be used");
-        assert_eq!(plan, Plan::Ready(bench.dir.path().join("image")));
+        let plan = Resolution::of("image", bench.dir.path(), policy).expect("can be used");
+        assert_eq!(plan, Resolution::Ready(bench.dir.path().join("image")));
     }
 }
 
@@ -126,7 +126,7 @@ async fn a_committed_image_is_found_by_the_next() {
     let target = locked.commit().expect("is renamed");
     assert!(target.join("content").exists());
     assert!(
-        matches!(bench.conversion().turn(PATIENCE).await, Ok(Turn::Done(path)) if path == target)
+        matches!(bench.conversion().turn(PATIENCE).await, Ok(LockOutcome::Done(path)) if path == target)
     );
     assert_eq!(bench.names_in_store().len(), 2, "the lock and the image");
 }
@@ -169,7 +169,7 @@ async fn what_a_dead_builder_left_is_removed_and_never_used() {
     let locked = bench.ours().await;
     let half_made = bench.convert(&locked);
     // As after SIGKILL: the lock goes, the files stay.
-    let Locked { making, .. } = &locked;
+    let ConversionLock { making, .. } = &locked;
     let kept = making.with_file_name(
         making
             .file_name()
@@ -198,7 +198,7 @@ async fn the_second_pilot_waits_for_the_first_and_uses_its_result() {
     bench.convert(&locked);
     let target = locked.commit().expect("is renamed");
     let turn = second.await.expect("no panic");
-    assert!(matches!(turn, Ok(Turn::Done(path)) if path == target));
+    assert!(matches!(turn, Ok(LockOutcome::Done(path)) if path == target));
 }
 
 #[tokio::test]

@@ -3,11 +3,11 @@
 //! runs it. Apart, so that everything learned about Apptainer stands in one place and is tested
 //! without it.
 
+mod apptainer_faults;
 mod bind;
-mod blame;
 mod command;
-mod diagnose;
-mod image;
+mod fs_util;
+mod image_conversion;
 mod image_format;
 mod image_layout;
 mod mounts;
@@ -15,22 +15,22 @@ mod probe_script;
 mod reference;
 mod rootfs;
 mod runscript;
+mod stderr;
 mod template;
-mod tree;
 
+pub use apptainer_faults::{NO_COMMAND, NextStep, ProbeResult, answer, find_cause, suspect};
 pub use bind::{Access, Bind, BindError, check_distinct};
-pub use blame::{Answer, NO_COMMAND, Suspicion, answer, find_cause, suspect};
 pub use command::{
-    Apptainer, CommandError, Invocation, LocateError, ProcMount, RunSpec, Surroundings,
+    Apptainer, ApptainerEnvironment, CommandError, Invocation, LocateError, ProcMount, RunSpec,
     check_variable, exec, is_settable, run,
 };
-pub use diagnose::{READ, apptainer_error, failure_text, reason, scrub, timeout_reason};
-pub use image::{Conversion, ImageError, Locked, Plan, Turn};
+pub use fs_util::{remove_tree, tree_bytes};
+pub use image_conversion::{Conversion, ConversionLock, ImageError, LockOutcome, Resolution};
 pub use image_layout::{ImageShape, base_script, base_script_is_missing};
 pub use mounts::{MountPoint, MountTable};
 pub use probe_script::{
-    ENV_DIR, Found, InImage, LAST, MARK, Trials, found, mark, not_past, script,
+    ENV_DIR, InImage, LAST, MARK, ProbeFinding, Trials, found, mark, not_past, script,
 };
 pub use runscript::{Needs, RunscriptError};
+pub use stderr::{READ, apptainer_error, failure_text, reason, scrub, timeout_reason};
 pub use template::{Places, Template, TemplateError, names_outfile};
-pub use tree::{remove_tree, tree_bytes};

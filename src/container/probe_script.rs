@@ -6,9 +6,9 @@
 //! image, even one without a shell, after the image's own environment was made. It uses what is built into
 //! that shell alone, and its lines on stdout begin with a word that no image knows.
 
-use super::blame::Answer;
-use super::diagnose::{apptainer_error, lines, readable};
+use super::apptainer_faults::ProbeResult;
 use super::runscript::{Needs, SHELL};
+use super::stderr::{apptainer_error, lines, readable};
 use crate::fault::Cause;
 
 /// Where Apptainer looks for scripts to source.
@@ -181,7 +181,7 @@ pub enum InImage {
 
 /// What the script found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
+pub enum ProbeFinding {
     /// All that a task needs; and what it may miss.
     Well {
         /// A sentence each.
@@ -207,19 +207,19 @@ pub enum Found {
 pub fn found(
     trials: &Trials<'_>,
     (stdout, stderr): (&[u8], &[u8]),
-    answer: &Answer,
+    answer: &ProbeResult,
     has_proc: super::ProcMount,
     in_image: impl Fn(&str) -> InImage,
-) -> Found {
+) -> ProbeFinding {
     let said = Said::of(trials.word, stdout);
-    if !said.has(END) || *answer != Answer::Works {
+    if !said.has(END) || *answer != ProbeResult::Works {
         return match answer {
-            Answer::Works => Found::Silent,
-            Answer::Broken {
+            ProbeResult::Works => ProbeFinding::Silent,
+            ProbeResult::Broken {
                 cause: Cause::Unknown,
                 ..
-            } if apptainer_error(stderr).is_none() => Found::Ended,
-            Answer::Broken { cause, said } => Found::Broken {
+            } if apptainer_error(stderr).is_none() => ProbeFinding::Ended,
+            ProbeResult::Broken { cause, said } => ProbeFinding::Broken {
                 cause: *cause,
                 said: said.clone(),
             },
@@ -241,7 +241,7 @@ pub fn found(
     }
     if let Some((_, setting)) = off.first() {
         let paths: Vec<String> = off.iter().map(|(path, _)| format!("`{path}`")).collect();
-        return Found::Broken {
+        return ProbeFinding::Broken {
             cause: Cause::MountsOff,
             said: format!(
                 "containers here can't use {} (`{setting}`)",
@@ -259,13 +259,13 @@ pub fn found(
         return useless("a container can't write into the data directory");
     }
     match missing(trials.needs, &said) {
-        Some((cause, said)) => Found::Broken { cause, said },
-        None => Found::Well { notes },
+        Some((cause, said)) => ProbeFinding::Broken { cause, said },
+        None => ProbeFinding::Well { notes },
     }
 }
 
-fn useless(said: &str) -> Found {
-    Found::Broken {
+fn useless(said: &str) -> ProbeFinding {
+    ProbeFinding::Broken {
         cause: Cause::BindsUseless,
         said: said.to_owned(),
     }

@@ -50,7 +50,7 @@ fn all_but(lacking: &[&str]) -> String {
     lines.concat()
 }
 
-fn judged(stdout: &str, proc: ProcMount) -> Found {
+fn judged(stdout: &str, proc: ProcMount) -> ProbeFinding {
     let needs = needs();
     let trials = Trials {
         copy: Some(("/in", "/out")),
@@ -63,7 +63,7 @@ fn judged(stdout: &str, proc: ProcMount) -> Found {
     found(
         &trials,
         (stdout.as_bytes(), b""),
-        &Answer::Works,
+        &ProbeResult::Works,
         proc,
         has_no_tmp,
     )
@@ -84,7 +84,8 @@ fn each_lack_has_its_cause_and_is_named() {
         ("program /no/such", Cause::ImageRunscript, "`/no/such`"),
         ("name no-such-name", Cause::ImageRunscript, "`no-such-name`"),
     ] {
-        let Found::Broken { cause: found, said } = judged(&all_but(&[lacking]), ProcMount::Own)
+        let ProbeFinding::Broken { cause: found, said } =
+            judged(&all_but(&[lacking]), ProcMount::Own)
         else {
             panic!("{lacking} is missed");
         };
@@ -97,8 +98,8 @@ fn each_lack_has_its_cause_and_is_named() {
 
 #[test]
 fn what_the_site_cannot_give_is_noted_and_no_fault_of_its() {
-    let well = |found: Found| match found {
-        Found::Well { notes } => notes,
+    let well = |found: ProbeFinding| match found {
+        ProbeFinding::Well { notes } => notes,
         other => panic!("{other:?}"),
     };
     assert_eq!(well(judged(&all_but(&[]), ProcMount::Own)), [""; 0]);
@@ -113,7 +114,7 @@ fn a_start_that_the_image_ended_is_told_from_one_that_apptainer_ended() {
     let needs = needs();
     let judged = |stderr: &str, cause: Cause| {
         let said = "something".to_owned();
-        let answer = Answer::Broken { cause, said };
+        let answer = ProbeResult::Broken { cause, said };
         let streams = (&b""[..], stderr.as_bytes());
         found(&trials(&needs), streams, &answer, ProcMount::Own, |_| {
             InImage::Directory
@@ -121,25 +122,25 @@ fn a_start_that_the_image_ended_is_told_from_one_that_apptainer_ended() {
     };
     assert_eq!(
         judged("X: unbound variable\n", Cause::Unknown),
-        Found::Ended
+        ProbeFinding::Ended
     );
-    assert_eq!(judged("", Cause::Unknown), Found::Ended);
+    assert_eq!(judged("", Cause::Unknown), ProbeFinding::Ended);
     for (stderr, cause) in [
         ("FATAL:   something\n", Cause::Unknown),
         ("FATAL:   no space left on device\n", Cause::DiskFull),
     ] {
         assert!(
-            matches!(judged(stderr, cause), Found::Broken { cause: found, .. } if found == cause)
+            matches!(judged(stderr, cause), ProbeFinding::Broken { cause: found, .. } if found == cause)
         );
     }
     let none = found(
         &trials(&needs),
         (b"", b""),
-        &Answer::Works,
+        &ProbeResult::Works,
         ProcMount::Own,
         |_| InImage::Directory,
     );
-    assert_eq!(none, Found::Silent);
+    assert_eq!(none, ProbeFinding::Silent);
 }
 
 #[test]

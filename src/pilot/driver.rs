@@ -15,23 +15,23 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
 use super::answers::{publication_of, warn_of_deletion};
+use super::dead_letter::{DeadLetters, Disposition, NotPutAway};
+use super::deadline::{Deadline, DeadlineStep};
 use super::disk_floor::DiskFloor;
-use super::events::{Action, Event, Outcome, Publication};
-use super::ledger::{Ledger, Settlement};
-use super::poison::{NotPutAway, Poison, PutAway};
+use super::events::{PilotAction, PilotEvent, Publication, TaskOutcome};
+use super::recorder::{Recorder, Settlement};
 use super::set_aside::MAY_GO_AFTER;
-use super::state::{Conclusion, Rules, State};
-use super::wall_time::{Limit, WallTime};
-use super::{Queues, Reports};
+use super::state::{Conclusion, PilotState, Rules};
+use super::{ProgressReporter, Queues};
 use crate::broker::{
-    BrokerError, Content, Delivery, Outlet, OutletWatch, PublishError, Receipt, Resilience,
+    BrokerError, Content, Delivery, OutagePolicy, Outlet, OutletWatch, PublishError, Receipt,
     SettleError, Sink, Source, Verdict,
 };
 use crate::ids::TaskId;
-use crate::process::{Countdown, WillSender};
+use crate::process::{ShutdownSender, SuspendAwareTimer};
 use crate::records;
 use crate::signals::{Signal, Signals};
-use crate::task::{Keepsake, Leftover, Report, Runner, TaskEnd, Turn};
+use crate::task::{EventCopy, Leftover, StartGate, TaskEnd, TaskReport, TaskRunner};
 
 /// How the loop ended.
 #[derive(Debug)]
@@ -42,17 +42,17 @@ pub struct Finished {
 
 /// What the loop does beside its main work.
 #[derive(Debug)]
-pub struct Extras {
+pub struct DriverOptions {
     /// Where events go that failed too often.
-    pub poison: Poison,
+    pub poison: DeadLetters,
     /// When the pilot must end.
-    pub wall_time: Option<WallTime>,
+    pub wall_time: Option<Deadline>,
     /// What must stay free on the disk.
     pub disk_floor: Option<DiskFloor>,
 }
 
 /// One taken and unsettled event.
-struct Held {
+struct InFlightEvent {
     receipt: Receipt,
     /// What its queue calls it.
     name: Option<OsString>,
@@ -61,7 +61,7 @@ struct Held {
     /// What tells a task that was made ready to start; dropped, that it won't be.
     turn: Option<oneshot::Sender<()>>,
     /// The event once its task ended: it may have to be put away.
-    event: Option<Keepsake>,
+    event: Option<EventCopy>,
     /// What its task left on the disk.
     leftover: Option<Leftover>,
     /// Which took so many bytes, once it is cleared away.
@@ -69,46 +69,46 @@ struct Held {
 }
 
 /// Something that was under way came to its end.
-enum Done {
-    Task(TaskId, Box<Report>),
+enum Completion {
+    Task(TaskId, Box<TaskReport>),
     Published(TaskId, Result<(), PublishError>),
     /// And what the task left was cleared away, which took so many bytes on disk.
     Settled(TaskId, Result<(), SettleError>, Option<u64>),
     Rested(TaskId),
     PauseOver(TaskId),
-    PutAway(TaskId, Result<PutAway, NotPutAway>),
+    PutAway(TaskId, Result<Disposition, NotPutAway>),
     DiskLow(String),
     IntakeStopped(Box<Source>, Result<(), BrokerError>),
 }
 
 /// What the loop waited for.
-enum Woken {
+enum Wakeup {
     Signal(Signal),
-    Done(Done),
+    Done(Completion),
     Delivered(Result<Delivery, BrokerError>),
     Idle,
     Outlet(Outlet),
-    WallTime(Limit),
+    WallTime(DeadlineStep),
 }
 
 struct Driver<'a> {
-    runner: Rc<Runner>,
+    runner: Rc<TaskRunner>,
     sink: Sink,
     /// Absent while the intake is being stopped.
     source: Option<Source>,
-    will: WillSender,
-    held: HashMap<TaskId, Held>,
+    will: ShutdownSender,
+    held: HashMap<TaskId, InFlightEvent>,
     /// Bounded by the window and by how many may be set aside: a task, a publish, two pauses or a settlement
     /// for each held event, and one stop.
-    under_way: FuturesUnordered<LocalBoxFuture<'static, Done>>,
+    under_way: FuturesUnordered<LocalBoxFuture<'static, Completion>>,
     /// How long the queue may be silent, and what is left of it.
-    idle: Option<(Duration, Countdown)>,
-    resilience: Resilience,
+    idle: Option<(Duration, SuspendAwareTimer)>,
+    resilience: OutagePolicy,
     outlet: OutletWatch,
-    reports: &'a Reports,
-    ledger: &'a mut Ledger,
-    poison: Poison,
-    wall_time: Option<WallTime>,
+    reports: &'a ProgressReporter,
+    ledger: &'a mut Recorder,
+    poison: DeadLetters,
+    wall_time: Option<Deadline>,
 }
 
 /// Runs events until the queue is idle, a failure or a signal closes the intake, and everything
@@ -116,23 +116,23 @@ struct Driver<'a> {
 pub async fn run(
     rules: Rules,
     queues: Queues,
-    runner: Rc<Runner>,
+    runner: Rc<TaskRunner>,
     signals: &mut Signals,
-    reports: &Reports,
-    ledger: &mut Ledger,
-    extras: Extras,
+    reports: &ProgressReporter,
+    ledger: &mut Recorder,
+    extras: DriverOptions,
 ) -> Finished {
     let Queues {
         source,
         sink,
         resilience,
     } = queues;
-    let (mut state, first) = State::new(rules);
+    let (mut state, first) = PilotState::new(rules);
     let mut driver = Driver {
         runner,
         sink,
         source: Some(source),
-        will: WillSender::new(),
+        will: ShutdownSender::new(),
         held: HashMap::new(),
         under_way: FuturesUnordered::new(),
         idle: None,
@@ -144,12 +144,12 @@ pub async fn run(
         wall_time: extras.wall_time,
     };
     if let Some(floor) = extras.disk_floor {
-        driver.go(async move { Done::DiskLow(floor.crossed().await) });
+        driver.spawn_local(async move { Completion::DiskLow(floor.crossed().await) });
     }
     driver.perform_all(first);
     while !state.is_over() {
         let woken = driver.next(&state, signals).await;
-        if let (Woken::Idle, Some(later)) = (&woken, driver.still_idle()) {
+        if let (Wakeup::Idle, Some(later)) = (&woken, driver.still_idle()) {
             driver.idle = Some(later);
             continue;
         }
@@ -172,7 +172,7 @@ pub async fn run(
 
 impl Driver<'_> {
     /// Waits; decides nothing. Every future here may be dropped at any await.
-    async fn next(&mut self, state: &State, signals: &mut Signals) -> Woken {
+    async fn next(&mut self, state: &PilotState, signals: &mut Signals) -> Wakeup {
         let idle = self.idle.as_mut().map(|(_, countdown)| countdown);
         let limit = self.wall_time.as_ref().and_then(|wall| {
             let (at, limit) = wall.next(self.ledger.runtimes().slowest())?;
@@ -181,43 +181,43 @@ impl Driver<'_> {
         let source = self.source.as_mut().filter(|_| state.wants_event());
         tokio::select! {
             biased;
-            signal = signals.recv() => Woken::Signal(signal),
-            Some(done) = self.under_way.next() => Woken::Done(done),
-            limit = reached(limit) => Woken::WallTime(limit),
-            outlet = self.outlet.differs_from(state.outlet()) => Woken::Outlet(outlet),
-            delivery = receive(source) => Woken::Delivered(delivery),
-            () = over(idle) => Woken::Idle,
+            signal = signals.recv() => Wakeup::Signal(signal),
+            Some(done) = self.under_way.next() => Wakeup::Done(done),
+            limit = reached(limit) => Wakeup::WallTime(limit),
+            outlet = self.outlet.differs_from(state.outlet()) => Wakeup::Outlet(outlet),
+            delivery = receive(source) => Wakeup::Delivered(delivery),
+            () = over(idle) => Wakeup::Idle,
         }
     }
 
     /// What is left of the idle time, if it was not over when its timer fired: while the broker is
     /// away nothing can come.
-    fn still_idle(&self) -> Option<(Duration, Countdown)> {
+    fn still_idle(&self) -> Option<(Duration, SuspendAwareTimer)> {
         let (wait, _) = self.idle.as_ref()?;
         let end = self.source.as_ref()?.idle_not_before(*wait)?;
         let left = end.saturating_duration_since(Instant::now());
-        Some((*wait, Countdown::new(left)))
+        Some((*wait, SuspendAwareTimer::new(left)))
     }
 
     /// Keeps what an event carries and says what it means.
-    fn event_of(&mut self, woken: Woken) -> Event {
+    fn event_of(&mut self, woken: Wakeup) -> PilotEvent {
         match woken {
-            Woken::Signal(signal) => {
+            Wakeup::Signal(signal) => {
                 warn!(signal = signal.name(), "signal received");
-                Event::Signal(signal.number())
+                PilotEvent::Signal(signal.number())
             }
-            Woken::Idle => {
+            Wakeup::Idle => {
                 info!("no event came for as long as configured: taking no more");
-                Event::IdleTimeout
+                PilotEvent::IdleTimeout
             }
-            Woken::Outlet(outlet) => {
+            Wakeup::Outlet(outlet) => {
                 match outlet {
                     Outlet::Refuses => warn!("results are refused: no further event is taken"),
                     Outlet::Takes => info!("no result waits any more that was refused"),
                 }
-                Event::Outlet(outlet)
+                PilotEvent::Outlet(outlet)
             }
-            Woken::Delivered(Ok(delivery)) => {
+            Wakeup::Delivered(Ok(delivery)) => {
                 let id = TaskId::random();
                 self.ledger.received(id, &delivery);
                 let Delivery {
@@ -229,7 +229,7 @@ impl Driver<'_> {
                 warn_of_deletion(id, earlier_deliveries);
                 self.held.insert(
                     id,
-                    Held {
+                    InFlightEvent {
                         receipt,
                         name,
                         content: Some(content),
@@ -239,57 +239,59 @@ impl Driver<'_> {
                         disk_bytes: Rc::default(),
                     },
                 );
-                Event::Delivered(id, earlier_deliveries)
+                PilotEvent::Delivered(id, earlier_deliveries)
             }
-            Woken::WallTime(limit) => {
+            Wakeup::WallTime(limit) => {
                 if let Some(wall_time) = &mut self.wall_time {
                     wall_time.passed(limit);
                 }
                 warn!(?limit, "the pilot's wall time comes to its end");
-                Event::WallTime(limit)
+                PilotEvent::WallTime(limit)
             }
-            Woken::Delivered(Err(error)) => {
+            Wakeup::Delivered(Err(error)) => {
                 error!(%error, "no more events can be taken");
-                Event::IntakeLost(error.to_string())
+                PilotEvent::IntakeLost(error.to_string())
             }
-            Woken::Done(done) => self.event_of_done(done),
+            Wakeup::Done(done) => self.event_of_done(done),
         }
     }
 
-    fn event_of_done(&mut self, done: Done) -> Event {
+    fn event_of_done(&mut self, done: Completion) -> PilotEvent {
         match done {
-            Done::Task(id, report) => {
+            Completion::Task(id, report) => {
                 self.ledger.ended(id, &report);
-                Event::TaskEnded(id, self.outcome_of(id, *report))
+                PilotEvent::TaskEnded(id, self.outcome_of(id, *report))
             }
-            Done::Published(id, result) => {
+            Completion::Published(id, result) => {
                 let publication = publication_of(id, result);
                 match &publication {
                     Publication::Confirmed => self.ledger.published(id),
                     Publication::Refused(error) => self.ledger.failed(id, error),
                     Publication::Lost(_) => {}
                 }
-                Event::Published(id, publication)
+                PilotEvent::Published(id, publication)
             }
-            Done::PutAway(id, result) => {
+            Completion::PutAway(id, result) => {
                 match &result {
-                    Ok(PutAway::DeadLettered) => {
-                        self.ledger.decided(id, records::Outcome::DeadLettered);
+                    Ok(Disposition::DeadLettered) => {
+                        self.ledger.decided(id, records::EventOutcome::DeadLettered);
                     }
-                    Ok(PutAway::Kept) => self.ledger.decided(id, records::Outcome::Rejected),
+                    Ok(Disposition::Kept) => {
+                        self.ledger.decided(id, records::EventOutcome::Rejected)
+                    }
                     Err(error) => {
                         error!(task_id = %id, %error, "an event that failed too often could not be put away: it stays in its queue");
                     }
                 }
-                Event::PutAway(id, result)
+                PilotEvent::PutAway(id, result)
             }
-            Done::Rested(id) => Event::Rested(id),
-            Done::PauseOver(id) => Event::PauseOver(id),
-            Done::DiskLow(reason) => {
+            Completion::Rested(id) => PilotEvent::Rested(id),
+            Completion::PauseOver(id) => PilotEvent::PauseOver(id),
+            Completion::DiskLow(reason) => {
                 error!(reason, "no more events are taken, tasks are told to end");
-                Event::DiskLow(reason)
+                PilotEvent::DiskLow(reason)
             }
-            Done::Settled(id, result, disk_bytes) => {
+            Completion::Settled(id, result, disk_bytes) => {
                 self.ledger.cleared(id, disk_bytes);
                 self.ledger.settled(
                     id,
@@ -301,24 +303,24 @@ impl Driver<'_> {
                 if let Err(error) = result {
                     error!(task_id = %id, %error, "an event could not be settled: the broker will deliver it again");
                 }
-                Event::Settled(id)
+                PilotEvent::Settled(id)
             }
-            Done::IntakeStopped(source, result) => {
+            Completion::IntakeStopped(source, result) => {
                 if let Err(error) = result {
                     warn!(%error, "the intake did not stop in order: the broker takes back what it sent ahead");
                 }
                 self.source = Some(*source);
-                Event::IntakeStopped
+                PilotEvent::IntakeStopped
             }
         }
     }
 
-    fn outcome_of(&mut self, id: TaskId, report: Report) -> Outcome {
+    fn outcome_of(&mut self, id: TaskId, report: TaskReport) -> TaskOutcome {
         let (content, outcome) = match report.end {
-            TaskEnd::Output(content) => (Some(content), Outcome::Output),
-            TaskEnd::NoOutput => (None, Outcome::NoOutput),
-            TaskEnd::Failed(error) => (None, Outcome::Failed(error)),
-            TaskEnd::Interrupted => (None, Outcome::Interrupted),
+            TaskEnd::Output(content) => (Some(content), TaskOutcome::Output),
+            TaskEnd::NoOutput => (None, TaskOutcome::NoOutput),
+            TaskEnd::Failed(error) => (None, TaskOutcome::Failed(error)),
+            TaskEnd::Interrupted => (None, TaskOutcome::Interrupted),
         };
         if let Some(held) = self.held.get_mut(&id) {
             held.event = Some(report.event);
@@ -328,120 +330,126 @@ impl Driver<'_> {
         outcome
     }
 
-    fn perform_all(&mut self, actions: Vec<Action>) {
+    fn perform_all(&mut self, actions: Vec<PilotAction>) {
         for action in actions {
             self.perform(action);
         }
     }
 
-    fn perform(&mut self, action: Action) {
+    fn perform(&mut self, action: PilotAction) {
         match action {
-            Action::Start(id) => {
+            PilotAction::Start(id) => {
                 self.ledger.started(id);
                 match self.held.get_mut(&id).and_then(|held| held.turn.take()) {
                     // It waits for this, whatever its files came to.
                     Some(turn) => drop(turn.send(())),
-                    None => self.run(id, Turn::Now),
+                    None => self.run(id, StartGate::Now),
                 }
             }
-            Action::Prepare(id) => {
+            PilotAction::Prepare(id) => {
                 let (turn, its_turn) = oneshot::channel();
                 if let Some(held) = self.held.get_mut(&id) {
                     held.turn = Some(turn);
                 }
-                self.run(id, Turn::Later(its_turn));
+                self.run(id, StartGate::Later(its_turn));
             }
-            Action::CallOff(id) => {
+            PilotAction::CallOff(id) => {
                 if let Some(held) = self.held.get_mut(&id) {
                     held.turn = None;
                 }
             }
-            Action::Publish(id) => {
+            PilotAction::Publish(id) => {
                 let Some(content) = self.take_content(id) else {
                     return;
                 };
                 let confirmed = self.sink.publish_named(content, self.name_of(id));
-                self.go(async move { Done::Published(id, confirmed.await) });
+                self.spawn_local(async move { Completion::Published(id, confirmed.await) });
             }
-            Action::Settle(id, verdict) => {
+            PilotAction::Settle(id, verdict) => {
                 let Some(held) = self.held.remove(&id) else {
                     return;
                 };
                 match verdict {
-                    Verdict::Done => self.ledger.decided(id, records::Outcome::Done),
-                    Verdict::Failed { .. } => self.ledger.decided(id, records::Outcome::Failed),
-                    Verdict::Released => self.ledger.decided(id, records::Outcome::GivenBack),
+                    Verdict::Done => self.ledger.decided(id, records::EventOutcome::Done),
+                    Verdict::Failed { .. } => {
+                        self.ledger.decided(id, records::EventOutcome::Failed)
+                    }
+                    Verdict::Released => self.ledger.decided(id, records::EventOutcome::GivenBack),
                     Verdict::Rejected => {}
                 }
                 let settled = held.receipt.settle(verdict);
                 // Not before: its result is out, or there is none.
                 let cleared = cleared(held.leftover, held.disk_bytes);
-                self.go(async move {
+                self.spawn_local(async move {
                     let (result, disk_bytes) = tokio::join!(settled, cleared);
-                    Done::Settled(id, result, disk_bytes)
+                    Completion::Settled(id, result, disk_bytes)
                 });
             }
-            Action::SetAside(id, pause) => {
+            PilotAction::SetAside(id, pause) => {
                 let Some(held) = self.held.get_mut(&id) else {
                     return;
                 };
                 // Its files are told of now: the pilot may end before it goes back.
-                self.ledger.decided(id, records::Outcome::Failed);
+                self.ledger.decided(id, records::EventOutcome::Failed);
                 let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
                 info!(task_id = %id, pause_ms, "an event that failed before waits before it goes back");
                 let set_aside = held.receipt.set_aside();
                 let cleared = cleared(held.leftover.take(), Rc::clone(&held.disk_bytes));
-                self.go(async move {
+                self.spawn_local(async move {
                     let waiting = async {
                         set_aside.await;
                         sleep(pause).await;
                     };
                     tokio::join!(waiting, cleared);
-                    Done::PauseOver(id)
+                    Completion::PauseOver(id)
                 });
                 if pause > MAY_GO_AFTER {
-                    self.go(async move {
+                    self.spawn_local(async move {
                         sleep(MAY_GO_AFTER).await;
-                        Done::Rested(id)
+                        Completion::Rested(id)
                     });
                 }
             }
-            Action::PutAway(id, obituary) => {
+            PilotAction::PutAway(id, obituary) => {
                 let Some(event) = self.held.get_mut(&id).and_then(|held| held.event.take()) else {
                     return;
                 };
                 let poison = self.poison.clone();
-                self.go(
-                    async move { Done::PutAway(id, poison.put_away(id, event, obituary).await) },
-                );
+                self.spawn_local(async move {
+                    Completion::PutAway(id, poison.put_away(id, event, obituary).await)
+                });
             }
-            Action::StopIntake => {
+            PilotAction::StopIntake => {
                 self.ledger.intake_closed();
                 let Some(mut source) = self.source.take() else {
                     return;
                 };
-                self.go(async move {
+                self.spawn_local(async move {
                     let result = source.stop().await;
-                    Done::IntakeStopped(Box::new(source), result)
+                    Completion::IntakeStopped(Box::new(source), result)
                 });
             }
-            Action::Tell(will) => {
-                self.resilience.hurry();
+            PilotAction::Tell(will) => {
+                self.resilience.shorten_waits();
                 self.will.advance(will);
             }
-            Action::StartIdleTimer(wait) => self.idle = Some((wait, Countdown::new(wait))),
-            Action::StopIdleTimer => self.idle = None,
-            Action::Report(status) => self.reports.status(status),
+            PilotAction::StartIdleTimer(wait) => {
+                self.idle = Some((wait, SuspendAwareTimer::new(wait)))
+            }
+            PilotAction::StopIdleTimer => self.idle = None,
+            PilotAction::Report(status) => self.reports.status(status),
         }
     }
 
-    fn run(&mut self, id: TaskId, turn: Turn) {
+    fn run(&mut self, id: TaskId, turn: StartGate) {
         let Some(content) = self.take_content(id) else {
             return;
         };
         let runner = Rc::clone(&self.runner);
         let will = self.will.subscribe();
-        self.go(async move { Done::Task(id, Box::new(runner.run(id, content, turn, will).await)) });
+        self.spawn_local(async move {
+            Completion::Task(id, Box::new(runner.run(id, content, turn, will).await))
+        });
     }
 
     fn name_of(&self, id: TaskId) -> Option<OsString> {
@@ -452,7 +460,7 @@ impl Driver<'_> {
         self.held.get_mut(&id).and_then(|held| held.content.take())
     }
 
-    fn go(&self, work: impl Future<Output = Done> + 'static) {
+    fn spawn_local(&self, work: impl Future<Output = Completion> + 'static) {
         self.under_way.push(Box::pin(work));
     }
 }
@@ -474,7 +482,7 @@ async fn receive(source: Option<&mut Source>) -> Result<Delivery, BrokerError> {
 }
 
 /// The end of a time limit, or never where there is none.
-async fn over(limit: Option<&mut Countdown>) {
+async fn over(limit: Option<&mut SuspendAwareTimer>) {
     match limit {
         Some(limit) => limit.over().await,
         None => std::future::pending().await,
@@ -482,7 +490,7 @@ async fn over(limit: Option<&mut Countdown>) {
 }
 
 /// When the limit is reached, or never.
-async fn reached(limit: Option<(Instant, Limit)>) -> Limit {
+async fn reached(limit: Option<(Instant, DeadlineStep)>) -> DeadlineStep {
     match limit {
         Some((at, limit)) => {
             sleep_until(at).await;

@@ -1,17 +1,17 @@
 //! What can happen to the event loop, and what it can decide to do. Data only.
 
-use super::poison::{NotPutAway, Obituary, PutAway};
-use super::wall_time::Limit;
+use super::dead_letter::{Disposition, FailureNote, NotPutAway};
+use super::deadline::DeadlineStep;
 use crate::broker::{Outlet, Verdict};
 use crate::fault::TaskError;
 use crate::ids::TaskId;
-use crate::process::Will;
+use crate::process::ShutdownPhase;
 
 use std::time::Duration;
 
 /// Something happened.
 #[derive(Debug)]
-pub enum Event {
+pub enum PilotEvent {
     /// The broker handed out an event; it is to be run as this task. If the broker says so, it did so
     /// this often before.
     Delivered(TaskId, Option<u64>),
@@ -22,7 +22,7 @@ pub enum Event {
     /// The broker hands out no more events, and has back what it had sent ahead.
     IntakeStopped,
     /// A task's container ended and its files were read.
-    TaskEnded(TaskId, Outcome),
+    TaskEnded(TaskId, TaskOutcome),
     /// The broker answered, or never will, for a task's result.
     Published(TaskId, Publication),
     /// A task's event was settled, or can't be any more.
@@ -32,11 +32,11 @@ pub enum Event {
     /// It has waited for as long as it was to.
     PauseOver(TaskId),
     /// An event that failed too often is where nobody gets it again, or could not be put there.
-    PutAway(TaskId, Result<PutAway, NotPutAway>),
+    PutAway(TaskId, Result<Disposition, NotPutAway>),
     /// Results are refused for now, or taken again.
     Outlet(Outlet),
     /// The pilot's wall time comes to its end.
-    WallTime(Limit),
+    WallTime(DeadlineStep),
     /// The disk is fuller than it may be.
     DiskLow(String),
     /// The pilot got this signal.
@@ -45,7 +45,7 @@ pub enum Event {
 
 /// How a task ended.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum TaskOutcome {
     /// It succeeded and wrote an output event.
     Output,
     /// It succeeded and wrote none.
@@ -69,7 +69,7 @@ pub enum Publication {
 
 /// Something is to be done, in this order.
 #[derive(Debug, PartialEq)]
-pub enum Action {
+pub enum PilotAction {
     /// Run the container.
     Start(TaskId),
     /// Make everything ready for its container while others run: it waits for [`Action::Start`].
@@ -86,9 +86,9 @@ pub enum Action {
     /// takes longer than that, and [`Event::PauseOver`] follow.
     SetAside(TaskId, Duration),
     /// Put an event away that failed too often; answered by [`Event::PutAway`].
-    PutAway(TaskId, Obituary),
+    PutAway(TaskId, FailureNote),
     /// Make every running task know the pilot's will.
-    Tell(Will),
+    Tell(ShutdownPhase),
     /// Fire [`Event::IdleTimeout`] after this long, instead of when it was to fire before.
     StartIdleTimer(Duration),
     /// Do not fire [`Event::IdleTimeout`].

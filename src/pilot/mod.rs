@@ -8,46 +8,46 @@ use std::rc::Rc;
 use tracing::{error, info, warn};
 
 mod answers;
+pub mod dead_letter;
+pub mod deadline;
 pub mod disk_floor;
 pub mod driver;
+mod error;
 pub mod events;
-mod fatal;
-mod ground;
-mod ledger;
+mod host_setup;
 mod own_paths;
-mod pace;
-pub mod poison;
-mod reports;
+mod progress_reporter;
+mod recorder;
+mod requeue_backoff;
 mod set_aside;
-mod shown;
-mod start;
+mod startup;
 pub mod state;
+mod status_feed;
 mod summary;
-pub mod wall_time;
 
-pub use fatal::Fatal;
-pub use reports::Reports;
+pub use error::PilotError;
+pub use progress_reporter::ProgressReporter;
 
 use crate::blocking;
-use crate::broker::{self, Bodies, MessageLimit, Resilience, Sink, Source};
+use crate::broker::{self, BodyStore, MessageLimit, OutagePolicy, Sink, Source};
 use crate::config::{BrokerConfig, Config};
 use crate::exit::Exit;
 use crate::preflight::{Check, Findings};
-use crate::process::{Guard, Stops};
+use crate::process::{GuardianHandle, StopSignals};
 use crate::report;
 use crate::signals::Signals;
 use crate::stats::Tally;
 use crate::task::staging::scratch_of;
-use crate::task::{Room, Runner};
+use crate::task::{MemoryBudget, TaskRunner};
 use crate::telemetry::Progress;
+use dead_letter::DeadLetters;
+use deadline::Deadline;
 use disk_floor::DiskFloor;
-use driver::Extras;
+use driver::DriverOptions;
 use events::Status;
-use ledger::Ledger;
-use poison::Poison;
-use start::{Company, Started};
+use recorder::Recorder;
+use startup::{Observers, Started};
 use state::Rules;
-use wall_time::WallTime;
 
 /// Where events come from and results go, and how their outages are borne.
 #[derive(Debug)]
@@ -57,12 +57,12 @@ pub struct Queues {
     /// Results.
     pub sink: Sink,
     /// What both share.
-    pub resilience: Resilience,
+    pub resilience: OutagePolicy,
 }
 
 /// How a pilot ended: its exit code, and the last line that people and services read, if it failed.
 #[derive(Debug)]
-pub struct Ended {
+pub struct PilotExit {
     /// For HTCondor.
     pub exit: Exit,
     /// `RuntimeError: …` and its like.
@@ -71,8 +71,8 @@ pub struct Ended {
     pub details: Option<String>,
 }
 
-impl From<Fatal> for Ended {
-    fn from(fatal: Fatal) -> Self {
+impl From<PilotError> for PilotExit {
+    fn from(fatal: PilotError) -> Self {
         Self {
             exit: fatal.exit(),
             last_line: Some(fatal.to_string()),
@@ -82,10 +82,10 @@ impl From<Fatal> for Ended {
 }
 
 /// Runs a pilot to its end.
-pub async fn run(config: Config, mut signals: Signals, progress: Progress) -> Ended {
-    let mut ledger = Ledger::open(&config);
+pub async fn run(config: Config, mut signals: Signals, progress: Progress) -> PilotExit {
+    let mut ledger = Recorder::open(&config);
     let keeper = ledger.keeper().clone();
-    let reports = Reports::start(&config, progress.clone(), keeper.clone());
+    let reports = ProgressReporter::start(&config, progress.clone(), keeper.clone());
     reports.status(Status::Started);
     let mut tally = Tally::default();
     let ended = live(
@@ -97,7 +97,7 @@ pub async fn run(config: Config, mut signals: Signals, progress: Progress) -> En
         &mut tally,
     )
     .await
-    .unwrap_or_else(Ended::from);
+    .unwrap_or_else(PilotExit::from);
     ledger.close(tally, &ended);
     reports.ended(&ended).await;
     if let Some(line) = &ended.last_line
@@ -114,7 +114,7 @@ pub async fn run(config: Config, mut signals: Signals, progress: Progress) -> En
 }
 
 /// The end of the log: what the pilot's records add up to, as `ewms-pilot report` has it.
-fn log_records(config: &Config, ledger: &Ledger) {
+fn log_records(config: &Config, ledger: &Recorder) {
     let Some(file) = &config.task_log else { return };
     // A device or a pipe takes records, but gives none back, or no end of something else.
     if !file.is_file() {
@@ -146,20 +146,20 @@ async fn live(
     config: &Config,
     signals: &mut Signals,
     progress: &Progress,
-    reports: &Reports,
-    ledger: &mut Ledger,
+    reports: &ProgressReporter,
+    ledger: &mut Recorder,
     tally: &mut Tally,
-) -> Result<Ended, Fatal> {
+) -> Result<PilotExit, PilotError> {
     threads()?;
     let guard = guard(signals)?;
-    let resilience = Resilience::new(
+    let resilience = OutagePolicy::new(
         config.reconnect_timeout,
         config.data_parent.join(own_paths::UNSENT_DIR),
     )
     .with_message_limit(MessageLimit::of(config.limits.message))
-    .with_bodies(Bodies::new(scratch_of(&config.data_parent)));
-    shown::follow_queues(ledger.keeper(), &resilience);
-    let mut company = Company {
+    .with_bodies(BodyStore::new(scratch_of(&config.data_parent)));
+    status_feed::follow_queues(ledger.keeper(), &resilience);
+    let mut company = Observers {
         signals: &mut *signals,
         progress,
         reports,
@@ -170,10 +170,10 @@ async fn live(
         task,
         source,
         sink,
-    } = start::start(config, guard, &resilience, &mut company).await?;
+    } = startup::start(config, guard, &resilience, &mut company).await?;
 
     let names_outfile = task.names_outfile();
-    let runner = Rc::new(Runner {
+    let runner = Rc::new(TaskRunner {
         bench,
         plan: task,
         infile_ext: config.infile_ext.clone(),
@@ -181,7 +181,7 @@ async fn live(
         encoding: sink.encoding(),
         limit: resilience.message_limit().clone(),
         bodies: resilience.bodies().clone(),
-        room: Room::new(),
+        room: MemoryBudget::new(),
     });
     let rules = Rules {
         slots: size(config.slots),
@@ -198,8 +198,8 @@ async fn live(
     );
     answers::advise_on_long_tasks(config);
     ledger.connected();
-    let extras = Extras {
-        poison: Poison::new(config, ledger.source(), &resilience),
+    let extras = DriverOptions {
+        poison: DeadLetters::new(config, ledger.source(), &resilience),
         wall_time: wall_time(config, ledger),
         disk_floor: config.limits.min_free_disk.map(|bytes| DiskFloor {
             directory: config.data_parent.clone(),
@@ -223,43 +223,43 @@ async fn live(
     summary::ended(&finished.conclusion)
 }
 
-fn wall_time(config: &Config, ledger: &Ledger) -> Option<WallTime> {
+fn wall_time(config: &Config, ledger: &Recorder) -> Option<Deadline> {
     let began = ledger.began();
-    let (limit, cause) = wall_time::earlier(began, config.limits.max_runtime, config.token_end)?;
+    let (limit, cause) = deadline::earlier(began, config.limits.max_runtime, config.token_end)?;
     info!(
         seconds = limit.as_secs(),
         ?cause,
         "the time of this pilot is limited"
     );
-    shown::ends(ledger.keeper(), began, limit);
-    WallTime::new(began, limit, config.kill_grace)
+    status_feed::ends(ledger.keeper(), began, limit);
+    Deadline::new(began, limit, config.kill_grace)
 }
 
 /// From here on there are threads for what may block, whatever others use up.
-fn threads() -> Result<(), Fatal> {
+fn threads() -> Result<(), PilotError> {
     blocking::prepare().map_err(|error| {
-        Fatal::ExecutionPoint(format!(
+        PilotError::ExecutionPoint(format!(
             "can't start a thread: {error}; the machine or its limits are used up"
         ))
     })
 }
 
 /// From here on no container outlives the pilot.
-fn guard(signals: &Signals) -> Result<Guard, Fatal> {
+fn guard(signals: &Signals) -> Result<GuardianHandle, PilotError> {
     let refused = |error| unguarded(&error);
-    let guard = Guard::start().map_err(refused)?;
+    let guard = GuardianHandle::start().map_err(refused)?;
     let stops = if signals.ignores_stop() {
-        Stops::Ignored
+        StopSignals::Ignored
     } else {
-        Stops::Handled
+        StopSignals::Handled
     };
     // Until the runtime ends.
     tokio::spawn(guard.tend(stops).map_err(refused)?);
     Ok(guard)
 }
 
-fn unguarded(error: &io::Error) -> Fatal {
-    Fatal::ExecutionPoint(format!(
+fn unguarded(error: &io::Error) -> PilotError {
+    PilotError::ExecutionPoint(format!(
         "can't guard the containers: {error}; the machine or its limits are used up"
     ))
 }
@@ -270,23 +270,23 @@ pub async fn check(config: &Config, progress: &Progress, findings: &mut Findings
         findings.failed(Check::Scratch, &fatal.message());
         return fatal.exit();
     }
-    let laid = match Guard::start() {
+    let laid = match GuardianHandle::start() {
         Ok(guard) => check_ground(config, guard, progress, findings).await.err(),
         Err(error) => Some(unguarded(&error)),
     };
-    let lost = ground::visit_brokers(config, findings).await;
+    let lost = host_setup::visit_brokers(config, findings).await;
     laid.or(lost).map_or(Exit::Success, |fatal| fatal.exit())
 }
 
 async fn check_ground(
     config: &Config,
-    guard: Guard,
+    guard: GuardianHandle,
     progress: &Progress,
     findings: &mut Findings,
-) -> Result<(), Fatal> {
-    let ground = ground::lay(config, guard, progress, findings).await?;
+) -> Result<(), PilotError> {
+    let ground = host_setup::prepare_host(config, guard, progress, findings).await?;
     if let Some(init) = &config.init {
-        ground::lay_init(config, (&ground.bench, &ground.task), init, findings).await?;
+        host_setup::lay_init(config, (&ground.bench, &ground.task), init, findings).await?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::poison::REJECTED_DIR;
+use super::dead_letter::REJECTED_DIR;
 use crate::config::{BrokerConfig, Config, ENV_FILE_NAME, TokenFile};
 use crate::status;
 use crate::task::own::{OwnPath, Privacy};

@@ -20,16 +20,16 @@ use std::time::Duration;
 
 use nix::libc::SIGTERM;
 
-use super::events::{Action, Event, Outcome, Publication, Status};
-use super::pace;
-use super::poison::{NotPutAway, Obituary, PutAway};
+use super::dead_letter::{Disposition, FailureNote, NotPutAway};
+use super::deadline::DeadlineStep;
+use super::events::{PilotAction, PilotEvent, Publication, Status, TaskOutcome};
+use super::requeue_backoff;
 use super::set_aside::{FailedEvents, Step};
-use super::wall_time::Limit;
 use crate::broker::{Outlet, Verdict};
 use crate::config::OnTaskError;
 use crate::fault::{Failures, FaultClass, TaskError};
 use crate::ids::TaskId;
-use crate::process::Will;
+use crate::process::ShutdownPhase;
 use crate::stats::Tally;
 
 /// What the loop was told to do; the part of the configuration that decisions need.
@@ -64,13 +64,13 @@ impl Rules {
 
 /// Everything the loop remembers.
 #[derive(Debug)]
-pub struct State {
+pub struct PilotState {
     rules: Rules,
-    intake: Intake,
+    intake: IntakeState,
     outlet: Outlet,
-    will: Will,
+    will: ShutdownPhase,
     signal: Option<i32>,
-    tasks: HashMap<TaskId, Stage>,
+    tasks: HashMap<TaskId, EventStage>,
     /// Those that failed and wait before they go back.
     failed_events: FailedEvents,
     /// Those that wait, in their order. None once the intake is closed.
@@ -86,7 +86,7 @@ pub struct State {
 
 /// Whether events are taken. Moves forward only.
 #[derive(Debug)]
-enum Intake {
+enum IntakeState {
     Open,
     /// The broker was asked to stop; verdicts that must not come back to us wait here.
     Stopping(Vec<(TaskId, Verdict)>),
@@ -95,7 +95,7 @@ enum Intake {
 
 /// Where an unsettled event is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum EventStage {
     /// Made ready, for the next free slot.
     Waiting,
     Running,
@@ -124,19 +124,19 @@ pub struct Conclusion {
     pub signal: Option<i32>,
 }
 
-impl State {
+impl PilotState {
     /// A pilot that is connected and has no event yet, and what it does first.
     #[must_use]
-    pub fn new(rules: Rules) -> (Self, Vec<Action>) {
+    pub fn new(rules: Rules) -> (Self, Vec<PilotAction>) {
         let first = vec![
-            Action::Report(Status::AwaitingFirstMessage),
-            Action::StartIdleTimer(rules.first_event_timeout),
+            PilotAction::Report(Status::AwaitingFirstMessage),
+            PilotAction::StartIdleTimer(rules.first_event_timeout),
         ];
         let state = Self {
             rules,
-            intake: Intake::Open,
+            intake: IntakeState::Open,
             outlet: Outlet::Takes,
-            will: Will::Run,
+            will: ShutdownPhase::Run,
             signal: None,
             tasks: HashMap::new(),
             failed_events: FailedEvents::default(),
@@ -154,7 +154,7 @@ impl State {
     /// Whether another event is of use now, be it only to be made ready.
     #[must_use]
     pub fn wants_event(&self) -> bool {
-        matches!(self.intake, Intake::Open)
+        matches!(self.intake, IntakeState::Open)
             && self.outlet == Outlet::Takes
             && self.places_taken() < self.rules.window
     }
@@ -191,7 +191,7 @@ impl State {
     pub fn running(&self) -> usize {
         self.tasks
             .values()
-            .filter(|stage| **stage == Stage::Running)
+            .filter(|stage| **stage == EventStage::Running)
             .count()
     }
 
@@ -204,7 +204,7 @@ impl State {
     /// Whether nothing is left to do.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        matches!(self.intake, Intake::Stopped) && self.tasks.is_empty()
+        matches!(self.intake, IntakeState::Stopped) && self.tasks.is_empty()
     }
 
     /// What remains to be said at the end.
@@ -221,44 +221,46 @@ impl State {
     }
 
     /// Decides. An event about a task that is not in the stage it speaks of changes nothing.
-    pub fn on_event(&mut self, event: Event) -> Vec<Action> {
+    pub fn on_event(&mut self, event: PilotEvent) -> Vec<PilotAction> {
         let mut actions = Vec::new();
         match event {
-            Event::Delivered(id, earlier) => self.delivered(id, earlier, &mut actions),
-            Event::IdleTimeout | Event::WallTime(Limit::NoMoreTasks) => {
+            PilotEvent::Delivered(id, earlier) => self.delivered(id, earlier, &mut actions),
+            PilotEvent::IdleTimeout | PilotEvent::WallTime(DeadlineStep::NoMoreTasks) => {
                 self.stop_intake(&mut actions);
             }
-            Event::IntakeLost(reason) => {
+            PilotEvent::IntakeLost(reason) => {
                 self.fatal.get_or_insert(reason);
                 self.stop_intake(&mut actions);
             }
-            Event::IntakeStopped => self.intake_stopped(&mut actions),
-            Event::TaskEnded(id, outcome) => self.task_ended(id, outcome, &mut actions),
-            Event::Published(id, publication) => self.published(id, publication, &mut actions),
-            Event::Settled(id) => self.settled(id, &mut actions),
-            Event::Outlet(outlet) => self.outlet_changed(outlet, &mut actions),
-            Event::Rested(id) => {
+            PilotEvent::IntakeStopped => self.intake_stopped(&mut actions),
+            PilotEvent::TaskEnded(id, outcome) => self.task_ended(id, outcome, &mut actions),
+            PilotEvent::Published(id, publication) => self.published(id, publication, &mut actions),
+            PilotEvent::Settled(id) => self.settled(id, &mut actions),
+            PilotEvent::Outlet(outlet) => self.outlet_changed(outlet, &mut actions),
+            PilotEvent::Rested(id) => {
                 let steps = self.failed_events.rested(id);
                 self.take_steps(steps, &mut actions);
             }
-            Event::PauseOver(id) => {
+            PilotEvent::PauseOver(id) => {
                 let steps = self.failed_events.pause_over(id);
                 self.take_steps(steps, &mut actions);
             }
-            Event::PutAway(id, result) => self.put_away(id, result, &mut actions),
-            Event::WallTime(Limit::TellTasks) => {
-                self.end_tasks(Will::Terminate(SIGTERM), &mut actions);
+            PilotEvent::PutAway(id, result) => self.put_away(id, result, &mut actions),
+            PilotEvent::WallTime(DeadlineStep::TellTasks) => {
+                self.end_tasks(ShutdownPhase::Terminate(SIGTERM), &mut actions);
             }
-            Event::WallTime(Limit::KillTasks) => self.end_tasks(Will::Kill, &mut actions),
-            Event::DiskLow(reason) => {
+            PilotEvent::WallTime(DeadlineStep::KillTasks) => {
+                self.end_tasks(ShutdownPhase::Kill, &mut actions)
+            }
+            PilotEvent::DiskLow(reason) => {
                 self.disk_low.get_or_insert(reason);
-                self.end_tasks(Will::Terminate(SIGTERM), &mut actions);
+                self.end_tasks(ShutdownPhase::Terminate(SIGTERM), &mut actions);
             }
-            Event::Signal(signal) => {
+            PilotEvent::Signal(signal) => {
                 self.signal.get_or_insert(signal);
                 let next = match self.will {
-                    Will::Run => Will::Terminate(signal),
-                    Will::Terminate(_) | Will::Kill => Will::Kill,
+                    ShutdownPhase::Run => ShutdownPhase::Terminate(signal),
+                    ShutdownPhase::Terminate(_) | ShutdownPhase::Kill => ShutdownPhase::Kill,
                 };
                 self.end_tasks(next, &mut actions);
             }
@@ -267,66 +269,67 @@ impl State {
     }
 
     /// Forward only, as a will goes.
-    fn end_tasks(&mut self, will: Will, actions: &mut Vec<Action>) {
+    fn end_tasks(&mut self, will: ShutdownPhase, actions: &mut Vec<PilotAction>) {
         self.will = match (self.will, will) {
-            (Will::Run, next) | (Will::Terminate(_), next @ Will::Kill) => next,
+            (ShutdownPhase::Run, next)
+            | (ShutdownPhase::Terminate(_), next @ ShutdownPhase::Kill) => next,
             (now, _) => now,
         };
         self.stop_intake(actions);
-        actions.push(Action::Tell(self.will));
+        actions.push(PilotAction::Tell(self.will));
     }
 
-    fn delivered(&mut self, id: TaskId, earlier: Option<u64>, actions: &mut Vec<Action>) {
+    fn delivered(&mut self, id: TaskId, earlier: Option<u64>, actions: &mut Vec<PilotAction>) {
         self.tally.received += 1;
         self.earlier.insert(id, earlier);
-        if !matches!(self.intake, Intake::Open) {
+        if !matches!(self.intake, IntakeState::Open) {
             self.released(id, actions);
             return;
         }
         if self.tally.received == 1 {
-            actions.push(Action::Report(Status::Tasking));
+            actions.push(PilotAction::Report(Status::Tasking));
         }
         if self.may_start() {
             self.start(id, actions);
         } else {
-            self.tasks.insert(id, Stage::Waiting);
+            self.tasks.insert(id, EventStage::Waiting);
             self.waiting.push_back(id);
-            actions.push(Action::Prepare(id));
+            actions.push(PilotAction::Prepare(id));
         }
         actions.push(if self.could_start() {
-            Action::StartIdleTimer(self.rules.idle_timeout)
+            PilotAction::StartIdleTimer(self.rules.idle_timeout)
         } else {
-            Action::StopIdleTimer
+            PilotAction::StopIdleTimer
         });
     }
 
-    fn start(&mut self, id: TaskId, actions: &mut Vec<Action>) {
+    fn start(&mut self, id: TaskId, actions: &mut Vec<PilotAction>) {
         self.tally.started += 1;
-        self.tasks.insert(id, Stage::Running);
-        actions.push(Action::Start(id));
+        self.tasks.insert(id, EventStage::Running);
+        actions.push(PilotAction::Start(id));
     }
 
-    fn task_ended(&mut self, id: TaskId, outcome: Outcome, actions: &mut Vec<Action>) {
+    fn task_ended(&mut self, id: TaskId, outcome: TaskOutcome, actions: &mut Vec<PilotAction>) {
         let could_start = self.could_start();
-        if !self.advance(id, Stage::Running, Stage::Publishing)
-            && !self.advance(id, Stage::Waiting, Stage::Publishing)
+        if !self.advance(id, EventStage::Running, EventStage::Publishing)
+            && !self.advance(id, EventStage::Waiting, EventStage::Publishing)
         {
             return;
         }
         match outcome {
-            Outcome::Output => actions.push(Action::Publish(id)),
-            Outcome::NoOutput => {
+            TaskOutcome::Output => actions.push(PilotAction::Publish(id)),
+            TaskOutcome::NoOutput => {
                 self.tally.no_output += 1;
                 self.succeeded(id, actions);
             }
-            Outcome::Failed(error) => self.failed(id, &error, actions),
-            Outcome::Interrupted => self.released(id, actions),
+            TaskOutcome::Failed(error) => self.failed(id, &error, actions),
+            TaskOutcome::Interrupted => self.released(id, actions),
         }
         self.start_next(actions);
         self.restart_idle_timer(could_start, actions);
     }
 
-    fn start_next(&mut self, actions: &mut Vec<Action>) {
+    fn start_next(&mut self, actions: &mut Vec<PilotAction>) {
         if self.may_start()
             && let Some(next) = self.waiting.pop_front()
         {
@@ -335,11 +338,11 @@ impl State {
     }
 
     /// While results are refused the queue is not asked, so its silence says nothing.
-    fn outlet_changed(&mut self, outlet: Outlet, actions: &mut Vec<Action>) {
+    fn outlet_changed(&mut self, outlet: Outlet, actions: &mut Vec<PilotAction>) {
         let could_start = self.could_start();
         self.outlet = outlet;
         match outlet {
-            Outlet::Refuses if could_start => actions.push(Action::StopIdleTimer),
+            Outlet::Refuses if could_start => actions.push(PilotAction::StopIdleTimer),
             Outlet::Refuses => {}
             Outlet::Takes => {
                 while self.may_start() && !self.waiting.is_empty() {
@@ -350,7 +353,7 @@ impl State {
         }
     }
 
-    fn settled(&mut self, id: TaskId, actions: &mut Vec<Action>) {
+    fn settled(&mut self, id: TaskId, actions: &mut Vec<PilotAction>) {
         let could_start = self.could_start();
         self.tasks.remove(&id);
         self.earlier.remove(&id);
@@ -358,14 +361,14 @@ impl State {
     }
 
     /// The idle time runs only while an event could be started.
-    fn restart_idle_timer(&self, could_start: bool, actions: &mut Vec<Action>) {
+    fn restart_idle_timer(&self, could_start: bool, actions: &mut Vec<PilotAction>) {
         if !could_start && self.could_start() {
-            actions.push(Action::StartIdleTimer(self.rules.idle_timeout));
+            actions.push(PilotAction::StartIdleTimer(self.rules.idle_timeout));
         }
     }
 
-    fn published(&mut self, id: TaskId, publication: Publication, actions: &mut Vec<Action>) {
-        if self.tasks.get(&id) != Some(&Stage::Publishing) {
+    fn published(&mut self, id: TaskId, publication: Publication, actions: &mut Vec<PilotAction>) {
+        if self.tasks.get(&id) != Some(&EventStage::Publishing) {
             return;
         }
         match publication {
@@ -386,13 +389,13 @@ impl State {
         }
     }
 
-    fn succeeded(&mut self, id: TaskId, actions: &mut Vec<Action>) {
+    fn succeeded(&mut self, id: TaskId, actions: &mut Vec<PilotAction>) {
         self.tally.succeeded += 1;
-        self.tasks.insert(id, Stage::Settling);
-        actions.push(Action::Settle(id, Verdict::Done));
+        self.tasks.insert(id, EventStage::Settling);
+        actions.push(PilotAction::Settle(id, Verdict::Done));
     }
 
-    fn failed(&mut self, id: TaskId, error: &TaskError, actions: &mut Vec<Action>) {
+    fn failed(&mut self, id: TaskId, error: &TaskError, actions: &mut Vec<PilotAction>) {
         self.tally.failed += 1;
         let class = error.class();
         if !class.is_events_own() {
@@ -412,9 +415,9 @@ impl State {
         let earlier = self.earlier.get(&id).copied().flatten();
         if self.rules.is_over(error, earlier) {
             // It comes back to nobody, so it needs not wait for the intake to close.
-            self.tasks.insert(id, Stage::Leaving);
+            self.tasks.insert(id, EventStage::Leaving);
             let (error, deliveries) = (error.clone(), earlier.unwrap_or(0).saturating_add(1));
-            actions.push(Action::PutAway(id, Obituary { error, deliveries }));
+            actions.push(PilotAction::PutAway(id, FailureNote { error, deliveries }));
         } else {
             self.give_back(id, verdict, actions);
         }
@@ -423,18 +426,18 @@ impl State {
     fn put_away(
         &mut self,
         id: TaskId,
-        result: Result<PutAway, NotPutAway>,
-        actions: &mut Vec<Action>,
+        result: Result<Disposition, NotPutAway>,
+        actions: &mut Vec<PilotAction>,
     ) {
-        if self.tasks.get(&id) != Some(&Stage::Leaving) {
+        if self.tasks.get(&id) != Some(&EventStage::Leaving) {
             return;
         }
         let verdict = match result {
-            Ok(PutAway::DeadLettered) => {
+            Ok(Disposition::DeadLettered) => {
                 self.tally.dead_lettered += 1;
                 Verdict::Done
             }
-            Ok(PutAway::Kept) => {
+            Ok(Disposition::Kept) => {
                 self.tally.rejected += 1;
                 Verdict::Rejected
             }
@@ -448,40 +451,42 @@ impl State {
                 return;
             }
         };
-        self.tasks.insert(id, Stage::Settling);
-        actions.push(Action::Settle(id, verdict));
+        self.tasks.insert(id, EventStage::Settling);
+        actions.push(PilotAction::Settle(id, verdict));
     }
 
-    fn released(&mut self, id: TaskId, actions: &mut Vec<Action>) {
+    fn released(&mut self, id: TaskId, actions: &mut Vec<PilotAction>) {
         self.tally.given_back += 1;
         self.give_back(id, Verdict::Released, actions);
     }
 
     /// Settles at once, or, while the intake is closing, once it is closed.
-    fn give_back(&mut self, id: TaskId, verdict: Verdict, actions: &mut Vec<Action>) {
+    fn give_back(&mut self, id: TaskId, verdict: Verdict, actions: &mut Vec<PilotAction>) {
         let earlier = self.earlier.get(&id).copied().flatten();
-        let pause = pace::before(&verdict, earlier);
+        let pause = requeue_backoff::before(&verdict, earlier);
         match &mut self.intake {
-            Intake::Open if !pause.is_zero() => {
-                self.tasks.insert(id, Stage::Pausing);
+            IntakeState::Open if !pause.is_zero() => {
+                self.tasks.insert(id, EventStage::Pausing);
                 let steps = self.failed_events.add(id, verdict, pause);
                 self.take_steps(steps, actions);
                 return;
             }
-            Intake::Stopping(held) => held.push((id, verdict)),
-            Intake::Open | Intake::Stopped => actions.push(Action::Settle(id, verdict)),
+            IntakeState::Stopping(held) => held.push((id, verdict)),
+            IntakeState::Open | IntakeState::Stopped => {
+                actions.push(PilotAction::Settle(id, verdict))
+            }
         }
-        self.tasks.insert(id, Stage::Settling);
+        self.tasks.insert(id, EventStage::Settling);
     }
 
     /// Whoever is set aside makes room in the window, so that the queue's silence counts again.
-    fn take_steps(&mut self, steps: Vec<Step>, actions: &mut Vec<Action>) {
+    fn take_steps(&mut self, steps: Vec<Step>, actions: &mut Vec<PilotAction>) {
         for step in steps {
             match step {
-                Step::SetAside(id, pause) => actions.push(Action::SetAside(id, pause)),
+                Step::SetAside(id, pause) => actions.push(PilotAction::SetAside(id, pause)),
                 Step::GoBack(id, verdict) => {
-                    self.tasks.insert(id, Stage::Settling);
-                    actions.push(Action::Settle(id, verdict));
+                    self.tasks.insert(id, EventStage::Settling);
+                    actions.push(PilotAction::Settle(id, verdict));
                 }
             }
         }
@@ -499,34 +504,36 @@ impl State {
         }
     }
 
-    fn stop_intake(&mut self, actions: &mut Vec<Action>) {
-        if matches!(self.intake, Intake::Open) {
+    fn stop_intake(&mut self, actions: &mut Vec<PilotAction>) {
+        if matches!(self.intake, IntakeState::Open) {
             let held = self.failed_events.take_all().collect::<Vec<_>>();
             for (id, _) in &held {
-                self.tasks.insert(*id, Stage::Settling);
+                self.tasks.insert(*id, EventStage::Settling);
             }
-            self.intake = Intake::Stopping(held);
-            actions.push(Action::StopIdleTimer);
+            self.intake = IntakeState::Stopping(held);
+            actions.push(PilotAction::StopIdleTimer);
             // None may remain; whoever reads along knows the sequence, and a pilot with no event skips it.
             if self.tally.received > 0 {
-                actions.push(Action::Report(Status::PendingRemainingTasks));
+                actions.push(PilotAction::Report(Status::PendingRemainingTasks));
             }
-            actions.push(Action::StopIntake);
-            actions.extend(self.waiting.drain(..).map(Action::CallOff));
+            actions.push(PilotAction::StopIntake);
+            actions.extend(self.waiting.drain(..).map(PilotAction::CallOff));
         }
     }
 
-    fn intake_stopped(&mut self, actions: &mut Vec<Action>) {
-        if let Intake::Stopping(held) = std::mem::replace(&mut self.intake, Intake::Stopped) {
+    fn intake_stopped(&mut self, actions: &mut Vec<PilotAction>) {
+        if let IntakeState::Stopping(held) =
+            std::mem::replace(&mut self.intake, IntakeState::Stopped)
+        {
             actions.extend(
                 held.into_iter()
-                    .map(|(id, verdict)| Action::Settle(id, verdict)),
+                    .map(|(id, verdict)| PilotAction::Settle(id, verdict)),
             );
         }
     }
 
     /// Moves a task from one stage to the next; false when it is not there.
-    fn advance(&mut self, id: TaskId, from: Stage, to: Stage) -> bool {
+    fn advance(&mut self, id: TaskId, from: EventStage, to: EventStage) -> bool {
         match self.tasks.get_mut(&id) {
             Some(stage) if *stage == from => {
                 *stage = to;

@@ -3,14 +3,14 @@
 use tracing::{error, info, warn};
 
 use super::driver::Finished;
-use super::ledger::Ledger;
+use super::recorder::Recorder;
 use super::state::Conclusion;
-use super::{Ended, Fatal};
+use super::{PilotError, PilotExit};
 use crate::broker::BrokerStats;
 use crate::exit::Exit;
 
 /// Tallies, statistics and histogram, failures included.
-pub(super) fn log(finished: &Finished, ledger: &Ledger) {
+pub(super) fn log(finished: &Finished, ledger: &Recorder) {
     let tally = finished.conclusion.tally;
     info!(
         received = tally.received,
@@ -61,15 +61,15 @@ pub(super) fn log_outages(stats: BrokerStats) {
 }
 
 /// Failed tasks first: whoever reads the last line wants to know of them whatever else happened.
-pub(super) fn ended(conclusion: &Conclusion) -> Result<Ended, Fatal> {
+pub(super) fn ended(conclusion: &Conclusion) -> Result<PilotExit, PilotError> {
     let failed = conclusion.failures.fatal_line();
     let exit = match (&conclusion.fatal, conclusion.signal) {
-        (_, Some(signal)) if failed.is_none() => return Err(Fatal::Signal(signal)),
+        (_, Some(signal)) if failed.is_none() => return Err(PilotError::Signal(signal)),
         (_, Some(signal)) => Exit::Signal(signal),
         (Some(reason), None) => {
             error!(%reason, "the broker was lost, or took no results");
             if failed.is_none() {
-                return Err(Fatal::Broker(reason.clone()));
+                return Err(PilotError::Broker(reason.clone()));
             }
             Exit::Broker
         }
@@ -77,7 +77,7 @@ pub(super) fn ended(conclusion: &Conclusion) -> Result<Ended, Fatal> {
             let reason = conclusion.disk_low.clone().unwrap_or_default();
             error!(reason, "the disk was too full");
             if failed.is_none() {
-                return Err(Fatal::ExecutionPoint(reason));
+                return Err(PilotError::ExecutionPoint(reason));
             }
             Exit::ExecutionPoint
         }
@@ -89,7 +89,7 @@ pub(super) fn ended(conclusion: &Conclusion) -> Result<Ended, Fatal> {
     };
     let most_frequent = conclusion.failures.by_frequency();
     let details = most_frequent.first().map(|(text, _)| (*text).to_owned());
-    Ok(Ended {
+    Ok(PilotExit {
         exit,
         last_line: failed,
         details,

@@ -3,33 +3,36 @@
 
 use std::time::Duration;
 
-use super::{Problem, Seen};
+use super::{CheckNote, CheckProblem};
 use crate::container::ProcMount;
 use crate::fault::Cause;
-use crate::process::WillSender;
-use crate::task::probe::{Depth, Probed, probe};
-use crate::task::{ContainerPlan, Workbench};
+use crate::process::ShutdownSender;
+use crate::task::probe_container::{ContainerProbeDepth, ContainerProbeOutcome, probe};
+use crate::task::{ContainerSpec, TaskContext};
 
 /// Makes a container of the tasks' image, and if that fails for a `/proc` that is masked, another one without.
 ///
 /// # Errors
 /// When tasks could not run in such a one.
-pub async fn container(bench: &mut Workbench, plan: &ContainerPlan) -> Result<Seen, Problem> {
-    let masked = match attempt(bench, plan, Depth::Hub).await {
+pub async fn container(
+    bench: &mut TaskContext,
+    plan: &ContainerSpec,
+) -> Result<CheckNote, CheckProblem> {
+    let masked = match attempt(bench, plan, ContainerProbeDepth::Hub).await {
         Ok(tried) => return Ok(tried.seen()),
         Err((Cause::MaskedProc, said)) if bench.proc == ProcMount::Own => said,
-        Err((cause, said)) => return Err(Problem::of(cause, said)),
+        Err((cause, said)) => return Err(CheckProblem::of(cause, said)),
     };
     bench.proc = ProcMount::None;
-    match attempt(bench, plan, Depth::Hub).await {
-        Ok(tried) => Ok(Seen::WorkedAround(
+    match attempt(bench, plan, ContainerProbeDepth::Hub).await {
+        Ok(tried) => Ok(CheckNote::WorkedAround(
             format!(
                 "{}, but only with `--no-mount proc`, so tasks have no /proc: {masked}",
                 tried.said()
             ),
             Cause::MaskedProc.remedy().to_owned(),
         )),
-        Err((cause, said)) => Err(Problem::of(cause, said)),
+        Err((cause, said)) => Err(CheckProblem::of(cause, said)),
     }
 }
 
@@ -37,15 +40,18 @@ pub async fn container(bench: &mut Workbench, plan: &ContainerPlan) -> Result<Se
 ///
 /// # Errors
 /// When its image is unfit.
-pub async fn init_container(bench: &Workbench, plan: &ContainerPlan) -> Result<Seen, Problem> {
-    match attempt(bench, plan, Depth::Start).await {
+pub async fn init_container(
+    bench: &TaskContext,
+    plan: &ContainerSpec,
+) -> Result<CheckNote, CheckProblem> {
+    match attempt(bench, plan, ContainerProbeDepth::Start).await {
         Ok(tried) => Ok(tried.seen()),
-        Err((cause, said)) => Err(Problem::of(cause, format!("init container: {said}"))),
+        Err((cause, said)) => Err(CheckProblem::of(cause, format!("init container: {said}"))),
     }
 }
 
 /// How far a container got.
-struct Tried {
+struct ProbeProgress {
     took: Duration,
     inside: Inside,
 }
@@ -58,15 +64,15 @@ enum Inside {
     Nothing,
 }
 
-impl Tried {
-    fn seen(self) -> Seen {
+impl ProbeProgress {
+    fn seen(self) -> CheckNote {
         let said = self.said();
         match self.inside {
-            Inside::Everything(notes) if !notes.is_empty() => Seen::WorkedAround(
+            Inside::Everything(notes) if !notes.is_empty() => CheckNote::WorkedAround(
                 format!("{said}, but {}", notes.join(", ")),
                 "mend the image if tasks need that".to_owned(),
             ),
-            Inside::Everything(_) | Inside::Nothing => Seen::Fine(said),
+            Inside::Everything(_) | Inside::Nothing => CheckNote::Fine(said),
         }
     }
 
@@ -82,16 +88,16 @@ impl Tried {
 }
 
 async fn attempt(
-    bench: &Workbench,
-    plan: &ContainerPlan,
-    depth: Depth,
-) -> Result<Tried, (Cause, String)> {
-    let will = WillSender::new();
+    bench: &TaskContext,
+    plan: &ContainerSpec,
+    depth: ContainerProbeDepth,
+) -> Result<ProbeProgress, (Cause, String)> {
+    let will = ShutdownSender::new();
     let (took, inside) = match probe(bench, plan, depth, &will.subscribe()).await {
-        Some(Probed::Well { took, notes }) => (took, Inside::Everything(notes)),
-        Some(Probed::Made(took)) => (took, Inside::Nothing),
-        Some(Probed::Broken { cause, said }) => return Err((cause, said)),
+        Some(ContainerProbeOutcome::Well { took, notes }) => (took, Inside::Everything(notes)),
+        Some(ContainerProbeOutcome::Made(took)) => (took, Inside::Nothing),
+        Some(ContainerProbeOutcome::Broken { cause, said }) => return Err((cause, said)),
         None => return Err((Cause::Unknown, "the pilot was told to end".to_owned())),
     };
-    Ok(Tried { took, inside })
+    Ok(ProbeProgress { took, inside })
 }

@@ -30,10 +30,10 @@ pub use namespaces::{WORD as NAMESPACES, child as namespaces_child, namespaces};
 pub use version::version;
 
 use crate::fault::{Cause, FaultClass};
-use crate::process::{Guard, WillSender};
+use crate::process::{GuardianHandle, ShutdownSender};
 use crate::task::disk::free;
-use crate::task::look::{Extent, Sight, look};
-use crate::task::probe::cause_of_io;
+use crate::task::path_probe::{PathHealth, ProbeDepth, look};
+use crate::task::probe_container::cause_of_io;
 use crate::task::write_something;
 
 /// The checks, in their order.
@@ -87,7 +87,7 @@ impl Check {
 /// How a check came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Verdict {
+pub enum CheckVerdict {
     /// Well.
     Ok,
     /// Not as it should be, but the pilot gets by.
@@ -98,7 +98,7 @@ pub enum Verdict {
     Skipped,
 }
 
-impl Verdict {
+impl CheckVerdict {
     fn word(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -111,7 +111,7 @@ impl Verdict {
 
 /// What is wrong: what was seen, whose fault it is, and how to fix it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub struct CheckProblem {
     /// Whose fault.
     pub class: FaultClass,
     /// What was seen, a lower-case fragment.
@@ -120,7 +120,7 @@ pub struct Problem {
     pub fix: String,
 }
 
-impl Problem {
+impl CheckProblem {
     /// A known cause and what was seen of it.
     #[must_use]
     pub fn of(cause: Cause, seen: impl Into<String>) -> Self {
@@ -132,7 +132,7 @@ impl Problem {
     }
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for CheckProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}; {}", self.seen, self.fix)
     }
@@ -140,7 +140,7 @@ impl fmt::Display for Problem {
 
 /// What a check that went well saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Seen {
+pub enum CheckNote {
     /// What it should.
     Fine(String),
     /// Something else, which the pilot gets by with, and how to fix it.
@@ -153,7 +153,7 @@ pub struct Finding {
     /// Which.
     pub check: Check,
     /// How it came out.
-    pub verdict: Verdict,
+    pub verdict: CheckVerdict,
     /// What was seen.
     pub seen: String,
     /// How to fix it.
@@ -168,10 +168,10 @@ pub struct Findings(Vec<Finding>);
 
 impl Findings {
     /// Adds a check that went well.
-    pub fn seen(&mut self, check: Check, seen: Seen) {
+    pub fn seen(&mut self, check: Check, seen: CheckNote) {
         let (verdict, seen, fix) = match seen {
-            Seen::Fine(seen) => (Verdict::Ok, seen, None),
-            Seen::WorkedAround(seen, fix) => (Verdict::WorkedAround, seen, Some(fix)),
+            CheckNote::Fine(seen) => (CheckVerdict::Ok, seen, None),
+            CheckNote::WorkedAround(seen, fix) => (CheckVerdict::WorkedAround, seen, Some(fix)),
         };
         self.add(check, verdict, seen, fix);
     }
@@ -182,24 +182,24 @@ impl Findings {
             Some((seen, fix)) => (seen.to_owned(), Some(fix.to_owned())),
             None => (error.to_owned(), None),
         };
-        self.add(check, Verdict::Failed, seen, fix);
+        self.add(check, CheckVerdict::Failed, seen, fix);
     }
 
     /// Adds one that was not made.
     pub fn skipped(&mut self, check: Check) {
         let seen = "not tried, because of what failed above".to_owned();
-        self.add(check, Verdict::Skipped, seen, None);
+        self.add(check, CheckVerdict::Skipped, seen, None);
     }
 
-    fn add(&mut self, check: Check, verdict: Verdict, seen: String, fix: Option<String>) {
+    fn add(&mut self, check: Check, verdict: CheckVerdict, seen: String, fix: Option<String>) {
         match verdict {
-            Verdict::WorkedAround => {
+            CheckVerdict::WorkedAround => {
                 let fix = fix.as_deref().unwrap_or_default();
                 warn!(check = check.name(), %seen, fix, "preflight: worked around");
             }
-            Verdict::Ok => info!(check = check.name(), %seen, "preflight"),
+            CheckVerdict::Ok => info!(check = check.name(), %seen, "preflight"),
             // Logged once, where it ends the pilot.
-            Verdict::Failed | Verdict::Skipped => {}
+            CheckVerdict::Failed | CheckVerdict::Skipped => {}
         }
         self.0.push(Finding {
             check,
@@ -241,16 +241,16 @@ impl fmt::Display for Findings {
 ///
 /// # Errors
 /// When they can't.
-pub fn scratch(directory: &Path) -> Result<Seen, Problem> {
+pub fn scratch(directory: &Path) -> Result<CheckNote, CheckProblem> {
     write_something(directory).map_err(|error: io::Error| {
         let seen = format!(
             "no file can be written in `{}`: {error}",
             directory.display()
         );
-        Problem::of(cause_of_io(&error), seen)
+        CheckProblem::of(cause_of_io(&error), seen)
     })?;
     let free = free(directory).map(|bytes| format!(", {:.1} GB free", bytes_as_gb(bytes)));
-    Ok(Seen::Fine(format!(
+    Ok(CheckNote::Fine(format!(
         "`{}` can be written{}",
         directory.display(),
         free.unwrap_or_default()
@@ -266,39 +266,43 @@ fn bytes_as_gb(bytes: u64) -> f64 {
 ///
 /// # Errors
 /// When one hangs or fails.
-pub async fn reachable(guard: &Guard, paths: &[PathBuf], scratch: &Path) -> Result<Seen, Problem> {
-    let will = WillSender::new().subscribe();
+pub async fn reachable(
+    guard: &GuardianHandle,
+    paths: &[PathBuf],
+    scratch: &Path,
+) -> Result<CheckNote, CheckProblem> {
+    let will = ShutdownSender::new().subscribe();
     for path in paths {
         let sight = look(
             guard,
             std::slice::from_ref(path),
-            Extent::Glance,
+            ProbeDepth::Glance,
             scratch,
             &will,
         )
         .await;
         match sight {
-            Ok(Sight::Clear) => {}
-            Ok(Sight::Failing { path, error }) => {
+            Ok(PathHealth::Clear) => {}
+            Ok(PathHealth::Failing { path, error }) => {
                 let seen = format!("`{}` can't be read: {error}", path.display());
-                return Err(Problem::of(Cause::Storage, seen));
+                return Err(CheckProblem::of(Cause::Storage, seen));
             }
-            Ok(Sight::Hanging(after)) => {
+            Ok(PathHealth::Hanging(after)) => {
                 let seen = format!(
                     "`{}` gave no answer within {} s",
                     path.display(),
                     after.as_secs()
                 );
-                return Err(Problem::of(Cause::Hanging, seen));
+                return Err(CheckProblem::of(Cause::Hanging, seen));
             }
-            Err(error) => return Err(Problem::of(Cause::Limits, error.to_string())),
+            Err(error) => return Err(CheckProblem::of(Cause::Limits, error.to_string())),
         }
     }
     let names: Vec<String> = paths
         .iter()
         .map(|path| format!("`{}`", path.display()))
         .collect();
-    Ok(Seen::Fine(if names.is_empty() {
+    Ok(CheckNote::Fine(if names.is_empty() {
         "none".to_owned()
     } else {
         format!("{} can be read", names.join(", "))
@@ -312,7 +316,10 @@ mod tests {
     #[test]
     fn a_finding_is_a_line_with_verdict_check_what_was_seen_and_the_fix() {
         let mut findings = Findings::default();
-        findings.seen(Check::Scratch, Seen::Fine("`/x` can be written".to_owned()));
+        findings.seen(
+            Check::Scratch,
+            CheckNote::Fine("`/x` can be written".to_owned()),
+        );
         findings.failed(
             Check::Image,
             "image `a\nb` does not exist here; check the path",
@@ -345,6 +352,6 @@ mod tests {
         let problem = scratch(Path::new("/proc")).expect_err("nothing can be written there");
         assert_eq!(problem.class, FaultClass::Ep);
         let here = tempfile::tempdir().expect("a directory");
-        assert!(matches!(scratch(here.path()), Ok(Seen::Fine(_))));
+        assert!(matches!(scratch(here.path()), Ok(CheckNote::Fine(_))));
     }
 }

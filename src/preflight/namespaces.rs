@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 
-use super::{Problem, Seen};
+use super::{CheckNote, CheckProblem};
 use crate::fault::Cause;
-use crate::process::{ExitStatus, Guard, Limits, Query, WillSender, capture};
+use crate::process::{ChildLimits, ExitStatus, GuardianHandle, Query, ShutdownSender, capture};
 
 /// The argument by which the pilot's binary becomes the child, see `cli`.
 pub const WORD: &str = "namespaces";
@@ -22,7 +22,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// When there is nobody to ask.
-pub async fn namespaces(guard: &Guard, scratch: &Path) -> Result<Seen, Problem> {
+pub async fn namespaces(guard: &GuardianHandle, scratch: &Path) -> Result<CheckNote, CheckProblem> {
     let query = Query {
         program: "/proc/self/exe".into(),
         args: vec![WORD.into()],
@@ -30,16 +30,18 @@ pub async fn namespaces(guard: &Guard, scratch: &Path) -> Result<Seen, Problem> 
         cwd: None,
         scratch: scratch.to_path_buf(),
     };
-    let limits = Limits {
+    let limits = ChildLimits {
         timeout: Some(DEADLINE),
         grace: Duration::ZERO,
     };
-    let answer = capture(guard, query, limits, WillSender::new().subscribe())
+    let answer = capture(guard, query, limits, ShutdownSender::new().subscribe())
         .await
-        .map_err(|error| Problem::of(Cause::Limits, error.to_string()))?;
+        .map_err(|error| CheckProblem::of(Cause::Limits, error.to_string()))?;
     Ok(match answer.exit {
-        ExitStatus::Code(0) => Seen::Fine("user, pid and mount namespaces can be made".to_owned()),
-        _ => Seen::WorkedAround(
+        ExitStatus::Code(0) => {
+            CheckNote::Fine("user, pid and mount namespaces can be made".to_owned())
+        }
+        _ => CheckNote::WorkedAround(
             format!(
                 "no user namespace can be made: {}; only an Apptainer that is installed setuid could run here",
                 String::from_utf8_lossy(&answer.stdout)

@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Problem, Seen};
+use super::{CheckNote, CheckProblem};
 use crate::container::Apptainer;
 use crate::fault::Cause;
-use crate::process::{EndedBy, Guard, Limits, Query, WillSender, capture};
+use crate::process::{ChildLimits, GuardianHandle, Query, ShutdownSender, StopCause, capture};
 
 /// The first version that has `--no-eval`, without which an image's own shell would expand arguments and
 /// variables; also the first that needs no setuid program.
@@ -19,10 +19,10 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// # Errors
 /// When it isn't.
 pub async fn version(
-    guard: &Guard,
+    guard: &GuardianHandle,
     apptainer: &Apptainer,
     scratch: &Path,
-) -> Result<Seen, Problem> {
+) -> Result<CheckNote, CheckProblem> {
     let program = apptainer.program().display();
     let invocation = apptainer.version();
     let query = Query {
@@ -32,37 +32,37 @@ pub async fn version(
         cwd: None,
         scratch: scratch.to_path_buf(),
     };
-    let limits = Limits {
+    let limits = ChildLimits {
         timeout: Some(DEADLINE),
         grace: Duration::ZERO,
     };
-    let said = capture(guard, query, limits, WillSender::new().subscribe())
+    let said = capture(guard, query, limits, ShutdownSender::new().subscribe())
         .await
-        .map_err(|error| Problem::of(Cause::Unknown, error.to_string()))?;
-    if said.ended_by == EndedBy::Timeout {
+        .map_err(|error| CheckProblem::of(Cause::Unknown, error.to_string()))?;
+    if said.ended_by == StopCause::Timeout {
         let seen = format!(
             "`{program} --version` gave no answer within {} s",
             DEADLINE.as_secs()
         );
-        return Err(Problem::of(Cause::Hanging, seen));
+        return Err(CheckProblem::of(Cause::Hanging, seen));
     }
     let text = String::from_utf8_lossy(&said.stdout).trim().to_owned();
     if !said.succeeded() {
         let reason = crate::container::reason(&said.stderr);
         let cause = crate::container::find_cause(&said.stderr);
-        return Err(Problem::of(
+        return Err(CheckProblem::of(
             cause.map_or(Cause::Unknown, |(cause, _)| cause),
             format!("`{program} --version` fails: {reason}"),
         ));
     }
     match parse(&text) {
-        Some(found) if found < OLDEST => Err(Problem::of(
+        Some(found) if found < OLDEST => Err(CheckProblem::of(
             Cause::ApptainerTooOld,
             format!("`{program}` is `{text}`"),
         )),
-        Some(_) => Ok(Seen::Fine(format!("`{program}` is `{text}`"))),
+        Some(_) => Ok(CheckNote::Fine(format!("`{program}` is `{text}`"))),
         // The container that is started next decides.
-        None => Ok(Seen::WorkedAround(
+        None => Ok(CheckNote::WorkedAround(
             format!("`{program}` is `{text}`, which is no version that can be compared"),
             "ask the site for a release of Apptainer".to_owned(),
         )),

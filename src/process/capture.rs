@@ -7,11 +7,11 @@ use std::path::PathBuf;
 
 use tokio::sync::{oneshot, watch};
 
-use super::guard::Guard;
-use super::job::{EndedBy, ExitStatus, Job, Leftovers, Limits, SpawnError};
+use super::child::{ChildLimits, ChildSpec, ExitStatus, Leftovers, SpawnError, StopCause};
+use super::guard::GuardianHandle;
 use super::output::tail_of;
+use super::shutdown::ShutdownPhase;
 use super::supervise::supervise;
-use super::will::Will;
 
 /// How much of each stream is given back: its end, because errors stand there.
 const KEPT: usize = 64 * 1024;
@@ -37,7 +37,7 @@ pub struct Captured {
     /// How it ended.
     pub exit: ExitStatus,
     /// Who wanted that.
-    pub ended_by: EndedBy,
+    pub ended_by: StopCause,
     /// What was left of it.
     pub leftovers: Leftovers,
     /// The last 64 KiB, beginning with a line.
@@ -50,7 +50,7 @@ impl Captured {
     /// Whether it ended by itself with exit code 0.
     #[must_use]
     pub fn succeeded(&self) -> bool {
-        self.ended_by == EndedBy::Itself && self.exit == ExitStatus::Code(0)
+        self.ended_by == StopCause::Itself && self.exit == ExitStatus::Code(0)
     }
 }
 
@@ -77,10 +77,10 @@ pub enum CaptureError {
 /// # Errors
 /// When it can't be started or its output not be kept. How it ended is no error here.
 pub async fn capture(
-    guard: &Guard,
+    guard: &GuardianHandle,
     query: Query,
-    limits: Limits,
-    will: watch::Receiver<Will>,
+    limits: ChildLimits,
+    will: watch::Receiver<ShutdownPhase>,
 ) -> Result<Captured, CaptureError> {
     let Query {
         program,
@@ -95,7 +95,7 @@ pub async fn capture(
     };
     let mut stdout = tempfile::tempfile_in(&scratch).map_err(output)?;
     let mut stderr = tempfile::tempfile_in(&scratch).map_err(output)?;
-    let job = Job {
+    let job = ChildSpec {
         program,
         args,
         env,
@@ -118,7 +118,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::process::WillSender;
+    use crate::process::ShutdownSender;
 
     async fn ask(script: &str, timeout: Duration) -> Captured {
         let scratch = tempfile::tempdir().expect("a directory");
@@ -129,12 +129,12 @@ mod tests {
             cwd: None,
             scratch: scratch.path().into(),
         };
-        let limits = Limits {
+        let limits = ChildLimits {
             timeout: Some(timeout),
             grace: Duration::from_secs(1),
         };
-        let will = WillSender::new().subscribe();
-        let captured = capture(&Guard::in_thread(), query, limits, will)
+        let will = ShutdownSender::new().subscribe();
+        let captured = capture(&GuardianHandle::in_thread(), query, limits, will)
             .await
             .expect("started");
         let left = std::fs::read_dir(scratch.path()).expect("listed").count();
@@ -164,7 +164,7 @@ mod tests {
     #[tokio::test]
     async fn a_query_has_a_deadline() {
         let captured = ask("echo before; exec sleep 1000", Duration::from_millis(200)).await;
-        assert_eq!(captured.ended_by, EndedBy::Timeout);
+        assert_eq!(captured.ended_by, StopCause::Timeout);
         assert!(captured.stdout.is_empty() || captured.stdout == b"before\n");
         assert!(!captured.succeeded());
     }

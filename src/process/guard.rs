@@ -11,28 +11,28 @@ use nix::libc;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{Pid, getpid};
 
-use super::group::{self, NotStarted, Usage};
-use super::job::{ExitStatus, Job};
-use super::notice::{Notice, Ward};
-use super::proc;
+use super::child::{ChildSpec, ExitStatus};
+use super::notice::{ChildId, GuardianMessage};
+use super::procfs;
+use super::spawn::{self, NotStarted, Usage};
 
 /// A handle to the guardian, and the list of its wards. When the last handle is gone, and at the latest
 /// when the process is, the guardian kills the wards that are left.
 #[derive(Debug, Clone)]
-pub struct Guard(Arc<Mutex<State>>);
+pub struct GuardianHandle(Arc<Mutex<GuardianState>>);
 
 #[derive(Debug)]
-struct State {
-    hire: Hire,
-    guardian: Option<Guardian>,
-    wards: HashMap<Pid, Ward>,
+struct GuardianState {
+    hire: StartGuardian,
+    guardian: Option<GuardianProcess>,
+    wards: HashMap<Pid, ChildId>,
 }
 
 /// How a guardian is made, of the reading end of its pipe.
-type Hire = fn(PipeReader) -> io::Result<Option<Pid>>;
+type StartGuardian = fn(PipeReader) -> io::Result<Option<Pid>>;
 
 #[derive(Debug)]
-struct Guardian {
+struct GuardianProcess {
     pipe: Arc<PipeWriter>,
     /// Absent in unit tests, whose guardian is a thread.
     pid: Option<Pid>,
@@ -40,7 +40,7 @@ struct Guardian {
 
 /// What a look at the guardian showed.
 #[derive(Debug)]
-pub(super) enum Checked {
+pub(super) enum GuardianHealth {
     /// It is there.
     Well,
     /// It was gone, and another one knows all the wards.
@@ -63,17 +63,17 @@ pub(super) enum StartError {
     Unguarded(io::Error),
 }
 
-impl Guard {
+impl GuardianHandle {
     /// Starts a guardian.
     ///
     /// # Errors
     /// When the system has no pipe or no process for it.
     pub fn start() -> io::Result<Self> {
-        Self::with(|pipe| group::spawn_guardian(&pipe).map(Some))
+        Self::with(|pipe| spawn::spawn_guardian(&pipe).map(Some))
     }
 
-    fn with(hire: Hire) -> io::Result<Self> {
-        let mut state = State {
+    fn with(hire: StartGuardian) -> io::Result<Self> {
+        let mut state = GuardianState {
             hire,
             guardian: None,
             wards: HashMap::new(),
@@ -93,13 +93,13 @@ impl Guard {
     }
 
     /// Starts a child that the guardian knows before anything of it runs.
-    pub(super) fn spawn(&self, job: &Job) -> Result<Ward, StartError> {
+    pub(super) fn spawn(&self, job: &ChildSpec) -> Result<ChildId, StartError> {
         let mut state = self.lock();
         let pipe = state.pipe().map_err(StartError::Unguarded)?;
-        let ward = match group::spawn(job, &pipe) {
+        let ward = match spawn::spawn(job, &pipe) {
             Err(NotStarted::Unheard(_)) => {
                 let pipe = state.replace().map_err(StartError::Unguarded)?;
-                group::spawn(job, &pipe)
+                spawn::spawn(job, &pipe)
             }
             started => started,
         }
@@ -112,29 +112,33 @@ impl Guard {
     }
 
     /// Waits for a ward of which nothing is left, and forgets it. Blocks unless it has ended.
-    pub(super) fn reap(&self, ward: Ward) -> nix::Result<(ExitStatus, Usage)> {
+    pub(super) fn reap(&self, ward: ChildId) -> nix::Result<(ExitStatus, Usage)> {
         let mut state = self.lock();
         // Before its pid is free. A guardian that doesn't hear it checks start times.
         if let Some(guardian) = &state.guardian {
-            let _ = guardian.tell(Notice::Gone(ward));
+            let _ = guardian.tell(GuardianMessage::Gone(ward));
         }
-        let answer = group::reap(ward.leader.0);
+        let answer = spawn::reap(ward.leader.0);
         state.wards.remove(&ward.leader.0);
         answer
     }
 
     /// Replaces the guardian if it is gone.
-    pub(super) fn check(&self) -> Checked {
+    pub(super) fn check(&self) -> GuardianHealth {
         let mut state = self.lock();
-        if state.guardian.as_ref().is_some_and(Guardian::is_there) {
-            return Checked::Well;
+        if state
+            .guardian
+            .as_ref()
+            .is_some_and(GuardianProcess::is_there)
+        {
+            return GuardianHealth::Well;
         }
         match state.replace() {
-            Ok(_) => Checked::Replaced {
+            Ok(_) => GuardianHealth::Replaced {
                 pid: state.guardian.as_ref().and_then(|guardian| guardian.pid),
                 wards: state.wards.len(),
             },
-            Err(error) => Checked::Missing(error),
+            Err(error) => GuardianHealth::Missing(error),
         }
     }
 
@@ -142,7 +146,7 @@ impl Guard {
     pub(super) fn reap_orphans(&self) {
         let state = self.lock();
         let guardian = state.guardian.as_ref().and_then(|guardian| guardian.pid);
-        for pid in proc::zombies_of_ours() {
+        for pid in procfs::zombies_of_ours() {
             if !state.wards.contains_key(&pid) && Some(pid) != guardian {
                 let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
             }
@@ -156,13 +160,13 @@ impl Guard {
             // What forks while we look is found at the next look.
             let mut stopped = Vec::new();
             loop {
-                let mut family = proc::family(ward.leader);
+                let mut family = procfs::process_tree(ward.leader);
                 family.retain(|pid| !stopped.contains(pid));
                 if family.is_empty() {
                     break;
                 }
                 for pid in family {
-                    group::send(pid, libc::SIGSTOP);
+                    spawn::send(pid, libc::SIGSTOP);
                     stopped.push(pid);
                 }
             }
@@ -172,19 +176,19 @@ impl Guard {
     /// Lets them run again, in the opposite order.
     pub(super) fn resume(&self) {
         for ward in self.lock().wards.values() {
-            for pid in proc::family(ward.leader).into_iter().rev() {
-                group::send(pid, libc::SIGCONT);
+            for pid in procfs::process_tree(ward.leader).into_iter().rev() {
+                spawn::send(pid, libc::SIGCONT);
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, GuardianState> {
         // What is locked is whole after every statement.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl GuardianState {
     fn pipe(&mut self) -> io::Result<Arc<PipeWriter>> {
         match &self.guardian {
             Some(guardian) => Ok(Arc::clone(&guardian.pipe)),
@@ -200,12 +204,12 @@ impl State {
         fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let pid = (self.hire)(reader)?;
         let pipe = Arc::new(pipe);
-        let successor = Guardian {
+        let successor = GuardianProcess {
             pipe: Arc::clone(&pipe),
             pid,
         };
         for ward in self.wards.values() {
-            if let Err(error) = successor.tell(Notice::Born(*ward)) {
+            if let Err(error) = successor.tell(GuardianMessage::Born(*ward)) {
                 successor.dismiss();
                 return Err(error);
             }
@@ -217,22 +221,22 @@ impl State {
     }
 }
 
-impl Guardian {
-    fn tell(&self, notice: Notice) -> io::Result<()> {
+impl GuardianProcess {
+    fn tell(&self, notice: GuardianMessage) -> io::Result<()> {
         (&*self.pipe).write_all(&notice.to_bytes())
     }
 
     /// Ends it. Killed before its pipe is closed, whose end would make it kill its wards.
     fn dismiss(self) {
         if let Some(pid) = self.pid {
-            group::send(pid, libc::SIGKILL);
-            let _ = group::reap(pid);
+            spawn::send(pid, libc::SIGKILL);
+            let _ = spawn::reap(pid);
         }
     }
 
     fn is_there(&self) -> bool {
         self.pid
-            .is_none_or(|pid| group::has_ended(pid) == Ok(false))
+            .is_none_or(|pid| spawn::has_ended(pid) == Ok(false))
     }
 }
 

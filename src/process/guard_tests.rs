@@ -7,14 +7,14 @@ use nix::errno::Errno;
 
 use super::*;
 
-fn job(script: &str) -> Job {
+fn job(script: &str) -> ChildSpec {
     let nothing = || {
         File::options()
             .write(true)
             .open("/dev/null")
             .expect("opened")
     };
-    Job {
+    ChildSpec {
         program: "/bin/sh".into(),
         args: vec!["-c".into(), script.into()],
         env: vec![("PATH".into(), "/usr/bin:/bin".into())],
@@ -34,8 +34,8 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) {
 
 #[test]
 fn what_is_left_when_the_guard_is_gone_is_killed() {
-    let guard = Guard::in_thread();
-    let wards: Vec<Ward> = (0..3)
+    let guard = GuardianHandle::in_thread();
+    let wards: Vec<ChildId> = (0..3)
         .map(|_| {
             guard
                 .spawn(&job(
@@ -45,32 +45,32 @@ fn what_is_left_when_the_guard_is_gone_is_killed() {
         })
         .collect();
     let done = guard.spawn(&job("exit 3")).expect("started");
-    group::await_end(done.leader.0).expect("a child");
+    spawn::await_end(done.leader.0).expect("a child");
     assert_eq!(guard.reap(done).expect("a child").0, ExitStatus::Code(3));
     until("the last one has its own child", || {
         wards
             .iter()
-            .all(|ward| proc::family(ward.leader).len() == 3)
+            .all(|ward| procfs::process_tree(ward.leader).len() == 3)
     });
     drop(guard);
     for ward in wards {
-        until("it is dead", || group::has_ended(ward.leader.0) == Ok(true));
+        until("it is dead", || spawn::has_ended(ward.leader.0) == Ok(true));
         until("so is its session", || {
-            proc::members(ward.leader).is_empty()
+            procfs::members(ward.leader).is_empty()
         });
-        group::reap(ward.leader.0).expect("a child");
+        spawn::reap(ward.leader.0).expect("a child");
     }
 }
 
 #[test]
 fn a_suspended_family_stands_still_until_it_is_resumed() {
-    let guard = Guard::in_thread();
+    let guard = GuardianHandle::in_thread();
     let ward = guard
         .spawn(&job("setsid sleep 1000 & exec sleep 1001"))
         .expect("started");
-    until("both run", || proc::family(ward.leader).len() == 2);
+    until("both run", || procfs::process_tree(ward.leader).len() == 2);
     let states = || -> Vec<char> {
-        proc::family(ward.leader)
+        procfs::process_tree(ward.leader)
             .into_iter()
             .filter_map(|pid| {
                 let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -82,15 +82,15 @@ fn a_suspended_family_stands_still_until_it_is_resumed() {
     until("all stand still", || states() == ['T', 'T']);
     guard.resume();
     until("all go on", || states() == ['S', 'S']);
-    let other = proc::family(ward.leader)[1];
-    group::send(other, libc::SIGKILL);
-    group::send(ward.leader.0, libc::SIGKILL);
+    let other = procfs::process_tree(ward.leader)[1];
+    spawn::send(other, libc::SIGKILL);
+    spawn::send(ward.leader.0, libc::SIGKILL);
     guard.reap(ward).expect("a child");
 }
 
 #[test]
 fn a_guardian_that_hears_no_more_is_replaced_at_the_next_start() {
-    let guard = Guard::with(|_reader| Ok(None)).expect("a pipe");
+    let guard = GuardianHandle::with(|_reader| Ok(None)).expect("a pipe");
     // Its reading end is closed at once, and so is that of its successor.
     assert!(matches!(
         guard.spawn(&job("true")),
@@ -106,7 +106,7 @@ fn a_guardian_that_hears_no_more_is_replaced_at_the_next_start() {
 
 #[test]
 fn a_guardian_that_reads_no_more_stays_until_there_is_another() {
-    let guard = Guard::with(|reader| {
+    let guard = GuardianHandle::with(|reader| {
         // Open, and never read.
         std::mem::forget(reader);
         Ok(None)
@@ -125,9 +125,9 @@ fn a_guardian_that_reads_no_more_stays_until_there_is_another() {
 
 #[test]
 fn a_child_that_cannot_start_says_nothing_about_the_guardian() {
-    let guard = Guard::in_thread();
+    let guard = GuardianHandle::in_thread();
     let first = Arc::clone(&guard.lock().guardian.as_ref().expect("hired").pipe);
-    let missing = Job {
+    let missing = ChildSpec {
         program: "/bin/nothing-there".into(),
         ..job("true")
     };

@@ -5,26 +5,28 @@
 //! this is the code that must be right when all else is wrong.
 
 mod capture;
-mod countdown;
-mod group;
+mod child;
 mod guard;
 mod guardian;
-mod job;
-mod kill;
+mod hard_kill;
+mod maintenance;
 mod notice;
 pub mod output;
-mod proc;
+mod procfs;
+mod shutdown;
+mod spawn;
 mod supervise;
-mod tend;
-mod will;
+mod suspend_aware_timer;
 
 pub use capture::{CaptureError, Captured, Query, capture};
-pub use countdown::Countdown;
-pub use group::{Usage, keep_memory_private, spare_memory, survive_file_size_limit};
-pub use guard::Guard;
+pub use child::{
+    ChildExit, ChildLimits, ChildSpec, ExitStatus, HardKill, Leftovers, SpawnError, StopCause,
+};
+pub use guard::GuardianHandle;
 pub use guardian::{GUARDIAN, guard_until_end};
-pub use job::{Ended, EndedBy, ExitStatus, HardKill, Job, Leftovers, Limits, SpawnError};
-pub use proc::start_ticks;
+pub use maintenance::StopSignals;
+pub use procfs::start_ticks;
+pub use shutdown::{ShutdownPhase, ShutdownSender};
+pub use spawn::{Usage, keep_memory_private, spare_memory, survive_file_size_limit};
 pub use supervise::supervise;
-pub use tend::Stops;
-pub use will::{Will, WillSender};
+pub use suspend_aware_timer::SuspendAwareTimer;

@@ -4,12 +4,12 @@
 
 use nix::unistd::Pid;
 
-use super::proc::StartTime;
+use super::procfs::StartTime;
 use crate::ids::ProcessGroup;
 
 /// A child that must not outlive the pilot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Ward {
+pub(super) struct ChildId {
     /// Its session.
     pub(super) leader: ProcessGroup,
     /// Tells it from another process that is given the same pid later.
@@ -18,11 +18,11 @@ pub(super) struct Ward {
 
 /// One message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Notice {
+pub(super) enum GuardianMessage {
     /// From now on it is to be killed when the pilot is gone.
-    Born(Ward),
+    Born(ChildId),
     /// Nothing of it is left; the pid may become another's.
-    Gone(Ward),
+    Gone(ChildId),
 }
 
 /// The size of every notice; `PIPE_BUF`, up to which a write is atomic, is at least 512 bytes.
@@ -31,7 +31,7 @@ pub(super) const SIZE: usize = 16;
 const BORN: u32 = 1;
 const GONE: u32 = 2;
 
-impl Notice {
+impl GuardianMessage {
     /// Allocates nothing: it is sent between fork and exec.
     pub(super) fn to_bytes(self) -> [u8; SIZE] {
         let (kind, ward) = match self {
@@ -49,7 +49,7 @@ impl Notice {
     pub(super) fn from_bytes(bytes: [u8; SIZE]) -> Option<Self> {
         let [k0, k1, k2, k3, p0, p1, p2, p3, start @ ..] = bytes;
         let pid = i32::from_ne_bytes([p0, p1, p2, p3]);
-        let ward = Ward {
+        let ward = ChildId {
             leader: ProcessGroup(Pid::from_raw(pid)),
             start: StartTime(u64::from_ne_bytes(start)),
         };
@@ -66,8 +66,8 @@ impl Notice {
 mod tests {
     use super::*;
 
-    fn ward(pid: i32) -> Ward {
-        Ward {
+    fn ward(pid: i32) -> ChildId {
+        ChildId {
             leader: ProcessGroup(Pid::from_raw(pid)),
             start: StartTime(u64::MAX - 1),
         }
@@ -75,16 +75,22 @@ mod tests {
 
     #[test]
     fn what_is_read_is_what_was_written() {
-        for notice in [Notice::Born(ward(4711)), Notice::Gone(ward(i32::MAX))] {
-            assert_eq!(Notice::from_bytes(notice.to_bytes()), Some(notice));
+        for notice in [
+            GuardianMessage::Born(ward(4711)),
+            GuardianMessage::Gone(ward(i32::MAX)),
+        ] {
+            assert_eq!(GuardianMessage::from_bytes(notice.to_bytes()), Some(notice));
         }
     }
 
     #[test]
     fn a_pid_that_would_kill_many_is_no_notice() {
         for pid in [1, 0, -1, -4711] {
-            assert_eq!(Notice::from_bytes(Notice::Born(ward(pid)).to_bytes()), None);
+            assert_eq!(
+                GuardianMessage::from_bytes(GuardianMessage::Born(ward(pid)).to_bytes()),
+                None
+            );
         }
-        assert_eq!(Notice::from_bytes([0xff; SIZE]), None);
+        assert_eq!(GuardianMessage::from_bytes([0xff; SIZE]), None);
     }
 }

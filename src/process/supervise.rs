@@ -13,14 +13,16 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::countdown::Countdown;
-use super::group::{self, Delivery, Usage};
-use super::guard::{Guard, StartError};
-use super::job::{Ended, EndedBy, ExitStatus, HardKill, Job, Leftovers, Limits, SpawnError};
-use super::kill::{self, CLEAN_UP, Condemned, VANISH};
-use super::notice::Ward;
-use super::proc::{container_init, members};
-use super::will::Will;
+use super::child::{
+    ChildExit, ChildLimits, ChildSpec, ExitStatus, HardKill, Leftovers, SpawnError, StopCause,
+};
+use super::guard::{GuardianHandle, StartError};
+use super::hard_kill::{self, CLEAN_UP, KillTarget, VANISH};
+use super::notice::ChildId;
+use super::procfs::{container_init, members};
+use super::shutdown::ShutdownPhase;
+use super::spawn::{self, SignalDelivery, Usage};
+use super::suspend_aware_timer::SuspendAwareTimer;
 
 /// How often a signal is repeated during the grace period.
 const REPEAT: Duration = Duration::from_secs(1);
@@ -37,14 +39,14 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// # Errors
 /// When the child can't be started or watched.
 pub async fn supervise(
-    guard: &Guard,
-    job: Job,
-    limits: Limits,
-    mut will: watch::Receiver<Will>,
+    guard: &GuardianHandle,
+    job: ChildSpec,
+    limits: ChildLimits,
+    mut will: watch::Receiver<ShutdownPhase>,
     started: oneshot::Sender<i32>,
-) -> Result<Ended, SpawnError> {
+) -> Result<ChildExit, SpawnError> {
     let initial = *will.borrow();
-    if initial != Will::Run {
+    if initial != ShutdownPhase::Run {
         return Ok(never_started(initial));
     }
     let program = job.program.clone();
@@ -58,7 +60,7 @@ pub async fn supervise(
         ward,
         guard: guard.clone(),
         ends,
-        state: State::Unreaped,
+        state: ChildState::Unreaped,
     };
 
     let lost = |source| SpawnError::Lost {
@@ -68,7 +70,7 @@ pub async fn supervise(
     let (ended_by, hard_kill) = child.until_end(limits, &mut will).await.map_err(lost)?;
     let leftovers = child.sweep().await;
     let (exit, usage) = child.reap().map_err(lost)?;
-    Ok(Ended {
+    Ok(ChildExit {
         exit,
         ended_by,
         usage,
@@ -78,15 +80,15 @@ pub async fn supervise(
     })
 }
 
-fn never_started(will: Will) -> Ended {
-    let number = if let Will::Terminate(number) = will {
+fn never_started(will: ShutdownPhase) -> ChildExit {
+    let number = if let ShutdownPhase::Terminate(number) = will {
         number
     } else {
         libc::SIGKILL
     };
-    Ended {
+    ChildExit {
         exit: ExitStatus::Signal(number),
-        ended_by: EndedBy::Will,
+        ended_by: StopCause::Will,
         usage: Usage::default(),
         wall: Duration::ZERO,
         hard_kill: HardKill::NotNeeded,
@@ -94,7 +96,7 @@ fn never_started(will: Will) -> Ended {
     }
 }
 
-fn spawn(guard: &Guard, job: Job) -> Result<Ward, SpawnError> {
+fn spawn(guard: &GuardianHandle, job: ChildSpec) -> Result<ChildId, SpawnError> {
     let source = match guard.spawn(&job) {
         Ok(ward) => return Ok(ward),
         Err(StartError::Unguarded(source)) => return Err(SpawnError::Unguarded(source)),
@@ -105,7 +107,7 @@ fn spawn(guard: &Guard, job: Job) -> Result<Ward, SpawnError> {
         .iter()
         .chain(job.env.iter().flat_map(|(name, value)| [name, value]));
     let bytes = strings.map(|string| string.len() + 1).sum();
-    let Job { program, cwd, .. } = job;
+    let ChildSpec { program, cwd, .. } = job;
     Err(match (source.raw_os_error().map(Errno::from_raw), cwd) {
         (Some(Errno::E2BIG), _) => SpawnError::TooLong { program, bytes },
         (Some(Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE), _) => {
@@ -119,20 +121,20 @@ fn spawn(guard: &Guard, job: Job) -> Result<Ward, SpawnError> {
 
 /// A started child. Dropping it before [`Child::reap`] kills it.
 struct Child {
-    ward: Ward,
-    guard: Guard,
+    ward: ChildId,
+    guard: GuardianHandle,
     ends: Signal,
-    state: State,
+    state: ChildState,
 }
 
 #[derive(PartialEq, Eq)]
-enum State {
+enum ChildState {
     Unreaped,
     Reaped,
 }
 
 /// What woke a child's supervisor.
-enum Event {
+enum ChildEvent {
     Ended,
     Due,
     Willed,
@@ -142,21 +144,24 @@ impl Child {
     /// The child's life until its leader has ended, or can't be killed.
     async fn until_end(
         &mut self,
-        limits: Limits,
-        will: &mut watch::Receiver<Will>,
-    ) -> nix::Result<(EndedBy, HardKill)> {
+        limits: ChildLimits,
+        will: &mut watch::Receiver<ShutdownPhase>,
+    ) -> nix::Result<(StopCause, HardKill)> {
         let timeout = async {
             match limits.timeout {
-                Some(limit) => Countdown::new(limit).over().await,
+                Some(limit) => SuspendAwareTimer::new(limit).over().await,
                 None => std::future::pending().await,
             }
         };
-        let (ended_by, number) = match self.wait(timeout, will, Will::Terminate(0)).await? {
-            Event::Ended => return Ok((EndedBy::Itself, HardKill::NotNeeded)),
-            Event::Due => (EndedBy::Timeout, libc::SIGTERM),
-            Event::Willed => match *will.borrow() {
-                Will::Terminate(number) => (EndedBy::Will, number),
-                Will::Run | Will::Kill => (EndedBy::Will, libc::SIGKILL),
+        let (ended_by, number) = match self
+            .wait(timeout, will, ShutdownPhase::Terminate(0))
+            .await?
+        {
+            ChildEvent::Ended => return Ok((StopCause::Itself, HardKill::NotNeeded)),
+            ChildEvent::Due => (StopCause::Timeout, libc::SIGTERM),
+            ChildEvent::Willed => match *will.borrow() {
+                ShutdownPhase::Terminate(number) => (StopCause::Will, number),
+                ShutdownPhase::Run | ShutdownPhase::Kill => (StopCause::Will, libc::SIGKILL),
             },
         };
         if number != libc::SIGKILL && self.tell(number, limits.grace, will).await? {
@@ -170,11 +175,11 @@ impl Child {
         &mut self,
         number: i32,
         grace: Duration,
-        will: &mut watch::Receiver<Will>,
+        will: &mut watch::Receiver<ShutdownPhase>,
     ) -> nix::Result<bool> {
-        let mut grace = Countdown::new(grace);
+        let mut grace = SuspendAwareTimer::new(grace);
         loop {
-            if let Delivery::Refused = group::send(self.ward.leader.0, number) {
+            if let SignalDelivery::Refused = spawn::send(self.ward.leader.0, number) {
                 let pid = self.ward.leader;
                 tracing::warn!(%pid, number, "the kernel refused us to signal a child");
             }
@@ -182,11 +187,11 @@ impl Child {
                 // Either way it is time to look.
                 let _ = timeout(REPEAT, grace.over()).await;
             };
-            match self.wait(due, will, Will::Kill).await? {
-                Event::Ended => return Ok(true),
-                Event::Willed => return Ok(false),
-                Event::Due if grace.is_over() => return Ok(false),
-                Event::Due => {}
+            match self.wait(due, will, ShutdownPhase::Kill).await? {
+                ChildEvent::Ended => return Ok(true),
+                ChildEvent::Willed => return Ok(false),
+                ChildEvent::Due if grace.is_over() => return Ok(false),
+                ChildEvent::Due => {}
             }
         }
     }
@@ -195,9 +200,9 @@ impl Child {
     async fn wait(
         &mut self,
         due: impl Future<Output = ()>,
-        will: &mut watch::Receiver<Will>,
-        wanted: Will,
-    ) -> nix::Result<Event> {
+        will: &mut watch::Receiver<ShutdownPhase>,
+        wanted: ShutdownPhase,
+    ) -> nix::Result<ChildEvent> {
         let willed = async {
             if will
                 .wait_for(|now| now.stage() >= wanted.stage())
@@ -210,9 +215,9 @@ impl Child {
         // An end that came together with a deadline is an end.
         tokio::select! {
             biased;
-            ended = self.ended() => ended.map(|()| Event::Ended),
-            () = willed => Ok(Event::Willed),
-            () = due => Ok(Event::Due),
+            ended = self.ended() => ended.map(|()| ChildEvent::Ended),
+            () = willed => Ok(ChildEvent::Willed),
+            () = due => Ok(ChildEvent::Due),
         }
     }
 
@@ -229,19 +234,19 @@ impl Child {
 
     /// An error means that its pid may be another's by now: nothing may be sent to it any more.
     fn has_ended(&mut self) -> nix::Result<bool> {
-        group::has_ended(self.ward.leader.0).inspect_err(|_| self.state = State::Reaped)
+        spawn::has_ended(self.ward.leader.0).inspect_err(|_| self.state = ChildState::Reaped)
     }
 
     async fn hard_kill(&mut self) -> nix::Result<HardKill> {
         if let Some(init) = container_init(self.ward.leader) {
-            group::send(init, libc::SIGKILL);
+            spawn::send(init, libc::SIGKILL);
             if let Ok(ended) = timeout(CLEAN_UP, self.ended()).await {
                 return ended.map(|()| HardKill::Container);
             }
         }
         // It is our own child, whatever can be told of it.
-        group::send(self.ward.leader.0, libc::SIGKILL);
-        kill::session(self.ward);
+        spawn::send(self.ward.leader.0, libc::SIGKILL);
+        hard_kill::kill_session(self.ward);
         // Not ended even so: the sweep reports it.
         if let Ok(ended) = timeout(VANISH, self.ended()).await {
             ended?;
@@ -261,7 +266,7 @@ impl Child {
             }
             let mut survivors = Vec::new();
             for member in members {
-                if group::send(member.pid, libc::SIGKILL) != Delivery::Gone {
+                if spawn::send(member.pid, libc::SIGKILL) != SignalDelivery::Gone {
                     survivors.push(member.pid);
                 }
             }
@@ -289,33 +294,33 @@ impl Child {
             // Killed but held by the kernel: `drop` leaves a thread behind that reaps it.
             return Ok((ExitStatus::Signal(libc::SIGKILL), Usage::default()));
         }
-        self.state = State::Reaped;
+        self.state = ChildState::Reaped;
         self.guard.reap(self.ward)
     }
 }
 
 impl Drop for Child {
     fn drop(&mut self) {
-        if self.state == State::Reaped {
+        if self.state == ChildState::Reaped {
             return;
         }
         // At once: the pilot itself may be on its way out. With the container's first process dead,
         // the rest follows without us.
         let (ward, guard) = (self.ward, self.guard.clone());
-        let condemned = Condemned::strike(ward);
+        let condemned = KillTarget::begin(ward);
         // A thread, because the runtime may be gone; if there can't be one, no time for clean-up.
         let spawned = std::thread::Builder::new()
             .name("reaper".into())
             .spawn(move || {
-                kill::execute(vec![condemned]);
+                hard_kill::kill_all(vec![condemned]);
                 // However long the kernel holds it. An error: it is no child of ours any more.
-                if group::await_end(ward.leader.0).is_ok() {
+                if spawn::await_end(ward.leader.0).is_ok() {
                     let _ = guard.reap(ward);
                 }
             });
         if spawned.is_err() {
-            group::send(ward.leader.0, libc::SIGKILL);
-            kill::session(ward);
+            spawn::send(ward.leader.0, libc::SIGKILL);
+            hard_kill::kill_session(ward);
         }
     }
 }

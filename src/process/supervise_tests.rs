@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::process::WillSender;
+use crate::process::ShutdownSender;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const LONG: Duration = Duration::from_mins(10);
@@ -17,16 +17,16 @@ const SHORT: Duration = Duration::from_millis(300);
 
 struct Bench {
     dir: TempDir,
-    will: WillSender,
-    guard: Guard,
+    will: ShutdownSender,
+    guard: GuardianHandle,
 }
 
 impl Bench {
     fn new() -> Self {
         Self {
             dir: tempfile::tempdir().expect("a directory"),
-            will: WillSender::new(),
-            guard: Guard::in_thread(),
+            will: ShutdownSender::new(),
+            guard: GuardianHandle::in_thread(),
         }
     }
 
@@ -35,8 +35,8 @@ impl Bench {
     }
 
     /// A shell script that starts in the bench's own directory.
-    fn job(&self, script: &str) -> Job {
-        Job {
+    fn job(&self, script: &str) -> ChildSpec {
+        ChildSpec {
             program: "/bin/sh".into(),
             args: vec!["-c".into(), script.into()],
             env: vec![("PATH".into(), "/usr/bin:/bin".into())],
@@ -46,7 +46,7 @@ impl Bench {
         }
     }
 
-    async fn run(&self, script: &str, limits: Limits) -> Ended {
+    async fn run(&self, script: &str, limits: ChildLimits) -> ChildExit {
         supervise(
             &self.guard,
             self.job(script),
@@ -74,8 +74,8 @@ impl Bench {
     }
 }
 
-fn limits(timeout: Duration, grace: Duration) -> Limits {
-    Limits {
+fn limits(timeout: Duration, grace: Duration) -> ChildLimits {
+    ChildLimits {
         timeout: Some(timeout),
         grace,
     }
@@ -109,7 +109,7 @@ async fn exit_codes_and_signals_are_told_apart() {
             .await;
         assert_eq!(
             (ended.exit, ended.ended_by),
-            (ExitStatus::Code(code), EndedBy::Itself)
+            (ExitStatus::Code(code), StopCause::Itself)
         );
         assert_eq!(
             (ended.hard_kill, ended.leftovers),
@@ -193,7 +193,7 @@ async fn a_timeout_tells_with_sigterm() {
     let ended = bench.run(script, limits(SHORT, LONG)).await;
     assert_eq!(
         (ended.ended_by, ended.hard_kill),
-        (EndedBy::Timeout, HardKill::NotNeeded)
+        (StopCause::Timeout, HardKill::NotNeeded)
     );
     assert_eq!(bench.stdout(), "told\n");
 }
@@ -204,7 +204,7 @@ async fn a_child_that_ignores_sigterm_is_killed_after_the_grace() {
     let ended = bench
         .run("trap '' TERM; sleep 1000", limits(SHORT, SHORT))
         .await;
-    assert_eq!(ended.ended_by, EndedBy::Timeout);
+    assert_eq!(ended.ended_by, StopCause::Timeout);
     assert_eq!(ended.exit, ExitStatus::Signal(libc::SIGKILL));
     assert_eq!(ended.hard_kill, HardKill::Session);
     assert!(
@@ -232,11 +232,11 @@ async fn the_will_forwards_its_signal() {
     let script = "trap 'echo hup; exit 4' HUP; echo $$ > pid; while :; do sleep 0.05; done";
     let (ended, _) = tokio::join!(bench.run(script, limits(LONG, LONG)), async {
         bench.pid("pid").await;
-        bench.will.advance(Will::Terminate(libc::SIGHUP))
+        bench.will.advance(ShutdownPhase::Terminate(libc::SIGHUP))
     });
     assert_eq!(
         (ended.exit, ended.ended_by),
-        (ExitStatus::Code(4), EndedBy::Will)
+        (ExitStatus::Code(4), StopCause::Will)
     );
     assert_eq!(bench.stdout(), "hup\n");
 }
@@ -247,13 +247,13 @@ async fn a_kill_during_the_grace_hastens_the_end() {
     let script = "trap 'echo told > told' TERM; echo $$ > pid; while :; do sleep 0.05; done";
     let (ended, ()) = tokio::join!(bench.run(script, limits(LONG, LONG)), async {
         bench.pid("pid").await;
-        bench.will.advance(Will::Terminate(libc::SIGTERM));
+        bench.will.advance(ShutdownPhase::Terminate(libc::SIGTERM));
         until("the child was told", || bench.path("told").exists()).await;
-        bench.will.advance(Will::Kill);
+        bench.will.advance(ShutdownPhase::Kill);
     });
     assert_eq!(
         (ended.ended_by, ended.hard_kill),
-        (EndedBy::Will, HardKill::Session)
+        (StopCause::Will, HardKill::Session)
     );
     assert!(ended.wall < PATIENCE);
 }
@@ -264,22 +264,22 @@ async fn a_kill_after_a_timeout_is_still_a_timeout() {
     let script = "trap 'echo told > told' TERM; while :; do sleep 0.05; done";
     let (ended, ()) = tokio::join!(bench.run(script, limits(SHORT, LONG)), async {
         until("the child was told", || bench.path("told").exists()).await;
-        bench.will.advance(Will::Kill);
+        bench.will.advance(ShutdownPhase::Kill);
     });
     assert_eq!(
         (ended.ended_by, ended.hard_kill),
-        (EndedBy::Timeout, HardKill::Session)
+        (StopCause::Timeout, HardKill::Session)
     );
 }
 
 #[tokio::test]
 async fn nothing_is_started_once_the_end_is_wanted() {
     let bench = Bench::new();
-    bench.will.advance(Will::Terminate(libc::SIGTERM));
+    bench.will.advance(ShutdownPhase::Terminate(libc::SIGTERM));
     let ended = bench.run("echo started", limits(LONG, LONG)).await;
     assert_eq!(
         (ended.exit, ended.ended_by),
-        (ExitStatus::Signal(libc::SIGTERM), EndedBy::Will)
+        (ExitStatus::Signal(libc::SIGTERM), StopCause::Will)
     );
     assert_eq!(bench.stdout(), "");
 }
@@ -287,7 +287,7 @@ async fn nothing_is_started_once_the_end_is_wanted() {
 #[tokio::test]
 async fn a_lost_sender_lets_the_child_run() {
     let bench = Bench::new();
-    let will = WillSender::new().subscribe();
+    let will = ShutdownSender::new().subscribe();
     let job = bench.job("sleep 0.2; exit 5");
     let ended = supervise(
         &bench.guard,
@@ -300,7 +300,7 @@ async fn a_lost_sender_lets_the_child_run() {
     .expect("started");
     assert_eq!(
         (ended.exit, ended.ended_by),
-        (ExitStatus::Code(5), EndedBy::Itself)
+        (ExitStatus::Code(5), StopCause::Itself)
     );
 }
 
@@ -364,7 +364,7 @@ async fn failures_to_start_are_told_apart() {
             oneshot::channel().0,
         )
     };
-    let missing = start(Job {
+    let missing = start(ChildSpec {
         program: "/nonexistent/x".into(),
         ..bench.job("")
     })
@@ -373,7 +373,7 @@ async fn failures_to_start_are_told_apart() {
         matches!(missing, Err(SpawnError::Program { .. })),
         "{missing:?}"
     );
-    let nowhere = start(Job {
+    let nowhere = start(ChildSpec {
         cwd: Some("/nonexistent".into()),
         ..bench.job("")
     })
@@ -382,7 +382,7 @@ async fn failures_to_start_are_told_apart() {
         matches!(nowhere, Err(SpawnError::Directory { .. })),
         "{nowhere:?}"
     );
-    let long = start(Job {
+    let long = start(ChildSpec {
         args: vec!["x".repeat(200_000).into()],
         ..bench.job("")
     })

@@ -90,6 +90,7 @@ mod record;
 mod writer;
 
 pub use record::{
-    FORMAT, Kind, Outcome, PilotEnd, PilotStart, Record, Source, TaskRecord, UnixTime, shorten,
+    EventOutcome, FORMAT, PilotEnd, PilotIdentity, PilotStart, Record, RecordKind, TaskRecord,
+    UnixTime, shorten,
 };
-pub use writer::Writer;
+pub use writer::RecordWriter;

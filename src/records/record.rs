@@ -13,7 +13,7 @@ const TEXT_BYTES: usize = 4 * 1024;
 /// Which kind a line is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum RecordKind {
     /// [`PilotStart`]
     PilotStart,
     /// [`TaskRecord`]
@@ -46,7 +46,7 @@ impl UnixTime {
 
 /// Who writes: the fields that every line has.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Source {
+pub struct PilotIdentity {
     /// This run of the pilot.
     pub pilot_id: String,
     /// The machine.
@@ -64,7 +64,7 @@ macro_rules! record {
             /// [`FORMAT`]
             pub format: u32,
             /// Which kind the line is.
-            pub kind: Kind,
+            pub kind: RecordKind,
             /// This run of the pilot.
             pub pilot_id: String,
             /// The machine's name.
@@ -79,10 +79,10 @@ macro_rules! record {
         impl $name {
             /// A record in which nothing is known yet but who writes it.
             #[must_use]
-            pub fn of(source: &Source) -> Self {
+            pub fn of(source: &PilotIdentity) -> Self {
                 Self {
                     format: FORMAT,
-                    kind: Kind::$kind,
+                    kind: RecordKind::$kind,
                     pilot_id: source.pilot_id.clone(),
                     host: source.host.clone(),
                     site: source.site.clone(),
@@ -131,7 +131,7 @@ record! {
         disk_bytes: Option<u64>,
         exit_code: Option<i32>,
         exit_signal: Option<i32>,
-        outcome: Outcome,
+        outcome: EventOutcome,
         fault_class: Option<String>,
         error_name: Option<String>,
         error: Option<String>,
@@ -179,7 +179,7 @@ impl TaskRecord {
 /// What became of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Outcome {
+pub enum EventOutcome {
     /// Its task succeeded.
     Done,
     /// It failed and went back to the queue.

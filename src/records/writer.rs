@@ -10,18 +10,18 @@ use super::Record;
 
 /// Appends records to a file that others may append to as well.
 #[derive(Debug)]
-pub struct Writer(Option<Open>);
+pub struct RecordWriter(Option<Open>);
 
 #[derive(Debug)]
 struct Open {
     path: PathBuf,
     file: File,
-    state: State,
+    state: WriterState,
 }
 
 /// How the last line fared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum WriterState {
     Well,
     /// Nothing of it was written.
     Lost,
@@ -29,7 +29,7 @@ enum State {
     Torn,
 }
 
-impl Writer {
+impl RecordWriter {
     /// Writes nothing.
     #[must_use]
     pub fn off() -> Self {
@@ -45,7 +45,7 @@ impl Writer {
         Ok(Self(Some(Open {
             path,
             file,
-            state: State::Well,
+            state: WriterState::Well,
         })))
     }
 
@@ -54,20 +54,20 @@ impl Writer {
     pub fn write(&mut self, record: &Record) {
         let Some(open) = &mut self.0 else { return };
         match open.append(record) {
-            Ok(()) if open.state != State::Well => {
+            Ok(()) if open.state != WriterState::Well => {
                 info!(file = %open.path.display(), "records are written again");
-                open.state = State::Well;
+                open.state = WriterState::Well;
             }
             Ok(()) => {}
             Err((state, error)) => {
-                if open.state == State::Well {
+                if open.state == WriterState::Well {
                     warn!(
                         file = %open.path.display(), %error,
                         "a task's record can't be written; see to the disk's free space: tasks go on, \
                          their records are lost until then"
                     );
                 }
-                if open.state != State::Torn {
+                if open.state != WriterState::Torn {
                     open.state = state;
                 }
             }
@@ -77,20 +77,21 @@ impl Writer {
 
 impl Open {
     /// One `write(2)`: with `O_APPEND` no other pilot's line comes between.
-    fn append(&mut self, record: &Record) -> Result<(), (State, io::Error)> {
+    fn append(&mut self, record: &Record) -> Result<(), (WriterState, io::Error)> {
         let mut line = Vec::with_capacity(1024);
-        if self.state == State::Torn {
+        if self.state == WriterState::Torn {
             line.push(b'\n');
         }
-        serde_json::to_writer(&mut line, record).map_err(|error| (State::Lost, error.into()))?;
+        serde_json::to_writer(&mut line, record)
+            .map_err(|error| (WriterState::Lost, error.into()))?;
         line.push(b'\n');
         loop {
             match self.file.write(&line) {
                 Ok(written) if written == line.len() => return Ok(()),
-                Ok(0) => return Err((State::Lost, io::ErrorKind::WriteZero.into())),
-                Ok(_) => return Err((State::Torn, io::ErrorKind::StorageFull.into())),
+                Ok(0) => return Err((WriterState::Lost, io::ErrorKind::WriteZero.into())),
+                Ok(_) => return Err((WriterState::Torn, io::ErrorKind::StorageFull.into())),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err((State::Lost, error)),
+                Err(error) => return Err((WriterState::Lost, error)),
             }
         }
     }
@@ -99,21 +100,21 @@ impl Open {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::records::{Outcome, Source, TaskRecord, UnixTime, shorten};
+    use crate::records::{EventOutcome, PilotIdentity, TaskRecord, UnixTime, shorten};
 
     fn record() -> TaskRecord {
-        let mut record = TaskRecord::of(&Source {
+        let mut record = TaskRecord::of(&PilotIdentity {
             pilot_id: "p".to_owned(),
             host: "h".to_owned(),
             site: None,
         });
         record.task_id = "t".to_owned();
         record.received_unix_secs = UnixTime(1_795_454_006.123);
-        record.outcome = Outcome::GivenBack;
+        record.outcome = EventOutcome::GivenBack;
         record
     }
 
-    fn write(writer: &mut Writer) {
+    fn write(writer: &mut RecordWriter) {
         writer.write(&Record::Task(Box::new(record())));
     }
 
@@ -121,7 +122,7 @@ mod tests {
     fn a_line_is_read_as_it_was_written() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("records.jsonl");
-        let mut writer = Writer::open(path.clone()).expect("opened");
+        let mut writer = RecordWriter::open(path.clone()).expect("opened");
         write(&mut writer);
         write(&mut writer);
         let text = std::fs::read_to_string(&path).expect("read");
@@ -141,7 +142,7 @@ mod tests {
         let read: TaskRecord = serde_json::from_str(line).expect("a record");
         assert_eq!(
             (read.wall_time_secs, read.outcome),
-            (None, Outcome::Unsettled)
+            (None, EventOutcome::Unsettled)
         );
     }
 
@@ -152,7 +153,7 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    let mut writer = Writer::open(path.clone()).expect("opened");
+                    let mut writer = RecordWriter::open(path.clone()).expect("opened");
                     (0..500).for_each(|_| write(&mut writer));
                 });
             }
@@ -166,10 +167,10 @@ mod tests {
 
     #[test]
     fn a_full_disk_ends_nothing() {
-        let mut writer = Writer::open("/dev/full".into()).expect("opened");
+        let mut writer = RecordWriter::open("/dev/full".into()).expect("opened");
         write(&mut writer);
         write(&mut writer);
-        assert_eq!(writer.0.expect("open").state, State::Lost);
+        assert_eq!(writer.0.expect("open").state, WriterState::Lost);
     }
 
     #[test]
@@ -177,8 +178,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("records.jsonl");
         std::fs::write(&path, "{\"torn\":").expect("written");
-        let mut writer = Writer::open(path.clone()).expect("opened");
-        writer.0.as_mut().expect("open").state = State::Torn;
+        let mut writer = RecordWriter::open(path.clone()).expect("opened");
+        writer.0.as_mut().expect("open").state = WriterState::Torn;
         write(&mut writer);
         let text = std::fs::read_to_string(&path).expect("read");
         assert!(serde_json::from_str::<TaskRecord>(text.lines().nth(1).expect("a line")).is_ok());

@@ -1,11 +1,11 @@
 //! The charts of numbers: run times, throughput, failures by site. Drawn small enough for a phone.
 
+use super::distribution::{Values, as_float, to_integer};
+use super::failure_reasons::Class;
 use super::format::{count, percent, round_seconds, seconds, utc};
-use super::places::Place;
-use super::reasons::Class;
-use super::spread::{Values, as_float, to_integer};
+use super::sites::Site;
 use super::svg::{Anchor, Drawing, Shape, multiples, round_step, time_step};
-use super::tracks::{Fate, Tracks};
+use super::timeline_data::{Fate, TimelineData};
 
 /// Units of a small chart; about a phone's width.
 const WIDTH: f64 = 440.0;
@@ -158,7 +158,7 @@ pub(super) fn run_times(values: &Values) -> Option<String> {
 }
 
 /// Events done and failed over time, and the width of a bar in seconds.
-pub(super) fn throughput(tracks: &Tracks) -> Option<(String, f64)> {
+pub(super) fn throughput(tracks: &TimelineData) -> Option<(String, f64)> {
     let (first, last) = tracks.range()?;
     let width = time_step(last - first, 48.0);
     let from = ((tracks.base + first) / width).floor() * width;
@@ -225,13 +225,13 @@ pub(super) fn time_ticks(from: f64, to: f64, most: f64) -> Vec<(f64, String)> {
 }
 
 /// Faults by site, coloured by class, with the failure rate.
-pub(super) fn sites(places: &[Place]) -> Option<String> {
+pub(super) fn sites(places: &[Site]) -> Option<String> {
     const ROW: f64 = 24.0;
     const NAME: f64 = 128.0;
     const RATE: f64 = 140.0;
     let faults =
-        |place: &Place| place.faults_by_class.values().sum::<u64>() + place.failed_before_any_task;
-    let mut worst: Vec<&Place> = places.iter().filter(|place| faults(place) > 0).collect();
+        |place: &Site| place.faults_by_class.values().sum::<u64>() + place.failed_before_any_task;
+    let mut worst: Vec<&Site> = places.iter().filter(|place| faults(place) > 0).collect();
     worst.sort_by_key(|place| std::cmp::Reverse(faults(place)));
     worst.truncate(SITES);
     let largest = as_float(worst.iter().map(|place| faults(place)).max()?);

@@ -1,6 +1,6 @@
 //! Numbers as people read them: grouped digits, seconds as hours, bytes as GiB, times in UTC.
 
-use super::spread::{as_float, to_integer};
+use super::distribution::{as_float, to_integer};
 
 /// `1,234,567`
 pub(crate) fn count(number: u64) -> String {

@@ -16,7 +16,7 @@ const LONGEST_LINE: usize = 256 * 1024;
 
 /// Files to read, each once, and what couldn't be searched.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(super) struct InputFiles {
     pub(super) files: Vec<PathBuf>,
     pub(super) problems: Vec<String>,
 }
@@ -35,8 +35,8 @@ fn list(paths: &[PathBuf]) -> String {
 }
 
 /// Searches directories, expands globs.
-pub(super) fn find(paths: &[PathBuf]) -> Result<Found, Missing> {
-    let mut found = Found::default();
+pub(super) fn find(paths: &[PathBuf]) -> Result<InputFiles, Missing> {
+    let mut found = InputFiles::default();
     let mut seen = BTreeSet::new();
     let mut missing = Vec::new();
     for path in paths {
@@ -62,7 +62,7 @@ pub(super) fn find(paths: &[PathBuf]) -> Result<Found, Missing> {
     }
 }
 
-fn collect(path: &Path, seen: &mut BTreeSet<PathBuf>, found: &mut Found) {
+fn collect(path: &Path, seen: &mut BTreeSet<PathBuf>, found: &mut InputFiles) {
     if path.is_dir() {
         search(path, seen, found);
     } else {
@@ -70,7 +70,7 @@ fn collect(path: &Path, seen: &mut BTreeSet<PathBuf>, found: &mut Found) {
     }
 }
 
-fn search(directory: &Path, seen: &mut BTreeSet<PathBuf>, found: &mut Found) {
+fn search(directory: &Path, seen: &mut BTreeSet<PathBuf>, found: &mut InputFiles) {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) => {
@@ -100,7 +100,7 @@ fn has_an_ending(path: &Path) -> bool {
 }
 
 /// A file that several paths lead to is read once.
-fn keep(path: PathBuf, seen: &mut BTreeSet<PathBuf>, found: &mut Found) {
+fn keep(path: PathBuf, seen: &mut BTreeSet<PathBuf>, found: &mut InputFiles) {
     if seen.insert(path.canonicalize().unwrap_or_else(|_| path.clone())) {
         found.files.push(path);
     }

@@ -15,42 +15,42 @@
 //! included, on two cores that had six times as much to do: 2.3 s of CPU time (3.1 s), 9 s (7 s) on the
 //! clock, 58 MiB of memory. `tests/support/records.py` makes the records.
 
+mod aggregate;
 mod charts;
-mod fleet;
+mod distribution;
+mod failure_reasons;
 pub(crate) mod format;
 mod input;
-mod line;
-mod note;
 mod numbers;
 mod page;
-mod places;
-mod reasons;
+mod record_line;
 mod sections;
 mod significance;
-mod spread;
-mod sums;
+mod sites;
 mod suspects;
 mod svg;
 mod tables;
 mod timeline;
-mod tracks;
+mod timeline_data;
+mod tooltip;
+mod totals;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::thread;
 
+pub use distribution::Distribution;
+pub use failure_reasons::Reason;
 pub use input::Missing;
-pub use numbers::{Broker, Cpu, Events, Input, Pilots, Report, Resource, Slots};
-pub use places::Place;
-pub use reasons::Reason;
-pub use spread::Spread;
-pub use suspects::{Because, Suspect};
+pub use numbers::{Broker, Cpu, Events, InputNumbers, Pilots, ReportNumbers, Resource, Slots};
+pub use sites::Site;
+pub use suspects::{Suspect, SuspectReason};
 
 use crate::exit::Exit;
-use fleet::Fleet;
+use aggregate::Aggregate;
 use input::Piece;
-use line::Read;
+use record_line::ReadLine;
 use tables::Audience;
 
 /// So many unreadable lines are named.
@@ -60,18 +60,18 @@ const BLOCKS: usize = 4;
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
+pub struct ReportRequest {
     /// Files, directories, globs.
     pub paths: Vec<PathBuf>,
     /// Where a page is to be written.
     pub page: Option<PathBuf>,
     /// What stdout shows.
-    pub output: Output,
+    pub output: ReportOutput,
 }
 
 /// What stdout shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Output {
+pub enum ReportOutput {
     /// Tables for people.
     Table,
     /// [`Report`] for machines.
@@ -79,7 +79,7 @@ pub enum Output {
 }
 
 /// Reads, writes and says what couldn't be done.
-pub fn run(request: &Request, out: &mut impl Write, complaints: &mut impl Write) -> Exit {
+pub fn run(request: &ReportRequest, out: &mut impl Write, complaints: &mut impl Write) -> Exit {
     // On a full disk, or with nobody left to read, the exit code has to say it alone.
     let mut complain = |text: String| drop(writeln!(complaints, "ewms-pilot report: {text}"));
     let found = match input::find(&request.paths) {
@@ -96,7 +96,7 @@ pub fn run(request: &Request, out: &mut impl Write, complaints: &mut impl Write)
             return Exit::ExecutionPoint;
         }
     };
-    let report = Report::of(&mut fleet, input);
+    let report = ReportNumbers::of(&mut fleet, input);
     if report.input.records == 0 {
         complain(format!(
             "no record in {}; pilots write theirs to a file that ends in .jsonl, one each",
@@ -121,13 +121,13 @@ pub fn run(request: &Request, out: &mut impl Write, complaints: &mut impl Write)
     Exit::Success
 }
 
-fn show(report: &Report, output: Output, out: &mut impl Write) -> io::Result<()> {
+fn show(report: &ReportNumbers, output: ReportOutput, out: &mut impl Write) -> io::Result<()> {
     match output {
-        Output::Json => {
+        ReportOutput::Json => {
             serde_json::to_writer_pretty(&mut *out, report)?;
             writeln!(out)?;
         }
-        Output::Table => {
+        ReportOutput::Table => {
             for line in text(report, Audience::Terminal) {
                 writeln!(out, "{line}")?;
             }
@@ -142,10 +142,10 @@ fn show(report: &Report, output: Output, out: &mut impl Write) -> io::Result<()>
 /// The system gives no thread to read with. A file that can't be read is a line of the report.
 pub fn of_pilot(file: &Path, pilot_id: &str) -> io::Result<Vec<String>> {
     let (mut fleet, input) = read(&[file.to_owned()], Vec::new(), Whose::Only(pilot_id))?;
-    Ok(text(&Report::of(&mut fleet, input), Audience::Log))
+    Ok(text(&ReportNumbers::of(&mut fleet, input), Audience::Log))
 }
 
-fn text(report: &Report, audience: Audience) -> Vec<String> {
+fn text(report: &ReportNumbers, audience: Audience) -> Vec<String> {
     let mut lines = vec![tables::headline(report)];
     lines.extend(
         tables::warnings(report)
@@ -175,13 +175,17 @@ enum Whose<'a> {
 }
 
 /// Adds all files up.
-fn read(files: &[PathBuf], problems: Vec<String>, whose: Whose<'_>) -> io::Result<(Fleet, Input)> {
-    let mut input = Input {
+fn read(
+    files: &[PathBuf],
+    problems: Vec<String>,
+    whose: Whose<'_>,
+) -> io::Result<(Aggregate, InputNumbers)> {
+    let mut input = InputNumbers {
         files: files.len() as u64,
         problems,
-        ..Input::default()
+        ..InputNumbers::default()
     };
-    let mut fleet = Fleet::default();
+    let mut fleet = Aggregate::default();
     thread::scope(|scope| {
         let (to, from) = sync_channel(BLOCKS);
         thread::Builder::new()
@@ -213,22 +217,28 @@ fn read(files: &[PathBuf], problems: Vec<String>, whose: Whose<'_>) -> io::Resul
     })
 }
 
-fn add(fleet: &mut Fleet, input: &mut Input, line: &[u8], place: (&Path, u64), whose: Whose<'_>) {
+fn add(
+    fleet: &mut Aggregate,
+    input: &mut InputNumbers,
+    line: &[u8],
+    place: (&Path, u64),
+    whose: Whose<'_>,
+) {
     if line.trim_ascii().is_empty() {
         return;
     }
-    match line::read(line) {
-        Read::Record(kind, record) => match whose {
+    match record_line::read(line) {
+        ReadLine::Record(kind, record) => match whose {
             Whose::Only(pilot_id) if record.pilot_id != pilot_id => {}
             _ => fleet.add(kind, &record),
         },
-        Read::UnknownKind => input.unknown_records += 1,
-        Read::Newer => input.newer_records += 1,
-        Read::Unreadable(why) => unreadable(input, place, &why),
+        ReadLine::UnknownKind => input.unknown_records += 1,
+        ReadLine::Newer => input.newer_records += 1,
+        ReadLine::Unreadable(why) => unreadable(input, place, &why),
     }
 }
 
-fn unreadable(input: &mut Input, (path, line): (&Path, u64), why: &str) {
+fn unreadable(input: &mut InputNumbers, (path, line): (&Path, u64), why: &str) {
     input.unreadable_lines += 1;
     if input.first_unreadable.len() < NAMED {
         input

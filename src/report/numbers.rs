@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::fleet::Fleet;
-use super::places::{self, Place, by_name};
-use super::reasons::Reason;
-use super::spread::{Spread, as_float, to_integer};
-use super::sums::Used;
+use super::aggregate::Aggregate;
+use super::distribution::{Distribution, as_float, to_integer};
+use super::failure_reasons::Reason;
+use super::sites::{self, Site, by_name};
+use super::totals::Used;
 
 /// So many different errors are named.
 const REASONS: usize = 20;
@@ -18,7 +18,7 @@ const MICROS: f64 = 1e6;
 
 /// What was read, and what could not be.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Input {
+pub struct InputNumbers {
     /// Files that were read.
     pub files: u64,
     /// Records that count.
@@ -39,11 +39,11 @@ pub struct Input {
 
 /// All numbers. Fields say their units; absent means not known.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
+pub struct ReportNumbers {
     /// 1; changes when a field changes its meaning.
     pub report_format: u32,
     /// What was read.
-    pub input: Input,
+    pub input: InputNumbers,
     /// Start of the first task and end of the last one.
     pub first_unix_secs: Option<f64>,
     /// See above.
@@ -59,11 +59,11 @@ pub struct Report {
     /// How many failures had other ones.
     pub other_errors: u64,
     /// Wall time of tasks that succeeded.
-    pub run_time_secs: Option<Spread>,
+    pub run_time_secs: Option<Distribution>,
     /// Wall time of all tasks that didn't succeed.
     pub failed_run_time_secs: f64,
     /// From the connection to the first event, one value a pilot.
-    pub first_event_wait_secs: Option<Spread>,
+    pub first_event_wait_secs: Option<Distribution>,
     /// Where the time of the slots went.
     pub slot_time: Slots,
     /// What containers used of their cores.
@@ -75,9 +75,9 @@ pub struct Report {
     /// Connections that were lost.
     pub broker: Broker,
     /// By failures, most first.
-    pub sites: Vec<Place>,
+    pub sites: Vec<Site>,
     /// By failures, most first.
-    pub hosts: Vec<Place>,
+    pub hosts: Vec<Site>,
     /// An expression for `requirements` that keeps jobs off the bad ones.
     pub requirements: Option<String>,
 }
@@ -166,9 +166,9 @@ pub struct Cpu {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Resource {
     /// One value a task.
-    pub used_bytes: Option<Spread>,
+    pub used_bytes: Option<Distribution>,
     /// One value a pilot.
-    pub requested_bytes: Option<Spread>,
+    pub requested_bytes: Option<Distribution>,
     /// Tasks that used more than their slot's share of the request.
     pub tasks_above_request: u64,
     /// Tasks for which both are known.
@@ -188,15 +188,15 @@ pub struct Broker {
     pub outage_secs: f64,
 }
 
-impl Report {
+impl ReportNumbers {
     /// Works the numbers out.
-    pub(super) fn of(fleet: &mut Fleet, mut input: Input) -> Self {
+    pub(super) fn of(fleet: &mut Aggregate, mut input: InputNumbers) -> Self {
         input.records = fleet.records;
         input.repeated_records = fleet.repeated;
         let range = fleet.tracks.range();
         let base = fleet.tracks.base;
         let (errors, other_errors) = fleet.reasons.most_frequent(REASONS);
-        let (sites, hosts, requirements) = places::judge(fleet);
+        let (sites, hosts, requirements) = sites::judge(fleet);
         let time = fleet.ends.slots;
         let cpu = Cpu {
             used_secs: fleet.cpu_secs,
@@ -240,7 +240,7 @@ impl Report {
     }
 }
 
-fn pilots(fleet: &Fleet) -> Pilots {
+fn pilots(fleet: &Aggregate) -> Pilots {
     let (errors, other_errors) = fleet.ends.reasons.most_frequent(REASONS);
     let seen = fleet.pilots.len() as u64;
     let ended = fleet.pilots.iter().filter(|pilot| pilot.ended).count() as u64;
@@ -266,7 +266,7 @@ fn pilots(fleet: &Fleet) -> Pilots {
     }
 }
 
-fn events(fleet: &Fleet) -> Events {
+fn events(fleet: &Aggregate) -> Events {
     let of = |name| fleet.outcomes.get(name).copied().unwrap_or(0);
     let (dead_lettered, rejected) = (of("dead_lettered"), of("rejected"));
     Events {

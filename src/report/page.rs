@@ -3,16 +3,16 @@
 
 use std::fmt::Write as _;
 
+use super::aggregate::Aggregate;
 use super::charts::{self, look};
-use super::fleet::Fleet;
+use super::failure_reasons::Class;
 use super::format::{count, percent, round_seconds, seconds};
-use super::numbers::Report;
-use super::reasons::Class;
+use super::numbers::ReportNumbers;
 use super::sections;
 use super::svg::{Drawing, Escaped};
 use super::tables::{self, Audience, Table};
 use super::timeline;
-use super::tracks::Fate;
+use super::timeline_data::Fate;
 
 /// Tables of no more columns stand side by side.
 const FACT_COLUMNS: usize = 3;
@@ -21,7 +21,7 @@ const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
 /// The page.
-pub(super) fn page(report: &Report, fleet: &Fleet) -> String {
+pub(super) fn page(report: &ReportNumbers, fleet: &Aggregate) -> String {
     let mut body = String::new();
     let _ = write!(
         body,
@@ -64,7 +64,7 @@ pub(super) fn page(report: &Report, fleet: &Fleet) -> String {
     )
 }
 
-fn tiles(body: &mut String, report: &Report) {
+fn tiles(body: &mut String, report: &ReportNumbers) {
     let events = &report.events;
     let mut tiles = vec![
         ("pilots", count(report.pilots.seen)),
@@ -91,7 +91,7 @@ fn tiles(body: &mut String, report: &Report) {
     body.push_str("</dl>");
 }
 
-fn exclusion(body: &mut String, report: &Report) {
+fn exclusion(body: &mut String, report: &ReportNumbers) {
     if let Some(expression) = &report.requirements {
         let _ = write!(
             body,
@@ -102,7 +102,7 @@ fn exclusion(body: &mut String, report: &Report) {
     }
 }
 
-fn pictures(body: &mut String, report: &Report, fleet: &Fleet) {
+fn pictures(body: &mut String, report: &ReportNumbers, fleet: &Aggregate) {
     if let Some(timeline) = timeline::draw(fleet) {
         let _ = write!(
             body,
@@ -139,7 +139,7 @@ fn pictures(body: &mut String, report: &Report, fleet: &Fleet) {
 }
 
 /// What the marks mean; only those that occur.
-fn legend(fleet: &Fleet) -> String {
+fn legend(fleet: &Aggregate) -> String {
     let all = Class::ALL.map(Fate::Failed);
     let occurs = |fate: &Fate| fleet.tracks.tasks.iter().any(|task| task.fate == *fate);
     let mut items = String::new();

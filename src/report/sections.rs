@@ -1,16 +1,16 @@
 //! What the report says, table by table: which number stands where and what is remarked on it.
 
+use super::distribution::Distribution;
+use super::failure_reasons::Reason;
 use super::format::{bytes, count, counted, one_line, percent, seconds, share};
-use super::numbers::{Report, Resource};
-use super::places::Place;
-use super::reasons::Reason;
-use super::spread::Spread;
-use super::suspects::Because;
+use super::numbers::{ReportNumbers, Resource};
+use super::sites::Site;
+use super::suspects::SuspectReason;
 use super::tables::{Audience, Table};
 use crate::exit;
 
 /// All tables that have something to say to this audience.
-pub(super) fn tables(report: &Report, audience: Audience) -> Vec<Table> {
+pub(super) fn tables(report: &ReportNumbers, audience: Audience) -> Vec<Table> {
     let (most_sites, most_hosts) = audience.rows();
     let mut tables = vec![events(report), time(report), resources(report)];
     if audience != Audience::Log {
@@ -38,7 +38,7 @@ pub(super) fn tables(report: &Report, audience: Audience) -> Vec<Table> {
     tables
 }
 
-fn pilots(report: &Report) -> Table {
+fn pilots(report: &ReportNumbers) -> Table {
     let pilots = &report.pilots;
     let mut table = Table::facts("Pilots");
     let each = match pilots.slots_each {
@@ -84,7 +84,7 @@ fn pilots(report: &Report) -> Table {
     table
 }
 
-fn events(report: &Report) -> Table {
+fn events(report: &ReportNumbers) -> Table {
     let events = &report.events;
     let mut table = Table::facts("Events");
     table.fact(
@@ -132,7 +132,7 @@ fn events(report: &Report) -> Table {
     table
 }
 
-fn time(report: &Report) -> Table {
+fn time(report: &ReportNumbers) -> Table {
     let mut table = Table::facts("Time");
     if let Some(run) = &report.run_time_secs {
         table.fact(
@@ -198,7 +198,7 @@ fn time(report: &Report) -> Table {
     table
 }
 
-fn rest_of(spread: &Spread, show: impl Fn(f64) -> String) -> String {
+fn rest_of(spread: &Distribution, show: impl Fn(f64) -> String) -> String {
     format!(
         "median; 95 % within {}, longest {}",
         show(spread.p95),
@@ -206,7 +206,7 @@ fn rest_of(spread: &Spread, show: impl Fn(f64) -> String) -> String {
     )
 }
 
-fn resources(report: &Report) -> Table {
+fn resources(report: &ReportNumbers) -> Table {
     let mut table = Table::facts("Resources, for each slot");
     if let Some(efficiency) = report.cpu.efficiency {
         let cpu = &report.cpu;
@@ -253,7 +253,7 @@ fn fitting(resource: &Resource) -> String {
 }
 
 /// The line of a submit file; a job needs as much for each of its slots.
-fn request(variable: &str, resource: &Resource, report: &Report) -> String {
+fn request(variable: &str, resource: &Resource, report: &ReportNumbers) -> String {
     let mib = resource.fits_99_percent_mib.unwrap_or(0);
     match report.pilots.slots_each {
         Some(slots) => {
@@ -267,7 +267,7 @@ fn request(variable: &str, resource: &Resource, report: &Report) -> String {
     }
 }
 
-fn classes(report: &Report) -> Table {
+fn classes(report: &ReportNumbers) -> Table {
     let all: u64 = report.faults_by_class.values().sum();
     let mut rows: Vec<_> = report.faults_by_class.iter().collect();
     rows.sort_by_key(|(_, number)| std::cmp::Reverse(**number));
@@ -299,8 +299,8 @@ fn errors(title: &'static str, errors: &[Reason], others: u64, audience: Audienc
     }
 }
 
-fn places(title: &'static str, kind: &'static str, places: &[Place], most: usize) -> Table {
-    let row = |place: &Place| {
+fn places(title: &'static str, kind: &'static str, places: &[Site], most: usize) -> Table {
+    let row = |place: &Site| {
         let (low, high) = place.whiskers();
         let name = match (&place.host, &place.site) {
             (Some(host), Some(site)) => format!("{host} ({site})"),
@@ -350,7 +350,7 @@ fn places(title: &'static str, kind: &'static str, places: &[Place], most: usize
     }
 }
 
-fn bad(report: &Report) -> Table {
+fn bad(report: &ReportNumbers) -> Table {
     let bad = report
         .sites
         .iter()
@@ -359,8 +359,8 @@ fn bad(report: &Report) -> Table {
     let rows: Vec<Vec<String>> = bad
         .map(|(place, suspect)| {
             let because = match suspect.because {
-                Because::EpFaults => "EP faults",
-                Because::Failures => "failures",
+                SuspectReason::EpFaults => "EP faults",
+                SuspectReason::Failures => "failures",
             };
             let share = format!("{} of {}", count(suspect.failed), count(suspect.tried));
             let chance = match suspect.p_value {

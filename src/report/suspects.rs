@@ -36,14 +36,14 @@ const FEWEST: u64 = 3;
 
 /// What was tried at a place and what came of it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Tried {
+pub(super) struct FaultSample {
     /// Faults of the machine among all that was tried.
     pub(super) machine: Sample,
     /// Failures of any kind but the event's own.
     pub(super) any: Sample,
 }
 
-impl Tried {
+impl FaultSample {
     fn with(self, other: Self) -> Self {
         Self {
             machine: self.machine.with(other.machine),
@@ -66,7 +66,7 @@ pub struct Suspect {
     #[serde(skip)]
     pub(super) index: usize,
     /// What there is too much of.
-    pub because: Because,
+    pub because: SuspectReason,
     /// How many of the tries failed so.
     pub failed: u64,
     /// How many were tried.
@@ -80,7 +80,7 @@ pub struct Suspect {
 /// What there is too much of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Because {
+pub enum SuspectReason {
     /// Faults of the machine.
     EpFaults,
     /// Failures.
@@ -90,21 +90,21 @@ pub enum Because {
 /// A comparison of one place with the rest.
 #[derive(Debug, Clone, Copy)]
 struct Test {
-    because: Because,
+    because: SuspectReason,
     here: Sample,
     rest: Sample,
 }
 
 impl Test {
-    fn both(here: Tried, rest: Tried) -> [Self; 2] {
+    fn both(here: FaultSample, rest: FaultSample) -> [Self; 2] {
         [
             Self {
-                because: Because::EpFaults,
+                because: SuspectReason::EpFaults,
                 here: here.machine,
                 rest: rest.machine,
             },
             Self {
-                because: Because::Failures,
+                because: SuspectReason::Failures,
                 here: here.any,
                 rest: rest.any,
             },
@@ -123,13 +123,13 @@ impl Test {
 }
 
 /// The places that are worse than the rest, worst first. Each is given by its parts: a site by its hosts.
-pub(super) fn worst(places: &[Vec<Tried>]) -> Vec<Suspect> {
-    let sum = |parts: &[Tried]| {
+pub(super) fn worst(places: &[Vec<FaultSample>]) -> Vec<Suspect> {
+    let sum = |parts: &[FaultSample]| {
         parts
             .iter()
-            .fold(Tried::default(), |sum, part| sum.with(*part))
+            .fold(FaultSample::default(), |sum, part| sum.with(*part))
     };
-    let mut tried: Vec<Tried> = places.iter().map(|parts| sum(parts)).collect();
+    let mut tried: Vec<FaultSample> = places.iter().map(|parts| sum(parts)).collect();
     let mut all = sum(&tried);
     let mut found: Vec<Suspect> = Vec::new();
     let mut left: Vec<usize> = (0..places.len()).collect();
@@ -178,10 +178,10 @@ pub(super) fn worst(places: &[Vec<Tried>]) -> Vec<Suspect> {
 }
 
 /// The part without which the place would not stand out.
-fn culprit(parts: &[Tried], test: Test) -> Option<Tried> {
-    let sample = |part: &Tried| match test.because {
-        Because::EpFaults => part.machine,
-        Because::Failures => part.any,
+fn culprit(parts: &[FaultSample], test: Test) -> Option<FaultSample> {
+    let sample = |part: &FaultSample| match test.because {
+        SuspectReason::EpFaults => part.machine,
+        SuspectReason::Failures => part.any,
     };
     let worst = parts.iter().max_by_key(|part| sample(part).failed)?;
     let others = Test {
@@ -225,27 +225,27 @@ mod tests {
     use super::*;
 
     /// Tries of which so many failed, all by the machine's fault.
-    fn machine(failed: u64, trials: u64) -> Tried {
+    fn machine(failed: u64, trials: u64) -> FaultSample {
         let sample = Sample { failed, trials };
-        Tried {
+        FaultSample {
             machine: sample,
             any: sample,
         }
     }
 
     /// Tries of which so many failed, none by the machine's fault.
-    fn task(failed: u64, trials: u64) -> Tried {
-        Tried {
+    fn task(failed: u64, trials: u64) -> FaultSample {
+        FaultSample {
             machine: Sample { failed: 0, trials },
             any: Sample { failed, trials },
         }
     }
 
-    fn alone(places: &[Tried]) -> Vec<Vec<Tried>> {
+    fn alone(places: &[FaultSample]) -> Vec<Vec<FaultSample>> {
         places.iter().map(|place| vec![*place]).collect()
     }
 
-    fn names(places: &[Vec<Tried>]) -> Vec<(usize, Because)> {
+    fn names(places: &[Vec<FaultSample>]) -> Vec<(usize, SuspectReason)> {
         worst(places)
             .iter()
             .map(|suspect| (suspect.index, suspect.because))
@@ -256,12 +256,15 @@ mod tests {
     fn the_one_bad_place_among_good_ones_is_named_with_its_reason() {
         let mut places = vec![machine(1, 100); 20];
         places[7] = machine(40, 100);
-        assert_eq!(names(&alone(&places)), [(7, Because::EpFaults)]);
+        assert_eq!(names(&alone(&places)), [(7, SuspectReason::EpFaults)]);
         let mut places = vec![task(2, 100); 20];
         places[3] = task(60, 100);
         let found = worst(&alone(&places));
         assert_eq!(found.len(), 1);
-        assert_eq!((found[0].index, found[0].because), (3, Because::Failures));
+        assert_eq!(
+            (found[0].index, found[0].because),
+            (3, SuspectReason::Failures)
+        );
         assert_eq!((found[0].failed, found[0].tried), (60, 100));
         assert!((found[0].rate_elsewhere - 0.02).abs() < 1e-12 && found[0].p_value < 1e-20);
     }
@@ -281,7 +284,7 @@ mod tests {
         assert_eq!(names(&alone(&[machine(2, 2), rest])), []);
         assert_eq!(
             names(&alone(&[machine(3, 3), rest])),
-            [(0, Because::EpFaults)]
+            [(0, SuspectReason::EpFaults)]
         );
     }
 
@@ -298,7 +301,7 @@ mod tests {
         places[1] = machine(200, 1000);
         assert_eq!(
             names(&alone(&places)),
-            [(0, Because::EpFaults), (1, Because::EpFaults)]
+            [(0, SuspectReason::EpFaults), (1, SuspectReason::EpFaults)]
         );
     }
 
@@ -307,10 +310,10 @@ mod tests {
         let mut sites = vec![vec![machine(0, 100); 5]; 8];
         sites[2][4] = machine(90, 100);
         assert_eq!(names(&sites), []);
-        let hosts: Vec<Tried> = sites.iter().flatten().copied().collect();
-        assert_eq!(names(&alone(&hosts)), [(14, Because::EpFaults)]);
+        let hosts: Vec<FaultSample> = sites.iter().flatten().copied().collect();
+        assert_eq!(names(&alone(&hosts)), [(14, SuspectReason::EpFaults)]);
         sites[2][1] = machine(80, 100);
-        assert_eq!(names(&sites), [(2, Because::EpFaults)]);
+        assert_eq!(names(&sites), [(2, SuspectReason::EpFaults)]);
     }
 
     #[test]

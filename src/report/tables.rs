@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::format::{counted, seconds, utc};
-use super::numbers::Report;
+use super::numbers::ReportNumbers;
 
 /// For whom the tables are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl Table {
 }
 
 /// One line about what was read.
-pub(super) fn headline(report: &Report) -> String {
+pub(super) fn headline(report: &ReportNumbers) -> String {
     let mut line = format!(
         "{} of {} in {}",
         counted(report.input.records, "record"),
@@ -91,7 +91,7 @@ pub(super) fn headline(report: &Report) -> String {
 }
 
 /// What could not be read, or isn't counted.
-pub(super) fn warnings(report: &Report) -> Vec<String> {
+pub(super) fn warnings(report: &ReportNumbers) -> Vec<String> {
     let input = &report.input;
     let mut lines = Vec::new();
     if input.unreadable_lines > 0 {

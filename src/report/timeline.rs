@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use super::aggregate::Aggregate;
 use super::charts::{look, time_ticks};
-use super::fleet::Fleet;
+use super::distribution::{as_float, to_integer};
+use super::failure_reasons::Class;
 use super::format::{count, one_line, round_seconds, utc};
-use super::reasons::Class;
-use super::spread::{as_float, to_integer};
 use super::svg::{Anchor, Drawing, time_step};
-use super::tracks::{Fate, Track};
+use super::timeline_data::{Fate, TimelineBar};
 
 const WIDTH: f64 = 1000.0;
 const NAMES: f64 = 170.0;
@@ -47,7 +47,7 @@ struct Lanes {
 }
 
 /// Draws all tasks; `None` if none has a time.
-pub(super) fn draw(fleet: &Fleet) -> Option<Timeline> {
+pub(super) fn draw(fleet: &Aggregate) -> Option<Timeline> {
     let (first, last) = fleet.tracks.range()?;
     let lanes = Lanes::of(fleet);
     let mut canvas = Canvas {
@@ -90,7 +90,7 @@ pub(super) fn draw(fleet: &Fleet) -> Option<Timeline> {
 impl Lanes {
     /// The finest that can be drawn. Of sites beyond the last row there are none but in thousands; they
     /// share it.
-    fn of(fleet: &Fleet) -> Self {
+    fn of(fleet: &Aggregate) -> Self {
         for by in [By::Slot, By::Host, By::Site] {
             let mut rows = BTreeMap::new();
             for task in &fleet.tracks.tasks {
@@ -129,7 +129,7 @@ impl Lanes {
         }
     }
 
-    fn row(&self, fleet: &Fleet, task: &Track) -> usize {
+    fn row(&self, fleet: &Aggregate, task: &TimelineBar) -> usize {
         self.rows
             .get(&key(self.by, fleet, task))
             .copied()
@@ -137,7 +137,7 @@ impl Lanes {
     }
 }
 
-fn key(by: By, fleet: &Fleet, task: &Track) -> Key {
+fn key(by: By, fleet: &Aggregate, task: &TimelineBar) -> Key {
     let host = fleet.pilots[task.pilot as usize].host;
     let site = fleet.hosts[host as usize].site;
     match by {
@@ -147,11 +147,11 @@ fn key(by: By, fleet: &Fleet, task: &Track) -> Key {
     }
 }
 
-fn site_name(fleet: &Fleet, site: u32) -> &str {
+fn site_name(fleet: &Aggregate, site: u32) -> &str {
     fleet.sites[site as usize].as_deref().unwrap_or("(no site)")
 }
 
-fn host_name(fleet: &Fleet, by: By, host: u32) -> &str {
+fn host_name(fleet: &Aggregate, by: By, host: u32) -> &str {
     if by == By::Site {
         ""
     } else {
@@ -159,7 +159,7 @@ fn host_name(fleet: &Fleet, by: By, host: u32) -> &str {
     }
 }
 
-fn name(by: By, fleet: &Fleet, (site, host, _, slot): Key) -> String {
+fn name(by: By, fleet: &Aggregate, (site, host, _, slot): Key) -> String {
     let machine = host_name(fleet, by, host)
         .split('.')
         .next()
@@ -221,7 +221,7 @@ impl Canvas {
         }
     }
 
-    fn bars(&mut self, fleet: &Fleet, lanes: &Lanes) {
+    fn bars(&mut self, fleet: &Aggregate, lanes: &Lanes) {
         let mut marks = Vec::new();
         for (index, task) in fleet.tracks.tasks.iter().enumerate() {
             let (class, shape, _) = look(task.fate);
@@ -247,7 +247,7 @@ impl Canvas {
     }
 
     /// Returns the width of a box in seconds.
-    fn boxes(&mut self, fleet: &Fleet, lanes: &Lanes) -> f64 {
+    fn boxes(&mut self, fleet: &Aggregate, lanes: &Lanes) -> f64 {
         let base = fleet.tracks.base;
         let width = time_step(self.to - self.from, BOXES);
         let begin = ((base + self.from) / width).floor() * width - base;
@@ -303,7 +303,7 @@ impl Canvas {
         cell: &Cell,
         (row, time, width): (usize, f64, f64),
         shade: f64,
-        fleet: &Fleet,
+        fleet: &Aggregate,
         lane: &str,
     ) {
         let (left, right) = (

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
-use super::find::{self, Liveness, Pilot};
-use super::{Facts, Task};
+use super::discover::{self, FoundPilot, Liveness};
+use super::{PilotFacts, TaskStatus};
 use crate::records::UnixTime;
 use crate::report;
-use crate::task::census::{self, Census, Everybody};
 use crate::task::disk;
+use crate::task::process_tree::{self, ProcessTable, ProcessTree};
 use crate::task::staging::outputs_of;
 
 /// CPU use is that between two looks: long enough for some ticks of 10 ms, short enough to wait for.
@@ -27,11 +27,11 @@ const LINE_MAX: usize = 1000;
 
 /// A pilot, and what was seen of it.
 #[derive(Debug, Serialize)]
-pub(super) struct View {
+pub(super) struct PilotView {
     pub(super) file: PathBuf,
     pub(super) state: Liveness,
     #[serde(flatten)]
-    pub(super) facts: Facts,
+    pub(super) facts: PilotFacts,
     pub(super) age_secs: f64,
     pub(super) written_secs_ago: f64,
     pub(super) remaining_secs: Option<f64>,
@@ -45,7 +45,7 @@ pub(super) struct View {
 pub(super) struct TaskView {
     pub(super) task_id: String,
     #[serde(flatten)]
-    pub(super) task: Task,
+    pub(super) task: TaskStatus,
     pub(super) age_secs: f64,
     /// Percent of one core, over [`MOMENT`].
     pub(super) cpu_percent: Option<f64>,
@@ -60,7 +60,7 @@ pub(super) struct TaskView {
 }
 
 /// Measures what there is to measure.
-pub(super) fn views(pilots: Vec<Pilot>) -> Vec<View> {
+pub(super) fn views(pilots: Vec<FoundPilot>) -> Vec<PilotView> {
     let leaders: Vec<i32> = pilots
         .iter()
         .filter(|pilot| pilot.state == Liveness::Running)
@@ -73,14 +73,14 @@ pub(super) fn views(pilots: Vec<Pilot>) -> Vec<View> {
         .collect()
 }
 
-fn view(pilot: Pilot, loads: &BTreeMap<i32, Load>) -> View {
-    let Pilot {
+fn view(pilot: FoundPilot, loads: &BTreeMap<i32, Load>) -> PilotView {
+    let FoundPilot {
         path,
         snapshot,
         state,
     } = pilot;
     let now = UnixTime::now();
-    let directory = find::directory_of(&path);
+    let directory = discover::directory_of(&path);
     let mut tasks: Vec<TaskView> = snapshot
         .tasks
         .into_iter()
@@ -102,7 +102,7 @@ fn view(pilot: Pilot, loads: &BTreeMap<i32, Load>) -> View {
         .collect();
     tasks.sort_by_key(|view| view.task.slot);
     let facts = snapshot.facts;
-    View {
+    PilotView {
         state,
         age_secs: now.since(facts.started_unix_secs),
         written_secs_ago: now.since(facts.written_unix_secs),
@@ -130,8 +130,8 @@ fn loads(leaders: &[i32]) -> BTreeMap<i32, Load> {
     }
     let look = || {
         let at = Instant::now();
-        let everybody = Everybody::look();
-        let censuses: Vec<Census> = leaders.iter().map(|pid| everybody.below(*pid)).collect();
+        let everybody = ProcessTable::look();
+        let censuses: Vec<ProcessTree> = leaders.iter().map(|pid| everybody.below(*pid)).collect();
         (at, censuses)
     };
     let (began, before) = look();
@@ -146,7 +146,7 @@ fn loads(leaders: &[i32]) -> BTreeMap<i32, Load> {
         .collect()
 }
 
-fn load(before: &Census, after: &Census, secs: f64) -> Load {
+fn load(before: &ProcessTree, after: &ProcessTree, secs: f64) -> Load {
     // Fewer than before when a process ended whose parent hasn't waited for it yet.
     let worked = of_ticks(after.ticks.saturating_sub(before.ticks));
     Load {
@@ -162,7 +162,7 @@ fn load(before: &Census, after: &Census, secs: f64) -> Load {
     reason = "2^53 ticks are three million years"
 )]
 fn of_ticks(ticks: u64) -> f64 {
-    ticks as f64 / census::ticks_per_second() as f64
+    ticks as f64 / process_tree::ticks_per_second() as f64
 }
 
 /// When something was last written to any of these files, and the last line of that one.

@@ -39,61 +39,61 @@
 //! | `queues` | list | each with `direction`, `queue`, `address`, `link` (`up`, `down`, `given_up`), `since_unix_secs`, `error` |
 //! | `tasks` | object | by task id (or `init-…`): `slot`, `started_unix_secs`, `pid` of the container's first process once it is known; their outputs are in `ewms-pilot-data/<id>/outputs/` |
 
-mod board;
+mod debounce;
+mod discover;
 mod file;
-mod find;
-mod keeper;
 mod measure;
-mod show;
+mod render;
 mod snapshot;
+mod writer;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
-pub use crate::report::Output;
+pub use crate::report::ReportOutput;
 pub use file::PREFIX as FILE_PREFIX;
-pub use keeper::Keeper;
-pub use snapshot::{Facts, LinkState, Process, Queue, Snapshot, Task};
+pub use snapshot::{PilotFacts, ProcessId, QueueState, QueueStatus, Snapshot, TaskStatus};
+pub use writer::StatusWriter;
 
 use crate::exit::Exit;
-use find::Liveness;
+use discover::Liveness;
 
 /// Where no terminal says how wide it is.
 const WIDTH: usize = 120;
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
+pub struct StatusRequest {
     /// A directory to look in, or a status file; otherwise where pilots keep their data.
     pub path: Option<PathBuf>,
     /// For whom.
-    pub output: Output,
+    pub output: ReportOutput,
 }
 
 /// Shows the pilots whose files are in `places`. Succeeds when one of them runs, or may run where that
 /// can't be told from here.
 pub fn run(
     places: &[PathBuf],
-    output: Output,
+    output: ReportOutput,
     out: &mut impl Write,
     complaints: &mut impl Write,
 ) -> Exit {
     // With nobody left to read, the exit code has to say it alone.
     let mut complain = |text: String| drop(writeln!(complaints, "ewms-pilot status: {text}"));
-    let found = find::pilots(places);
+    let found = discover::pilots(places);
     for problem in found.problems {
         complain(problem.to_string());
     }
     let views = measure::views(found.pilots);
     let runs = views.iter().any(|view| view.state != Liveness::Dead);
     if views.is_empty() {
-        complain(find::nothing(places));
+        complain(discover::nothing(places));
     }
     let text = match output {
-        Output::Json => serde_json::to_string_pretty(&views)
+        ReportOutput::Json => serde_json::to_string_pretty(&views)
             .map(|text| text + "\n")
             .map_err(io::Error::from),
-        Output::Table => Ok(show::text(&views, width())),
+        ReportOutput::Table => Ok(render::text(&views, width())),
     };
     match text.and_then(|text| out.write_all(text.as_bytes()).and_then(|()| out.flush())) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::process;
 use crate::records::UnixTime;
 use crate::stats::Tally;
-use crate::task::Containers;
+use crate::task::ContainerPids;
 
 /// The version of the format.
 pub(super) const FORMAT: u32 = 1;
@@ -19,16 +19,16 @@ pub(super) const FORMAT: u32 = 1;
 pub struct Snapshot {
     /// Of the pilot.
     #[serde(flatten)]
-    pub facts: Facts,
+    pub facts: PilotFacts,
     /// What runs, by the names of the containers' directories.
     #[serde(default)]
-    pub tasks: BTreeMap<String, Task>,
+    pub tasks: BTreeMap<String, TaskStatus>,
 }
 
 /// All but the tasks.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Facts {
+pub struct PilotFacts {
     /// 1; set when it is written.
     pub format: u32,
     /// See [`version`](super).
@@ -40,7 +40,7 @@ pub struct Facts {
     /// See [`site`](super).
     pub site: Option<String>,
     /// See [`process`](super).
-    pub process: Process,
+    pub process: ProcessId,
     /// See [`started_unix_secs`](super).
     pub started_unix_secs: UnixTime,
     /// Set when it is written.
@@ -60,13 +60,13 @@ pub struct Facts {
     /// See [`reconnects`](super).
     pub reconnects: u64,
     /// See [`queues`](super).
-    pub queues: Vec<Queue>,
+    pub queues: Vec<QueueStatus>,
 }
 
 /// Names one process for good.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Process {
+pub struct ProcessId {
     /// The machine's name, for people.
     pub host: String,
     /// Which run of which machine's kernel.
@@ -79,7 +79,7 @@ pub struct Process {
     pub start_ticks: u64,
 }
 
-impl Process {
+impl ProcessId {
     /// This one. What can't be known is empty.
     #[must_use]
     pub fn own() -> Self {
@@ -100,7 +100,7 @@ impl Process {
 
 /// A queue and its connection.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Queue {
+pub struct QueueStatus {
     /// `incoming` or `outgoing`
     pub direction: String,
     /// Its name.
@@ -108,7 +108,7 @@ pub struct Queue {
     /// `host:port`, or the spool directory.
     pub address: String,
     /// How it is connected.
-    pub link: LinkState,
+    pub link: QueueState,
     /// Since when.
     pub since_unix_secs: UnixTime,
     /// Why it isn't.
@@ -119,7 +119,7 @@ pub struct Queue {
 /// How a queue is connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum LinkState {
+pub enum QueueState {
     /// It can be used.
     Up,
     /// It is lost, and tried again.
@@ -131,7 +131,7 @@ pub enum LinkState {
 /// A container that runs, is about to, or whose files are being collected.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Task {
+pub struct TaskStatus {
     /// From 1; the init container has none.
     pub slot: Option<u32>,
     /// When its staging began.
@@ -143,7 +143,7 @@ pub struct Task {
 impl Snapshot {
     /// A task began.
     pub fn begin(&mut self, id: String, slot: Option<u32>) {
-        let task = Task {
+        let task = TaskStatus {
             slot,
             started_unix_secs: UnixTime::now(),
             pid: None,
@@ -157,7 +157,7 @@ impl Snapshot {
     }
 
     /// These containers run. One that is no task's is the init container's.
-    pub fn contain(&mut self, running: &Containers) {
+    pub fn contain(&mut self, running: &ContainerPids) {
         self.tasks
             .retain(|name, task| task.slot.is_some() || running.contains_key(name));
         for (name, pid) in running {
@@ -185,9 +185,9 @@ mod tests {
         let mut snapshot = Snapshot::default();
         snapshot.begin("a".into(), Some(1));
         let pid = |snapshot: &Snapshot| snapshot.tasks.get("a").map(|task| task.pid);
-        snapshot.contain(&Containers::from([("a".into(), Some(7))]));
+        snapshot.contain(&ContainerPids::from([("a".into(), Some(7))]));
         assert_eq!(pid(&snapshot), Some(Some(7)));
-        snapshot.contain(&Containers::new());
+        snapshot.contain(&ContainerPids::new());
         assert_eq!(pid(&snapshot), Some(None), "its files are collected");
         snapshot.end("a");
         assert_eq!(pid(&snapshot), None);
@@ -196,11 +196,11 @@ mod tests {
     #[test]
     fn the_init_container_is_there_without_a_slot() {
         let mut snapshot = Snapshot::default();
-        snapshot.contain(&Containers::from([("init-a".into(), Some(7))]));
+        snapshot.contain(&ContainerPids::from([("init-a".into(), Some(7))]));
         let task = &snapshot.tasks["init-a"];
         assert_eq!((task.slot, task.pid), (None, Some(7)));
         assert!(task.started_unix_secs > UnixTime(1.7e9));
-        snapshot.contain(&Containers::new());
+        snapshot.contain(&ContainerPids::new());
         assert!(snapshot.tasks.is_empty());
     }
 }

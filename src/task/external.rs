@@ -10,11 +10,11 @@ use std::time::Duration;
 use nix::errno::Errno;
 use tokio::sync::watch;
 
-use super::look::{Extent, Sight, look};
+use super::path_probe::{PathHealth, ProbeDepth, look};
 use crate::blocking;
 use crate::container::{Bind, BindError, MountTable};
 use crate::fault::Cause;
-use crate::process::{CaptureError, Guard, Will};
+use crate::process::{CaptureError, GuardianHandle, ShutdownPhase};
 
 /// The most file systems below one directory. Each costs every container a mount, and the command line
 /// its two paths.
@@ -123,9 +123,9 @@ impl ExternalDirs {
     /// When something below can be neither protected nor left out.
     pub async fn binds(
         &self,
-        guard: &Guard,
+        guard: &GuardianHandle,
         scratch: &Path,
-        will: &watch::Receiver<Will>,
+        will: &watch::Receiver<ShutdownPhase>,
     ) -> Result<Vec<Bind>, ExternalError> {
         if self.directories.is_empty() {
             return Ok(Vec::new());
@@ -183,19 +183,19 @@ impl ExternalDirs {
 
 /// Whether this user can come to it: what he can't, Apptainer can't bind, and no task of his can write.
 async fn can_be_reached(
-    guard: &Guard,
+    guard: &GuardianHandle,
     point: &Path,
     scratch: &Path,
-    will: &watch::Receiver<Will>,
+    will: &watch::Receiver<ShutdownPhase>,
 ) -> Result<bool, ExternalError> {
     let paths = [point.to_owned()];
-    match look(guard, &paths, Extent::Glance, scratch, will).await? {
-        Sight::Clear => Ok(true),
-        Sight::Hanging(after) => Err(ExternalError::Hanging {
+    match look(guard, &paths, ProbeDepth::Glance, scratch, will).await? {
+        PathHealth::Clear => Ok(true),
+        PathHealth::Hanging(after) => Err(ExternalError::Hanging {
             path: point.to_owned(),
             after,
         }),
-        Sight::Failing { path, error } => match error.raw_os_error().map(Errno::from_raw) {
+        PathHealth::Failing { path, error } => match error.raw_os_error().map(Errno::from_raw) {
             // It answers at least, so it can be asked whether it can be come to without being listed.
             Some(Errno::EACCES | Errno::EPERM) => {
                 let point = point.to_owned();

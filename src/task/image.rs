@@ -7,11 +7,11 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tracing::info;
 
-use super::Workbench;
+use super::TaskContext;
 use crate::config::ImagePolicy;
-use crate::container::{ImageError, Invocation, Plan, Turn};
+use crate::container::{ImageError, Invocation, LockOutcome, Resolution};
 use crate::fault::FaultClass;
-use crate::process::{CaptureError, Captured, Limits, Query, Will, capture};
+use crate::process::{CaptureError, Captured, ChildLimits, Query, ShutdownPhase, capture};
 
 /// How long a conversion may take, our own or that of another pilot on this EP that we wait for. Large
 /// images of registries take minutes.
@@ -44,22 +44,22 @@ impl PrepareError {
 /// # Errors
 /// When there is none and none can be made.
 pub async fn prepare(
-    bench: &Workbench,
+    bench: &TaskContext,
     image: &str,
     cwd: &Path,
     policy: &ImagePolicy,
-    will: watch::Receiver<Will>,
+    will: watch::Receiver<ShutdownPhase>,
 ) -> Result<PathBuf, PrepareError> {
-    let conversion = match Plan::of(image, cwd, policy)? {
-        Plan::Ready(directory) => return Ok(directory),
-        Plan::Convert(conversion) => conversion,
+    let conversion = match Resolution::of(image, cwd, policy)? {
+        Resolution::Ready(directory) => return Ok(directory),
+        Resolution::Convert(conversion) => conversion,
     };
     let locked = match conversion.turn(PATIENCE).await? {
-        Turn::Done(directory) => {
+        LockOutcome::Done(directory) => {
             info!(image, directory = %directory.display(), "image is converted already");
             return Ok(directory);
         }
-        Turn::Ours(locked) => locked,
+        LockOutcome::Ours(locked) => locked,
     };
     info!(image, "converting the image to a sandbox directory");
     let invocation = locked.build(&bench.apptainer, bench.verbosity)?;
@@ -81,9 +81,9 @@ pub async fn prepare(
 }
 
 async fn run(
-    bench: &Workbench,
+    bench: &TaskContext,
     invocation: Invocation,
-    will: watch::Receiver<Will>,
+    will: watch::Receiver<ShutdownPhase>,
 ) -> Result<Captured, CaptureError> {
     let query = Query {
         program: invocation.program,
@@ -92,7 +92,7 @@ async fn run(
         cwd: None,
         scratch: bench.dirs.apptainer(),
     };
-    let limits = Limits {
+    let limits = ChildLimits {
         timeout: Some(PATIENCE),
         grace: bench.grace,
     };

@@ -3,13 +3,13 @@
 use tokio::sync::watch;
 use tracing::{Instrument, info, info_span};
 
-use super::launch::{Judgement, launch, staging_error};
+use super::container_run::{ContainerOutcome, launch, staging_error};
 use super::staging::Disposal;
-use super::{ContainerPlan, Leftover, Trace, Workbench};
+use super::{ContainerSpec, Leftover, TaskContext, TaskMetrics};
 use crate::config::KeepFiles;
 use crate::fault::{ContainerRole, TaskError};
 use crate::ids::TaskId;
-use crate::process::Will;
+use crate::process::ShutdownPhase;
 
 /// How the init container ended, when it did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,9 +25,9 @@ pub enum Initialized {
 /// # Errors
 /// When it failed, timed out or could not be started; no event may be taken then.
 pub async fn run_init(
-    bench: &Workbench,
-    plan: &ContainerPlan,
-    will: watch::Receiver<Will>,
+    bench: &TaskContext,
+    plan: &ContainerSpec,
+    will: watch::Receiver<ShutdownPhase>,
 ) -> Result<Initialized, TaskError> {
     let name = format!("init-{}", TaskId::random());
     async {
@@ -43,13 +43,13 @@ pub async fn run_init(
             &stage,
             None,
             will,
-            &mut Trace::default(),
+            &mut TaskMetrics::default(),
         )
         .await
         {
-            Ok(Judgement::Succeeded) => Ok(Initialized::Ready),
-            Ok(Judgement::Interrupted) => Ok(Initialized::Interrupted),
-            Ok(Judgement::Failed(error)) | Err(error) => Err(error),
+            Ok(ContainerOutcome::Succeeded) => Ok(Initialized::Ready),
+            Ok(ContainerOutcome::Interrupted) => Ok(Initialized::Interrupted),
+            Ok(ContainerOutcome::Failed(error)) | Err(error) => Err(error),
         };
         let disposal = match (&result, bench.keep) {
             (Ok(_), KeepFiles::Failed) => Disposal::Remove,

@@ -24,7 +24,7 @@ pub struct Gathered {
 }
 
 /// One thing that is still to be gathered.
-struct Entry {
+struct PendingInput {
     from: PathBuf,
     to: PathBuf,
     way: Way,
@@ -52,10 +52,10 @@ pub fn gather(
     fs::create_dir_all(inputs)?;
     let home = fs::canonicalize(home)?;
     let mut gathered = Gathered::default();
-    let mut open: Vec<Entry> = Vec::new();
+    let mut open: Vec<PendingInput> = Vec::new();
     for file in files {
         if let Some(name) = file.file_name() {
-            open.push(Entry {
+            open.push(PendingInput {
                 from: file.clone(),
                 to: inputs.join(name),
                 way: Way::Straight,
@@ -73,13 +73,13 @@ pub fn gather(
 impl Gathered {
     fn take(
         &mut self,
-        entry: Entry,
+        entry: PendingInput,
         home: &Path,
         own: &Identities,
-        open: &mut Vec<Entry>,
+        open: &mut Vec<PendingInput>,
     ) -> io::Result<()> {
         let mut found = fs::symlink_metadata(&entry.from)?;
-        let Entry {
+        let PendingInput {
             mut from,
             to,
             mut way,
@@ -107,7 +107,7 @@ impl Gathered {
             fs::create_dir_all(&to)?;
             for inside in fs::read_dir(&from)? {
                 let inside = inside?;
-                open.push(Entry {
+                open.push(PendingInput {
                     from: inside.path(),
                     to: to.join(inside.file_name()),
                     way,

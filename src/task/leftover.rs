@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use tracing::{Span, warn};
 
 use super::disk::Budget;
-use super::staging::{Disposal, Stage};
+use super::staging::{Disposal, TaskDirs};
 use crate::blocking;
 
 /// Millions of files take longer; then the pilot goes on while they are removed.
@@ -21,7 +21,7 @@ pub struct Leftover(Option<Clearing>);
 
 #[derive(Debug)]
 struct Clearing {
-    stage: Stage,
+    stage: TaskDirs,
     disposal: Option<Disposal>,
     files: Vec<PathBuf>,
     kept: Arc<Budget>,
@@ -36,7 +36,7 @@ impl Leftover {
     /// What is to be done with a container's directories. Without a `disposal` further tasks may have
     /// them; what may be in them then is these `files`.
     pub(super) fn of(
-        stage: Stage,
+        stage: TaskDirs,
         disposal: Option<Disposal>,
         files: Vec<PathBuf>,
         kept: &Arc<Budget>,

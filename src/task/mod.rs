@@ -7,54 +7,54 @@ use std::time::Duration;
 
 use crate::config::{DumpOutput, KeepFiles, Verbosity};
 use crate::container::{Apptainer, Bind, ProcMount, Template, names_outfile};
-use crate::process::Guard;
+use crate::process::GuardianHandle;
 use crate::telemetry::Progress;
 
-mod blame;
-mod capped;
-pub mod census;
+mod active_containers;
+mod container_run;
+mod dir_pool;
 pub mod disk;
+mod event_copy;
 mod external;
-mod guards;
+mod fault_diagnosis;
 pub mod image;
 mod init;
 pub mod inputs;
-mod keepsake;
-mod launch;
 mod leftover;
-pub mod look;
 mod memory_cgroup;
+mod metrics;
+mod output_capture;
 pub mod own;
-pub mod probe;
+pub mod path_probe;
+pub mod probe_container;
+pub mod process_tree;
 mod run;
-mod running;
 mod shared_look;
-mod spare;
 pub mod staging;
-mod trace;
 mod transfer;
+mod watchdog;
 
-pub use blame::write_something;
+pub use active_containers::{ActiveContainers, ContainerPids};
+pub use event_copy::EventCopy;
 pub use external::{ExternalDirs, ExternalError};
-pub use guards::Guards;
-pub use keepsake::Keepsake;
+pub use fault_diagnosis::write_something;
 pub use leftover::Leftover;
 pub use memory_cgroup::MemoryKills;
-pub use run::{Report, Runner, TaskEnd, Turn};
-pub use running::{Containers, Running};
+pub use metrics::TaskMetrics;
+pub use run::{StartGate, TaskEnd, TaskReport, TaskRunner};
 pub use shared_look::SharedLook;
-pub use trace::Trace;
-pub use transfer::Room;
+pub use transfer::MemoryBudget;
+pub use watchdog::ResourceLimits;
 
 use staging::DataDirs;
 
 /// What all containers of a pilot have in common.
 #[derive(Debug)]
-pub struct Workbench {
+pub struct TaskContext {
     /// The runtime.
     pub apptainer: Apptainer,
     /// What every container is started through.
-    pub guard: Guard,
+    pub guard: GuardianHandle,
     /// Where files go.
     pub dirs: DataDirs,
     /// The files that came with the job.
@@ -66,7 +66,7 @@ pub struct Workbench {
     /// Which directories survive.
     pub keep: KeepFiles,
     /// What a task is ended for.
-    pub guards: Guards,
+    pub guards: ResourceLimits,
     /// The kernel's own kills.
     pub memory_kills: MemoryKills,
     /// Bytes kept of each output.
@@ -82,14 +82,14 @@ pub struct Workbench {
     /// Where containers' output is shown.
     pub log: Progress,
     /// The containers that run now.
-    pub running: Running,
+    pub running: ActiveContainers,
     /// What the tasks' guards see.
     pub look: SharedLook,
 }
 
 /// What to run: the tasks' container, or the init container.
 #[derive(Debug)]
-pub struct ContainerPlan {
+pub struct ContainerSpec {
     /// A sandbox directory.
     pub image: PathBuf,
     /// A script of ours that its containers need to get their variables.
@@ -102,7 +102,7 @@ pub struct ContainerPlan {
     pub timeout: Option<Duration>,
 }
 
-impl ContainerPlan {
+impl ContainerSpec {
     /// Whether the arguments or variables name an outfile, so that a task is to write one.
     #[must_use]
     pub fn names_outfile(&self) -> bool {
@@ -113,4 +113,4 @@ impl ContainerPlan {
 pub use init::{Initialized, run_init};
 
 /// A workbench is shared with the threads that do blocking file work.
-pub type SharedWorkbench = Arc<Workbench>;
+pub type SharedTaskContext = Arc<TaskContext>;

@@ -6,26 +6,26 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use tracing::{Instrument, error, info, info_span, warn};
 
+use super::container_run::{ContainerOutcome, launch, show_output, staging_error};
 use super::disk::Budget;
-use super::keepsake::{Keeping, Keepsake};
-use super::launch::{Judgement, launch, show_output, staging_error};
-use super::staging::{Disposal, Stage, TaskIo};
-use super::transfer::{self, Found, Room, Wanted};
-use super::{ContainerPlan, Leftover, SharedWorkbench, Trace};
-use crate::broker::{Bodies, Content, Encoding, MessageLimit};
+use super::event_copy::{EventCopy, PendingCopy};
+use super::staging::{Disposal, TaskDirs, TaskIo};
+use super::transfer::{self, MemoryBudget, OutfileState, Wanted};
+use super::{ContainerSpec, Leftover, SharedTaskContext, TaskMetrics};
+use crate::broker::{BodyStore, Content, Encoding, MessageLimit};
 use crate::config::{DumpOutput, KeepFiles};
 use crate::fault::{ContainerRole, TaskError};
 use crate::ids::TaskId;
-use crate::process::Will;
+use crate::process::ShutdownPhase;
 use crate::process::output::Shown;
 
 /// Runs tasks, any number at once.
 #[derive(Debug)]
-pub struct Runner {
+pub struct TaskRunner {
     /// What it shares with the init container.
-    pub bench: SharedWorkbench,
+    pub bench: SharedTaskContext,
     /// What it runs.
-    pub plan: ContainerPlan,
+    pub plan: ContainerSpec,
     /// Suffix of the infile, without the leading dot.
     pub infile_ext: String,
     /// Suffix of the outfile, without the leading dot.
@@ -35,22 +35,22 @@ pub struct Runner {
     /// How large one may be, as a frame.
     pub limit: MessageLimit,
     /// Where large events and results are kept.
-    pub bodies: Bodies,
+    pub bodies: BodyStore,
     /// Where they are packed and unpacked.
-    pub room: Room,
+    pub room: MemoryBudget,
 }
 
 /// What came of a task.
 #[derive(Debug)]
-pub struct Report {
+pub struct TaskReport {
     /// How it ended.
     pub end: TaskEnd,
     /// The event, should it be put away.
-    pub event: Keepsake,
+    pub event: EventCopy,
     /// From the start of staging to the end of collecting.
     pub wall: Duration,
     /// What it cost, as far as it came.
-    pub trace: Trace,
+    pub trace: TaskMetrics,
     /// What it left on the disk, to be cleared away when its result is out.
     pub leftover: Leftover,
 }
@@ -70,7 +70,7 @@ pub enum TaskEnd {
 
 /// When a task may start.
 #[derive(Debug)]
-pub enum Turn {
+pub enum StartGate {
     /// At once.
     Now,
     /// When this is told; never, when its sender is gone.
@@ -79,31 +79,31 @@ pub enum Turn {
 
 /// A task's directories with its infile, or why there is none.
 struct Staged {
-    stage: Stage,
+    stage: TaskDirs,
     io: TaskIo,
     written: Result<(), TaskError>,
-    event: Keeping,
+    event: PendingCopy,
 }
 
-impl Runner {
+impl TaskRunner {
     /// Runs one event to its end. All but its container is made ready before its turn comes. Dropping the
     /// future kills the container.
     pub async fn run(
         self: std::rc::Rc<Self>,
         id: TaskId,
         event: Content,
-        turn: Turn,
-        will: watch::Receiver<Will>,
-    ) -> Report {
+        turn: StartGate,
+        will: watch::Receiver<ShutdownPhase>,
+    ) -> TaskReport {
         let span = info_span!("task", task_id = %id);
         async {
-            let mut trace = Trace::default();
+            let mut trace = TaskMetrics::default();
             let (staged, started) = match turn {
-                Turn::Now => {
+                StartGate::Now => {
                     let started = begin();
                     (self.stage(id, event).await, started)
                 }
-                Turn::Later(turn) => {
+                StartGate::Later(turn) => {
                     let staged = self.stage_ahead(id, event).await;
                     if turn.await.is_err() {
                         return called_off(staged, &self.bench.kept).await;
@@ -114,13 +114,13 @@ impl Runner {
             let (end, event, leftover) = match staged {
                 Ok(staged) => self.run_staged(staged, will, &mut trace).await,
                 Err(error) => {
-                    let lost = Keepsake::Lost(error.to_string());
+                    let lost = EventCopy::Lost(error.to_string());
                     (TaskEnd::Failed(error), lost, Leftover::none())
                 }
             };
             let elapsed = started.elapsed();
             log_end(&end, elapsed);
-            Report {
+            TaskReport {
                 end,
                 event,
                 wall: elapsed,
@@ -147,7 +147,7 @@ impl Runner {
                 stage,
                 io,
                 written,
-                event: Keeping { event, bodies },
+                event: PendingCopy { event, bodies },
             })
         })
         .await
@@ -163,9 +163,9 @@ impl Runner {
     async fn run_staged(
         &self,
         staged: Staged,
-        will: watch::Receiver<Will>,
-        trace: &mut Trace,
-    ) -> (TaskEnd, Keepsake, Leftover) {
+        will: watch::Receiver<ShutdownPhase>,
+        trace: &mut TaskMetrics,
+    ) -> (TaskEnd, EventCopy, Leftover) {
         let Staged {
             stage,
             io,
@@ -192,10 +192,10 @@ impl Runner {
 
     async fn run_container(
         &self,
-        stage: &Stage,
+        stage: &TaskDirs,
         io: &TaskIo,
-        will: watch::Receiver<Will>,
-        trace: &mut Trace,
+        will: watch::Receiver<ShutdownPhase>,
+        trace: &mut TaskMetrics,
     ) -> Result<TaskEnd, TaskError> {
         match launch(
             &self.bench,
@@ -208,9 +208,9 @@ impl Runner {
         )
         .await?
         {
-            Judgement::Failed(error) => Err(error),
-            Judgement::Interrupted => Ok(TaskEnd::Interrupted),
-            Judgement::Succeeded => {
+            ContainerOutcome::Failed(error) => Err(error),
+            ContainerOutcome::Interrupted => Ok(TaskEnd::Interrupted),
+            ContainerOutcome::Succeeded => {
                 let result = self.result(io).await;
                 // Whoever wrote a result that can't be sent may have said why.
                 if result.is_err() && self.bench.dump != DumpOutput::All {
@@ -237,9 +237,9 @@ impl Runner {
             blocking(move || transfer::find_result(&outfile, &ext, &wanted)).await?
         };
         let outfile = match found {
-            Found::Nothing => return Ok(TaskEnd::NoOutput),
-            Found::Result(content) => return Ok(TaskEnd::Output(content)),
-            Found::Large(outfile) => outfile,
+            OutfileState::Nothing => return Ok(TaskEnd::NoOutput),
+            OutfileState::Result(content) => return Ok(TaskEnd::Output(content)),
+            OutfileState::Large(outfile) => outfile,
         };
         let room = self.room.for_result(&outfile).await;
         let read = blocking(move || {
@@ -256,7 +256,7 @@ fn begin() -> Instant {
 }
 
 /// The report of a task that never started, and of which nothing is left.
-async fn called_off(staged: Result<Staged, TaskError>, kept: &Arc<Budget>) -> Report {
+async fn called_off(staged: Result<Staged, TaskError>, kept: &Arc<Budget>) -> TaskReport {
     let (event, leftover) = match staged {
         Ok(Staged {
             stage, io, event, ..
@@ -265,13 +265,13 @@ async fn called_off(staged: Result<Staged, TaskError>, kept: &Arc<Budget>) -> Re
             let leftover = Leftover::of(stage, None, files, kept);
             (event.kept().await, leftover)
         }
-        Err(error) => (Keepsake::Lost(error.to_string()), Leftover::none()),
+        Err(error) => (EventCopy::Lost(error.to_string()), Leftover::none()),
     };
-    Report {
+    TaskReport {
         end: TaskEnd::Interrupted,
         event,
         wall: Duration::ZERO,
-        trace: Trace::default(),
+        trace: TaskMetrics::default(),
         leftover,
     }
 }

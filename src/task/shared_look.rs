@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
 
-use super::census::Everybody;
+use super::process_tree::ProcessTable;
 use crate::blocking;
 
 /// Where the tasks of a pilot find their common look. It is kept while one of them takes part.
@@ -15,7 +15,7 @@ use crate::blocking;
 pub struct SharedLook(Arc<Mutex<Weak<LastLook>>>);
 
 #[derive(Debug, Default)]
-struct LastLook(AsyncMutex<Option<(Instant, Arc<Everybody>)>>);
+struct LastLook(AsyncMutex<Option<(Instant, Arc<ProcessTable>)>>);
 
 /// A task's part in it.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl SharedLook {
 
 impl Participant {
     /// How the machine looked no longer than `age` ago. `None` when the look failed.
-    pub(super) async fn no_older_than(&self, age: Duration) -> Option<Arc<Everybody>> {
+    pub(super) async fn no_older_than(&self, age: Duration) -> Option<Arc<ProcessTable>> {
         let mut last = self.0.0.lock().await;
         if let Some((began, look)) = &*last
             && began.elapsed() <= age
@@ -42,7 +42,7 @@ impl Participant {
             return Some(Arc::clone(look));
         }
         let began = Instant::now();
-        let look = blocking::start(Everybody::look).await.ok()?;
+        let look = blocking::start(ProcessTable::look).await.ok()?;
         let look = Arc::new(look);
         *last = Some((began, Arc::clone(&look)));
         Some(look)

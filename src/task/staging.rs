@@ -20,8 +20,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::warn;
 
+use super::dir_pool::{DirPool, UsedDirs};
 use super::disk::{Affordable, Budget};
-use super::spare::{Left, Spares};
 use crate::container::{self, remove_tree, tree_bytes};
 use crate::ids::TaskId;
 
@@ -63,7 +63,7 @@ pub fn scratch_of(parent: &Path) -> PathBuf {
 pub struct DataDirs {
     data: PathBuf,
     scratch: PathBuf,
-    spares: Arc<Spares>,
+    spares: Arc<DirPool>,
 }
 
 impl DataDirs {
@@ -117,7 +117,7 @@ impl DataDirs {
     ///
     /// # Errors
     /// When a directory can't be made or is there already.
-    pub fn stage(&self, name: &str) -> io::Result<Stage> {
+    pub fn stage(&self, name: &str) -> io::Result<TaskDirs> {
         let stage = self.unmade(name);
         stage.make()?;
         Ok(stage)
@@ -132,7 +132,7 @@ impl DataDirs {
         id: TaskId,
         infile_ext: &str,
         outfile_ext: &str,
-    ) -> io::Result<(Stage, TaskIo)> {
+    ) -> io::Result<(TaskDirs, TaskIo)> {
         let mut stage = self.unmade(&id.to_string());
         let io = stage.io(id, infile_ext, outfile_ext);
         stage.infile = Some(io.infile());
@@ -143,8 +143,8 @@ impl DataDirs {
         Ok((stage, io))
     }
 
-    fn unmade(&self, name: &str) -> Stage {
-        Stage {
+    fn unmade(&self, name: &str) -> TaskDirs {
+        TaskDirs {
             dir: self.data.join(name),
             scratch: self.scratch.join(name),
             infile: None,
@@ -156,14 +156,14 @@ impl DataDirs {
 
 /// The directories of one container.
 #[derive(Debug)]
-pub struct Stage {
+pub struct TaskDirs {
     dir: PathBuf,
     scratch: PathBuf,
     /// The infile in the task's own directory, if it is a task's.
     infile: Option<PathBuf>,
     /// What was removed of it before its end, in bytes.
     freed: AtomicU64,
-    spares: Arc<Spares>,
+    spares: Arc<DirPool>,
 }
 
 /// What happens to a container's files once it ended. Its scratch never stays.
@@ -177,7 +177,7 @@ pub enum Disposal {
     Remove,
 }
 
-impl Stage {
+impl TaskDirs {
     fn make(&self) -> io::Result<()> {
         fs::create_dir(&self.dir)?;
         fs::create_dir(self.outputs())?;
@@ -284,7 +284,7 @@ impl Stage {
     /// # Errors
     /// When something can't be removed.
     pub fn clear(self, files: &[PathBuf]) -> io::Result<()> {
-        let kept = self.spares.offer(&Left {
+        let kept = self.spares.offer(&UsedDirs {
             dir: &self.dir,
             outputs: &self.outputs(),
             io: &self.io_dir(),

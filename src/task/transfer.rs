@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::disk;
-use crate::broker::{Bodies, Body, Content, Encoding, FileFormat, LARGE_BYTES, MessageLimit};
+use crate::broker::{Body, BodyStore, Content, Encoding, FileFormat, LARGE_BYTES, MessageLimit};
 use crate::codec::{self, FileKind, NewInfile, Outfile, PackError};
 use crate::fault::TaskError;
 
@@ -22,9 +22,9 @@ const ZSTD_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Memory for packing and unpacking. Those that find none left wait until others are through.
 #[derive(Debug, Clone)]
-pub struct Room(Arc<Semaphore>);
+pub struct MemoryBudget(Arc<Semaphore>);
 
-impl Room {
+impl MemoryBudget {
     /// With nobody in it.
     #[must_use]
     pub fn new() -> Self {
@@ -59,7 +59,7 @@ impl Room {
     }
 }
 
-impl Default for Room {
+impl Default for MemoryBudget {
     fn default() -> Self {
         Self::new()
     }
@@ -114,12 +114,12 @@ fn unreadable(error: &io::Error) -> TaskError {
 pub(super) struct Wanted {
     pub(super) encoding: Encoding,
     pub(super) limit: MessageLimit,
-    pub(super) bodies: Bodies,
+    pub(super) bodies: BodyStore,
 }
 
 /// What was found where a task writes its result.
 #[derive(Debug)]
-pub(super) enum Found {
+pub(super) enum OutfileState {
     /// Nothing, which is no mistake.
     Nothing,
     /// A small one.
@@ -129,14 +129,18 @@ pub(super) enum Found {
 }
 
 /// Looks for a task's outfile; a small one is read at once.
-pub(super) fn find_result(path: &Path, ext: &str, wanted: &Wanted) -> Result<Found, TaskError> {
+pub(super) fn find_result(
+    path: &Path,
+    ext: &str,
+    wanted: &Wanted,
+) -> Result<OutfileState, TaskError> {
     let Some(outfile) = codec::open_outfile(path, ext, codec::DEFAULT_LIMIT_BYTES)? else {
-        return Ok(Found::Nothing);
+        return Ok(OutfileState::Nothing);
     };
     if outfile.bytes() > SMALL_BYTES {
-        return Ok(Found::Large(outfile));
+        return Ok(OutfileState::Large(outfile));
     }
-    read_result(outfile, wanted).map(Found::Result)
+    read_result(outfile, wanted).map(OutfileState::Result)
 }
 
 /// Makes a result of an outfile, as the sink wants it.

@@ -11,8 +11,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use crate::broker::{BrokerError, Direction, Place};
-use crate::config::{AmqpAddress, Authorities, Secret, Transport};
+use crate::broker::{BrokerError, Direction, Endpoint};
+use crate::config::{AmqpAddress, CaCertificates, Secret, Transport};
 
 /// Seconds. Two missed ones end a session; below 2 amqprs floods the broker, and its default of
 /// 60 would hide a dead connection for two minutes.
@@ -23,12 +23,12 @@ const SHORT_STRING_MAX: usize = 255;
 
 /// How errors, and the files of unsent results, name the queues. Two virtual hosts of a broker may have
 /// queues of one name.
-pub(super) fn place(direction: Direction, queues: &[&str], address: &AmqpAddress) -> Place {
+pub(super) fn place(direction: Direction, queues: &[&str], address: &AmqpAddress) -> Endpoint {
     let vhost = match address.vhost.as_str() {
         "/" => String::new(),
         other => format!("/{other}"),
     };
-    Place {
+    Endpoint {
         direction,
         address: format!("{}:{}{vhost}", dial_host(&address.host), address.port),
         queues: queues.iter().map(|&name| name.to_owned()).collect(),
@@ -39,7 +39,7 @@ pub(super) fn place(direction: Direction, queues: &[&str], address: &AmqpAddress
 pub(super) fn arguments(
     address: &AmqpAddress,
     secret: &Secret,
-    at: &Place,
+    at: &Endpoint,
 ) -> Result<OpenConnectionArguments, BrokerError> {
     let vhost = ("a virtual host", &address.vhost, at.clone());
     let names = at
@@ -92,7 +92,7 @@ fn connection_name() -> String {
 
 /// The system's roots and those that were given. The provider is named, because rustls panics when it
 /// has to guess.
-fn tls(given: &Authorities) -> Result<TlsConnector, String> {
+fn tls(given: &CaCertificates) -> Result<TlsConnector, String> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     let given = given.certificates().iter().cloned();
@@ -127,7 +127,7 @@ mod tests {
             user: String::new(),
             password: Secret::new("hush".into()),
             token_file: None,
-            authorities: Authorities::default(),
+            authorities: CaCertificates::default(),
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
-use crate::broker::{Place, PublishError};
+use crate::broker::{Endpoint, PublishError};
 use crate::ids::QueueIndex;
 
 /// Whether a confirm speaks for one tag or for all up to it.
@@ -43,7 +43,7 @@ pub(super) struct Pending {
 /// All publishes of one channel that wait.
 #[derive(Debug)]
 pub(super) struct Confirms {
-    at: Place,
+    at: Endpoint,
     /// Makes message ids unique over sessions and pilots.
     session: String,
     last_tag: u64,
@@ -53,7 +53,7 @@ pub(super) struct Confirms {
 }
 
 impl Confirms {
-    pub(super) fn new(at: &Place, session: String) -> Self {
+    pub(super) fn new(at: &Endpoint, session: String) -> Self {
         Self {
             at: at.clone(),
             session,
@@ -213,7 +213,7 @@ mod tests {
 
     impl Table {
         fn new() -> Self {
-            let at = Place {
+            let at = Endpoint {
                 direction: Direction::Outgoing,
                 address: "mq:5672".into(),
                 queues: vec!["results".into(), "copies".into()],

@@ -7,7 +7,7 @@ use amqprs::error::Error;
 use nix::errno::Errno;
 
 use super::address::dial_host;
-use super::refusal::os_error;
+use super::error_mapping::os_error;
 use crate::blocking;
 use crate::config::AmqpAddress;
 

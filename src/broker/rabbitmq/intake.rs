@@ -8,7 +8,7 @@ use std::task::Poll;
 use amqprs::channel::{BasicCancelArguments, BasicConsumeArguments, ConsumerMessage};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::link::Link;
+use super::connection::Connection;
 use crate::broker::BrokerError;
 use crate::ids::{DeliveryTag, QueueIndex};
 
@@ -22,7 +22,7 @@ pub(super) enum Purpose {
 }
 
 /// See the module.
-pub(super) struct Intake {
+pub(super) struct QueueConsumer {
     pub(super) queue: QueueIndex,
     purpose: Purpose,
     /// Its last delivery, unless it is settled: all that a consumer of one event can hold.
@@ -31,10 +31,10 @@ pub(super) struct Intake {
     messages: UnboundedReceiver<ConsumerMessage>,
 }
 
-impl Intake {
+impl QueueConsumer {
     /// Starts to consume, at most `window` events unsettled.
     pub(super) async fn start(
-        link: &mut Link,
+        link: &mut Connection,
         queue: QueueIndex,
         window: u16,
         purpose: Purpose,
@@ -82,7 +82,7 @@ impl Intake {
     /// Ends the consumer, and gives what the server sent before that.
     pub(super) async fn stop(
         mut self,
-        link: &mut Link,
+        link: &mut Connection,
     ) -> Result<Vec<ConsumerMessage>, BrokerError> {
         let channel = link.channel.clone();
         let arguments = BasicCancelArguments::new(&self.consumer);
@@ -95,7 +95,7 @@ impl Intake {
 
 /// The next message of any of them, and none when that one's consumer ended. Cancel-safe. Which is asked
 /// first doesn't matter: none goes on for longer than its window.
-pub(super) async fn next(intakes: &mut [Intake]) -> (QueueIndex, Option<ConsumerMessage>) {
+pub(super) async fn next(intakes: &mut [QueueConsumer]) -> (QueueIndex, Option<ConsumerMessage>) {
     poll_fn(|context| {
         for intake in &mut *intakes {
             if let Poll::Ready(message) = intake.messages.poll_recv(context) {

@@ -46,53 +46,54 @@
 use std::num::NonZeroU32;
 
 mod address;
-mod arrival;
+mod backoff;
+mod callbacks;
 mod confirms;
-mod consume;
+mod connection;
+mod consumer;
+mod delivery;
 mod dial;
-mod inflight;
+mod error_mapping;
 mod intake;
-mod keep;
-mod link;
-mod publish;
-mod ready;
-mod refusal;
-mod retry;
-mod session;
+mod prefetch;
+mod publisher;
+mod session_thread;
 mod sink;
+mod sink_actor;
 mod source;
-mod supervise;
+mod source_actor;
 mod token;
-mod watch;
+mod unacked;
 
 use tokio::sync::oneshot;
 
-pub(super) use self::retry::pause_after;
-pub use self::sink::Sink;
-pub(super) use self::source::Receipt;
-pub use self::source::Source;
-use super::unsent::{self, Otherwise, Unsent};
-use super::{BrokerError, Direction, Leave, QueueLook, Resilience};
+pub(super) use self::backoff::pause_after;
+pub use self::sink::RabbitMqSink;
+pub(super) use self::source::RabbitMqReceipt;
+pub use self::source::RabbitMqSource;
+use super::outbox::{self, UnsentResult, WhenUndeliverable};
+use super::{BrokerError, Direction, OutagePolicy, QueueLook, StartSignal};
 use crate::config::AmqpAddress;
 
 pub(super) async fn open_source(
     queues: &[&str],
     address: &AmqpAddress,
     window: NonZeroU32,
-    resilience: &Resilience,
-    leave: &Leave,
-) -> Result<Source, BrokerError> {
+    resilience: &OutagePolicy,
+    leave: &StartSignal,
+) -> Result<RabbitMqSource, BrokerError> {
     let at = address::place(Direction::Incoming, queues, address);
     // AMQP's prefetch count has 16 bits.
     let window = u16::try_from(window.get()).unwrap_or(u16::MAX);
-    let first = retry::at_start(leave, resilience, async |generation, reached| {
+    let first = backoff::at_start(leave, resilience, async |generation, reached| {
         let windows = vec![window; queues.len()];
         let (leave, reached) = (leave.clone(), reached.clone());
         let (at, address) = (at.clone(), address.clone());
         let bodies = resilience.bodies().clone();
-        consume::Session::open(at, address, windows, generation, leave, reached, bodies).await
+        consumer::ConsumerHandle::open(at, address, windows, generation, leave, reached, bodies)
+            .await
     });
-    Ok(Source::start(
+    Ok(RabbitMqSource::start(
         &at,
         address,
         window,
@@ -104,12 +105,13 @@ pub(super) async fn open_source(
 pub(super) async fn open_sink(
     queues: &[&str],
     address: &AmqpAddress,
-    resilience: &Resilience,
-    leave: &Leave,
-) -> Result<Sink, BrokerError> {
+    resilience: &OutagePolicy,
+    leave: &StartSignal,
+) -> Result<RabbitMqSink, BrokerError> {
     let at = address::place(Direction::Outgoing, queues, address);
-    let first = retry::at_start(leave, resilience, async |generation, reached| {
-        let mut session = publish::Session::open(at.clone(), address.clone(), generation).await?;
+    let first = backoff::at_start(leave, resilience, async |generation, reached| {
+        let mut session =
+            publisher::PublisherHandle::open(at.clone(), address.clone(), generation).await?;
         reached.note();
         let mut leave = leave.clone();
         tokio::select! {
@@ -118,10 +120,10 @@ pub(super) async fn open_sink(
             () = leave.until_all_else_is_ready() => Ok(session),
         }
     });
-    let sink = Sink::start(&at, address, first.await?, resilience);
-    unsent::send_all(&sink.at, resilience, async |queue, result: Unsent| {
+    let sink = RabbitMqSink::start(&at, address, first.await?, resilience);
+    outbox::send_all(&sink.at, resilience, async |queue, result: UnsentResult| {
         let headers = Vec::new();
-        sink.publish_to(queue, result.body, headers, Otherwise::Forget)
+        sink.publish_to(queue, result.body, headers, WhenUndeliverable::Forget)
             .await
     })
     .await;
@@ -134,16 +136,16 @@ pub(super) async fn look(
     address: &AmqpAddress,
 ) -> Result<QueueLook, BrokerError> {
     let at = address::place(direction, &[queue], address);
-    let look = retry::briefly(async |generation| {
+    let look = backoff::briefly(async |generation| {
         let (seen, is_seen) = oneshot::channel();
         let (place, address) = (at.clone(), address.clone());
-        let hold = session::start(generation, &at, move |ready, _owner| async move {
-            let looked = link::look(&address, &place).await;
+        let hold = session_thread::start(generation, &at, move |ready, _owner| async move {
+            let looked = connection::look(&address, &place).await;
             let seen = looked.map(|look| {
                 let _gone = seen.send(look);
             });
             let _gone = ready.send(seen);
-            session::End::Closed
+            session_thread::SessionEnd::Closed
         });
         let _ended = hold.await?;
         is_seen.await.map_err(|_died| BrokerError::ConnectionLost {
@@ -156,7 +158,7 @@ pub(super) async fn look(
         (look, direction)
     {
         // Whether results would be taken.
-        open_for_a_moment(direction, queue, address, &Resilience::none())
+        open_for_a_moment(direction, queue, address, &OutagePolicy::none())
             .await?
             .close()
             .await;
@@ -169,11 +171,11 @@ pub(super) async fn open_for_a_moment(
     direction: Direction,
     queue: &str,
     address: &AmqpAddress,
-    resilience: &Resilience,
-) -> Result<Sink, BrokerError> {
+    resilience: &OutagePolicy,
+) -> Result<RabbitMqSink, BrokerError> {
     let at = address::place(direction, &[queue], address);
-    let first = retry::briefly(async |generation| {
-        publish::Session::open(at.clone(), address.clone(), generation).await
+    let first = backoff::briefly(async |generation| {
+        publisher::PublisherHandle::open(at.clone(), address.clone(), generation).await
     });
-    Ok(Sink::start(&at, address, first.await?, resilience))
+    Ok(RabbitMqSink::start(&at, address, first.await?, resilience))
 }

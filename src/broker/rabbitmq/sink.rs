@@ -11,14 +11,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::confirms::Pending;
-use super::keep::{Keeper, Line, Order};
-use super::publish::{Command, Message, Session};
+use super::publisher::{Message, PublisherCommand, PublisherHandle};
+use super::sink_actor::{SinkActor, SinkConnection, SinkOrder};
 use crate::broker::body::SENDING_BYTES;
+use crate::broker::outage_policy::IN_A_HURRY;
+use crate::broker::outbox::{self, UnsentResult, WhenUndeliverable};
 use crate::broker::outlet::{NextTry, RefusedResult, RefusesSince};
-use crate::broker::resilience::IN_A_HURRY;
-use crate::broker::unsent::{self, Otherwise, Unsent};
 use crate::broker::{
-    Body, BrokerError, Content, LinkState, Patience, Place, PublishError, Resilience,
+    Body, BrokerError, ConnectionState, Content, Endpoint, OutagePolicy, Patience, PublishError,
 };
 use crate::config::AmqpAddress;
 use crate::ids::{Generation, QueueIndex};
@@ -32,15 +32,15 @@ const LAST_CONFIRMS_WITHIN: Duration = Duration::from_secs(5);
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Results into the queues that share a session, each into all.
-pub struct Sink {
-    pub(super) at: Place,
-    line: watch::Receiver<Line>,
-    orders: mpsc::Sender<Order>,
+pub struct RabbitMqSink {
+    pub(super) at: Endpoint,
+    line: watch::Receiver<SinkConnection>,
+    orders: mpsc::Sender<SinkOrder>,
     slots: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
     /// Since when each queue refuses results, by its index.
     refuses: Vec<RefusesSince>,
-    resilience: Resilience,
+    resilience: OutagePolicy,
 }
 
 /// Whether the broker may have a result already.
@@ -50,16 +50,17 @@ enum Sent {
     Perhaps,
 }
 
-impl Sink {
+impl RabbitMqSink {
     /// Takes over the first session. To be called within a runtime.
     pub(super) fn start(
-        at: &Place,
+        at: &Endpoint,
         address: &AmqpAddress,
-        session: Session,
-        resilience: &Resilience,
+        session: PublisherHandle,
+        resilience: &OutagePolicy,
     ) -> Self {
         let (orders, to_keeper) = mpsc::channel(1);
-        let (keeper, line) = Keeper::new(at.clone(), address.clone(), session, resilience.clone());
+        let (keeper, line) =
+            SinkActor::new(at.clone(), address.clone(), session, resilience.clone());
         tokio::spawn(keeper.run(to_keeper));
         Self {
             at: at.clone(),
@@ -87,7 +88,7 @@ impl Sink {
             let queues = self.at.indices();
             join_all(queues.map(|queue| {
                 let headers = headers.to_vec();
-                self.publish_to(queue, body.clone(), headers, Otherwise::Keep)
+                self.publish_to(queue, body.clone(), headers, WhenUndeliverable::Keep)
             }))
         });
         async move { publishing?.await.into_iter().collect() }
@@ -100,7 +101,7 @@ impl Sink {
         queue: QueueIndex,
         body: Body,
         headers: Vec<(&'static str, String)>,
-        otherwise: Otherwise,
+        otherwise: WhenUndeliverable,
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
         let (slots, bytes) = (Arc::clone(&self.slots), Arc::clone(&self.bytes));
         let (mut line, resilience) = (self.line.clone(), self.resilience.clone());
@@ -118,8 +119,8 @@ impl Sink {
                 permits = room_for(size, slots, bytes) => permits?,
                 // Those before it wait for a broker that confirms nothing.
                 () = patience_ends(&resilience) => {
-                    if otherwise == Otherwise::Keep {
-                        unsent::keep(&at, queue, message(body), &resilience).await;
+                    if otherwise == WhenUndeliverable::Keep {
+                        outbox::keep(&at, queue, message(body), &resilience).await;
                     }
                     let detail = "the pilot had to end before it could be sent".into();
                     return Err(PublishError::SessionLost { detail });
@@ -132,8 +133,8 @@ impl Sink {
                 let (generation, commands) = match live(&mut line, tried).await {
                     Ok(session) => session,
                     Err(detail) => {
-                        if otherwise == Otherwise::Keep {
-                            unsent::keep(&at, queue, message(body), &resilience).await;
+                        if otherwise == WhenUndeliverable::Keep {
+                            outbox::keep(&at, queue, message(body), &resilience).await;
                         }
                         return Err(PublishError::SessionLost { detail });
                     }
@@ -150,7 +151,7 @@ impl Sink {
                     bytes: size,
                     permits: Some(Arc::clone(&permits)),
                 };
-                let command = Command::Publish(Message {
+                let command = PublisherCommand::Publish(Message {
                     body: body.clone(),
                     headers: headers.clone(),
                     pending,
@@ -162,8 +163,8 @@ impl Sink {
                     biased;
                     settled = is_settled => settled,
                     () = patience_ends(&resilience) => {
-                        if otherwise == Otherwise::Keep {
-                            unsent::keep(&at, queue, message(body), &resilience).await;
+                        if otherwise == WhenUndeliverable::Keep {
+                            outbox::keep(&at, queue, message(body), &resilience).await;
                         }
                         let detail = "the pilot had to end before the broker confirmed".into();
                         return Err(PublishError::SessionLost { detail });
@@ -173,7 +174,7 @@ impl Sink {
                     Ok(Err(PublishError::SessionLost { .. })) => sent = Sent::Perhaps,
                     Ok(Err(
                         error @ (PublishError::Nacked { .. } | PublishError::Unroutable { .. }),
-                    )) if otherwise == Otherwise::Keep => {
+                    )) if otherwise == WhenUndeliverable::Keep => {
                         sent = Sent::No;
                         if matches!(error, PublishError::Nacked { .. }) {
                             // The session is as good as before. After a return only the next one will
@@ -184,7 +185,7 @@ impl Sink {
                             Refused::new(&at, queue, &refuses, &line, &resilience)
                         });
                         if waiting.next_try(&error).await == NextTry::None {
-                            unsent::keep(&at, queue, message(body), &resilience).await;
+                            outbox::keep(&at, queue, message(body), &resilience).await;
                             return Err(error);
                         }
                     }
@@ -210,7 +211,7 @@ impl Sink {
         }
         let (done, is_done) = oneshot::channel();
         let closing = async {
-            if self.orders.send(Order::Close { done }).await.is_ok() {
+            if self.orders.send(SinkOrder::Close { done }).await.is_ok() {
                 // The keeper logs what it could not do.
                 let _gone = is_done.await;
             }
@@ -237,27 +238,27 @@ async fn room_for(
 }
 
 /// A result that is to be kept.
-fn message(body: Body) -> Unsent {
-    Unsent { file: None, body }
+fn message(body: Body) -> UnsentResult {
+    UnsentResult { file: None, body }
 }
 
 /// A result that was refused, also for whoever looks at the state of the queues.
 struct Refused<'a> {
-    all: &'a Place,
-    at: Place,
+    all: &'a Endpoint,
+    at: Endpoint,
     result: RefusedResult,
     since: RefusesSince,
-    line: watch::Receiver<Line>,
-    resilience: &'a Resilience,
+    line: watch::Receiver<SinkConnection>,
+    resilience: &'a OutagePolicy,
 }
 
 impl<'a> Refused<'a> {
     fn new(
-        all: &'a Place,
+        all: &'a Endpoint,
         queue: QueueIndex,
         since: &RefusesSince,
-        line: &watch::Receiver<Line>,
-        resilience: &'a Resilience,
+        line: &watch::Receiver<SinkConnection>,
+        resilience: &'a OutagePolicy,
     ) -> Self {
         Self {
             all,
@@ -270,7 +271,7 @@ impl<'a> Refused<'a> {
     }
 
     async fn next_try(&mut self, error: &PublishError) -> NextTry {
-        let state = LinkState::Down(error.to_string());
+        let state = ConnectionState::Down(error.to_string());
         self.resilience.note(self.all, state);
         self.result.next_try(&self.at, &self.since, error).await
     }
@@ -278,31 +279,31 @@ impl<'a> Refused<'a> {
 
 impl Drop for Refused<'_> {
     fn drop(&mut self) {
-        if !self.since.refuses() && matches!(*self.line.borrow(), Line::Up(..)) {
-            self.resilience.note(self.all, LinkState::Up);
+        if !self.since.refuses() && matches!(*self.line.borrow(), SinkConnection::Up(..)) {
+            self.resilience.note(self.all, ConnectionState::Up);
         }
     }
 }
 
 /// The live session, if it is a later one than `tried`; waits for it as long as there is hope.
 async fn live(
-    line: &mut watch::Receiver<Line>,
+    line: &mut watch::Receiver<SinkConnection>,
     tried: Generation,
-) -> Result<(Generation, mpsc::Sender<Command>), String> {
+) -> Result<(Generation, mpsc::Sender<PublisherCommand>), String> {
     let settled = line.wait_for(|line| match line {
-        Line::Up(generation, _) => *generation > tried,
-        Line::Down => false,
-        Line::GivenUp(_) => true,
+        SinkConnection::Up(generation, _) => *generation > tried,
+        SinkConnection::Down => false,
+        SinkConnection::GivenUp(_) => true,
     });
     match settled.await.as_deref() {
-        Ok(Line::Up(generation, commands)) => Ok((*generation, commands.clone())),
-        Ok(Line::GivenUp(error)) => Err(given_up(error)),
-        Ok(Line::Down) | Err(_) => Err("it was closed".into()),
+        Ok(SinkConnection::Up(generation, commands)) => Ok((*generation, commands.clone())),
+        Ok(SinkConnection::GivenUp(error)) => Err(given_up(error)),
+        Ok(SinkConnection::Down) | Err(_) => Err("it was closed".into()),
     }
 }
 
 /// When a pilot that was told to end has waited enough for a confirm.
-async fn patience_ends(resilience: &Resilience) {
+async fn patience_ends(resilience: &OutagePolicy) {
     let mut patience = resilience.patience();
     // The sender lives as long as `resilience`.
     drop(patience.wait_for(|now| *now == Patience::Short).await);

@@ -8,12 +8,12 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
-use super::consume::Session;
-use super::inflight::{EntryId, InFlight, Owner};
-use super::ready::Ready;
-use super::supervise::{CLOSE_WITHIN, Order, Supervisor};
+use super::consumer::ConsumerHandle;
+use super::prefetch::PrefetchBuffer;
+use super::source_actor::{CLOSE_WITHIN, SourceActor, SourceOrder};
+use super::unacked::{SessionTag, UnackedId, UnackedTable};
 use crate::broker::{
-    BrokerError, Content, Delivery, Place, ReceiptKind, Resilience, SettleError, Verdict,
+    BrokerError, Content, Delivery, Endpoint, OutagePolicy, ReceiptKind, SettleError, Verdict,
 };
 use crate::config::AmqpAddress;
 use crate::ids::Generation;
@@ -23,25 +23,25 @@ const STOP_WITHIN: Duration = Duration::from_secs(12);
 
 /// What the two ends share. No await happens under its lock.
 #[derive(Debug, Default)]
-pub(super) struct Desk {
-    state: Mutex<DeskState>,
+pub(super) struct SharedState {
+    state: Mutex<SourceState>,
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct DeskState {
+pub(super) struct SourceState {
     /// Events that came and are not handed out yet. All of the live session.
-    pub(super) ready: Ready,
-    pub(super) in_flight: InFlight,
+    pub(super) ready: PrefetchBuffer,
+    pub(super) in_flight: UnackedTable,
     /// The live session, and since when.
     pub(super) live: Option<(Generation, Instant)>,
     /// Why no more events are to be expected.
     pub(super) given_up: Option<BrokerError>,
 }
 
-impl Desk {
+impl SharedState {
     /// Changes the state and wakes whoever waits for an event.
-    pub(super) fn with<T>(&self, change: impl FnOnce(&mut DeskState) -> T) -> T {
+    pub(super) fn with<T>(&self, change: impl FnOnce(&mut SourceState) -> T) -> T {
         let changed = change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
         self.changed.notify_one();
         changed
@@ -49,33 +49,33 @@ impl Desk {
 }
 
 /// Events from the queues that share a session.
-pub struct Source {
-    at: Place,
-    desk: Arc<Desk>,
-    orders: mpsc::Sender<Order>,
+pub struct RabbitMqSource {
+    at: Endpoint,
+    desk: Arc<SharedState>,
+    orders: mpsc::Sender<SourceOrder>,
     stopped: bool,
 }
 
 /// An event in hand, whichever delivery stands for it.
-pub(in crate::broker) struct Receipt {
-    entry: EntryId,
+pub(in crate::broker) struct RabbitMqReceipt {
+    entry: UnackedId,
     generation: Generation,
-    orders: mpsc::Sender<Order>,
+    orders: mpsc::Sender<SourceOrder>,
 }
 
-impl Source {
+impl RabbitMqSource {
     /// Takes over the first session. To be called within a runtime.
     pub(super) fn start(
-        at: &Place,
+        at: &Endpoint,
         address: &AmqpAddress,
         window: u16,
-        session: Session,
-        resilience: &Resilience,
+        session: ConsumerHandle,
+        resilience: &OutagePolicy,
     ) -> Self {
-        let desk = Arc::new(Desk::default());
+        let desk = Arc::new(SharedState::default());
         // A full channel makes whoever settles wait; the supervisor never waits for them.
         let (orders, to_supervisor) = mpsc::channel(64);
-        let supervisor = Supervisor::new(
+        let supervisor = SourceActor::new(
             at.clone(),
             address.clone(),
             window,
@@ -117,12 +117,12 @@ impl Source {
         }
         let (generation, _) = state.live?;
         let (fingerprint, arrival) = state.ready.pop()?;
-        let owner = Owner {
+        let owner = SessionTag {
             generation,
             tag: arrival.tag,
         };
         let entry = state.in_flight.enter(fingerprint, owner, arrival.flag);
-        let receipt = Receipt {
+        let receipt = RabbitMqReceipt {
             entry,
             generation,
             orders: self.orders.clone(),
@@ -152,7 +152,7 @@ impl Source {
         self.stopped = true;
         let (done, is_done) = oneshot::channel();
         let stopping = async {
-            if self.orders.send(Order::Stop { done }).await.is_ok() {
+            if self.orders.send(SourceOrder::Stop { done }).await.is_ok() {
                 // Its end without an answer is that of the runtime.
                 let _gone = is_done.await;
             }
@@ -172,7 +172,7 @@ impl Source {
         }
         let (done, is_done) = oneshot::channel();
         let closing = async {
-            self.orders.send(Order::Close { done }).await.is_ok() && is_done.await.is_ok()
+            self.orders.send(SourceOrder::Close { done }).await.is_ok() && is_done.await.is_ok()
         };
         if !timeout(CLOSE_WITHIN, closing).await.unwrap_or(false) {
             tracing::warn!(
@@ -184,7 +184,7 @@ impl Source {
     }
 }
 
-impl Receipt {
+impl RabbitMqReceipt {
     pub(in crate::broker) fn generation(&self) -> Generation {
         self.generation
     }
@@ -194,13 +194,13 @@ impl Receipt {
         let (orders, entry) = (self.orders.clone(), self.entry);
         async move {
             // Closed: nothing more is to come.
-            let _closed = orders.send(Order::SetAside { entry }).await;
+            let _closed = orders.send(SourceOrder::SetAside { entry }).await;
         }
     }
 
     pub(in crate::broker) async fn settle(self, verdict: Verdict) -> Result<(), SettleError> {
         let (done, is_done) = oneshot::channel();
-        let order = Order::Settle {
+        let order = SourceOrder::Settle {
             entry: self.entry,
             verdict,
             done,

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::blocking;
-use crate::broker::Place;
+use crate::broker::Endpoint;
 use crate::config::{AmqpAddress, Secret, TokenFile, expiry};
 
 /// For reading a small file, on a file system that may hang.
@@ -22,7 +22,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(8);
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// What to show the server now.
-pub(super) async fn current(address: &AmqpAddress, at: &Place) -> Secret {
+pub(super) async fn current(address: &AmqpAddress, at: &Endpoint) -> Secret {
     match &address.token_file {
         Some(file) => read(file, at).await,
         None => address.password.clone(),
@@ -30,7 +30,7 @@ pub(super) async fn current(address: &AmqpAddress, at: &Place) -> Secret {
 }
 
 /// The file's token, or the one that it had when it can't be read.
-async fn read(file: &TokenFile, at: &Place) -> Secret {
+async fn read(file: &TokenFile, at: &Endpoint) -> Secret {
     let reading = file.clone();
     let read = blocking::start(move || reading.read());
     let problem = match timeout(READ_WITHIN, read).await {
@@ -52,7 +52,7 @@ impl Renewal {
         connection: &Connection,
         address: &AmqpAddress,
         secret: Secret,
-        at: &Place,
+        at: &Endpoint,
     ) -> Option<Self> {
         let file = address.token_file.clone()?;
         let (connection, at) = (connection.clone(), at.clone());
@@ -69,7 +69,7 @@ impl Drop for Renewal {
 
 /// What fails here is tried again; at worst the server ends the session when the token ends, and the
 /// next one begins with what the file holds then.
-async fn renew(connection: Connection, file: TokenFile, mut secret: Secret, at: Place) {
+async fn renew(connection: Connection, file: TokenFile, mut secret: Secret, at: Endpoint) {
     while let Some(end) = expiry(secret.reveal()) {
         let left = end.duration_since(SystemTime::now()).unwrap_or_default();
         sleep(pause_of(left)).await;
@@ -88,7 +88,7 @@ async fn renew(connection: Connection, file: TokenFile, mut secret: Secret, at: 
 }
 
 /// Takes as long as the server does. Whether the connection lives is asked by others.
-async fn update(connection: &Connection, newer: &Secret, at: &Place) -> Result<(), Error> {
+async fn update(connection: &Connection, newer: &Secret, at: &Endpoint) -> Result<(), Error> {
     let mut sent = pin!(connection.update_secret(newer.reveal(), "a newer token"));
     if let Ok(answer) = timeout(ANSWER_WITHIN, &mut sent).await {
         return answer;

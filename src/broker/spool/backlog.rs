@@ -9,8 +9,8 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, FileType};
 use std::sync::Arc;
 
-use super::claim::{Claim, Desk, Outcome, Sighting};
-use super::layout::{Trouble, is_event_name};
+use super::claim::{Claim, ClaimOutcome, ClaimTable, FileState};
+use super::paths::{SpoolError, is_event_name};
 use crate::regular_file::kind_of;
 
 /// Names kept: about 1.5 MB. A queue of 100,000 is looked through seven times.
@@ -71,13 +71,13 @@ impl Backlog {
     }
 
     /// Claims the next event.
-    pub(super) fn claim_next(&mut self, desk: &Arc<Desk>) -> Result<Next, Trouble> {
+    pub(super) fn claim_next(&mut self, desk: &Arc<ClaimTable>) -> Result<Next, SpoolError> {
         let mut not_yet = false;
         loop {
             let (name, sighting) = if let Some(name) = self.found.pop_front() {
-                (name, Sighting::Found)
+                (name, FileState::Found)
             } else if let Some(name) = self.announced.pop_front() {
-                (name, Sighting::Announced)
+                (name, FileState::Announced)
             } else if self.more && !not_yet {
                 self.look(desk)?;
                 continue;
@@ -86,16 +86,16 @@ impl Backlog {
                 return Ok(if not_yet { Next::NotYet } else { Next::Empty });
             };
             match desk.claim(&name, sighting)? {
-                Outcome::Claimed(claim) => return Ok(Next::Claimed(claim)),
-                Outcome::Gone => {}
-                Outcome::NoFile(kind) => self.warn(desk, &name, kind),
-                Outcome::NotYet => not_yet = true,
+                ClaimOutcome::Claimed(claim) => return Ok(Next::Claimed(claim)),
+                ClaimOutcome::Gone => {}
+                ClaimOutcome::NoFile(kind) => self.warn(desk, &name, kind),
+                ClaimOutcome::NotYet => not_yet = true,
             }
         }
     }
 
     /// Says once of each thing that it waits in vain.
-    fn warn(&mut self, desk: &Desk, name: &OsStr, kind: FileType) {
+    fn warn(&mut self, desk: &ClaimTable, name: &OsStr, kind: FileType) {
         if self.warned.len() >= WARNED_MAX || !self.warned.insert(name.to_owned()) {
             return;
         }
@@ -106,12 +106,12 @@ impl Backlog {
     }
 
     /// Remembers the first names of the directory.
-    fn look(&mut self, desk: &Desk) -> Result<(), Trouble> {
+    fn look(&mut self, desk: &ClaimTable) -> Result<(), SpoolError> {
         let waiting = &desk.layout.waiting;
         let mut first = BinaryHeap::new();
         self.more = false;
-        for entry in fs::read_dir(waiting).map_err(Trouble::on("read directory", waiting))? {
-            let entry = entry.map_err(Trouble::on("read directory", waiting))?;
+        for entry in fs::read_dir(waiting).map_err(SpoolError::on("read directory", waiting))? {
+            let entry = entry.map_err(SpoolError::on("read directory", waiting))?;
             let name = entry.file_name();
             if !is_event_name(&name) || desk.layout.is_own(&name) {
                 continue;

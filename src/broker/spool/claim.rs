@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use super::holder::Holder;
-use super::layout::{Layout, Trouble, error_name, format_of, move_beside};
+use super::lease::Lease;
+use super::paths::{SpoolError, SpoolPaths, error_name, format_of, move_beside};
 use crate::broker::{Body, Content, Verdict};
 use crate::ids::Generation;
 
@@ -29,7 +29,7 @@ const SETTLED_AFTER: Duration = Duration::from_millis(300);
 
 /// How it is known that there is such a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sighting {
+pub(super) enum FileState {
     /// The kernel said that it was closed or moved here: it is complete.
     Announced,
     /// It was in the directory.
@@ -38,7 +38,7 @@ pub(super) enum Sighting {
 
 /// What came of trying to claim one file.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(super) enum ClaimOutcome {
     Claimed(Box<Claim>),
     /// Somebody else has it.
     Gone,
@@ -50,9 +50,9 @@ pub(super) enum Outcome {
 
 /// A pilot's claims and where they are. Shared by its claims.
 #[derive(Debug)]
-pub(super) struct Desk {
-    pub(super) layout: Layout,
-    pub(super) holder: Holder,
+pub(super) struct ClaimTable {
+    pub(super) layout: SpoolPaths,
+    pub(super) holder: Lease,
     /// Names now in the holder's directory. A second event of the same name has to wait, since
     /// its rename would replace the first.
     names: Mutex<HashSet<OsString>>,
@@ -61,16 +61,16 @@ pub(super) struct Desk {
 /// One claimed event.
 #[derive(Debug)]
 pub(super) struct Claim {
-    desk: Arc<Desk>,
+    desk: Arc<ClaimTable>,
     name: OsString,
     inode: u64,
     pub(super) failures: u64,
 }
 
-impl Desk {
+impl ClaimTable {
     /// A holder of its own in the queue.
-    pub(super) fn open(layout: Layout, generation: Generation) -> Result<Self, Trouble> {
-        let holder = Holder::create(&layout, generation)?;
+    pub(super) fn open(layout: SpoolPaths, generation: Generation) -> Result<Self, SpoolError> {
+        let holder = Lease::create(&layout, generation)?;
         Ok(Self {
             layout,
             holder,
@@ -86,28 +86,30 @@ impl Desk {
     pub(super) fn claim(
         self: &Arc<Self>,
         name: &OsStr,
-        sighting: Sighting,
-    ) -> Result<Outcome, Trouble> {
+        sighting: FileState,
+    ) -> Result<ClaimOutcome, SpoolError> {
         let from = self.layout.waiting.join(name);
         let found = match fs::symlink_metadata(&from) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Outcome::Gone),
-            found => found.map_err(Trouble::on("look at", &from))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(ClaimOutcome::Gone),
+            found => found.map_err(SpoolError::on("look at", &from))?,
         };
         if !found.is_file() {
             return Ok(if self.layout.is_own(name) {
-                Outcome::Gone
+                ClaimOutcome::Gone
             } else {
-                Outcome::NoFile(found.file_type())
+                ClaimOutcome::NoFile(found.file_type())
             });
         }
-        if sighting == Sighting::Found && is_young(&found) {
-            return Ok(Outcome::NotYet);
+        if sighting == FileState::Found && is_young(&found) {
+            return Ok(ClaimOutcome::NotYet);
         }
         if !self.names().insert(name.to_owned()) {
             // Ours, unless we were taken for dead and it is back in the queue.
             return match self.holder.directory.try_exists() {
-                Ok(false) => Err(Trouble::on("claim", &from)(io::ErrorKind::NotFound.into())),
-                _ => Ok(Outcome::NotYet),
+                Ok(false) => Err(SpoolError::on("claim", &from)(
+                    io::ErrorKind::NotFound.into(),
+                )),
+                _ => Ok(ClaimOutcome::NotYet),
             };
         }
         let to = self.holder.directory.join(name);
@@ -117,15 +119,15 @@ impl Desk {
                 self.names().remove(name);
                 // Without a directory to claim into, we were taken for dead.
                 if error.kind() == io::ErrorKind::NotFound && self.holder.directory.exists() {
-                    return Ok(Outcome::Gone);
+                    return Ok(ClaimOutcome::Gone);
                 }
-                return Err(Trouble::on("claim", &from)(error));
+                return Err(SpoolError::on("claim", &from)(error));
             }
         }
         let inode = found.ino();
         let failures = self.failures(name, inode);
         let name = name.to_owned();
-        Ok(Outcome::Claimed(Box::new(Claim {
+        Ok(ClaimOutcome::Claimed(Box::new(Claim {
             desk: Arc::clone(self),
             name,
             inode,
@@ -163,7 +165,7 @@ fn is_young(found: &fs::Metadata) -> bool {
 }
 
 impl Claim {
-    pub(super) fn desk(&self) -> &Desk {
+    pub(super) fn desk(&self) -> &ClaimTable {
         &self.desk
     }
 
@@ -176,31 +178,31 @@ impl Claim {
     }
 
     /// The event's data.
-    pub(super) fn read(&self) -> Result<Content, Trouble> {
+    pub(super) fn read(&self) -> Result<Content, SpoolError> {
         let path = self.path();
-        let mut file = File::open(&path).map_err(Trouble::on("read", &path))?;
+        let mut file = File::open(&path).map_err(SpoolError::on("read", &path))?;
         let size = file
             .metadata()
-            .map_err(Trouble::on("look at", &path))?
+            .map_err(SpoolError::on("look at", &path))?
             .len();
         if size > EVENT_BYTES_MAX {
             let text = format!("it has `{size}` bytes, at most `{EVENT_BYTES_MAX}` are read");
             let error = io::Error::new(io::ErrorKind::FileTooLarge, text);
-            return Err(Trouble::on("read", &path)(error));
+            return Err(SpoolError::on("read", &path)(error));
         }
         let format = format_of(&self.name);
         if size > READ_BYTES_MAX {
-            let body = Body::of_file(file, 0).map_err(Trouble::on("look at", &path))?;
+            let body = Body::of_file(file, 0).map_err(SpoolError::on("look at", &path))?;
             return Ok(Content::File(format, body));
         }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)
-            .map_err(Trouble::on("read", &path))?;
+            .map_err(SpoolError::on("read", &path))?;
         Ok(Content::File(format, bytes.into()))
     }
 
     /// Moves the event to where its verdict says.
-    pub(super) fn settle(self, verdict: &Verdict) -> Result<(), Trouble> {
+    pub(super) fn settle(self, verdict: &Verdict) -> Result<(), SpoolError> {
         let layout = &self.desk.layout;
         match verdict {
             Verdict::Done => {
@@ -219,7 +221,7 @@ impl Claim {
                 // Counted first: should we die in between, it failed all the same.
                 let file = self.desk.tries_file(&self.name);
                 let text = format!("{} {}\n{reason}\n", self.inode, self.failures + 1);
-                fs::write(&file, text).map_err(Trouble::on("write", &file))?;
+                fs::write(&file, text).map_err(SpoolError::on("write", &file))?;
                 let name = move_beside(&self.path(), &layout.waiting, &self.name)?;
                 self.rename_failures(&name)?;
             }
@@ -230,7 +232,7 @@ impl Claim {
                     "failed {} times; the last time:\n{reason}\n",
                     self.failures + 1
                 );
-                fs::write(&file, text).map_err(Trouble::on("write", &file))?;
+                fs::write(&file, text).map_err(SpoolError::on("write", &file))?;
                 self.forget_failures();
             }
         }
@@ -244,14 +246,14 @@ impl Claim {
         }
     }
 
-    fn rename_failures(&self, name: &OsStr) -> Result<(), Trouble> {
+    fn rename_failures(&self, name: &OsStr) -> Result<(), SpoolError> {
         if name == self.name {
             return Ok(());
         }
         let file = self.desk.tries_file(&self.name);
         match fs::rename(&file, self.desk.tries_file(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Trouble::on("move", &file)(error))
+                Err(SpoolError::on("move", &file)(error))
             }
             _ => Ok(()),
         }

@@ -31,18 +31,18 @@ use std::sync::Arc;
 
 mod backlog;
 mod claim;
-mod holder;
-mod keeper;
-mod layout;
-mod notices;
+mod inotify;
+mod lease;
+mod lease_renewer;
+mod paths;
 mod sink;
 mod source;
 
-use self::layout::Layout;
-pub use self::sink::Sink;
-pub(super) use self::source::Receipt;
-pub use self::source::Source;
-use super::{BrokerError, Direction, Place, QueueLook};
+use self::paths::SpoolPaths;
+pub use self::sink::SpoolSink;
+pub(super) use self::source::SpoolReceipt;
+pub use self::source::SpoolSource;
+use super::{BrokerError, Direction, Endpoint, QueueLook};
 use crate::blocking::{self, Panicked};
 
 /// What waits in a queue, and how many pilots hold events of it.
@@ -51,7 +51,7 @@ pub(super) async fn look(
     queue: &str,
     directory: &Path,
 ) -> Result<QueueLook, BrokerError> {
-    let layout = Arc::new(Layout::new(direction, queue, directory)?);
+    let layout = Arc::new(SpoolPaths::new(direction, queue, directory)?);
     let looking = Arc::clone(&layout);
     let look = match off_the_loop(move || looking.look()).await {
         Ok(looked) => looked.map_err(|trouble| trouble.into_broker(&layout.at))?,
@@ -72,7 +72,7 @@ fn off_the_loop<T: Send + 'static>(
     blocking::start(work)
 }
 
-fn died(at: &Place, error: Panicked) -> BrokerError {
+fn died(at: &Endpoint, error: Panicked) -> BrokerError {
     BrokerError::Thread {
         at: at.clone(),
         detail: error.to_string(),

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use super::layout::{Layout, Trouble, move_as_result};
+use super::paths::{SpoolError, SpoolPaths, move_as_result};
 use super::{died, off_the_loop};
+use crate::broker::outbox::{self, UnsentFile, UnsentResult, WhenUndeliverable};
 use crate::broker::outlet::{NextTry, RefusedResult, RefusesSince};
-use crate::broker::unsent::{self, Otherwise, Unsent, UnsentFile};
 use crate::broker::{
-    Body, BrokerError, Content, Direction, FileFormat, Place, PublishError, Resilience,
+    Body, BrokerError, Content, Direction, Endpoint, FileFormat, OutagePolicy, PublishError,
 };
 use crate::ids::QueueIndex;
 
@@ -23,19 +23,19 @@ const PUBLISHES_MAX: usize = 32;
 const PUBLISH_BYTES_MAX: u32 = 64 * 1024 * 1024;
 
 /// Results into a directory.
-pub struct Sink {
-    layout: Arc<Layout>,
+pub struct SpoolSink {
+    layout: Arc<SpoolPaths>,
     slots: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
     refuses: RefusesSince,
-    resilience: Resilience,
+    resilience: OutagePolicy,
 }
 
-impl Sink {
+impl SpoolSink {
     pub(in crate::broker) async fn open(
         queue: &str,
         directory: &Path,
-        resilience: &Resilience,
+        resilience: &OutagePolicy,
     ) -> Result<Self, BrokerError> {
         let layout = create(Direction::Outgoing, queue, directory).await?;
         try_to_write(&layout).await?;
@@ -49,21 +49,21 @@ impl Sink {
             resilience: resilience.clone(),
         };
         let publish = async |_queue, result| sink.publish_kept(result).await;
-        unsent::send_all(&sink.layout.at, resilience, publish).await;
+        outbox::send_all(&sink.layout.at, resilience, publish).await;
         Ok(sink)
     }
 
     /// Publishes what an earlier pilot left; it stays where it is unless that succeeds.
-    async fn publish_kept(&self, result: Unsent) -> Result<(), PublishError> {
+    async fn publish_kept(&self, result: UnsentResult) -> Result<(), PublishError> {
         let Some(UnsentFile { format, event }) = result.file else {
             return Err(PublishError::WrongEncoding);
         };
         let event = event.map(OsString::from);
-        self.publish_file(format, result.body, event, Otherwise::Forget)
+        self.publish_file(format, result.body, event, WhenUndeliverable::Forget)
             .await
     }
 
-    pub(in crate::broker) fn place(&self) -> &Place {
+    pub(in crate::broker) fn place(&self) -> &Endpoint {
         &self.layout.at
     }
 
@@ -74,7 +74,7 @@ impl Sink {
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
         let publishing = match content {
             Content::File(format, body) => {
-                Ok(self.publish_file(format, body, event, Otherwise::Keep))
+                Ok(self.publish_file(format, body, event, WhenUndeliverable::Keep))
             }
             Content::Frame(_) => Err(PublishError::WrongEncoding),
         };
@@ -86,7 +86,7 @@ impl Sink {
         format: FileFormat,
         body: Body,
         event: Option<OsString>,
-        otherwise: Otherwise,
+        otherwise: WhenUndeliverable,
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
         let layout = Arc::clone(&self.layout);
         let (slots, room) = (Arc::clone(&self.slots), Arc::clone(&self.bytes));
@@ -118,7 +118,7 @@ impl Sink {
                     let _while_writing = permits;
                     let made = if is_again { layout.create() } else { Ok(()) };
                     made.and_then(|()| write_result(&layout, event_name.as_deref(), format, &bytes))
-                        .map_err(Trouble::into_publish)
+                        .map_err(SpoolError::into_publish)
                 });
                 let error = match written.await {
                     Ok(Ok(())) => {
@@ -128,14 +128,15 @@ impl Sink {
                     Ok(Err(error)) => error,
                     Err(_died) => return Err(gone()),
                 };
-                if otherwise == Otherwise::Forget {
+                if otherwise == WhenUndeliverable::Forget {
                     return Err(error);
                 }
                 let waiting = waiting.get_or_insert_with(|| RefusedResult::new(&resilience));
                 if waiting.next_try(&at, &refuses, &error).await == NextTry::None {
                     let event = event.and_then(|name| name.into_string().ok());
                     let file = Some(UnsentFile { format, event });
-                    unsent::keep(&at, QueueIndex(0), Unsent { file, body }, &resilience).await;
+                    outbox::keep(&at, QueueIndex(0), UnsentResult { file, body }, &resilience)
+                        .await;
                     return Err(error);
                 }
             }
@@ -148,8 +149,8 @@ pub(super) async fn create(
     direction: Direction,
     queue: &str,
     directory: &Path,
-) -> Result<Arc<Layout>, BrokerError> {
-    let layout = Arc::new(Layout::new(direction, queue, directory)?);
+) -> Result<Arc<SpoolPaths>, BrokerError> {
+    let layout = Arc::new(SpoolPaths::new(direction, queue, directory)?);
     let created = {
         let layout = Arc::clone(&layout);
         off_the_loop(move || layout.create()).await
@@ -162,13 +163,13 @@ pub(super) async fn create(
 }
 
 /// Whether results could be written, before a task runs for one.
-pub(super) async fn try_to_write(layout: &Arc<Layout>) -> Result<(), BrokerError> {
+pub(super) async fn try_to_write(layout: &Arc<SpoolPaths>) -> Result<(), BrokerError> {
     let trying = Arc::clone(layout);
     let tried = off_the_loop(move || {
         let hidden = trying.waiting.join(format!(".{}", Uuid::new_v4().simple()));
         File::create_new(&hidden)
             .and_then(|_made| fs::remove_file(&hidden))
-            .map_err(Trouble::on("write", &hidden))
+            .map_err(SpoolError::on("write", &hidden))
     });
     match tried.await {
         Ok(tried) => tried.map_err(|trouble| trouble.into_broker(&layout.at)),
@@ -179,11 +180,11 @@ pub(super) async fn try_to_write(layout: &Arc<Layout>) -> Result<(), BrokerError
 /// On disk first, then visible, then the name on disk too. The result of an event without a name gets one
 /// in the order of time.
 fn write_result(
-    layout: &Layout,
+    layout: &SpoolPaths,
     event: Option<&OsStr>,
     format: FileFormat,
     body: &Body,
-) -> Result<(), Trouble> {
+) -> Result<(), SpoolError> {
     let directory = &layout.waiting;
     let nameless = OsString::from(Uuid::now_v7().to_string());
     let event = event.unwrap_or(&nameless);
@@ -194,7 +195,7 @@ fn write_result(
         file.sync_all()
     };
     let written = write()
-        .map_err(Trouble::on("write", &hidden))
+        .map_err(SpoolError::on("write", &hidden))
         .and_then(|()| move_as_result(&hidden, directory, event, format));
     if written.is_err() {
         // The reason is in the error; a leftover hidden file harms nobody.
@@ -203,5 +204,5 @@ fn write_result(
     written?;
     File::open(directory)
         .and_then(|directory| directory.sync_all())
-        .map_err(Trouble::on("sync directory", directory))
+        .map_err(SpoolError::on("sync directory", directory))
 }

@@ -12,15 +12,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::backlog::{Backlog, Next};
-use super::claim::{Claim, Desk};
-use super::holder::Whose;
-use super::keeper::Keeper;
-use super::layout::{Layout, Trouble};
-use super::notices::{Notice, Notices};
+use super::claim::{Claim, ClaimTable};
+use super::inotify::{DirectoryEvent, DirectoryWatch};
+use super::lease::LeaseScope;
+use super::lease_renewer::LeaseRenewer;
+use super::paths::{SpoolError, SpoolPaths};
 use super::{died, off_the_loop};
 use crate::blocking;
 use crate::broker::{
-    BrokerError, Content, Delivery, Direction, Place, ReceiptKind, SettleError, Verdict,
+    BrokerError, Content, Delivery, Direction, Endpoint, ReceiptKind, SettleError, Verdict,
 };
 use crate::ids::Generation;
 
@@ -35,44 +35,44 @@ const NOT_YET: Duration = Duration::from_millis(300);
 const STOP_WITHIN: Duration = Duration::from_secs(12);
 
 /// What looking for an event brought.
-pub(super) enum Taken {
+pub(super) enum TakeOutcome {
     Event(Box<Claim>, Content),
     Nothing,
     NotYet,
 }
 
-pub(super) type Work = blocking::Work<(Backlog, Result<Taken, Trouble>)>;
+pub(super) type TakeWork = blocking::BlockingWork<(Backlog, Result<TakeOutcome, SpoolError>)>;
 
 /// Events from a directory.
-pub struct Source {
-    pub(super) desk: Arc<Desk>,
-    keeper: Keeper,
-    notices: Notices,
+pub struct SpoolSource {
+    pub(super) desk: Arc<ClaimTable>,
+    keeper: LeaseRenewer,
+    notices: DirectoryWatch,
     window: Arc<Semaphore>,
     /// Room for the next event.
     room: Option<OwnedSemaphorePermit>,
     backlog: Backlog,
     /// Here and not on [`Source::recv`]'s stack, so that cancelling it loses no claim.
-    pub(super) work: Option<Work>,
+    pub(super) work: Option<TakeWork>,
     look_after: Duration,
     look_at: Instant,
     stopped: bool,
 }
 
 /// One claim.
-pub(in crate::broker) struct Receipt {
+pub(in crate::broker) struct SpoolReceipt {
     claim: Box<Claim>,
     /// None when the event was set aside.
     room: Option<OwnedSemaphorePermit>,
 }
 
-impl Source {
+impl SpoolSource {
     pub(in crate::broker) async fn open(
         queue: &str,
         directory: &Path,
         window: NonZeroU32,
     ) -> Result<Self, BrokerError> {
-        let layout = Layout::new(Direction::Incoming, queue, directory)?;
+        let layout = SpoolPaths::new(Direction::Incoming, queue, directory)?;
         let at = layout.at.clone();
         let opened = off_the_loop({
             let at = at.clone();
@@ -80,11 +80,11 @@ impl Source {
                 let open = || {
                     layout.create()?;
                     // Watched before the first look, so that nothing comes between.
-                    let desk = Desk::open(layout, Generation(1))?;
-                    desk.holder.take_back(&desk.layout, Whose::Everyone)?;
+                    let desk = ClaimTable::open(layout, Generation(1))?;
+                    desk.holder.take_back(&desk.layout, LeaseScope::Everyone)?;
                     Ok(desk)
                 };
-                open().map_err(|trouble: Trouble| trouble.into_broker(&at))
+                open().map_err(|trouble: SpoolError| trouble.into_broker(&at))
             }
         });
         let desk = match opened.await {
@@ -92,8 +92,8 @@ impl Source {
             Err(error) => return Err(died(&at, error)),
         };
         Ok(Self {
-            keeper: Keeper::start(Arc::clone(&desk))?,
-            notices: Notices::watch(&desk.layout.waiting),
+            keeper: LeaseRenewer::start(Arc::clone(&desk))?,
+            notices: DirectoryWatch::watch(&desk.layout.waiting),
             desk,
             window: Arc::new(Semaphore::new(window.get() as usize)),
             room: None,
@@ -105,7 +105,7 @@ impl Source {
         })
     }
 
-    pub(in crate::broker) fn place(&self) -> &Place {
+    pub(in crate::broker) fn place(&self) -> &Endpoint {
         &self.desk.layout.at
     }
 
@@ -141,11 +141,11 @@ impl Source {
         }
     }
 
-    fn note(&mut self, notices: Vec<Notice>) {
+    fn note(&mut self, notices: Vec<DirectoryEvent>) {
         for notice in notices {
             match notice {
-                Notice::Complete(name) => self.backlog.announce(name),
-                Notice::Unclear => self.backlog.look_again(),
+                DirectoryEvent::Complete(name) => self.backlog.announce(name),
+                DirectoryEvent::Unclear => self.backlog.look_again(),
             }
         }
     }
@@ -159,12 +159,12 @@ impl Source {
         let (backlog, taken) = worked.map_err(|error| died(&self.desk.layout.at, error))?;
         self.backlog = backlog;
         let wait = match taken {
-            Ok(Taken::Event(claim, content)) => {
+            Ok(TakeOutcome::Event(claim, content)) => {
                 self.look_after = LOOK_AFTER;
                 return Ok(Some((claim, content)));
             }
-            Ok(Taken::NotYet) => NOT_YET,
-            Ok(Taken::Nothing) => {
+            Ok(TakeOutcome::NotYet) => NOT_YET,
+            Ok(TakeOutcome::Nothing) => {
                 let wait = self.look_after;
                 self.look_after = (wait * 2).min(LOOK_AFTER_MAX);
                 wait
@@ -190,7 +190,7 @@ impl Source {
         };
         let earlier_deliveries = Some(claim.failures);
         let name = Some(claim.name().to_owned());
-        let receipt = ReceiptKind::Spool(Receipt {
+        let receipt = ReceiptKind::Spool(SpoolReceipt {
             claim,
             room: Some(room),
         });
@@ -202,7 +202,7 @@ impl Source {
         })
     }
 
-    fn was_taken_for_dead(&self, trouble: &Trouble) -> bool {
+    fn was_taken_for_dead(&self, trouble: &SpoolError) -> bool {
         trouble.error.kind() == io::ErrorKind::NotFound && !self.desk.holder.directory.exists()
     }
 
@@ -216,11 +216,11 @@ impl Source {
             "other pilots took this one for dead, as it did not run for a minute; its events are \
              theirs now"
         );
-        let desk = match off_the_loop(move || Desk::open(layout, generation)).await {
+        let desk = match off_the_loop(move || ClaimTable::open(layout, generation)).await {
             Ok(desk) => Arc::new(desk.map_err(|trouble| trouble.into_broker(&at))?),
             Err(error) => return Err(died(&at, error)),
         };
-        self.keeper = Keeper::start(Arc::clone(&desk))?;
+        self.keeper = LeaseRenewer::start(Arc::clone(&desk))?;
         self.desk = desk;
         self.backlog.look_again();
         Ok(())
@@ -275,15 +275,18 @@ impl Source {
 }
 
 /// The next event that can be read. One that can't has failed a try.
-pub(super) fn take(backlog: &mut Backlog, desk: &Arc<Desk>) -> Result<Taken, Trouble> {
+pub(super) fn take(
+    backlog: &mut Backlog,
+    desk: &Arc<ClaimTable>,
+) -> Result<TakeOutcome, SpoolError> {
     loop {
         let claim = match backlog.claim_next(desk)? {
             Next::Claimed(claim) => claim,
-            Next::Empty => return Ok(Taken::Nothing),
-            Next::NotYet => return Ok(Taken::NotYet),
+            Next::Empty => return Ok(TakeOutcome::Nothing),
+            Next::NotYet => return Ok(TakeOutcome::NotYet),
         };
         match claim.read() {
-            Ok(content) => return Ok(Taken::Event(claim, content)),
+            Ok(content) => return Ok(TakeOutcome::Event(claim, content)),
             Err(trouble) if trouble.error.kind() == io::ErrorKind::NotFound => {}
             Err(trouble) => {
                 let reason = format!("can't {}: {}", trouble.action, trouble.error);
@@ -294,7 +297,7 @@ pub(super) fn take(backlog: &mut Backlog, desk: &Arc<Desk>) -> Result<Taken, Tro
     }
 }
 
-impl Receipt {
+impl SpoolReceipt {
     pub(in crate::broker) fn generation(&self) -> Generation {
         self.claim.desk().holder.generation
     }
@@ -312,7 +315,7 @@ impl Receipt {
             settled
         });
         match settled.await {
-            Ok(settled) => settled.map_err(Trouble::into_settle),
+            Ok(settled) => settled.map_err(SpoolError::into_settle),
             Err(_died) => Err(SettleError::SessionLost),
         }
     }

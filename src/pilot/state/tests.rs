@@ -18,14 +18,14 @@ fn rules(slots: usize) -> Rules {
     }
 }
 
-fn state(slots: usize) -> State {
-    State::new(rules(slots)).0
+fn state(slots: usize) -> PilotState {
+    PilotState::new(rules(slots)).0
 }
 
-fn deliver(state: &mut State) -> TaskId {
+fn deliver(state: &mut PilotState) -> TaskId {
     let id = TaskId::random();
-    let actions = state.on_event(Event::Delivered(id, Some(0)));
-    assert!(actions.contains(&Action::Start(id)), "{actions:?}");
+    let actions = state.on_event(PilotEvent::Delivered(id, Some(0)));
+    assert!(actions.contains(&PilotAction::Start(id)), "{actions:?}");
     id
 }
 
@@ -45,11 +45,11 @@ fn timed_out() -> TaskError {
     }
 }
 
-fn settles(actions: &[Action]) -> Vec<(TaskId, Verdict)> {
+fn settles(actions: &[PilotAction]) -> Vec<(TaskId, Verdict)> {
     actions
         .iter()
         .filter_map(|action| match action {
-            Action::Settle(id, verdict) => Some((*id, verdict.clone())),
+            PilotAction::Settle(id, verdict) => Some((*id, verdict.clone())),
             _ => None,
         })
         .collect()
@@ -59,10 +59,10 @@ fn settles(actions: &[Action]) -> Vec<(TaskId, Verdict)> {
 fn a_result_is_confirmed_before_its_event_is_acknowledged() {
     let mut state = state(1);
     let id = deliver(&mut state);
-    let ended = state.on_event(Event::TaskEnded(id, Outcome::Output));
-    assert_eq!(ended[0], Action::Publish(id));
+    let ended = state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output));
+    assert_eq!(ended[0], PilotAction::Publish(id));
     assert_eq!(settles(&ended), []);
-    let confirmed = state.on_event(Event::Published(id, Publication::Confirmed));
+    let confirmed = state.on_event(PilotEvent::Published(id, Publication::Confirmed));
     assert_eq!(settles(&confirmed), [(id, Verdict::Done)]);
 }
 
@@ -70,7 +70,7 @@ fn a_result_is_confirmed_before_its_event_is_acknowledged() {
 fn success_without_output_is_acknowledged_at_once() {
     let mut state = state(1);
     let id = deliver(&mut state);
-    let actions = state.on_event(Event::TaskEnded(id, Outcome::NoOutput));
+    let actions = state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::NoOutput));
     assert_eq!(settles(&actions), [(id, Verdict::Done)]);
 }
 
@@ -78,17 +78,17 @@ fn success_without_output_is_acknowledged_at_once() {
 fn a_failure_closes_the_intake_before_its_event_goes_back() {
     let mut state = state(1);
     let id = deliver(&mut state);
-    let failed = state.on_event(Event::TaskEnded(id, Outcome::Failed(broken())));
-    assert!(failed.contains(&Action::StopIntake));
+    let failed = state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Failed(broken())));
+    assert!(failed.contains(&PilotAction::StopIntake));
     assert_eq!(
         settles(&failed),
         [],
         "it would be delivered to this pilot again"
     );
-    let stopped = state.on_event(Event::IntakeStopped);
+    let stopped = state.on_event(PilotEvent::IntakeStopped);
     assert!(matches!(&settles(&stopped)[..], [(back, Verdict::Failed { .. })] if *back == id));
     assert!(!state.is_over(), "not settled yet");
-    state.on_event(Event::Settled(id));
+    state.on_event(PilotEvent::Settled(id));
     assert!(state.is_over());
 }
 
@@ -96,37 +96,37 @@ fn a_failure_closes_the_intake_before_its_event_goes_back() {
 fn an_okay_error_goes_back_and_the_intake_stays_open() {
     let mut state = state(1);
     let id = deliver(&mut state);
-    let failed = state.on_event(Event::TaskEnded(id, Outcome::Failed(timed_out())));
-    assert!(!failed.contains(&Action::StopIntake));
+    let failed = state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Failed(timed_out())));
+    assert!(!failed.contains(&PilotAction::StopIntake));
     assert!(matches!(
         &settles(&failed)[..],
         [(_, Verdict::Failed { .. })]
     ));
-    state.on_event(Event::Settled(id));
+    state.on_event(PilotEvent::Settled(id));
     assert!(state.wants_event());
 }
 
 #[test]
 fn with_continue_no_failure_closes_the_intake() {
-    let (mut state, _) = State::new(Rules {
+    let (mut state, _) = PilotState::new(Rules {
         on_task_error: OnTaskError::Continue,
         ..rules(1)
     });
     let id = deliver(&mut state);
-    let failed = state.on_event(Event::TaskEnded(id, Outcome::Failed(broken())));
-    assert!(!failed.contains(&Action::StopIntake));
+    let failed = state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Failed(broken())));
+    assert!(!failed.contains(&PilotAction::StopIntake));
 }
 
 #[test]
 fn running_tasks_finish_and_are_published_after_the_intake_closed() {
     let mut state = state(2);
     let (bad, good) = (deliver(&mut state), deliver(&mut state));
-    let failed = state.on_event(Event::TaskEnded(bad, Outcome::Failed(broken())));
-    assert!(failed.contains(&Action::Report(Status::PendingRemainingTasks)));
-    state.on_event(Event::IntakeStopped);
-    let ended = state.on_event(Event::TaskEnded(good, Outcome::Output));
-    assert_eq!(ended, [Action::Publish(good)]);
-    let confirmed = state.on_event(Event::Published(good, Publication::Confirmed));
+    let failed = state.on_event(PilotEvent::TaskEnded(bad, TaskOutcome::Failed(broken())));
+    assert!(failed.contains(&PilotAction::Report(Status::PendingRemainingTasks)));
+    state.on_event(PilotEvent::IntakeStopped);
+    let ended = state.on_event(PilotEvent::TaskEnded(good, TaskOutcome::Output));
+    assert_eq!(ended, [PilotAction::Publish(good)]);
+    let confirmed = state.on_event(PilotEvent::Published(good, Publication::Confirmed));
     assert_eq!(settles(&confirmed), [(good, Verdict::Done)]);
 }
 
@@ -136,36 +136,39 @@ fn no_event_is_wanted_while_every_slot_is_busy_or_the_window_is_full() {
     assert!(state.wants_event());
     let id = deliver(&mut state);
     assert!(!state.wants_event(), "the slot is busy");
-    state.on_event(Event::TaskEnded(id, Outcome::Output));
+    state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output));
     assert!(
         !state.wants_event(),
         "the window is full until the event is settled"
     );
-    state.on_event(Event::Published(id, Publication::Confirmed));
-    let settled = state.on_event(Event::Settled(id));
+    state.on_event(PilotEvent::Published(id, Publication::Confirmed));
+    let settled = state.on_event(PilotEvent::Settled(id));
     assert!(state.wants_event());
-    assert_eq!(settled, [Action::StartIdleTimer(Duration::from_secs(2))]);
+    assert_eq!(
+        settled,
+        [PilotAction::StartIdleTimer(Duration::from_secs(2))]
+    );
 }
 
 #[test]
 fn the_idle_time_stops_while_every_slot_is_busy() {
     let mut state = state(2);
-    let first = state.on_event(Event::Delivered(TaskId::random(), None));
-    assert!(first.contains(&Action::StartIdleTimer(Duration::from_secs(2))));
-    let second = state.on_event(Event::Delivered(TaskId::random(), None));
-    assert!(second.contains(&Action::StopIdleTimer));
+    let first = state.on_event(PilotEvent::Delivered(TaskId::random(), None));
+    assert!(first.contains(&PilotAction::StartIdleTimer(Duration::from_secs(2))));
+    let second = state.on_event(PilotEvent::Delivered(TaskId::random(), None));
+    assert!(second.contains(&PilotAction::StopIdleTimer));
 }
 
 #[test]
 fn an_idle_pilot_waits_for_its_running_tasks() {
     let mut state = state(2);
     let id = deliver(&mut state);
-    let idle = state.on_event(Event::IdleTimeout);
-    assert!(idle.contains(&Action::StopIntake));
-    state.on_event(Event::IntakeStopped);
+    let idle = state.on_event(PilotEvent::IdleTimeout);
+    assert!(idle.contains(&PilotAction::StopIntake));
+    state.on_event(PilotEvent::IntakeStopped);
     assert!(!state.is_over());
-    state.on_event(Event::TaskEnded(id, Outcome::NoOutput));
-    state.on_event(Event::Settled(id));
+    state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::NoOutput));
+    state.on_event(PilotEvent::Settled(id));
     assert!(state.is_over());
 }
 
@@ -173,15 +176,15 @@ fn an_idle_pilot_waits_for_its_running_tasks() {
 fn a_signal_is_forwarded_and_a_second_one_kills() {
     let mut state = state(1);
     deliver(&mut state);
-    let first = state.on_event(Event::Signal(SIGTERM));
-    assert!(first.contains(&Action::StopIntake));
-    assert!(first.contains(&Action::Tell(Will::Terminate(SIGTERM))));
-    let second = state.on_event(Event::Signal(2));
-    assert_eq!(second, [Action::Tell(Will::Kill)]);
-    let third = state.on_event(Event::Signal(1));
+    let first = state.on_event(PilotEvent::Signal(SIGTERM));
+    assert!(first.contains(&PilotAction::StopIntake));
+    assert!(first.contains(&PilotAction::Tell(ShutdownPhase::Terminate(SIGTERM))));
+    let second = state.on_event(PilotEvent::Signal(2));
+    assert_eq!(second, [PilotAction::Tell(ShutdownPhase::Kill)]);
+    let third = state.on_event(PilotEvent::Signal(1));
     assert_eq!(
         third,
-        [Action::Tell(Will::Kill)],
+        [PilotAction::Tell(ShutdownPhase::Kill)],
         "the will only moves forward"
     );
     assert_eq!(state.conclude().signal, Some(SIGTERM));
@@ -191,11 +194,11 @@ fn a_signal_is_forwarded_and_a_second_one_kills() {
 fn an_interrupted_task_is_no_failure_and_its_event_goes_back() {
     let mut state = state(1);
     let id = deliver(&mut state);
-    state.on_event(Event::Signal(SIGTERM));
-    state.on_event(Event::IntakeStopped);
-    let actions = state.on_event(Event::TaskEnded(id, Outcome::Interrupted));
+    state.on_event(PilotEvent::Signal(SIGTERM));
+    state.on_event(PilotEvent::IntakeStopped);
+    let actions = state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Interrupted));
     assert_eq!(settles(&actions), [(id, Verdict::Released)]);
-    state.on_event(Event::Settled(id));
+    state.on_event(PilotEvent::Settled(id));
     let conclusion = state.conclude();
     assert_eq!(
         (conclusion.tally.failed, conclusion.tally.given_back),
@@ -206,11 +209,11 @@ fn an_interrupted_task_is_no_failure_and_its_event_goes_back() {
 #[test]
 fn an_event_that_comes_after_the_intake_closed_goes_back_unstarted() {
     let mut state = state(2);
-    state.on_event(Event::IdleTimeout);
+    state.on_event(PilotEvent::IdleTimeout);
     let id = TaskId::random();
-    let actions = state.on_event(Event::Delivered(id, Some(0)));
+    let actions = state.on_event(PilotEvent::Delivered(id, Some(0)));
     assert_eq!(actions, [], "held until the intake is closed");
-    let stopped = state.on_event(Event::IntakeStopped);
+    let stopped = state.on_event(PilotEvent::IntakeStopped);
     assert_eq!(settles(&stopped), [(id, Verdict::Released)]);
 }
 
@@ -218,14 +221,14 @@ fn an_event_that_comes_after_the_intake_closed_goes_back_unstarted() {
 fn a_refused_result_fails_its_event_not_the_pilot() {
     let mut state = state(1);
     let id = deliver(&mut state);
-    state.on_event(Event::TaskEnded(id, Outcome::Output));
-    state.on_event(Event::Published(id, Publication::Refused(broken())));
-    let stopped = state.on_event(Event::IntakeStopped);
+    state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output));
+    state.on_event(PilotEvent::Published(id, Publication::Refused(broken())));
+    let stopped = state.on_event(PilotEvent::IntakeStopped);
     assert!(matches!(
         &settles(&stopped)[..],
         [(_, Verdict::Failed { .. })]
     ));
-    state.on_event(Event::Settled(id));
+    state.on_event(PilotEvent::Settled(id));
     let conclusion = state.conclude();
     assert_eq!(conclusion.fatal, None);
     assert_eq!(conclusion.tally.failed, 1);
@@ -235,14 +238,17 @@ fn a_refused_result_fails_its_event_not_the_pilot() {
 fn a_lost_broker_ends_the_pilot_after_its_tasks_ended() {
     let mut state = state(2);
     let id = deliver(&mut state);
-    let lost = state.on_event(Event::IntakeLost("connection lost".to_owned()));
-    assert!(lost.contains(&Action::StopIntake));
-    state.on_event(Event::IntakeStopped);
+    let lost = state.on_event(PilotEvent::IntakeLost("connection lost".to_owned()));
+    assert!(lost.contains(&PilotAction::StopIntake));
+    state.on_event(PilotEvent::IntakeStopped);
     assert!(!state.is_over(), "the task still runs");
-    state.on_event(Event::TaskEnded(id, Outcome::Output));
-    let unpublished = state.on_event(Event::Published(id, Publication::Lost("gone".to_owned())));
+    state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output));
+    let unpublished = state.on_event(PilotEvent::Published(
+        id,
+        Publication::Lost("gone".to_owned()),
+    ));
     assert_eq!(settles(&unpublished), [(id, Verdict::Released)]);
-    state.on_event(Event::Settled(id));
+    state.on_event(PilotEvent::Settled(id));
     assert!(state.is_over());
     assert_eq!(state.conclude().fatal.as_deref(), Some("connection lost"));
 }
@@ -251,38 +257,41 @@ fn a_lost_broker_ends_the_pilot_after_its_tasks_ended() {
 fn a_report_about_a_task_that_is_not_there_changes_nothing() {
     let mut state = state(1);
     let id = deliver(&mut state);
-    state.on_event(Event::TaskEnded(id, Outcome::NoOutput));
-    assert_eq!(state.on_event(Event::TaskEnded(id, Outcome::NoOutput)), []);
+    state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::NoOutput));
     assert_eq!(
-        state.on_event(Event::Published(id, Publication::Confirmed)),
+        state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::NoOutput)),
+        []
+    );
+    assert_eq!(
+        state.on_event(PilotEvent::Published(id, Publication::Confirmed)),
         []
     );
     assert_eq!(state.tally().succeeded, 1);
 }
 
 /// The last failure that an event may have, and what was done about it.
-fn last_failure(error: TaskError, earlier: u64) -> (State, TaskId, Vec<Action>) {
-    let (mut state, _) = State::new(Rules {
+fn last_failure(error: TaskError, earlier: u64) -> (PilotState, TaskId, Vec<PilotAction>) {
+    let (mut state, _) = PilotState::new(Rules {
         max_deliveries: Some(3),
         on_task_error: OnTaskError::Continue,
         ..rules(1)
     });
     let id = TaskId::random();
-    state.on_event(Event::Delivered(id, Some(earlier)));
-    let actions = state.on_event(Event::TaskEnded(id, Outcome::Failed(error)));
+    state.on_event(PilotEvent::Delivered(id, Some(earlier)));
+    let actions = state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Failed(error)));
     (state, id, actions)
 }
 
 #[test]
 fn an_event_that_failed_too_often_is_put_away_before_it_is_settled() {
     let (mut state, id, failed) = last_failure(broken(), 2);
-    let obituary = Obituary {
+    let obituary = FailureNote {
         error: broken(),
         deliveries: 3,
     };
     assert_eq!(settles(&failed), []);
-    assert!(failed.contains(&Action::PutAway(id, obituary)));
-    let away = state.on_event(Event::PutAway(id, Ok(PutAway::DeadLettered)));
+    assert!(failed.contains(&PilotAction::PutAway(id, obituary)));
+    let away = state.on_event(PilotEvent::PutAway(id, Ok(Disposition::DeadLettered)));
     assert_eq!(settles(&away), [(id, Verdict::Done)]);
     assert_eq!((state.tally().failed, state.tally().dead_lettered), (1, 1));
 }
@@ -290,7 +299,7 @@ fn an_event_that_failed_too_often_is_put_away_before_it_is_settled() {
 #[test]
 fn without_a_dead_letter_queue_it_is_rejected_for_good() {
     let (mut state, id, _) = last_failure(broken(), 7);
-    let away = state.on_event(Event::PutAway(id, Ok(PutAway::Kept)));
+    let away = state.on_event(PilotEvent::PutAway(id, Ok(Disposition::Kept)));
     assert_eq!(settles(&away), [(id, Verdict::Rejected)]);
     assert_eq!(state.tally().rejected, 1);
 }
@@ -299,14 +308,14 @@ fn without_a_dead_letter_queue_it_is_rejected_for_good() {
 fn an_event_that_could_not_be_put_away_stays_in_its_queue() {
     let (mut state, id, _) = last_failure(broken(), 2);
     let failed = NotPutAway::Failed("no such queue".to_owned());
-    let back = state.on_event(Event::PutAway(id, Err(failed)));
-    assert!(back.contains(&Action::StopIntake), "{back:?}");
+    let back = state.on_event(PilotEvent::PutAway(id, Err(failed)));
+    assert!(back.contains(&PilotAction::StopIntake), "{back:?}");
     assert_eq!(
         settles(&back),
         [],
         "it would fail here again, and be deleted in the end"
     );
-    let stopped = state.on_event(Event::IntakeStopped);
+    let stopped = state.on_event(PilotEvent::IntakeStopped);
     assert_eq!(settles(&stopped), [(id, Verdict::Released)]);
     assert_eq!(state.conclude().fatal, None);
 }
@@ -315,12 +324,12 @@ fn an_event_that_could_not_be_put_away_stays_in_its_queue() {
 fn an_event_that_the_dead_letter_queue_refuses_goes_back_unmarked_and_ends_the_pilot() {
     let (mut state, id, _) = last_failure(broken(), 2);
     let refused = NotPutAway::Refused("full".to_owned());
-    let back = state.on_event(Event::PutAway(id, Err(refused)));
-    assert!(back.contains(&Action::StopIntake), "{back:?}");
+    let back = state.on_event(PilotEvent::PutAway(id, Err(refused)));
+    assert!(back.contains(&PilotAction::StopIntake), "{back:?}");
     assert_eq!(settles(&back), [], "it would come to this pilot again");
-    let stopped = state.on_event(Event::IntakeStopped);
+    let stopped = state.on_event(PilotEvent::IntakeStopped);
     assert_eq!(settles(&stopped), [(id, Verdict::Released)]);
-    state.on_event(Event::Settled(id));
+    state.on_event(PilotEvent::Settled(id));
     assert!(state.is_over());
     assert_eq!(state.conclude().fatal.as_deref(), Some("full"));
 }
@@ -330,7 +339,7 @@ fn only_faults_of_task_or_event_make_poison_and_only_at_the_last_delivery() {
     let machine = TaskError::Os("no space left".to_owned());
     for (error, earlier) in [(machine, 2), (broken(), 1)] {
         let (_, _, actions) = last_failure(error, earlier);
-        let away = |action: &Action| matches!(action, Action::PutAway(..));
+        let away = |action: &PilotAction| matches!(action, PilotAction::PutAway(..));
         assert!(!actions.iter().any(away), "{actions:?}");
     }
 }
@@ -339,14 +348,14 @@ fn only_faults_of_task_or_event_make_poison_and_only_at_the_last_delivery() {
 fn the_end_of_the_wall_time_drains_then_tells_then_kills_and_is_no_failure() {
     let mut state = state(1);
     let id = deliver(&mut state);
-    let drained = state.on_event(Event::WallTime(Limit::NoMoreTasks));
-    assert!(drained.contains(&Action::StopIntake));
-    let told = state.on_event(Event::WallTime(Limit::TellTasks));
-    assert_eq!(told, [Action::Tell(Will::Terminate(SIGTERM))]);
-    let killed = state.on_event(Event::WallTime(Limit::KillTasks));
-    assert_eq!(killed, [Action::Tell(Will::Kill)]);
-    state.on_event(Event::IntakeStopped);
-    let ended = state.on_event(Event::TaskEnded(id, Outcome::Interrupted));
+    let drained = state.on_event(PilotEvent::WallTime(DeadlineStep::NoMoreTasks));
+    assert!(drained.contains(&PilotAction::StopIntake));
+    let told = state.on_event(PilotEvent::WallTime(DeadlineStep::TellTasks));
+    assert_eq!(told, [PilotAction::Tell(ShutdownPhase::Terminate(SIGTERM))]);
+    let killed = state.on_event(PilotEvent::WallTime(DeadlineStep::KillTasks));
+    assert_eq!(killed, [PilotAction::Tell(ShutdownPhase::Kill)]);
+    state.on_event(PilotEvent::IntakeStopped);
+    let ended = state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Interrupted));
     assert_eq!(settles(&ended), [(id, Verdict::Released)]);
     let conclusion = state.conclude();
     assert_eq!((conclusion.signal, conclusion.tally.failed), (None, 0));
@@ -356,9 +365,9 @@ fn the_end_of_the_wall_time_drains_then_tells_then_kills_and_is_no_failure() {
 fn a_full_disk_closes_the_intake_and_ends_tasks() {
     let mut state = state(1);
     deliver(&mut state);
-    let actions = state.on_event(Event::DiskLow("full".to_owned()));
-    assert!(actions.contains(&Action::StopIntake));
-    assert!(actions.contains(&Action::Tell(Will::Terminate(SIGTERM))));
+    let actions = state.on_event(PilotEvent::DiskLow("full".to_owned()));
+    assert!(actions.contains(&PilotAction::StopIntake));
+    assert!(actions.contains(&PilotAction::Tell(ShutdownPhase::Terminate(SIGTERM))));
     assert_eq!(state.conclude().disk_low.as_deref(), Some("full"));
 }
 
@@ -377,13 +386,19 @@ fn a_fault_of_the_machine_gives_the_event_back_unmarked_and_takes_no_more() {
         let mut lenient = rules(1);
         lenient.on_task_error = OnTaskError::Continue;
         for rules in [rules(1), lenient] {
-            let mut state = State::new(rules).0;
+            let mut state = PilotState::new(rules).0;
             let id = deliver(&mut state);
-            let ended = state.on_event(Event::TaskEnded(id, Outcome::Failed(of_class(class))));
-            assert!(ended.contains(&Action::StopIntake), "{class}: {ended:?}");
-            let stopped = state.on_event(Event::IntakeStopped);
+            let ended = state.on_event(PilotEvent::TaskEnded(
+                id,
+                TaskOutcome::Failed(of_class(class)),
+            ));
+            assert!(
+                ended.contains(&PilotAction::StopIntake),
+                "{class}: {ended:?}"
+            );
+            let stopped = state.on_event(PilotEvent::IntakeStopped);
             assert_eq!(settles(&stopped), [(id, Verdict::Released)], "{class}");
-            state.on_event(Event::Settled(id));
+            state.on_event(PilotEvent::Settled(id));
             assert!(state.is_over());
             assert_eq!(state.conclude().broken, Some(class));
         }
@@ -396,10 +411,10 @@ fn no_okay_error_excuses_a_broken_machine() {
     rules.on_task_error = OnTaskError::StopListening {
         except: ["ContainerRunError".to_owned()].into(),
     };
-    let mut state = State::new(rules).0;
+    let mut state = PilotState::new(rules).0;
     let id = deliver(&mut state);
-    let failed = Event::TaskEnded(id, Outcome::Failed(of_class(FaultClass::Ep)));
-    assert!(state.on_event(failed).contains(&Action::StopIntake));
+    let failed = PilotEvent::TaskEnded(id, TaskOutcome::Failed(of_class(FaultClass::Ep)));
+    assert!(state.on_event(failed).contains(&PilotAction::StopIntake));
 }
 
 #[test]
@@ -407,45 +422,51 @@ fn a_fault_of_the_task_or_event_is_counted_and_blames_nobody_else() {
     for class in [FaultClass::Task, FaultClass::Event] {
         let mut state = state(1);
         let id = deliver(&mut state);
-        state.on_event(Event::TaskEnded(id, Outcome::Failed(of_class(class))));
-        let stopped = state.on_event(Event::IntakeStopped);
+        state.on_event(PilotEvent::TaskEnded(
+            id,
+            TaskOutcome::Failed(of_class(class)),
+        ));
+        let stopped = state.on_event(PilotEvent::IntakeStopped);
         assert!(
             matches!(&settles(&stopped)[..], [(_, Verdict::Failed { .. })]),
             "{class}"
         );
-        state.on_event(Event::Settled(id));
+        state.on_event(PilotEvent::Settled(id));
         assert_eq!(state.conclude().broken, None);
     }
 }
 
 /// A result waits that was refused, whatever the rules say of failed tasks.
-fn one_is_refused(rules: Rules) -> (State, TaskId) {
-    let mut state = State::new(rules).0;
+fn one_is_refused(rules: Rules) -> (PilotState, TaskId) {
+    let mut state = PilotState::new(rules).0;
     let id = deliver(&mut state);
-    state.on_event(Event::TaskEnded(id, Outcome::Output));
-    state.on_event(Event::Outlet(Outlet::Refuses));
+    state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output));
+    state.on_event(PilotEvent::Outlet(Outlet::Refuses));
     (state, id)
 }
 
 #[test]
 fn while_results_are_refused_no_event_is_taken_no_task_started_and_no_time_is_idle() {
     let window = 3;
-    let mut state = State::new(Rules { window, ..rules(2) }).0;
+    let mut state = PilotState::new(Rules { window, ..rules(2) }).0;
     let (running, done) = (deliver(&mut state), deliver(&mut state));
     let next = TaskId::random();
-    state.on_event(Event::Delivered(next, None));
-    let refused = state.on_event(Event::Outlet(Outlet::Refuses));
+    state.on_event(PilotEvent::Delivered(next, None));
+    let refused = state.on_event(PilotEvent::Outlet(Outlet::Refuses));
     assert_eq!(refused, [], "the slots were busy: no time was idle");
     for id in [running, done] {
-        let ended = state.on_event(Event::TaskEnded(id, Outcome::Output));
-        assert_eq!(ended, [Action::Publish(id)]);
+        let ended = state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output));
+        assert_eq!(ended, [PilotAction::Publish(id)]);
         assert!(!state.wants_event());
     }
-    let taken = state.on_event(Event::Outlet(Outlet::Takes));
-    assert_eq!(taken, [Action::Start(next)], "the window is full");
-    state.on_event(Event::Published(done, Publication::Confirmed));
-    let settled = state.on_event(Event::Settled(done));
-    assert_eq!(settled, [Action::StartIdleTimer(rules(2).idle_timeout)]);
+    let taken = state.on_event(PilotEvent::Outlet(Outlet::Takes));
+    assert_eq!(taken, [PilotAction::Start(next)], "the window is full");
+    state.on_event(PilotEvent::Published(done, Publication::Confirmed));
+    let settled = state.on_event(PilotEvent::Settled(done));
+    assert_eq!(
+        settled,
+        [PilotAction::StartIdleTimer(rules(2).idle_timeout)]
+    );
     assert!(state.wants_event());
     assert_eq!((state.tally().failed, state.tally().given_back), (0, 0));
 }
@@ -454,14 +475,14 @@ fn while_results_are_refused_no_event_is_taken_no_task_started_and_no_time_is_id
 fn the_idle_time_begins_anew_when_results_are_taken_again() {
     let (mut state, id) = one_is_refused(rules(2));
     assert!(!state.wants_event());
-    let again = state.on_event(Event::Outlet(Outlet::Refuses));
+    let again = state.on_event(PilotEvent::Outlet(Outlet::Refuses));
     assert_eq!(again, [], "it is known");
-    let taken = state.on_event(Event::Outlet(Outlet::Takes));
-    assert_eq!(taken, [Action::StartIdleTimer(rules(2).idle_timeout)]);
-    let refused = state.on_event(Event::Outlet(Outlet::Refuses));
-    assert_eq!(refused, [Action::StopIdleTimer]);
-    state.on_event(Event::Published(id, Publication::Confirmed));
-    let settled = state.on_event(Event::Settled(id));
+    let taken = state.on_event(PilotEvent::Outlet(Outlet::Takes));
+    assert_eq!(taken, [PilotAction::StartIdleTimer(rules(2).idle_timeout)]);
+    let refused = state.on_event(PilotEvent::Outlet(Outlet::Refuses));
+    assert_eq!(refused, [PilotAction::StopIdleTimer]);
+    state.on_event(PilotEvent::Published(id, Publication::Confirmed));
+    let settled = state.on_event(PilotEvent::Settled(id));
     assert_eq!(settled, [], "another one is refused still");
 }
 
@@ -472,12 +493,12 @@ fn a_result_that_was_refused_for_too_long_gives_its_event_back_unmarked_and_ends
     for rules in [rules(1), lenient] {
         let (mut state, id) = one_is_refused(rules);
         let lost = Publication::Lost("full".to_owned());
-        let given_up = state.on_event(Event::Published(id, lost));
-        assert!(given_up.contains(&Action::StopIntake), "{given_up:?}");
+        let given_up = state.on_event(PilotEvent::Published(id, lost));
+        assert!(given_up.contains(&PilotAction::StopIntake), "{given_up:?}");
         assert_eq!(settles(&given_up), [], "it would come to this pilot again");
-        let stopped = state.on_event(Event::IntakeStopped);
+        let stopped = state.on_event(PilotEvent::IntakeStopped);
         assert_eq!(settles(&stopped), [(id, Verdict::Released)]);
-        state.on_event(Event::Settled(id));
+        state.on_event(PilotEvent::Settled(id));
         let conclusion = state.conclude();
         assert_eq!((conclusion.tally.failed, conclusion.tally.started), (0, 1));
         assert_eq!(conclusion.fatal.as_deref(), Some("full"));
@@ -486,23 +507,23 @@ fn a_result_that_was_refused_for_too_long_gives_its_event_back_unmarked_and_ends
 
 #[test]
 fn an_event_that_would_fail_each_time_is_put_away_the_first_time_if_that_was_asked_for() {
-    let (mut state, _) = State::new(Rules {
+    let (mut state, _) = PilotState::new(Rules {
         max_deliveries: Some(9),
         ..rules(1)
     });
     let id = TaskId::random();
-    state.on_event(Event::Delivered(id, Some(2)));
+    state.on_event(PilotEvent::Delivered(id, Some(2)));
     let error = TaskError::ResultTooLarge { bytes: 2, limit: 1 };
-    let failed = Event::TaskEnded(id, Outcome::Failed(error.clone()));
+    let failed = PilotEvent::TaskEnded(id, TaskOutcome::Failed(error.clone()));
     let actions = state.on_event(failed);
     let deliveries = 3;
-    let obituary = Obituary { error, deliveries };
+    let obituary = FailureNote { error, deliveries };
     assert!(
-        actions.contains(&Action::PutAway(id, obituary)),
+        actions.contains(&PilotAction::PutAway(id, obituary)),
         "{actions:?}"
     );
-    state.on_event(Event::IntakeStopped);
-    let actions = state.on_event(Event::PutAway(id, Ok(PutAway::Kept)));
+    state.on_event(PilotEvent::IntakeStopped);
+    let actions = state.on_event(PilotEvent::PutAway(id, Ok(Disposition::Kept)));
     assert_eq!(settles(&actions), [(id, Verdict::Rejected)]);
 }
 
@@ -511,9 +532,9 @@ fn an_event_that_would_fail_each_time_goes_back_like_any_other_unless_asked() {
     let mut state = state(1);
     let id = deliver(&mut state);
     let error = TaskError::ResultTooLarge { bytes: 2, limit: 1 };
-    let failed = state.on_event(Event::TaskEnded(id, Outcome::Failed(error)));
-    assert!(failed.contains(&Action::StopIntake), "{failed:?}");
-    let stopped = state.on_event(Event::IntakeStopped);
+    let failed = state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Failed(error)));
+    assert!(failed.contains(&PilotAction::StopIntake), "{failed:?}");
+    let stopped = state.on_event(PilotEvent::IntakeStopped);
     assert!(matches!(
         &settles(&stopped)[..],
         [(_, Verdict::Failed { .. })]
@@ -521,14 +542,17 @@ fn an_event_that_would_fail_each_time_goes_back_like_any_other_unless_asked() {
 }
 
 /// One task runs, another waits for its slot.
-fn one_waits() -> (State, TaskId, TaskId) {
+fn one_waits() -> (PilotState, TaskId, TaskId) {
     let window = 2;
-    let (mut state, _) = State::new(Rules { window, ..rules(1) });
+    let (mut state, _) = PilotState::new(Rules { window, ..rules(1) });
     let running = deliver(&mut state);
     assert!(state.wants_event());
     let next = TaskId::random();
-    let actions = state.on_event(Event::Delivered(next, None));
-    assert_eq!(actions, [Action::Prepare(next), Action::StopIdleTimer]);
+    let actions = state.on_event(PilotEvent::Delivered(next, None));
+    assert_eq!(
+        actions,
+        [PilotAction::Prepare(next), PilotAction::StopIdleTimer]
+    );
     assert!(!state.wants_event(), "the window is full");
     assert_eq!(state.running(), 1);
     (state, running, next)
@@ -537,30 +561,33 @@ fn one_waits() -> (State, TaskId, TaskId) {
 #[test]
 fn what_was_made_ready_starts_while_the_result_before_it_is_on_its_way() {
     let (mut state, running, next) = one_waits();
-    let ended = state.on_event(Event::TaskEnded(running, Outcome::Output));
-    assert_eq!(ended, [Action::Publish(running), Action::Start(next)]);
+    let ended = state.on_event(PilotEvent::TaskEnded(running, TaskOutcome::Output));
+    assert_eq!(
+        ended,
+        [PilotAction::Publish(running), PilotAction::Start(next)]
+    );
     assert_eq!(state.tally().started, 2);
-    state.on_event(Event::Published(running, Publication::Confirmed));
-    let settled = state.on_event(Event::Settled(running));
+    state.on_event(PilotEvent::Published(running, Publication::Confirmed));
+    let settled = state.on_event(PilotEvent::Settled(running));
     assert_eq!(settled, [], "the slot is busy: no time is idle");
     assert!(state.wants_event());
 }
 
 #[test]
 fn what_was_made_ready_is_called_off_and_given_back_when_the_intake_closes() {
-    let failure = |running| Event::TaskEnded(running, Outcome::Failed(broken()));
-    for close in [failure, |_| Event::Signal(SIGTERM)] {
+    let failure = |running| PilotEvent::TaskEnded(running, TaskOutcome::Failed(broken()));
+    for close in [failure, |_| PilotEvent::Signal(SIGTERM)] {
         let (mut state, running, next) = one_waits();
         let closed = state.on_event(close(running));
-        assert!(closed.contains(&Action::CallOff(next)), "{closed:?}");
-        assert!(!closed.contains(&Action::Start(next)), "{closed:?}");
-        state.on_event(Event::TaskEnded(running, Outcome::Interrupted));
-        let called_off = state.on_event(Event::TaskEnded(next, Outcome::Interrupted));
+        assert!(closed.contains(&PilotAction::CallOff(next)), "{closed:?}");
+        assert!(!closed.contains(&PilotAction::Start(next)), "{closed:?}");
+        state.on_event(PilotEvent::TaskEnded(running, TaskOutcome::Interrupted));
+        let called_off = state.on_event(PilotEvent::TaskEnded(next, TaskOutcome::Interrupted));
         assert_eq!(called_off, [], "the intake is still closing");
-        let stopped = settles(&state.on_event(Event::IntakeStopped));
+        let stopped = settles(&state.on_event(PilotEvent::IntakeStopped));
         assert!(stopped.contains(&(next, Verdict::Released)), "{stopped:?}");
         for id in [running, next] {
-            state.on_event(Event::Settled(id));
+            state.on_event(PilotEvent::Settled(id));
         }
         assert!(state.is_over());
         assert_eq!(state.tally().started, 1);
@@ -568,19 +595,19 @@ fn what_was_made_ready_is_called_off_and_given_back_when_the_intake_closes() {
 }
 
 /// A pilot that goes on after failures, and an event that failed before.
-fn fails_again(state: &mut State) -> (TaskId, Vec<Action>) {
+fn fails_again(state: &mut PilotState) -> (TaskId, Vec<PilotAction>) {
     let id = TaskId::random();
-    state.on_event(Event::Delivered(id, Some(3)));
-    let actions = state.on_event(Event::TaskEnded(id, Outcome::Failed(broken())));
+    state.on_event(PilotEvent::Delivered(id, Some(3)));
+    let actions = state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Failed(broken())));
     (id, actions)
 }
 
-fn going_on(slots: usize) -> State {
+fn going_on(slots: usize) -> PilotState {
     let rules = Rules {
         on_task_error: OnTaskError::Continue,
         ..rules(slots)
     };
-    State::new(rules).0
+    PilotState::new(rules).0
 }
 
 #[test]
@@ -589,19 +616,19 @@ fn a_failed_event_that_waits_takes_no_place_from_others() {
     let (id, actions) = fails_again(&mut state);
     let pause = Duration::from_secs(1);
     assert!(
-        actions.contains(&Action::SetAside(id, pause)),
+        actions.contains(&PilotAction::SetAside(id, pause)),
         "{actions:?}"
     );
     assert_eq!(settles(&actions), []);
     assert!(state.wants_event());
-    let idle = Action::StartIdleTimer(Duration::from_secs(2));
+    let idle = PilotAction::StartIdleTimer(Duration::from_secs(2));
     assert!(actions.contains(&idle), "{actions:?}");
     deliver(&mut state);
     assert!(!state.wants_event());
-    let settled = settles(&state.on_event(Event::PauseOver(id)));
+    let settled = settles(&state.on_event(PilotEvent::PauseOver(id)));
     assert_eq!(settled.len(), 1, "{settled:?}");
     assert!(matches!(&settled[0], (of, Verdict::Failed { .. }) if *of == id));
-    assert_eq!(settles(&state.on_event(Event::PauseOver(id))), []);
+    assert_eq!(settles(&state.on_event(PilotEvent::PauseOver(id))), []);
 }
 
 #[test]
@@ -611,12 +638,12 @@ fn more_failed_events_than_are_set_aside_take_places_until_the_oldest_may_go() {
     assert!(state.wants_event(), "one of two places is free");
     deliver(&mut state);
     assert!(!state.wants_event());
-    let settled = settles(&state.on_event(Event::Rested(ids[0])));
+    let settled = settles(&state.on_event(PilotEvent::Rested(ids[0])));
     assert!(
         matches!(settled.as_slice(), [(of, Verdict::Failed { .. })] if *of == ids[0]),
         "{settled:?}"
     );
-    state.on_event(Event::Settled(ids[0]));
+    state.on_event(PilotEvent::Settled(ids[0]));
     assert!(state.wants_event());
 }
 
@@ -624,15 +651,15 @@ fn more_failed_events_than_are_set_aside_take_places_until_the_oldest_may_go() {
 fn events_set_aside_go_back_when_the_intake_is_closed_and_not_before() {
     let mut state = going_on(1);
     let (id, _) = fails_again(&mut state);
-    let actions = state.on_event(Event::Signal(SIGTERM));
+    let actions = state.on_event(PilotEvent::Signal(SIGTERM));
     assert_eq!(settles(&actions), []);
-    assert_eq!(settles(&state.on_event(Event::PauseOver(id))), []);
-    let settled = settles(&state.on_event(Event::IntakeStopped));
+    assert_eq!(settles(&state.on_event(PilotEvent::PauseOver(id))), []);
+    let settled = settles(&state.on_event(PilotEvent::IntakeStopped));
     assert!(
         matches!(settled.as_slice(), [(of, Verdict::Failed { .. })] if *of == id),
         "{settled:?}"
     );
     assert!(!state.is_over());
-    state.on_event(Event::Settled(id));
+    state.on_event(PilotEvent::Settled(id));
     assert!(state.is_over());
 }

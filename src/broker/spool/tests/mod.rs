@@ -9,9 +9,9 @@ use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-use super::Source;
-use super::holder::Holder;
-use super::layout::Layout;
+use super::SpoolSource;
+use super::lease::Lease;
+use super::paths::SpoolPaths;
 use crate::broker::{Content, Delivery, Direction};
 
 mod events;
@@ -48,14 +48,14 @@ impl Spool {
         fs::rename(self.path(".new"), self.path(name)).unwrap();
     }
 
-    async fn source(&self, window: u32) -> Source {
-        Source::open("q", self.root.path(), NonZeroU32::new(window).unwrap())
+    async fn source(&self, window: u32) -> SpoolSource {
+        SpoolSource::open("q", self.root.path(), NonZeroU32::new(window).unwrap())
             .await
             .unwrap()
     }
 
-    fn layout(&self) -> Layout {
-        let layout = Layout::new(Direction::Incoming, "q", self.root.path()).unwrap();
+    fn layout(&self) -> SpoolPaths {
+        let layout = SpoolPaths::new(Direction::Incoming, "q", self.root.path()).unwrap();
         layout.create().unwrap();
         layout
     }
@@ -74,7 +74,7 @@ fn set<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
     names.map(str::to_owned).into()
 }
 
-async fn next(source: &mut Source) -> Delivery {
+async fn next(source: &mut SpoolSource) -> Delivery {
     timeout(DEADLINE, source.recv())
         .await
         .expect("an event within the deadline")
@@ -89,13 +89,13 @@ fn text(delivery: &Delivery) -> &str {
 }
 
 /// Neither here nor after a moment in which everything else runs.
-async fn nothing(source: &mut Source) {
+async fn nothing(source: &mut SpoolSource) {
     let received = timeout(Duration::from_millis(600), source.recv()).await;
     assert!(received.is_err(), "{received:?}");
 }
 
 /// Makes a holder look as if its pilot, on another machine, had died long ago.
-fn bury(holder: &Holder) {
+fn bury(holder: &Lease) {
     let lease = holder.directory.join(".lease");
     let long_ago = SystemTime::now() - Duration::from_mins(10);
     fs::write(&lease, "boot=another\ndevice=1\nlock=flock\n").unwrap();

@@ -4,14 +4,14 @@ use std::fs;
 use std::num::NonZeroU32;
 use std::path::Path;
 
-use super::super::{Sink, Source};
+use super::super::{SpoolSink, SpoolSource};
 use super::*;
-use crate::broker::{Content, FileFormat, PublishError, Resilience};
+use crate::broker::{Content, FileFormat, OutagePolicy, PublishError};
 
 #[tokio::test]
 async fn results_get_names_of_their_own_in_the_order_of_time_and_can_be_the_next_events() {
     let spool = Spool::new();
-    let sink = Sink::open("q", spool.root.path(), &Resilience::none())
+    let sink = SpoolSink::open("q", spool.root.path(), &OutagePolicy::none())
         .await
         .unwrap();
     for number in 0..20 {
@@ -49,7 +49,7 @@ async fn pilots_that_share_a_spool_never_write_over_each_others_results() {
     let mut sinks = Vec::new();
     for _ in 0..4 {
         sinks.push(
-            Sink::open("q", spool.root.path(), &Resilience::none())
+            SpoolSink::open("q", spool.root.path(), &OutagePolicy::none())
                 .await
                 .unwrap(),
         );
@@ -86,7 +86,7 @@ async fn pilots_that_share_a_spool_never_write_over_each_others_results() {
 #[tokio::test]
 async fn a_result_that_cannot_be_written_leaves_nothing_and_says_where() {
     let spool = Spool::new();
-    let sink = Sink::open("out", spool.root.path(), &Resilience::none())
+    let sink = SpoolSink::open("out", spool.root.path(), &OutagePolicy::none())
         .await
         .unwrap();
     fs::remove_dir(spool.root.path().join("out")).unwrap();
@@ -107,7 +107,7 @@ async fn a_result_that_cannot_be_written_leaves_nothing_and_says_where() {
 async fn a_directory_that_cannot_be_made_is_an_error_that_names_the_variable() {
     let spool = Spool::new();
     fs::write(spool.path("file"), "").unwrap();
-    let opened = Source::open("x", &spool.path("file"), NonZeroU32::MIN).await;
+    let opened = SpoolSource::open("x", &spool.path("file"), NonZeroU32::MIN).await;
     let Err(error) = opened else { panic!("opened") };
     let text = error.to_string();
     assert!(

@@ -1,0 +1,180 @@
+//! What is known of the connection of each queue, for whoever wants to show it or count its outages.
+//! Told by those who keep the connections, talks to nobody. Apart, because it must cost them nothing and
+//! decide nothing.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::watch;
+
+use super::Endpoint;
+
+/// One queue and how it is connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionStatus {
+    /// Which queue, and where.
+    pub at: Endpoint,
+    /// How it is.
+    pub state: ConnectionState,
+    /// Since when it is so.
+    pub since: SystemTime,
+}
+
+/// How a queue is connected. A spool is always up: it has no connection that could be lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConnectionState {
+    /// It can be used.
+    Up,
+    /// The connection is lost and tried again; this is why the last try failed. No text of an error
+    /// holds a password or token.
+    Down(String),
+    /// It was away for longer than is borne, for this reason. Should it come back, it is used.
+    GivenUp(String),
+}
+
+/// Connections that were lost so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Outages {
+    /// How many.
+    pub count: u64,
+    /// Time in which at least one was away.
+    pub time: Duration,
+}
+
+/// All links of a pilot, and who watches them.
+#[derive(Debug)]
+pub(super) struct ConnectionStatuses {
+    board: watch::Sender<Vec<ConnectionStatus>>,
+    /// Those that are over, and since when there is one.
+    outages: Mutex<(Outages, Option<Instant>)>,
+}
+
+impl ConnectionStatuses {
+    pub(super) fn new() -> Self {
+        Self {
+            board: watch::Sender::new(Vec::new()),
+            outages: Mutex::default(),
+        }
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<Vec<ConnectionStatus>> {
+        self.board.subscribe()
+    }
+
+    /// The present one included.
+    pub(super) fn outages(&self) -> Outages {
+        let (mut outages, since) = *self.outages.lock().unwrap_or_else(PoisonError::into_inner);
+        outages.time += since.map(|since| since.elapsed()).unwrap_or_default();
+        outages
+    }
+
+    fn count(&self, links: &[ConnectionStatus], was_up: bool) {
+        let all_up = links.iter().all(|link| link.state == ConnectionState::Up);
+        let mut guard = self.outages.lock().unwrap_or_else(PoisonError::into_inner);
+        let (outages, since) = &mut *guard;
+        if was_up && !all_up {
+            outages.count += 1;
+            since.get_or_insert_with(Instant::now);
+        }
+        if all_up && let Some(since) = since.take() {
+            outages.time += since.elapsed();
+        }
+    }
+
+    /// The queue `at` is now `state`. What was given up is so until it is up: that it is still tried is
+    /// no news.
+    pub(super) fn note(&self, at: &Endpoint, state: ConnectionState) {
+        self.board.send_if_modified(|links| {
+            let Some(link) = links.iter_mut().find(|link| link.at == *at) else {
+                links.push(ConnectionStatus {
+                    at: at.clone(),
+                    state,
+                    since: SystemTime::now(),
+                });
+                return true;
+            };
+            let state = match (&link.state, state) {
+                (ConnectionState::GivenUp(_), ConnectionState::Down(why)) => {
+                    ConnectionState::GivenUp(why)
+                }
+                (_, state) => state,
+            };
+            if link.state == state {
+                return false;
+            }
+            if std::mem::discriminant(&link.state) != std::mem::discriminant(&state)
+                && !matches!(state, ConnectionState::GivenUp(_))
+            {
+                link.since = SystemTime::now();
+            }
+            let was_up = link.state == ConnectionState::Up;
+            link.state = state;
+            self.count(links, was_up);
+            true
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::Direction;
+
+    fn place(direction: Direction) -> Endpoint {
+        Endpoint {
+            direction,
+            address: "mq:5672".into(),
+            queues: vec!["q".into()],
+        }
+    }
+
+    #[test]
+    fn an_outage_lasts_until_the_last_link_is_up_and_each_loss_counts() {
+        let links = ConnectionStatuses::new();
+        let places = [Direction::Incoming, Direction::Outgoing].map(place);
+        for at in &places {
+            links.note(at, ConnectionState::Up);
+        }
+        assert_eq!(links.outages(), Outages::default());
+        links.note(&places[0], ConnectionState::Down("lost".into()));
+        links.note(&places[1], ConnectionState::Down("lost".into()));
+        links.note(&places[0], ConnectionState::Down("refused".into()));
+        links.note(&places[0], ConnectionState::Up);
+        let during = links.outages();
+        assert_eq!(during.count, 2);
+        assert!(links.outages().time > during.time, "it goes on");
+        links.note(&places[1], ConnectionState::Up);
+        assert_eq!(links.outages(), links.outages(), "it is over");
+        assert!(links.outages().time > during.time);
+    }
+
+    #[test]
+    fn a_link_is_down_since_it_was_lost_however_often_it_is_tried() {
+        let links = ConnectionStatuses::new();
+        let at = place(Direction::Incoming);
+        let state = || links.watch().borrow()[0].clone();
+        links.note(&at, ConnectionState::Up);
+        links.note(&at, ConnectionState::Down("lost".into()));
+        let lost = state();
+        links.note(&at, ConnectionState::Down("refused".into()));
+        links.note(&at, ConnectionState::GivenUp("refused".into()));
+        assert_eq!(state().since, lost.since);
+        links.note(&at, ConnectionState::Down("no route".into()));
+        assert_eq!(state().state, ConnectionState::GivenUp("no route".into()));
+        links.note(&at, ConnectionState::Up);
+        assert_eq!(state().state, ConnectionState::Up);
+        assert!(state().since >= lost.since);
+    }
+
+    #[test]
+    fn each_direction_has_a_link_of_its_own_and_what_is_no_change_wakes_nobody() {
+        let links = ConnectionStatuses::new();
+        let mut watch = links.watch();
+        for direction in [Direction::Incoming, Direction::Outgoing] {
+            links.note(&place(direction), ConnectionState::Up);
+        }
+        assert_eq!(watch.borrow_and_update().len(), 2);
+        links.note(&place(Direction::Incoming), ConnectionState::Up);
+        assert!(!watch.has_changed().expect("the sender is here"));
+    }
+}

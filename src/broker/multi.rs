@@ -1,0 +1,377 @@
+//! Several queues as one: events from all incoming ones in turn, each result to all outgoing ones.
+//! Talks to sources and sinks only. Apart, because no broker need know that there are others.
+//!
+//! Queues at one [`Address`] of a RabbitMQ share a session, with its connection and its thread, in each
+//! direction; see [`rabbitmq`](super::rabbitmq). Here are those of different addresses put together. A
+//! spool has no sessions to be shared.
+
+use std::collections::VecDeque;
+use std::ffi::OsStr;
+use std::iter::repeat_n;
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::future::{join_all, select_all, try_join_all};
+use tokio::time::Instant;
+
+use super::{
+    Address, BrokerError, ConnectionState, Content, Delivery, Encoding, OutagePolicy, PublishError,
+    Sink, Source, StartSignal, rabbitmq, spool,
+};
+use crate::config::AmqpAddress;
+
+/// Opens all queues that events come from, and takes none before there is `leave`. Each may hold `window` unsettled events; more than one
+/// pilot's tasks need are then held only while several queues are full.
+///
+/// # Errors
+/// That of the first that can't be opened: a [`BrokerError`]; transient ones only after about 20 s, or
+/// as long as an outage is borne where the broker is known to let us in, from when all else is ready.
+pub async fn open_sources(
+    queues: &[(&str, Address<'_>)],
+    window: NonZeroU32,
+    resilience: &OutagePolicy,
+    leave: &StartSignal,
+) -> Result<Source, BrokerError> {
+    let groups = groups(queues);
+    let opening = groups.iter().map(async |group| {
+        let source = match group {
+            Group::RabbitMq(queues, address) => Source::RabbitMq(
+                rabbitmq::open_source(queues, address, window, resilience, leave).await?,
+            ),
+            Group::Spool(queue, directory) => {
+                // There is no connection to be made ahead, and a directory to be left alone.
+                leave.clone().wait().await;
+                let source = spool::SpoolSource::open(queue, directory, window).await?;
+                resilience.note(source.place(), ConnectionState::Up);
+                Source::Spool(source)
+            }
+        };
+        Ok(source)
+    });
+    let mut sources = try_join_all(opening).await?;
+    Ok(match sources.len() {
+        1 => sources.remove(0),
+        _ => Source::Several(MultiSource {
+            sources,
+            turns: Turns::of(groups.iter().map(Group::size)),
+        }),
+    })
+}
+
+/// Opens all queues that results go to when all else is ready, having connected to them before, and sends
+/// first what earlier pilots had to leave. All are of one [`Encoding`].
+///
+/// # Errors
+/// As [`open_sources`].
+pub async fn open_sinks(
+    queues: &[(&str, Address<'_>)],
+    resilience: &OutagePolicy,
+    leave: &StartSignal,
+) -> Result<Sink, BrokerError> {
+    let groups = groups(queues);
+    let opening = groups.iter().map(async |group| match group {
+        Group::RabbitMq(queues, address) => rabbitmq::open_sink(queues, address, resilience, leave)
+            .await
+            .map(Sink::RabbitMq),
+        Group::Spool(queue, directory) => {
+            leave.clone().until_all_else_is_ready().await;
+            let sink = spool::SpoolSink::open(queue, directory, resilience).await?;
+            resilience.note(sink.place(), ConnectionState::Up);
+            Ok(Sink::Spool(sink))
+        }
+    });
+    let mut sinks = try_join_all(opening).await?;
+    Ok(match sinks.len() {
+        1 => sinks.remove(0),
+        _ => Sink::Several(MultiSink { sinks }),
+    })
+}
+
+/// What is opened as one.
+#[derive(Debug, PartialEq, Eq)]
+enum Group<'a> {
+    RabbitMq(Vec<&'a str>, &'a AmqpAddress),
+    Spool(&'a str, &'a Path),
+}
+
+impl Group<'_> {
+    fn size(&self) -> usize {
+        match self {
+            Self::RabbitMq(queues, _) => queues.len(),
+            Self::Spool(..) => 1,
+        }
+    }
+}
+
+/// In the order of their first queues.
+fn groups<'a>(queues: &[(&'a str, Address<'a>)]) -> Vec<Group<'a>> {
+    let mut groups = Vec::new();
+    for &(queue, broker) in queues {
+        let address = match broker {
+            Address::RabbitMq(address) => address,
+            Address::Spool(directory) => {
+                groups.push(Group::Spool(queue, directory));
+                continue;
+            }
+        };
+        let same = groups.iter_mut().find_map(|group| match group {
+            Group::RabbitMq(queues, of) if *of == address => Some(queues),
+            Group::RabbitMq(..) | Group::Spool(..) => None,
+        });
+        match same {
+            Some(queues) => queues.push(queue),
+            None => groups.push(Group::RabbitMq(vec![queue], address)),
+        }
+    }
+    groups
+}
+
+/// Events from several sources.
+pub struct MultiSource {
+    sources: Vec<Source>,
+    turns: Turns,
+}
+
+impl MultiSource {
+    /// A queue that has just given an event is asked last: a busy one does not starve the others.
+    pub(super) async fn recv(&mut self) -> Result<Delivery, BrokerError> {
+        let turns = &self.turns;
+        let mut sources: Vec<_> = self.sources.iter_mut().enumerate().collect();
+        sources.sort_by_key(|&(source, _)| turns.rank(source));
+        let asking = sources
+            .into_iter()
+            .map(|(source, events)| Box::pin(async move { (source, events.recv().await) }));
+        let ((source, delivery), ..) = select_all(asking).await;
+        self.turns.took(source);
+        delivery
+    }
+
+    pub(super) fn idle_not_before(&self, wait: Duration) -> Option<Instant> {
+        let ends = self.sources.iter();
+        ends.filter_map(|source| source.idle_not_before(wait)).max()
+    }
+
+    pub(super) async fn stop(&mut self) -> Result<(), BrokerError> {
+        let stopping = self
+            .sources
+            .iter_mut()
+            .map(|source| Box::pin(source.stop()));
+        join_all(stopping).await.into_iter().collect()
+    }
+
+    pub(super) async fn close(self) {
+        join_all(
+            self.sources
+                .into_iter()
+                .map(|source| Box::pin(source.close())),
+        )
+        .await;
+    }
+}
+
+/// Which source is asked when. Each has as many turns as it has queues.
+struct Turns(VecDeque<usize>);
+
+impl Turns {
+    fn of(sizes: impl Iterator<Item = usize>) -> Self {
+        let turns = sizes.enumerate();
+        Self(
+            turns
+                .flat_map(|(source, size)| repeat_n(source, size))
+                .collect(),
+        )
+    }
+
+    /// The least is asked first.
+    fn rank(&self, source: usize) -> usize {
+        let mut turns = self.0.iter();
+        turns.position(|turn| *turn == source).unwrap_or(usize::MAX)
+    }
+
+    /// This source has given an event. Those that it overtook keep their turns.
+    fn took(&mut self, source: usize) {
+        if let Some(turn) = self.0.remove(self.rank(source)) {
+            self.0.push_back(turn);
+        }
+    }
+}
+
+/// Results to several sinks.
+pub struct MultiSink {
+    sinks: Vec<Sink>,
+}
+
+impl MultiSink {
+    pub(super) fn encoding(&self) -> Encoding {
+        self.sinks.first().map_or(Encoding::Frame, Sink::encoding)
+    }
+
+    /// Resolves when the last queue has it. When one does not, the event is as good as not done: it
+    /// will be run again, and the other queues get its result twice.
+    pub(super) fn publish(
+        &self,
+        content: &Content,
+        headers: &[(&'static str, String)],
+    ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
+        let sinks = self.sinks.iter();
+        all_of(
+            sinks
+                .map(|sink| Box::pin(sink.publish_with(content.clone(), headers)) as Publishing)
+                .collect(),
+        )
+    }
+
+    /// The same for the result of the event of this name.
+    pub(super) fn publish_named(
+        &self,
+        content: &Content,
+        event: Option<&OsStr>,
+    ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
+        let sinks = self.sinks.iter();
+        let named = |sink: &Sink| {
+            let event = event.map(OsStr::to_owned);
+            Box::pin(sink.publish_named(content.clone(), event)) as Publishing
+        };
+        all_of(sinks.map(named).collect())
+    }
+
+    pub(super) async fn close(self) {
+        join_all(self.sinks.into_iter().map(|sink| Box::pin(sink.close()))).await;
+    }
+}
+
+fn all_of(
+    publishing: Vec<Publishing>,
+) -> impl Future<Output = Result<(), PublishError>> + Send + 'static {
+    let all = join_all(publishing);
+    async move { all.await.into_iter().collect() }
+}
+
+type Publishing = std::pin::Pin<Box<dyn Future<Output = Result<(), PublishError>> + Send>>;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::broker::{FileFormat, Verdict};
+    use crate::config::Secret;
+
+    fn resilience(directory: &Path) -> OutagePolicy {
+        OutagePolicy::new(Duration::ZERO, directory.join("unsent"))
+    }
+
+    fn put(directory: &Path, queue: &str, name: &str) {
+        let queue = directory.join(queue);
+        fs::create_dir_all(&queue).unwrap();
+        fs::write(queue.join(format!(".{name}")), name).unwrap();
+        fs::rename(queue.join(format!(".{name}")), queue.join(name)).unwrap();
+    }
+
+    fn address(text: &str, token: &str) -> AmqpAddress {
+        AmqpAddress::parse(text, token).unwrap()
+    }
+
+    #[test]
+    fn queues_at_one_address_are_opened_as_one_and_others_by_themselves() {
+        let here = address("me@mq:5672/v", "hush");
+        // Each differs in one thing only.
+        let others = [
+            address("amqps://me@mq:5672/v", "hush"),
+            address("me@other:5672/v", "hush"),
+            address("me@mq:5673/v", "hush"),
+            address("me@mq:5672/w", "hush"),
+            address("you@mq:5672/v", "hush"),
+            AmqpAddress {
+                password: Secret::new("psst".into()),
+                ..here.clone()
+            },
+        ];
+        let again = here.clone();
+        let mut queues = vec![("a", Address::RabbitMq(&here))];
+        queues.extend(others.iter().map(|other| ("x", Address::RabbitMq(other))));
+        queues.push(("b", Address::RabbitMq(&again)));
+        let mut expected = vec![Group::RabbitMq(vec!["a", "b"], &here)];
+        expected.extend(others.iter().map(|other| Group::RabbitMq(vec!["x"], other)));
+        assert_eq!(groups(&queues), expected);
+    }
+
+    #[test]
+    fn queues_of_a_spool_are_opened_by_themselves() {
+        let spool = Path::new("spool");
+        let queues = ["a", "b"].map(|queue| (queue, Address::Spool(spool)));
+        let each = ["a", "b"].map(|queue| Group::Spool(queue, spool));
+        assert_eq!(groups(&queues), each);
+    }
+
+    #[test]
+    fn a_source_of_three_queues_gives_three_times_as_many_events_as_one_of_one() {
+        let mut turns = Turns::of([3, 1].into_iter());
+        let mut given = [0, 0];
+        for _ in 0..40 {
+            let source = usize::from(turns.rank(1) < turns.rank(0));
+            turns.took(source);
+            given[source] += 1;
+        }
+        assert_eq!(given, [30, 10]);
+        // It was without events for a while.
+        for _ in 0..10 {
+            turns.took(0);
+        }
+        assert!(turns.rank(1) < turns.rank(0));
+    }
+
+    #[tokio::test]
+    async fn queues_take_turns_and_each_settles_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = directory.path();
+        for name in ["a1", "a2", "a3", "a4"] {
+            put(spool, "busy", name);
+        }
+        put(spool, "quiet", "b1");
+        let queues = ["busy", "quiet"].map(|queue| (queue, Address::Spool(spool)));
+        let window = NonZeroU32::new(8).unwrap();
+        let mut source = open_sources(&queues, window, &resilience(spool), &StartSignal::given())
+            .await
+            .unwrap();
+        let mut order = Vec::new();
+        for _ in 0..5 {
+            let delivery = source.recv().await.unwrap();
+            let Content::File(FileFormat::Text, body) = delivery.content else {
+                panic!("it is text")
+            };
+            order.push(String::from_utf8(body.read().unwrap()).unwrap());
+            delivery.receipt.settle(Verdict::Done).await.unwrap();
+        }
+        let quiet = order.iter().position(|name| name == "b1").unwrap();
+        assert!(quiet <= 2, "{order:?}");
+        for (queue, count) in [("busy", 4), ("quiet", 1)] {
+            let done = fs::read_dir(spool.join(queue).join("done")).unwrap();
+            assert_eq!(done.count(), count, "{queue}");
+        }
+        source.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_result_goes_to_every_queue() {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = directory.path();
+        let queues = ["left", "right"].map(|queue| (queue, Address::Spool(spool)));
+        let sink = open_sinks(&queues, &resilience(spool), &StartSignal::given())
+            .await
+            .unwrap();
+        let result = Content::File(FileFormat::Text, b"1".to_vec().into());
+        sink.publish(result).await.unwrap();
+        sink.close().await;
+        for queue in ["left", "right"] {
+            let files = fs::read_dir(spool.join(queue)).unwrap();
+            let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+            assert_eq!(
+                names.filter(|name| name.ends_with("txt")).count(),
+                1,
+                "{queue}"
+            );
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! What the queues of one pilot share about outages: how long to bear one, where results wait that
+//! can't be sent, and what outages did; and how large a message may be. Talks to nobody. Apart, because both directions, the pilot's
+//! loop and its summary look at it.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::connection_status::{ConnectionState, ConnectionStatus, ConnectionStatuses, Outages};
+use super::outlet::{OutletWatch, RefusedCount};
+use super::{BodyStore, Endpoint, MessageLimit};
+
+/// How long a pilot that was told to end waits for a broker that is away or refuses results.
+pub(super) const IN_A_HURRY: Duration = Duration::from_secs(10);
+
+/// Policy and counts, shared by all who hold a clone.
+#[derive(Debug, Clone)]
+pub struct OutagePolicy {
+    shared: Arc<OutageState>,
+    message_limit: MessageLimit,
+    bodies: BodyStore,
+}
+
+#[derive(Debug)]
+struct OutageState {
+    reconnect_within: Duration,
+    unsent: Option<PathBuf>,
+    stats: Mutex<BrokerStats>,
+    patience: watch::Sender<Patience>,
+    links: ConnectionStatuses,
+    refused: RefusedCount,
+}
+
+/// How long the pilot can wait for a broker that is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// As long as was configured.
+    Configured,
+    /// Hardly: the pilot was told to end, and will be killed if it doesn't.
+    Short,
+}
+
+/// What outages did to a pilot's queues.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BrokerStats {
+    /// Sessions that were replaced.
+    pub reconnects: u64,
+    /// Events that came again while their task ran, or after it had ended, and were not run again.
+    pub adopted: u64,
+    /// Results that were sent again because nobody knows whether they had arrived: each may be in
+    /// the outgoing queue twice.
+    pub published_again: u64,
+    /// Events that are done but whose acknowledgement never arrived: each will be delivered again,
+    /// so that its output may be there twice.
+    pub unacknowledged: u64,
+    /// Results that could not be sent and are kept on disk.
+    pub kept_unsent: u64,
+    /// Results of earlier pilots that were found on disk and sent.
+    pub sent_late: u64,
+}
+
+impl BrokerStats {
+    /// Outputs that may be in the outgoing queue twice.
+    #[must_use]
+    pub fn possible_duplicates(&self) -> u64 {
+        self.published_again + self.unacknowledged + self.kept_unsent + self.sent_late
+    }
+}
+
+impl OutagePolicy {
+    /// Outages are borne for `reconnect_within` without any connection; results that can't be sent
+    /// then are kept in the directory `unsent`, which is made when it is needed.
+    #[must_use]
+    pub fn new(reconnect_within: Duration, unsent: PathBuf) -> Self {
+        Self::with(reconnect_within, Some(unsent))
+    }
+
+    /// The same for a queue beside the pilot's own: no result of it is kept on disk, and what its
+    /// connection does is shown to nobody.
+    #[must_use]
+    pub fn for_dead_letters(&self) -> Self {
+        let shared = OutageState {
+            reconnect_within: self.shared.reconnect_within,
+            unsent: None,
+            stats: Mutex::default(),
+            patience: self.shared.patience.clone(),
+            links: ConnectionStatuses::new(),
+            refused: self.shared.refused.clone(),
+        };
+        Self {
+            shared: Arc::new(shared),
+            message_limit: MessageLimit::default(),
+            bodies: self.bodies.clone(),
+        }
+    }
+
+    /// No outage is borne and nothing is kept.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::with(Duration::ZERO, None)
+    }
+
+    fn with(reconnect_within: Duration, unsent: Option<PathBuf>) -> Self {
+        Self {
+            shared: Arc::new(OutageState {
+                reconnect_within,
+                unsent,
+                stats: Mutex::default(),
+                patience: watch::Sender::new(Patience::Configured),
+                links: ConnectionStatuses::new(),
+                refused: RefusedCount::new(),
+            }),
+            message_limit: MessageLimit::default(),
+            bodies: BodyStore::new(std::env::temp_dir()),
+        }
+    }
+
+    /// The same, for brokers with this limit on messages.
+    #[must_use]
+    pub fn with_message_limit(mut self, limit: MessageLimit) -> Self {
+        self.message_limit = limit;
+        self
+    }
+
+    /// The same, with large events and results kept there.
+    #[must_use]
+    pub fn with_bodies(mut self, bodies: BodyStore) -> Self {
+        self.bodies = bodies;
+        self
+    }
+
+    /// Where large events and results are kept.
+    #[must_use]
+    pub fn bodies(&self) -> &BodyStore {
+        &self.bodies
+    }
+
+    /// How large a message may be.
+    #[must_use]
+    pub fn message_limit(&self) -> &MessageLimit {
+        &self.message_limit
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn stats(&self) -> BrokerStats {
+        *self.lock()
+    }
+
+    /// How each queue is connected, in the order in which they were; changes when that does.
+    #[must_use]
+    pub fn links(&self) -> watch::Receiver<Vec<ConnectionStatus>> {
+        self.shared.links.watch()
+    }
+
+    /// Connections that were lost.
+    #[must_use]
+    pub fn outages(&self) -> Outages {
+        self.shared.links.outages()
+    }
+
+    /// Whether results are taken, from now on.
+    #[must_use]
+    pub fn outlet(&self) -> OutletWatch {
+        self.shared.refused.watch()
+    }
+
+    pub(super) fn refused_count(&self) -> &RefusedCount {
+        &self.shared.refused
+    }
+
+    /// The pilot is to end: from now on nobody waits long for a broker that is away.
+    pub fn shorten_waits(&self) {
+        self.shared.patience.send_replace(Patience::Short);
+    }
+
+    pub(super) fn count(&self, change: impl FnOnce(&mut BrokerStats)) {
+        change(&mut self.lock());
+    }
+
+    pub(super) fn note(&self, at: &Endpoint, state: ConnectionState) {
+        self.shared.links.note(at, state);
+    }
+
+    pub(super) fn reconnect_within(&self) -> Duration {
+        self.shared.reconnect_within
+    }
+
+    pub(super) fn unsent(&self) -> Option<&Path> {
+        self.shared.unsent.as_deref()
+    }
+
+    pub(super) fn patience(&self) -> watch::Receiver<Patience> {
+        self.shared.patience.subscribe()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BrokerStats> {
+        self.shared
+            .stats
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}

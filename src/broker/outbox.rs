@@ -1,0 +1,316 @@
+//! Results that could not be sent, on disk: what a pilot leaves when its broker stays away or its spool can't
+//! be written, and what the next one on the same data directory sends first. Touches that directory only;
+//! who sends is the caller's.
+//!
+//! A file is one line of JSON that says where to, then the result as it is. It holds no secret: the pilot that
+//! sends it uses its own credentials. It is on disk before it has its name; it is locked
+//! while somebody sends it, and removed when it has arrived.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::{Body, Endpoint, FileFormat, OutagePolicy, PublishError};
+use crate::blocking;
+use crate::ids::QueueIndex;
+use crate::regular_file;
+
+const SUFFIX: &str = "unsent";
+/// Names of queues have 255 bytes at most, and so have names of files.
+const LABEL_BYTES_MAX: u64 = 64 * 1024;
+/// For all that is found at the start. What is left then stays for the next pilot.
+const SEND_WITHIN: Duration = Duration::from_mins(2);
+
+/// What becomes of a result that can't be sent for too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WhenUndeliverable {
+    /// It is written to disk.
+    Keep,
+    /// It is there already.
+    Forget,
+}
+
+/// A result, and what must be known of it beside its queue.
+#[derive(Debug, Clone)]
+pub(super) struct UnsentResult {
+    /// Of one that is a file: a message says all by itself.
+    pub(super) file: Option<UnsentFile>,
+    pub(super) body: Body,
+}
+
+/// How a spool's result is written.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub(super) struct UnsentFile {
+    pub(super) format: FileFormat,
+    /// The name of its event, if that is text.
+    pub(super) event: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
+struct OutboxLabel {
+    broker: String,
+    queue: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    file: Option<UnsentFile>,
+}
+
+impl OutboxLabel {
+    fn of(at: &Endpoint, queue: QueueIndex, file: Option<UnsentFile>) -> Self {
+        Self {
+            broker: at.address.clone(),
+            queue: at.name(queue).to_owned(),
+            file,
+        }
+    }
+
+    /// Which of the queues there it is for.
+    fn queue_at(&self, at: &Endpoint) -> Option<QueueIndex> {
+        let mut queues = at.indices();
+        queues.find(|queue| self.broker == at.address && self.queue == at.name(*queue))
+    }
+}
+
+/// Writes a result to disk. What fails is logged: then the result is gone, though its event is not.
+pub(super) async fn keep(
+    at: &Endpoint,
+    queue: QueueIndex,
+    result: UnsentResult,
+    resilience: &OutagePolicy,
+) {
+    let Some(directory) = resilience.unsent().map(Path::to_owned) else {
+        return;
+    };
+    let UnsentResult { file, body } = result;
+    let (shown, label) = (
+        directory.display().to_string(),
+        OutboxLabel::of(at, queue, file),
+    );
+    let written = blocking::start(move || write(&directory, &label, &body)).await;
+    match written.unwrap_or_else(|died| Err(io::Error::other(died))) {
+        Ok(path) => {
+            resilience.count(|stats| stats.kept_unsent += 1);
+            tracing::error!(
+                at = %at.only(queue), file = %path.display(),
+                "a result that can't be sent is kept; a pilot started on the same data directory sends it"
+            );
+        }
+        Err(error) => {
+            tracing::error!(at = %at.only(queue), directory = shown, %error, "a result can neither be sent nor kept: its event will be run again");
+        }
+    }
+}
+
+fn write(directory: &Path, label: &OutboxLabel, body: &Body) -> io::Result<PathBuf> {
+    fs::create_dir_all(directory)?;
+    let name = Uuid::now_v7().simple().to_string();
+    let hidden = directory.join(format!(".{name}"));
+    let path = directory.join(format!("{name}.{SUFFIX}"));
+    let mut file = File::create_new(&hidden)?;
+    let written = serde_json::to_writer(&mut file, label)
+        .map_err(io::Error::from)
+        .and_then(|()| file.write_all(b"\n"))
+        .and_then(|()| body.write_to(&mut file))
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&hidden, &path));
+    if written.is_err() {
+        // The reason is in the error; a leftover hidden file harms nobody.
+        let _leftover = fs::remove_file(&hidden);
+    }
+    written?;
+    File::open(directory)?.sync_all()?;
+    Ok(path)
+}
+
+/// Sends what earlier pilots left for the queues there.
+pub(super) async fn send_all(
+    at: &Endpoint,
+    resilience: &OutagePolicy,
+    publish: impl AsyncFn(QueueIndex, UnsentResult) -> Result<(), PublishError>,
+) {
+    let Some(directory) = resilience.unsent().map(Path::to_owned) else {
+        return;
+    };
+    let shown = directory.display().to_string();
+    let paths = match blocking::start(move || list(&directory)).await {
+        Ok(Ok(paths)) => paths,
+        Ok(Err(error)) => {
+            tracing::warn!(directory = shown, %error, "can't look for unsent results");
+            return;
+        }
+        Err(_died) => return,
+    };
+    let sending = async {
+        for path in paths {
+            send(at, path, resilience, &publish).await;
+        }
+    };
+    if timeout(SEND_WITHIN, sending).await.is_err() {
+        tracing::warn!(%at, "unsent results are left for the next pilot: the broker is slow to confirm them");
+    }
+}
+
+async fn send(
+    at: &Endpoint,
+    path: PathBuf,
+    resilience: &OutagePolicy,
+    publish: &impl AsyncFn(QueueIndex, UnsentResult) -> Result<(), PublishError>,
+) {
+    let file = path.display().to_string();
+    let claimed = {
+        let (path, at) = (path.clone(), at.clone());
+        blocking::start(move || claim(&path, &at)).await
+    };
+    let (lock, queue, result) = match claimed.unwrap_or_else(|died| Err(io::Error::other(died))) {
+        Ok(Some(claimed)) => claimed,
+        Ok(None) => {
+            tracing::debug!(file, "an unsent result is for another queue, or being sent");
+            return;
+        }
+        Err(error) => {
+            tracing::warn!(file, %error, "an unsent result can't be read");
+            return;
+        }
+    };
+    match publish(queue, result).await {
+        Ok(()) => {
+            resilience.count(|stats| stats.sent_late += 1);
+            tracing::info!(file, "an earlier pilot's result is sent");
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::warn!(file, %error, "it can't be removed, and would be sent again");
+            }
+        }
+        Err(error) => tracing::warn!(file, %error, "an unsent result could not be sent"),
+    }
+    drop(lock);
+}
+
+fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|suffix| suffix == SUFFIX) {
+            paths.push(path);
+        }
+    }
+    // Their names begin with the time.
+    paths.sort();
+    Ok(paths)
+}
+
+/// The locked file, for which queue it is, and the result, if it is for one of those there and in nobody
+/// else's hands.
+fn claim(path: &Path, at: &Endpoint) -> io::Result<Option<(Arc<File>, QueueIndex, UnsentResult)>> {
+    let file = match regular_file::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if file.try_lock().is_err() || !path.exists() {
+        return Ok(None);
+    }
+    let mut label = Vec::new();
+    BufReader::new(&file)
+        .take(LABEL_BYTES_MAX)
+        .read_until(b'\n', &mut label)?;
+    if label.pop() != Some(b'\n') {
+        return Err(io::Error::other("it does not say where to"));
+    }
+    let from = label.len() as u64 + 1;
+    let label: OutboxLabel = serde_json::from_slice(&label)?;
+    let Some(queue) = label.queue_at(at) else {
+        return Ok(None);
+    };
+    let file = Arc::new(file);
+    let body = Body::of_file(Arc::clone(&file), from)?;
+    let result = UnsentResult {
+        file: label.file,
+        body,
+    };
+    Ok(Some((file, queue, result)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::Direction;
+
+    fn at(queues: &[&str]) -> Endpoint {
+        Endpoint {
+            direction: Direction::Outgoing,
+            address: "mq:5672".into(),
+            queues: queues.iter().map(|&name| name.to_owned()).collect(),
+        }
+    }
+
+    /// A message for the first of these queues.
+    fn label(queue: &str) -> OutboxLabel {
+        OutboxLabel::of(&at(&[queue]), QueueIndex(0), None)
+    }
+
+    fn body_of(path: &Path, queue: &str) -> Body {
+        claim(path, &at(&[queue])).unwrap().unwrap().2.body
+    }
+
+    #[test]
+    fn what_is_kept_is_found_byte_for_byte_and_in_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let unsent = directory.path().join("unsent");
+        assert!(list(&unsent).unwrap().is_empty());
+        let first = write(&unsent, &label("q"), &b"\n1\0\n".to_vec().into()).unwrap();
+        let second = write(&unsent, &label("q"), &b"".to_vec().into()).unwrap();
+        assert_eq!(list(&unsent).unwrap(), [first.clone(), second.clone()]);
+        assert_eq!(body_of(&first, "q"), b"\n1\0\n".to_vec().into());
+        assert_eq!(body_of(&second, "q"), Vec::new().into());
+    }
+
+    #[test]
+    fn a_file_has_its_format_and_its_events_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = UnsentFile {
+            format: FileFormat::Text,
+            event: Some("p 1.txt".into()),
+        };
+        let label = OutboxLabel::of(&at(&["q"]), QueueIndex(0), Some(file.clone()));
+        let path = write(directory.path(), &label, &b"1".to_vec().into()).unwrap();
+        let (_lock, _, found) = claim(&path, &at(&["q"])).unwrap().unwrap();
+        assert_eq!(found.file, Some(file));
+    }
+
+    #[test]
+    fn a_result_for_another_queue_or_in_others_hands_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = write(directory.path(), &label("q"), &b"1".to_vec().into()).unwrap();
+        assert!(claim(&path, &at(&["other"])).unwrap().is_none());
+        let (lock, ..) = claim(&path, &at(&["q"])).unwrap().unwrap();
+        assert!(claim(&path, &at(&["q"])).unwrap().is_none());
+        drop(lock);
+        assert!(claim(&path, &at(&["q"])).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_file_that_was_cut_is_an_error_and_not_sent() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.unsent");
+        fs::write(&path, "{\"broker\": \"mq").unwrap();
+        assert!(claim(&path, &at(&["q"])).is_err());
+    }
+
+    #[test]
+    fn each_of_several_queues_gets_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = write(directory.path(), &label("b"), &b"1".to_vec().into()).unwrap();
+        let (_lock, queue, _) = claim(&path, &at(&["a", "b"])).unwrap().unwrap();
+        assert_eq!(queue, QueueIndex(1));
+    }
+}

@@ -1,0 +1,339 @@
+//! One connection with one channel on it: opened, probed and closed with a deadline on every step.
+//! Talks to amqprs. Apart, because consuming and publishing need the same of it.
+//!
+//! A link that once failed is never used again: amqprs may panic, hang, or leave the channel in a
+//! state that looks open. Whoever holds it ends its session instead.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use amqprs::FieldTable;
+use amqprs::channel::{BasicQosArguments, Channel, QueueDeclareArguments};
+use amqprs::connection;
+use amqprs::error::Error;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::time::{Instant, timeout};
+
+use super::callbacks::{ChannelCallbacks, ChannelEvent, ConnectionCallbacks, SharedConfirms};
+use super::confirms::Confirms;
+use super::dial::dial;
+use super::error_mapping::{self, OpenAttempt};
+use super::token::{self, Renewal};
+use crate::broker::{BrokerError, Direction, Endpoint, QueueLook};
+use crate::config::AmqpAddress;
+use crate::ids::QueueIndex;
+
+/// For resolving, connecting, TLS and the handshake together. amqprs itself would wait for
+/// minutes.
+const OPEN_WITHIN: Duration = Duration::from_secs(10);
+/// For one question to the server and its answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(8);
+/// For saying good-bye.
+const CLOSE_WITHIN: Duration = Duration::from_secs(3);
+/// amqprs' error comes before the callback has told the server's reason.
+const REASON_WITHIN: Duration = Duration::from_millis(500);
+
+/// A live connection, its one channel, and what happens to them.
+pub(super) struct Connection {
+    pub(super) channel: Channel,
+    pub(super) signals: UnboundedReceiver<ChannelEvent>,
+    pub(super) at: Endpoint,
+    /// Publishes on its channel that wait for their confirm.
+    pub(super) confirms: SharedConfirms,
+    connection: connection::Connection,
+    _renewal: Option<Renewal>,
+}
+
+/// What was found where a queue should be.
+struct QueueCounts {
+    messages: u32,
+    consumers: u32,
+}
+
+/// What a first look at a queue told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    Missing,
+    /// It is not as a pilot would declare it, or we may not declare any.
+    AsItIs,
+}
+
+impl Known {
+    fn by(error: &BrokerError) -> Option<Self> {
+        match error {
+            BrokerError::NoQueue { .. } => Some(Self::Missing),
+            BrokerError::Permission { .. } => Some(Self::AsItIs),
+            BrokerError::ConnectionLost { detail, .. } if detail.contains("inequivalent arg") => {
+                Some(Self::AsItIs)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Connection {
+    /// Connects and opens the channel. Queues that exist are used as they are, others declared. `publisher`
+    /// is how its messages are recognised when they come back.
+    pub(super) async fn open(
+        address: &AmqpAddress,
+        at: &Endpoint,
+        publisher: &str,
+    ) -> Result<Self, BrokerError> {
+        let mut known = BTreeMap::new();
+        loop {
+            let mut link = Self::connect(address, at, publisher).await?;
+            let Err((queue, error)) = link.find_or_declare(&known).await else {
+                return Ok(link);
+            };
+            // The server has closed the channel over it.
+            let now = Known::by(&error).filter(|_| !known.contains_key(&queue));
+            let Some(now) = now else { return Err(error) };
+            known.insert(queue, now);
+            link.hang_up().await;
+        }
+    }
+
+    async fn connect(
+        address: &AmqpAddress,
+        at: &Endpoint,
+        publisher: &str,
+    ) -> Result<Self, BrokerError> {
+        let secret = token::current(address, at).await;
+        let arguments = super::address::arguments(address, &secret, at)?;
+        let started = Instant::now();
+        let timed_out = || BrokerError::TimedOut {
+            at: at.clone(),
+            step: "connecting",
+            after: OPEN_WITHIN,
+        };
+        let connection = timeout(OPEN_WITHIN, dial(arguments, address))
+            .await
+            .map_err(|_elapsed| timed_out())?
+            .map_err(|error| {
+                let attempt = OpenAttempt {
+                    address,
+                    secret: &secret,
+                    took: started.elapsed(),
+                    ended: SystemTime::now(),
+                };
+                error_mapping::of_open(&error, &attempt, at)
+            })?;
+
+        // Its own, for a connection that is given up says so there, late.
+        let confirms = Arc::new(Mutex::new(Confirms::new(at, publisher.to_owned())));
+        let (sender, mut signals) = mpsc::unbounded_channel();
+        let watch = ConnectionCallbacks::new(sender.clone(), Arc::clone(&confirms));
+        let opened = async {
+            connection.register_callback(watch).await?;
+            let channel = connection.open_channel(None).await?;
+            channel
+                .register_callback(ChannelCallbacks::new(sender, Arc::clone(&confirms)))
+                .await?;
+            Ok(channel)
+        };
+        let channel = match timeout(ANSWER_WITHIN, opened).await {
+            Ok(Ok(channel)) => channel,
+            Ok(Err(error)) => {
+                let error: Error = error;
+                let detail = error.to_string();
+                return Err(match told(&mut signals).await {
+                    Some(signal) => error_mapping::of_signal(&signal, at),
+                    None => BrokerError::CutOff {
+                        at: at.clone(),
+                        detail,
+                    },
+                });
+            }
+            Err(_elapsed) => {
+                let (step, after) = ("opening a channel", ANSWER_WITHIN);
+                return Err(BrokerError::TimedOut {
+                    at: at.clone(),
+                    step,
+                    after,
+                });
+            }
+        };
+        Ok(Self {
+            channel,
+            signals,
+            at: at.clone(),
+            confirms,
+            _renewal: Renewal::of(&connection, address, secret, at),
+            connection,
+        })
+    }
+
+    /// Operators own their queues: what is there is used, whatever its type and arguments, and needs no
+    /// permission to configure it. Only a stream can't be: what a pilot takes would stay in it. That is told
+    /// only to who declares it otherwise; and by its messages, see [`Origin`](super::arrival::Origin).
+    async fn find_or_declare(
+        &mut self,
+        known: &BTreeMap<QueueIndex, Known>,
+    ) -> Result<(), (QueueIndex, BrokerError)> {
+        for queue in self.at.indices() {
+            let mut done = match known.get(&queue) {
+                Some(Known::Missing) => self.declare(queue).await,
+                Some(Known::AsItIs) | None => self.find(queue).await.map(drop),
+            };
+            if done.is_ok()
+                && self.at.direction == Direction::Incoming
+                && !known.contains_key(&queue)
+            {
+                done = self.declare(queue).await;
+            }
+            done.map_err(|error| (queue, error))?;
+        }
+        Ok(())
+    }
+
+    /// Declares nothing. The server closes the channel when the queue is missing.
+    async fn find(&mut self, queue: QueueIndex) -> Result<QueueCounts, BrokerError> {
+        let arguments = QueueDeclareArguments::new(self.at.name(queue))
+            .passive(true)
+            .finish();
+        let (channel, at) = (self.channel.clone(), self.at.only(queue));
+        let asking = channel.queue_declare(arguments);
+        let answer = self.ask_at(&at, "looking for the queue", asking).await?;
+        let (messages, consumers) =
+            answer.map_or((0, 0), |(_, messages, consumers)| (messages, consumers));
+        Ok(QueueCounts {
+            messages,
+            consumers,
+        })
+    }
+
+    async fn declare(&mut self, queue: QueueIndex) -> Result<(), BrokerError> {
+        let mut quorum = FieldTable::new();
+        quorum.insert(
+            "x-queue-type".try_into().expect("it is short"),
+            "quorum".into(),
+        );
+        let arguments = QueueDeclareArguments::durable_client_named(self.at.name(queue))
+            .arguments(quorum)
+            .finish();
+        let (channel, at) = (self.channel.clone(), self.at.only(queue));
+        let declaring = channel.queue_declare(arguments);
+        self.ask_at(&at, "declaring the queue", declaring)
+            .await
+            .map(drop)
+    }
+
+    /// Limits what the server sends ahead to each consumer that is started after this. Also the round
+    /// trip that proves that the server lives and has read everything that was sent before it on this
+    /// channel.
+    pub(super) async fn limit(&mut self, window: u16) -> Result<(), BrokerError> {
+        let channel = self.channel.clone();
+        let arguments = BasicQosArguments::new(0, window, false);
+        self.ask("a round trip", channel.basic_qos(arguments)).await
+    }
+
+    /// One synchronous call, with the server's own reason when it refuses. Takes `&mut self`
+    /// because two at once on a channel make amqprs panic.
+    pub(super) async fn ask<T>(
+        &mut self,
+        step: &'static str,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, BrokerError> {
+        let at = self.at.clone();
+        self.ask_at(&at, step, call).await
+    }
+
+    /// The same, on behalf of one of the queues.
+    pub(super) async fn ask_at<T>(
+        &mut self,
+        at: &Endpoint,
+        step: &'static str,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, BrokerError> {
+        match timeout(ANSWER_WITHIN, call).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(self.reason(at, &error.to_string()).await),
+            Err(_elapsed) => Err(BrokerError::TimedOut {
+                at: at.clone(),
+                step,
+                after: ANSWER_WITHIN,
+            }),
+        }
+    }
+
+    /// Why the link failed, best told by the server.
+    async fn reason(&mut self, at: &Endpoint, fallback: &str) -> BrokerError {
+        match told(&mut self.signals).await {
+            Some(signal) => error_mapping::of_signal(&signal, at),
+            None => BrokerError::ConnectionLost {
+                at: at.clone(),
+                detail: fallback.to_owned(),
+            },
+        }
+    }
+
+    /// Ends the connection of a channel that the server has closed.
+    async fn hang_up(self) {
+        if timeout(CLOSE_WITHIN, self.connection.close())
+            .await
+            .is_err()
+        {
+            tracing::debug!(at = %self.at, "no answer to closing");
+        }
+    }
+
+    /// Channel, then connection. Everything worth a round trip must be proven before.
+    pub(super) async fn close(self) {
+        let Self {
+            channel,
+            connection,
+            at,
+            ..
+        } = self;
+        for (what, outcome) in [
+            ("channel", timeout(CLOSE_WITHIN, channel.close()).await),
+            (
+                "connection",
+                timeout(CLOSE_WITHIN, connection.close()).await,
+            ),
+        ] {
+            match outcome {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%at, what, %error, "not closed in order"),
+                Err(_elapsed) => tracing::debug!(%at, what, "no answer to closing"),
+            }
+        }
+    }
+}
+
+/// What the server says of a connection's end, if it does.
+async fn told(signals: &mut UnboundedReceiver<ChannelEvent>) -> Option<ChannelEvent> {
+    let told = async {
+        while let Some(signal) = signals.recv().await {
+            if signal != ChannelEvent::Dropped {
+                return Some(signal);
+            }
+        }
+        None
+    };
+    timeout(REASON_WITHIN, told).await.ok().flatten()
+}
+
+/// Looks at a queue, and leaves.
+pub(super) async fn look(address: &AmqpAddress, at: &Endpoint) -> Result<QueueLook, BrokerError> {
+    let mut link = Connection::connect(address, at, "").await?;
+    match link.find(QueueIndex(0)).await {
+        Ok(QueueCounts {
+            messages,
+            consumers,
+        }) => {
+            link.close().await;
+            Ok(QueueLook::There {
+                waiting: u64::from(messages),
+                consumers: u64::from(consumers),
+            })
+        }
+        Err(BrokerError::NoQueue { .. }) => {
+            link.hang_up().await;
+            Ok(QueueLook::Missing)
+        }
+        Err(error) => Err(error),
+    }
+}

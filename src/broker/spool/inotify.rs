@@ -1,0 +1,86 @@
+//! What the kernel says about new files in a directory. It sees this machine's changes only, so
+//! that looking from time to time is still needed where others write.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use tokio::io::unix::AsyncFd;
+
+/// A watch on one directory. Without one (the kernel limits their number) it never reports.
+pub(super) struct DirectoryWatch(Option<AsyncFd<Watch>>);
+
+struct Watch(Inotify);
+
+impl AsRawFd for Watch {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+/// One report.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum DirectoryEvent {
+    /// A file was closed after writing, or moved here.
+    Complete(OsString),
+    /// Something happened that isn't told in full.
+    Unclear,
+}
+
+impl DirectoryWatch {
+    pub(super) fn watch(directory: &Path) -> Self {
+        let open = || {
+            let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+            let what = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO;
+            inotify.add_watch(directory, what | AddWatchFlags::IN_ONLYDIR)?;
+            #[expect(
+                deprecated,
+                reason = "its successor is unsafe for the sake of types that change their \
+                          descriptor; `Watch` owns one and never does"
+            )]
+            let registered = AsyncFd::new(Watch(inotify));
+            registered.map_err(|error| {
+                error
+                    .raw_os_error()
+                    .map_or(Errno::UnknownErrno, Errno::from_raw)
+            })
+        };
+        Self(match open() {
+            Ok(watch) => Some(watch),
+            Err(error) => {
+                let directory = directory.display();
+                tracing::debug!(%error, %directory, "no notices of new files; looking for them");
+                None
+            }
+        })
+    }
+
+    /// Waits for reports. Cancel-safe: what isn't returned is reported the next time.
+    pub(super) async fn next(&self) -> Vec<DirectoryEvent> {
+        let Some(watch) = &self.0 else {
+            return std::future::pending().await;
+        };
+        loop {
+            let Ok(mut ready) = watch.readable().await else {
+                return std::future::pending().await;
+            };
+            match ready.get_inner().0.read_events() {
+                Ok(events) => {
+                    return events
+                        .into_iter()
+                        .map(|event| {
+                            event
+                                .name
+                                .map_or(DirectoryEvent::Unclear, DirectoryEvent::Complete)
+                        })
+                        .collect();
+                }
+                Err(Errno::EAGAIN) => ready.clear_ready(),
+                Err(Errno::EINTR) => {}
+                Err(_broken) => return std::future::pending().await,
+            }
+        }
+    }
+}

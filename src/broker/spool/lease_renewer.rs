@@ -1,0 +1,70 @@
+//! Keeps a pilot's lease fresh and looks for dead holders, on a thread of its own: a pilot that is
+//! busy, or whose event loop waits for a slow file system, is not dead. Talks to the file system.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use super::claim::ClaimTable;
+use super::lease::{LeaseScope, REFRESH_EVERY};
+use super::paths::SpoolError;
+use crate::broker::BrokerError;
+
+/// How often this machine's holders are looked at; a look is one open and one lock each.
+const KEEP_EVERY: Duration = Duration::from_secs(5);
+/// How often all are, in units of the above.
+const EVERYONE_EVERY: u32 = 6;
+
+/// The thread. Dropping it ends it soon; [`Keeper::stop`] waits for that.
+pub(super) struct LeaseRenewer {
+    alive: mpsc::Sender<()>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl LeaseRenewer {
+    pub(super) fn start(desk: Arc<ClaimTable>) -> Result<Self, BrokerError> {
+        let (alive, owner) = mpsc::channel::<()>();
+        let at = desk.layout.at.clone();
+        let thread = thread::Builder::new()
+            .name("spool-lease".into())
+            .spawn(move || {
+                let mut round: u32 = 0;
+                while owner.recv_timeout(KEEP_EVERY) == Err(RecvTimeoutError::Timeout) {
+                    round = round.wrapping_add(1);
+                    if let Err(trouble) = keep(&desk, round) {
+                        let error = trouble.into_broker(&desk.layout.at);
+                        tracing::warn!(%error, "the spool's lease or claims can't be looked after");
+                    }
+                    if !desk.holder.directory.exists() {
+                        break;
+                    }
+                }
+            })
+            .map_err(|error| BrokerError::Thread {
+                at,
+                detail: error.to_string(),
+            })?;
+        Ok(Self { alive, thread })
+    }
+
+    pub(super) fn stop(self) {
+        drop(self.alive);
+        // Its panic was told by the panic hook, and there is nothing left for it to do.
+        let _panicked = self.thread.join();
+    }
+}
+
+fn keep(desk: &ClaimTable, round: u32) -> Result<(), SpoolError> {
+    let refresh_every = u32::try_from(REFRESH_EVERY.as_secs() / KEEP_EVERY.as_secs()).unwrap_or(1);
+    if round.is_multiple_of(refresh_every) {
+        desk.holder.refresh()?;
+    }
+    let everyone = round.is_multiple_of(EVERYONE_EVERY);
+    let whose = if everyone {
+        LeaseScope::Everyone
+    } else {
+        LeaseScope::ThisMachine
+    };
+    desk.holder.take_back(&desk.layout, whose).map(|_events| ())
+}

@@ -1,0 +1,96 @@
+//! Leave to take events, or to touch the directory that they are in. Talks to nobody. Apart, because a queue that events come from is connected to
+//! before it is known that results can be sent: it takes time, and nothing is taken by it.
+
+use tokio::sync::watch;
+
+/// How far a pilot's start has come. Moves forward only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum StartStage {
+    /// Brokers may be connected to already, and it doesn't matter if they can't.
+    Ahead,
+    /// All else is ready: brokers that are away are waited for from now on.
+    Ready,
+    /// Events may be taken.
+    Given,
+}
+
+/// What is waited for before the first event is asked for.
+#[derive(Debug, Clone)]
+pub struct StartSignal(watch::Receiver<StartStage>);
+
+/// Who gives it.
+#[derive(Debug)]
+pub struct StartSender(watch::Sender<StartStage>);
+
+impl StartSender {
+    /// Nobody has leave yet.
+    #[must_use]
+    pub fn new() -> (Self, StartSignal) {
+        let (giver, leave) = watch::channel(StartStage::Ahead);
+        (Self(giver), StartSignal(leave))
+    }
+
+    /// All but the brokers is ready: those that are away are waited for, as long as is borne, from now on.
+    pub fn all_else_is_ready(&self) {
+        self.advance(StartStage::Ready);
+    }
+
+    /// From now on everybody has.
+    pub fn give(&self) {
+        self.advance(StartStage::Given);
+    }
+
+    fn advance(&self, to: StartStage) {
+        self.0.send_modify(|stage| *stage = (*stage).max(to));
+    }
+}
+
+impl StartSignal {
+    /// For whoever has it already.
+    pub(super) fn given() -> Self {
+        Self(watch::channel(StartStage::Given).1)
+    }
+
+    /// Waits for it; for ever when nobody can give it any more. Cancel-safe.
+    pub(super) async fn wait(&mut self) {
+        self.reached(StartStage::Given).await;
+    }
+
+    /// Whether all but the brokers is ready.
+    pub(super) fn all_else_is_ready(&self) -> bool {
+        *self.0.borrow() >= StartStage::Ready
+    }
+
+    /// Waits until all but the brokers is ready, as [`wait`](Self::wait) does.
+    pub(super) async fn until_all_else_is_ready(&mut self) {
+        self.reached(StartStage::Ready).await;
+    }
+
+    async fn reached(&mut self, stage: StartStage) {
+        if self.0.wait_for(|now| *now >= stage).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn nobody_goes_on_without_leave() {
+        let (giver, mut leave) = StartSender::new();
+        assert_eq!(leave.until_all_else_is_ready().now_or_never(), None);
+        giver.all_else_is_ready();
+        assert_eq!(leave.until_all_else_is_ready().now_or_never(), Some(()));
+        assert_eq!(leave.wait().now_or_never(), None);
+        giver.give();
+        assert_eq!(leave.wait().now_or_never(), Some(()));
+        assert_eq!(StartSignal::given().wait().now_or_never(), Some(()));
+        let (giver, mut leave) = StartSender::new();
+        drop(giver);
+        assert_eq!(leave.wait().now_or_never(), None);
+    }
+}

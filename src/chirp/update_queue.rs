@@ -1,0 +1,214 @@
+//! What HTCondor is yet to be told, and when: the newest value of each attribute, and the last few
+//! of those that go at once, in their order. Pure: it is told the time and does no I/O.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How many values that go at once are kept, and how many of them go out in one interval; more
+/// than a pilot's life has states. Beyond it only the newest of each attribute is sent, so that
+/// neither an outage nor a pilot whose every task fails in its own way floods the job event log.
+const AT_ONCE_MAX: usize = 16;
+
+/// How often a value may be refused before it is given up.
+const REFUSALS_MAX: u32 = 3;
+
+/// Longer intervals mean the same to a job, and adding them to the time could overflow.
+const INTERVAL_MAX: Duration = Duration::from_hours(365 * 24);
+
+/// When a value goes out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// At once, and so does every later one, in order: a status, a fatal error.
+    AtOnce,
+    /// At most once an interval, the newest only: a count.
+    WithinInterval,
+}
+
+/// What one round of sending takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// What is due now.
+    Due,
+    /// All there is.
+    Everything,
+}
+
+/// What became of a refused value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// It will be sent again.
+    Kept,
+    /// It was refused too often, or is known no more.
+    GivenUp,
+}
+
+/// Names one value that was set; later ones are larger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(super) struct UpdateId(u64);
+
+/// A value that is to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct QueuedUpdate {
+    pub(super) ticket: UpdateId,
+    pub(super) attribute: &'static str,
+    pub(super) text: String,
+    urgency: Urgency,
+    refusals: u32,
+}
+
+/// See the module. Bounded: at most [`AT_ONCE_MAX`] entries besides one or two an attribute, each
+/// of at most [`super::value::REPORT_MAX`] bytes, and the attributes' names are compiled in.
+#[derive(Debug)]
+pub(super) struct UpdateQueue {
+    interval: Duration,
+    last_ticket: UpdateId,
+    /// In the order in which they are sent.
+    entries: Vec<QueuedUpdate>,
+    /// The newest value that the pilot set.
+    newest: BTreeMap<&'static str, String>,
+    /// The newest value that HTCondor took.
+    sent: BTreeMap<&'static str, String>,
+    /// Before this, nothing that can wait is sent.
+    rest_until: Option<Instant>,
+    /// The interval in which values that go at once are counted: its end, and their number.
+    burst: Option<(Instant, usize)>,
+}
+
+impl UpdateQueue {
+    pub(super) fn new(interval: Duration) -> Self {
+        Self {
+            interval: interval.min(INTERVAL_MAX),
+            last_ticket: UpdateId::default(),
+            entries: Vec::new(),
+            newest: BTreeMap::new(),
+            sent: BTreeMap::new(),
+            rest_until: None,
+            burst: None,
+        }
+    }
+
+    /// Notes that `attribute` is now `text`.
+    pub(super) fn set(&mut self, attribute: &'static str, text: String, urgency: Urgency) {
+        if self.newest.get(attribute) == Some(&text) {
+            return;
+        }
+        self.newest.insert(attribute, text.clone());
+        self.entries
+            .retain(|e| e.attribute != attribute || e.urgency == Urgency::AtOnce);
+        let back_to_sent = self.sent.get(attribute) == Some(&text)
+            && !self.entries.iter().any(|e| e.attribute == attribute);
+        if back_to_sent {
+            return;
+        }
+        self.push(attribute, text, urgency);
+        self.forget_superseded();
+    }
+
+    fn push(&mut self, attribute: &'static str, text: String, urgency: Urgency) {
+        self.last_ticket.0 += 1;
+        self.entries.push(QueuedUpdate {
+            ticket: self.last_ticket,
+            attribute,
+            text,
+            urgency,
+            refusals: 0,
+        });
+    }
+
+    /// When something is due, if anything is left to send.
+    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+        let times = self.entries.iter().map(|entry| match entry.urgency {
+            Urgency::AtOnce => match self.burst {
+                Some((end, AT_ONCE_MAX..)) => end.max(now),
+                _ => now,
+            },
+            Urgency::WithinInterval => self.rest_until.map_or(now, |end| end.max(now)),
+        });
+        times.min()
+    }
+
+    /// What to send now, what goes at once first. It stays on the board until it is known to have
+    /// arrived.
+    pub(super) fn take(&self, scope: Scope, now: Instant) -> Vec<QueuedUpdate> {
+        let open = |end: Instant| scope == Scope::Everything || end <= now;
+        let burst_left = match self.burst {
+            Some((end, used)) if !open(end) => AT_ONCE_MAX.saturating_sub(used),
+            _ => usize::MAX,
+        };
+        let of = |urgency| {
+            self.entries
+                .iter()
+                .filter(move |e| e.urgency == urgency)
+                .cloned()
+        };
+        let mut batch: Vec<_> = of(Urgency::AtOnce).take(burst_left).collect();
+        if self.rest_until.is_none_or(open) {
+            batch.extend(of(Urgency::WithinInterval));
+        }
+        batch
+    }
+
+    /// Notes that HTCondor took `entry`; older values of its attribute would now be wrong.
+    pub(super) fn delivered(&mut self, entry: &QueuedUpdate, now: Instant) {
+        self.entries
+            .retain(|e| e.attribute != entry.attribute || e.ticket > entry.ticket);
+        self.sent.insert(entry.attribute, entry.text.clone());
+        match entry.urgency {
+            Urgency::WithinInterval => self.rest_until = Some(now + self.interval),
+            Urgency::AtOnce => {
+                self.burst = Some(match self.burst {
+                    Some((end, used)) if end > now => (end, used + 1),
+                    _ => (now + self.interval, 1),
+                });
+            }
+        }
+        // The pilot may have gone back to the value before `entry` while that was under way.
+        let newest = self
+            .newest
+            .get(entry.attribute)
+            .filter(|newest| **newest != entry.text);
+        if let Some(newest) = newest.cloned()
+            && !self.entries.iter().any(|e| e.attribute == entry.attribute)
+        {
+            self.push(entry.attribute, newest, entry.urgency);
+        }
+    }
+
+    /// Notes that HTCondor refused `entry`.
+    pub(super) fn refused(&mut self, entry: &QueuedUpdate) -> Refusal {
+        let Some(index) = self.entries.iter().position(|e| e.ticket == entry.ticket) else {
+            return Refusal::GivenUp;
+        };
+        self.entries[index].refusals += 1;
+        if self.entries[index].refusals < REFUSALS_MAX {
+            return Refusal::Kept;
+        }
+        self.entries.remove(index);
+        Refusal::GivenUp
+    }
+
+    /// Drops the oldest values that have a successor until there are few enough.
+    fn forget_superseded(&mut self) {
+        while self
+            .entries
+            .iter()
+            .filter(|e| e.urgency == Urgency::AtOnce)
+            .count()
+            > AT_ONCE_MAX
+        {
+            let superseded = self.entries.iter().enumerate().position(|(index, entry)| {
+                self.entries[index + 1..]
+                    .iter()
+                    .any(|later| later.attribute == entry.attribute)
+            });
+            let Some(index) = superseded else { return };
+            self.entries.remove(index);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "board_tests.rs"]
+mod tests;

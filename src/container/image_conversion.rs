@@ -1,0 +1,493 @@
+//! Whether an image can be used as it is, and turning it into a sandbox directory when not. Talks to
+//! the file system; the conversion itself is a command that the caller runs.
+//!
+//! Apptainer's builder removes its target first and two at once both report success. So one builder at
+//! a time holds a file lock, builds under a name of its own beside the target, and renames the result,
+//! which is the only way a target comes to be: one that exists is complete. The lock also says that
+//! whatever has a builder's name was left by a builder that died.
+
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::unistd::geteuid;
+use uuid::Uuid;
+
+use super::apptainer_faults;
+use super::command::{Apptainer, Invocation};
+use super::fs_util::remove_tree;
+use super::image_format::is_image;
+use super::probe_script::{self, ENV_DIR, LAST};
+use super::reference::{self, Reference};
+use super::stderr;
+use super::{Bind, rootfs, runscript};
+use crate::config::{ImagePolicy, Verbosity};
+use crate::fault::FaultClass;
+
+/// How often a held lock is tried again; it is held for seconds to minutes.
+const TRY_AGAIN: Duration = Duration::from_millis(250);
+/// How often the log says that we still wait.
+const SAY_AGAIN: Duration = Duration::from_secs(30);
+
+/// What is to be done to use an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resolution {
+    /// Nothing: it is this directory. Absolute.
+    Ready(PathBuf),
+    /// Convert it first.
+    Convert(Conversion),
+}
+
+/// An image and the directory that it is to become, the same for every pilot of this user on this
+/// machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conversion {
+    source: String,
+    store: PathBuf,
+    name: String,
+}
+
+/// Whose turn it is.
+#[derive(Debug)]
+pub enum LockOutcome {
+    /// The image is converted already.
+    Done(PathBuf),
+    /// We convert it; nobody else does meanwhile.
+    Ours(ConversionLock),
+}
+
+/// The right to convert an image. Dropped, it takes everything unfinished with it.
+#[derive(Debug)]
+pub struct ConversionLock {
+    conversion: Conversion,
+    making: PathBuf,
+    /// Closing it lets the next one in.
+    _lock: File,
+}
+
+/// Why an image can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// There is no such file or directory.
+    #[error(
+        "image `{image}` does not exist here; check the path, and that its file system is mounted"
+    )]
+    Missing {
+        /// As configured.
+        image: String,
+    },
+    /// It is there but can't be looked at.
+    #[error("image `{image}` can't be read: {source}; check its permissions and its file system")]
+    Unreadable {
+        /// As configured.
+        image: String,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// A directory without anything in it.
+    #[error("image `{image}` is an empty directory; check that its file system is mounted")]
+    Empty {
+        /// As configured.
+        image: String,
+    },
+    /// Only directories are accepted.
+    #[error(
+        "image `{image}` is no sandbox directory here; name one, or set \
+         _EWMS_PILOT_APPTAINER_IMAGE_DIRECTORY_MUST_BE_PRESENT=False to have it converted"
+    )]
+    NoDirectory {
+        /// As configured.
+        image: String,
+    },
+    /// It is a file, and no image.
+    #[error(
+        "image `{image}` is no image: neither SIF nor squashfs nor ext3; \
+         check that it is complete, and build a definition before you submit (its `%setup` would run here, \
+         outside of any container)"
+    )]
+    NoImage {
+        /// As configured.
+        image: String,
+    },
+    /// The directory for converted images can't be used.
+    #[error(
+        "converted images can't be kept in `{store}`: {reason}; \
+         set _EWMS_PILOT_APPTAINER_BUILD_WORKDIR to a directory of your own with enough space"
+    )]
+    Store {
+        /// The directory.
+        store: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Another pilot has been converting the image for longer than we wait.
+    #[error(
+        "another pilot still converts `{image}` after {seconds} s; look for a hanging `apptainer build`"
+    )]
+    Busy {
+        /// As Apptainer takes it.
+        image: String,
+        /// How long we waited.
+        seconds: u64,
+    },
+    /// Apptainer gave it a runscript that runs nothing, and the source's can't be read.
+    #[error(
+        "image `{image}` lost its runscript when it was converted, as Apptainer 1.3.4 and 1.3.5 do; name a \
+         sandbox directory that another version made, or ask the site for one"
+    )]
+    Runscript {
+        /// As Apptainer takes it.
+        image: String,
+    },
+    /// Apptainer couldn't convert it.
+    #[error("image `{image}` can't be converted: {reason}")]
+    Build {
+        /// As Apptainer takes it.
+        image: String,
+        /// Apptainer's last error lines.
+        reason: String,
+        /// Whose fault they show.
+        class: FaultClass,
+    },
+}
+
+impl ImageError {
+    /// Whose fault it is.
+    #[must_use]
+    pub fn class(&self) -> FaultClass {
+        match self {
+            Self::Missing { .. }
+            | Self::Unreadable { .. }
+            | Self::Empty { .. }
+            | Self::NoDirectory { .. }
+            | Self::NoImage { .. }
+            | Self::Runscript { .. }
+            // Where converted images are kept is configured with the image.
+            | Self::Store { .. } => FaultClass::Image,
+            Self::Busy { .. } => FaultClass::Ep,
+            Self::Build { class, .. } => *class,
+        }
+    }
+}
+
+impl Resolution {
+    /// What to do with `image` as the user wrote it, a relative path being one below `cwd`.
+    ///
+    /// # Errors
+    /// When it can be seen now that it can't be used, or the policy forbids to convert it.
+    pub fn of(image: &str, cwd: &Path, policy: &ImagePolicy) -> Result<Self, ImageError> {
+        let missing = || ImageError::Missing {
+            image: image.to_owned(),
+        };
+        let reference =
+            reference::resolve(image, cwd).map_err(|source| ImageError::Unreadable {
+                image: image.to_owned(),
+                source,
+            })?;
+        let workdir = match (&reference, policy) {
+            (Reference::Directory(path), _) => return ready(image, path),
+            (Reference::Missing, _) => return Err(missing()),
+            (_, ImagePolicy::DirectoryOnly) => {
+                return Err(ImageError::NoDirectory {
+                    image: image.to_owned(),
+                });
+            }
+            (_, ImagePolicy::Convert { workdir }) => workdir,
+        };
+        let (source, identity) = match reference {
+            Reference::Archive { source, identity } => (source, identity),
+            Reference::File {
+                path,
+                source,
+                identity,
+            } => {
+                check_format(image, &path)?;
+                (source, identity)
+            }
+            Reference::Remote(source) => (source.clone(), source),
+            Reference::Directory(_) | Reference::Missing => return Err(missing()),
+        };
+        let hash = Uuid::new_v5(&Uuid::NAMESPACE_URL, identity.as_bytes())
+            .simple()
+            .to_string();
+        Ok(Self::Convert(Conversion {
+            name: format!("{}-{}", reference::label(image), &hash[..16]),
+            // One for each user: what another one put there is not to be trusted.
+            store: workdir.join(format!("ewms-pilot-images-{}", geteuid())),
+            source,
+        }))
+    }
+}
+
+/// Apptainer would run what is no image.
+fn check_format(image: &str, path: &Path) -> Result<(), ImageError> {
+    // Whoever opens a pipe waits.
+    let found = path.is_file().then(|| is_image(path)).transpose();
+    match found {
+        Ok(Some(true)) => Ok(()),
+        Ok(_) => Err(ImageError::NoImage {
+            image: image.to_owned(),
+        }),
+        Err(source) => Err(ImageError::Unreadable {
+            image: image.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn ready(image: &str, path: &Path) -> Result<Resolution, ImageError> {
+    match holds_something(path) {
+        Ok(true) => Ok(Resolution::Ready(path.to_owned())),
+        Ok(false) => Err(ImageError::Empty {
+            image: image.to_owned(),
+        }),
+        Err(source) => Err(ImageError::Unreadable {
+            image: image.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn holds_something(directory: &Path) -> io::Result<bool> {
+    Ok(fs::read_dir(directory)?.next().transpose()?.is_some())
+}
+
+impl Conversion {
+    /// What is converted, as `apptainer build` takes it.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The directory that it becomes.
+    #[must_use]
+    pub fn target(&self) -> PathBuf {
+        self.store.join(format!("{}.sandbox", self.name))
+    }
+
+    /// Waits until the image is converted or it is our turn to do it, at most for `patience`.
+    ///
+    /// # Errors
+    /// When the store can't be used, or another pilot takes too long.
+    pub async fn turn(self, patience: Duration) -> Result<LockOutcome, ImageError> {
+        let unusable = |reason: String| ImageError::Store {
+            store: self.store.clone(),
+            reason,
+        };
+        open_store(&self.store).map_err(unusable)?;
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(self.store.join(format!("{}.lock", self.name)))
+            .map_err(|error| unusable(error.to_string()))?;
+
+        let began = Instant::now();
+        let mut said = None;
+        loop {
+            if holds_something(&self.target()).unwrap_or(false) {
+                return Ok(LockOutcome::Done(self.target()));
+            }
+            // Trying again costs less than a thread blocked in a lock, which nothing could cancel.
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => return Err(unusable(error.to_string())),
+            }
+            let waited = began.elapsed();
+            if waited >= patience {
+                return Err(ImageError::Busy {
+                    image: self.source,
+                    seconds: waited.as_secs(),
+                });
+            }
+            if said.is_none_or(|said: Instant| said.elapsed() >= SAY_AGAIN) {
+                tracing::info!(
+                    image = self.source,
+                    waited_secs = waited.as_secs(),
+                    "another pilot converts the image"
+                );
+                said = Some(Instant::now());
+            }
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+        // It may have been finished between our look and our lock.
+        if holds_something(&self.target()).unwrap_or(false) {
+            return Ok(LockOutcome::Done(self.target()));
+        }
+        let making = self
+            .store
+            .join(format!("{}.making-{}", self.name, Uuid::new_v4().simple()));
+        Ok(LockOutcome::Ours(ConversionLock {
+            conversion: self,
+            making,
+            _lock: lock,
+        }))
+    }
+}
+
+/// Makes the store, or checks that it is ours alone: `/var/tmp` is everybody's, and an image that
+/// another user planted there would run as us.
+fn open_store(store: &Path) -> Result<(), String> {
+    if let Err(error) = DirBuilder::new().mode(0o700).create(store)
+        && error.kind() != io::ErrorKind::AlreadyExists
+    {
+        return Err(error.to_string());
+    }
+    let found = fs::symlink_metadata(store).map_err(|error| error.to_string())?;
+    if !found.is_dir() {
+        return Err("it is no directory".to_owned());
+    }
+    if found.uid() != geteuid().as_raw() {
+        return Err("it belongs to another user".to_owned());
+    }
+    if found.mode() & 0o022 != 0 {
+        return Err("other users can write to it".to_owned());
+    }
+    Ok(())
+}
+
+impl ConversionLock {
+    /// Removes what builders that died left, and gives the command that converts the image. It may run
+    /// for minutes.
+    ///
+    /// # Errors
+    /// When the store can't be written.
+    pub fn build(
+        &self,
+        apptainer: &Apptainer,
+        verbosity: Verbosity,
+    ) -> Result<Invocation, ImageError> {
+        let unusable = |error: io::Error| self.unusable(&error);
+        let half_made = format!("{}.making-", self.conversion.name);
+        for entry in fs::read_dir(&self.conversion.store)
+            .map_err(unusable)?
+            .flatten()
+        {
+            if entry.file_name().to_string_lossy().starts_with(&half_made) {
+                tracing::info!(path = %entry.path().display(), "removing a half-made image");
+                remove_tree(&entry.path()).map_err(unusable)?;
+            }
+        }
+        let scratch = self.scratch();
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&scratch)
+            .map_err(unusable)?;
+        Ok(apptainer.build(
+            self.conversion.source.as_ref(),
+            &self.made(),
+            &scratch,
+            verbosity,
+        ))
+    }
+
+    /// The command that reads the source's runscript, if the conversion lost it: Apptainer 1.3.4 and 1.3.5 give
+    /// every image that they make of another one their default one, which runs no task and exits with 0. The
+    /// source is not started; [`Locked::restore`] takes what the command wrote to stdout.
+    ///
+    /// # Errors
+    /// When the store can't be written.
+    pub fn reread(&self, apptainer: &Apptainer) -> Result<Option<Invocation>, ImageError> {
+        if !runscript::is_default(&self.made()) {
+            return Ok(None);
+        }
+        let reader = self.scratch().join(LAST);
+        fs::write(
+            &reader,
+            probe_script::reader(&self.word(), runscript::RUNSCRIPT),
+        )
+        .map_err(|error| self.unusable(&error))?;
+        let reader = Bind::script(reader, format!("{ENV_DIR}/{LAST}"));
+        Ok(Some(apptainer.unpacked(
+            self.conversion.source.as_ref(),
+            &reader,
+            &self.scratch(),
+        )))
+    }
+
+    /// Gives the converted image the runscript that its source has, which may be the default one.
+    ///
+    /// # Errors
+    /// When `stdout` holds none, or it can't be written.
+    pub fn restore(&self, stdout: &[u8]) -> Result<(), ImageError> {
+        let lost = || ImageError::Runscript {
+            image: self.conversion.source.clone(),
+        };
+        let text = probe_script::read_by(&self.word(), stdout).ok_or_else(lost)?;
+        let path = rootfs::resolve(&self.made(), Path::new(runscript::RUNSCRIPT));
+        path.and_then(|path| fs::write(path, text))
+            .map_err(|error| self.unusable(&error))
+    }
+
+    /// No image has a line that begins with it.
+    fn word(&self) -> String {
+        let name = self.making.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
+    fn scratch(&self) -> PathBuf {
+        self.making.join("scratch")
+    }
+
+    /// The command succeeded: gives its result the image's name, and returns that.
+    ///
+    /// # Errors
+    /// When there is no result, or it can't be renamed.
+    pub fn commit(self) -> Result<PathBuf, ImageError> {
+        let target = self.conversion.target();
+        if !holds_something(&self.made()).unwrap_or(false) {
+            return Err(self.failed(b"apptainer made no directory, though it reported success"));
+        }
+        // rename(2) replaces a directory only if that is empty: a complete image is never touched.
+        match fs::rename(self.made(), &target) {
+            Ok(()) => Ok(target),
+            Err(_) if holds_something(&target).unwrap_or(false) => Ok(target),
+            Err(error) => Err(self.unusable(&error)),
+        }
+    }
+
+    /// The command failed: the error that quotes what Apptainer wrote to `stderr`.
+    #[must_use]
+    pub fn failed(&self, stderr: &[u8]) -> ImageError {
+        let said = stderr::apptainer_error(stderr).unwrap_or_else(|| stderr::reason(stderr));
+        // A builder that meets a damaged image and one that meets a full disk fail alike.
+        let class = match apptainer_faults::find_cause(stderr) {
+            Some((cause, _)) => cause.class(),
+            None => FaultClass::Image,
+        };
+        // The name is another one each time, and equal failures should read the same.
+        let reason = stderr::scrub(&said, &[(&self.making.to_string_lossy(), "<scratch>")]);
+        ImageError::Build {
+            image: self.conversion.source.clone(),
+            reason,
+            class,
+        }
+    }
+
+    fn made(&self) -> PathBuf {
+        self.making.join("sandbox")
+    }
+
+    fn unusable(&self, error: &io::Error) -> ImageError {
+        ImageError::Store {
+            store: self.conversion.store.clone(),
+            reason: error.to_string(),
+        }
+    }
+}
+
+impl Drop for ConversionLock {
+    fn drop(&mut self) {
+        if let Err(error) = remove_tree(&self.making) {
+            tracing::warn!(path = %self.making.display(), %error, "a half-made image can't be removed");
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "image_tests.rs"]
+mod tests;

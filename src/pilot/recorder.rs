@@ -1,0 +1,343 @@
+//! Keeps the books: a record for each event from its arrival until it is settled, and the pilot's own.
+//! Told by the driver what happens, it decides nothing; which tasks run, it tells the status file. The statistics at the end are made of the same
+//! records that go to the file.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::{PilotExit, status_feed};
+use crate::broker::{BrokerStats, Content, Delivery, Outages};
+use crate::config::Config;
+use crate::fault::{FaultClass, TaskError};
+use crate::ids::TaskId;
+use crate::process::ExitStatus;
+use crate::records::{
+    EventOutcome, PilotEnd, PilotIdentity, PilotStart, Record, RecordWriter, TaskRecord, UnixTime,
+    shorten,
+};
+use crate::stats::{Runtimes, Tally};
+use crate::status::StatusWriter;
+use crate::task::{TaskEnd, TaskMetrics, TaskReport};
+
+/// The open and the closed books of one pilot.
+#[derive(Debug)]
+pub struct Recorder {
+    writer: RecordWriter,
+    source: PilotIdentity,
+    /// Records of events that aren't settled yet.
+    open: HashMap<TaskId, TaskRecord>,
+    /// Which slots are taken; a slot's number is its place here plus one.
+    slots: Vec<SlotUse>,
+    runtimes: Runtimes,
+    end: PilotEnd,
+    began: Instant,
+    keeper: StatusWriter,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SlotUse {
+    Free,
+    Taken(TaskId),
+}
+
+impl Recorder {
+    /// Opens the file and writes the pilot's first line. Without a file there are still statistics.
+    #[must_use]
+    pub fn open(config: &Config) -> Self {
+        let source = PilotIdentity {
+            pilot_id: Uuid::new_v4().simple().to_string(),
+            host: nix::unistd::gethostname()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            site: config.condor.site.clone(),
+        };
+        let writer = match &config.task_log {
+            None => RecordWriter::off(),
+            Some(path) => RecordWriter::open(path.clone()).unwrap_or_else(|error| {
+                warn!(
+                    file = %path.display(), %error,
+                    "no records of tasks are written; see to EWMS_PILOT_TASK_LOG"
+                );
+                RecordWriter::off()
+            }),
+        };
+        let mut end = PilotEnd::of(&source);
+        end.started_unix_secs = UnixTime::now();
+        end.slots = config.slots.get();
+        let mut start = PilotStart::of(&source);
+        env!("CARGO_PKG_VERSION").clone_into(&mut start.version);
+        start.started_unix_secs = end.started_unix_secs;
+        start.job_id.clone_from(&config.condor.job_id);
+        start.slots = config.slots.get();
+        start.window = config.window().get();
+        start.requested_cpus = config.condor.request.cpus;
+        start.requested_memory_bytes = config.condor.request.memory;
+        start.requested_disk_bytes = config.condor.request.disk;
+        start.max_runtime_secs = config.limits.max_runtime.map(|time| time.as_secs_f64());
+        let mut ledger = Self {
+            keeper: status_feed::start(config, &source),
+            writer,
+            source,
+            open: HashMap::new(),
+            slots: Vec::new(),
+            runtimes: Runtimes::default(),
+            end,
+            began: Instant::now(),
+        };
+        ledger.writer.write(&Record::Start(start));
+        info!(
+            pilot_id = ledger.source.pilot_id,
+            host = ledger.source.host,
+            site = ledger.source.site,
+            "records are kept"
+        );
+        ledger
+    }
+
+    /// Who writes.
+    #[must_use]
+    pub fn source(&self) -> &PilotIdentity {
+        &self.source
+    }
+
+    /// What its status file is told.
+    #[must_use]
+    pub fn keeper(&self) -> &StatusWriter {
+        &self.keeper
+    }
+
+    /// When the pilot began.
+    #[must_use]
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// Run times of the tasks that succeeded.
+    #[must_use]
+    pub fn runtimes(&self) -> &Runtimes {
+        &self.runtimes
+    }
+
+    /// The init container is through, however it ended.
+    pub fn initialized(&mut self, took: Duration) {
+        self.end.init_time_secs = Some(seconds(took));
+    }
+
+    /// Events can be taken.
+    pub fn connected(&mut self) {
+        self.end.connected_unix_secs = Some(UnixTime::now());
+    }
+
+    /// No event is taken any more.
+    pub fn intake_closed(&mut self) {
+        self.end
+            .intake_closed_unix_secs
+            .get_or_insert_with(UnixTime::now);
+    }
+
+    /// An event came.
+    pub fn received(&mut self, id: TaskId, delivery: &Delivery) {
+        let mut record = TaskRecord::of(&self.source);
+        record.task_id = id.to_string();
+        record.received_unix_secs = UnixTime::now();
+        let name = delivery.name.as_ref();
+        record.event_name = name.map(|name| name.to_string_lossy().into_owned());
+        record.earlier_deliveries = delivery.earlier_deliveries;
+        record.input_bytes = size(&delivery.content);
+        let first = *self
+            .end
+            .first_event_unix_secs
+            .get_or_insert(record.received_unix_secs);
+        if let Some(connected) = self.end.connected_unix_secs {
+            self.end.first_event_wait_secs = Some(first.since(connected));
+        }
+        self.open.insert(id, record);
+    }
+
+    /// Its task begins.
+    pub fn started(&mut self, id: TaskId) {
+        let slot = self.slots.iter().position(|slot| *slot == SlotUse::Free);
+        let slot = slot.unwrap_or_else(|| {
+            self.slots.push(SlotUse::Free);
+            self.slots.len() - 1
+        });
+        self.slots[slot] = SlotUse::Taken(id);
+        let number = u32::try_from(slot + 1).ok();
+        self.keeper
+            .change(|snapshot| snapshot.begin(id.to_string(), number));
+        if let Some(record) = self.open.get_mut(&id) {
+            record.slot = number;
+            record.started_unix_secs = Some(UnixTime::now());
+        }
+    }
+
+    /// Its task ended, or was called off before it started.
+    pub fn ended(&mut self, id: TaskId, report: &TaskReport) {
+        for slot in &mut self.slots {
+            if *slot == SlotUse::Taken(id) {
+                *slot = SlotUse::Free;
+            }
+        }
+        self.keeper.change(|snapshot| snapshot.end(&id.to_string()));
+        let Some(record) = self.open.get_mut(&id) else {
+            return;
+        };
+        if record.started_unix_secs.is_none() {
+            return;
+        }
+        record.ended_unix_secs = Some(UnixTime::now());
+        record.wall_time_secs = Some(seconds(report.wall));
+        self.end.busy_secs += report.wall.as_secs_f64();
+        note(record, &report.trace);
+        match &report.end {
+            TaskEnd::Output(_) | TaskEnd::NoOutput => {
+                if let Some(wall) = record.wall_time() {
+                    self.runtimes.record(wall);
+                }
+            }
+            TaskEnd::Failed(error) => blame(record, error),
+            TaskEnd::Interrupted => {}
+        }
+    }
+
+    /// What it left on the disk is cleared away, and took so much.
+    pub fn cleared(&mut self, id: TaskId, disk_bytes: Option<u64>) {
+        if let Some(record) = self.open.get_mut(&id) {
+            record.disk_bytes = disk_bytes;
+        }
+    }
+
+    /// The broker confirmed its result.
+    pub fn published(&mut self, id: TaskId) {
+        if let Some(record) = self.open.get_mut(&id) {
+            record.published_unix_secs = Some(UnixTime::now());
+        }
+    }
+
+    /// It failed for a reason that its task didn't know.
+    pub fn failed(&mut self, id: TaskId, error: &TaskError) {
+        if let Some(record) = self.open.get_mut(&id) {
+            blame(record, error);
+        }
+    }
+
+    /// What becomes of its event is decided. The first word counts: an event in the dead-letter queue
+    /// is done with as well.
+    pub fn decided(&mut self, id: TaskId, outcome: EventOutcome) {
+        if let Some(record) = self.open.get_mut(&id)
+            && record.outcome == EventOutcome::Unsettled
+        {
+            record.outcome = outcome;
+        }
+    }
+
+    /// Its event is settled, or was not for the connection was gone. This writes its line.
+    pub fn settled(&mut self, id: TaskId, settlement: Settlement) {
+        if let Some(mut record) = self.open.remove(&id) {
+            record.settled_unix_secs = match settlement {
+                Settlement::Told => Some(UnixTime::now()),
+                Settlement::Lost => None,
+            };
+            self.writer.write(&Record::Task(Box::new(record)));
+        }
+    }
+
+    /// No task wrote an outfile, though it was told where.
+    pub fn outfile_never_written(&mut self) {
+        self.end.outfile_never_written = true;
+    }
+
+    /// What outages of the broker did.
+    pub fn outages(&mut self, outages: Outages, stats: BrokerStats) {
+        self.end.broker_outages = outages.count;
+        self.end.broker_outage_secs = seconds(outages.time);
+        self.end.duplicates = stats.possible_duplicates();
+    }
+
+    /// The pilot ends: its last line. Tasks that nobody settled get theirs before it.
+    pub fn close(&mut self, tally: Tally, ended: &PilotExit) {
+        self.write_open();
+        let end = &mut self.end;
+        end.ended_unix_secs = UnixTime::now();
+        end.busy_secs = (end.busy_secs * 1e3).round() / 1e3;
+        end.received = tally.received;
+        end.started = tally.started;
+        end.succeeded = tally.succeeded;
+        end.failed = tally.failed;
+        end.given_back = tally.given_back;
+        end.dead_lettered = tally.dead_lettered;
+        end.rejected = tally.rejected;
+        end.published = tally.published;
+        end.no_output = tally.no_output;
+        end.exit_code = ended.exit.code();
+        end.error = ended.last_line.as_deref().map(shorten);
+        self.writer.write(&Record::End(Box::new(end.clone())));
+    }
+
+    fn write_open(&mut self) {
+        for (_, record) in self.open.drain() {
+            self.writer.write(&Record::Task(Box::new(record)));
+        }
+    }
+}
+
+/// A pilot that breaks down still leaves the records of its tasks.
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.write_open();
+    }
+}
+
+/// Whether the broker was told what became of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settlement {
+    /// It was.
+    Told,
+    /// The connection was gone.
+    Lost,
+}
+
+fn note(record: &mut TaskRecord, trace: &TaskMetrics) {
+    if let Some(usage) = trace.usage {
+        record.cpu_user_secs = Some(seconds(usage.cpu_user));
+        record.cpu_system_secs = Some(seconds(usage.cpu_system));
+        record.max_rss_bytes = Some(usage.max_rss_bytes);
+    }
+    record.container_time_secs = trace.container_time.map(seconds);
+    record.container_memory_bytes = trace.container_memory;
+    record.output_bytes = trace.output_bytes;
+    match trace.exit {
+        Some(ExitStatus::Code(code)) => record.exit_code = Some(code),
+        Some(ExitStatus::Signal(signal)) => record.exit_signal = Some(signal),
+        None => {}
+    }
+}
+
+fn blame(record: &mut TaskRecord, error: &TaskError) {
+    record.fault_class = Some(class_name(error.class()).to_owned());
+    record.error_name = Some(error.name().to_owned());
+    record.error = Some(shorten(&error.message()));
+}
+
+/// The names of the format, which outlive those of the code.
+pub(super) fn class_name(class: FaultClass) -> &'static str {
+    match class {
+        FaultClass::Task => "task",
+        FaultClass::Event => "event",
+        FaultClass::Image => "image",
+        FaultClass::Ep => "ep",
+        FaultClass::Broker => "broker",
+    }
+}
+
+/// To the microsecond: what a clock can say, without the digits that only look like it.
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e6
+}
+
+fn size(content: &Content) -> u64 {
+    content.body().len()
+}

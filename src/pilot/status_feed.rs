@@ -1,0 +1,95 @@
+//! What `ewms-pilot status` can see of this pilot: brings what changes to the status file's keeper.
+//! Decides nothing, waits for nothing.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::broker::{self, ConnectionStatus, Direction, OutagePolicy};
+use crate::config::Config;
+use crate::records::{PilotIdentity, UnixTime};
+use crate::status::{PilotFacts, ProcessId, QueueState, QueueStatus, Snapshot, StatusWriter};
+use crate::task::ActiveContainers;
+
+/// Starts with what is known from the beginning.
+pub(super) fn start(config: &Config, source: &PilotIdentity) -> StatusWriter {
+    let facts = PilotFacts {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pilot_id: source.pilot_id.clone(),
+        job_id: config.condor.job_id.clone(),
+        site: source.site.clone(),
+        process: ProcessId::own(),
+        started_unix_secs: UnixTime::now(),
+        slots: config.slots.get(),
+        window: config.window().get(),
+        ..PilotFacts::default()
+    };
+    let first = Snapshot {
+        facts,
+        ..Snapshot::default()
+    };
+    StatusWriter::start(&config.data_parent, first)
+}
+
+/// The pilot that began at `began` must end after `limit`.
+pub(super) fn ends(keeper: &StatusWriter, began: Instant, limit: Duration) {
+    let left = limit.saturating_sub(began.elapsed());
+    let end = UnixTime::now().0 + left.as_secs_f64();
+    let end = UnixTime((end * 1e3).round() / 1e3);
+    keeper.change(|snapshot| snapshot.facts.ends_unix_secs = Some(end));
+}
+
+/// Follows the containers as they come and go.
+pub(super) fn follow_containers(keeper: &StatusWriter, running: &ActiveContainers) {
+    let (keeper, mut containers) = (keeper.clone(), running.watch());
+    // Until the workbench is gone.
+    tokio::spawn(async move {
+        while containers.changed().await.is_ok() {
+            let now = containers.borrow_and_update().clone();
+            keeper.change(|snapshot| snapshot.contain(&now));
+        }
+    });
+}
+
+/// Follows the queues as they are connected and lost.
+pub(super) fn follow_queues(keeper: &StatusWriter, resilience: &OutagePolicy) {
+    let (keeper, resilience) = (keeper.clone(), resilience.clone());
+    let mut links = resilience.links();
+    // Until the runtime ends.
+    tokio::spawn(async move {
+        while links.changed().await.is_ok() {
+            let mut queues: Vec<QueueStatus> =
+                links.borrow_and_update().iter().map(queue).collect();
+            // They are connected in the other order.
+            queues.sort_by(|a, b| a.direction.cmp(&b.direction));
+            keeper.change(|snapshot| {
+                snapshot.facts.queues = queues;
+                snapshot.facts.reconnects = resilience.stats().reconnects;
+            });
+        }
+    });
+}
+
+fn queue(link: &ConnectionStatus) -> QueueStatus {
+    let (state, error) = match &link.state {
+        broker::ConnectionState::Up => (QueueState::Up, None),
+        broker::ConnectionState::Down(why) => (QueueState::Down, Some(why.clone())),
+        broker::ConnectionState::GivenUp(why) => (QueueState::GivenUp, Some(why.clone())),
+    };
+    let direction = match link.at.direction {
+        Direction::Incoming => "incoming",
+        Direction::Outgoing => "outgoing",
+        Direction::DeadLetters => "dead_letters",
+    };
+    QueueStatus {
+        direction: direction.to_owned(),
+        queue: link.at.queues.join(", "),
+        address: link.at.address.clone(),
+        link: state,
+        since_unix_secs: unix(link.since),
+        error,
+    }
+}
+
+fn unix(time: SystemTime) -> UnixTime {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    UnixTime((since.as_secs_f64() * 1e3).round() / 1e3)
+}

@@ -1,0 +1,109 @@
+//! The hard kill from outside: by whoever need not be the parent, and without a runtime. Used by the
+//! guardian, and for a child whose supervisor was dropped. Knows processes by `/proc` alone.
+//!
+//! The order was measured on containers: killing the container's first process lets the runtime
+//! above it unmount and clean up; killing the runtime first leaves the FUSE process of a SIF image
+//! behind.
+
+use std::time::{Duration, Instant};
+
+use nix::libc::SIGKILL;
+use nix::unistd::Pid;
+
+use super::notice::ChildId;
+use super::procfs::{ProcessStat, container_init, members};
+use super::spawn::send;
+
+/// How long the runtime may clean up after the container's first process was killed.
+pub(super) const CLEAN_UP: Duration = Duration::from_secs(3);
+/// How long a killed process may take to vanish; longer, and the kernel holds it (dead file server).
+pub(super) const VANISH: Duration = Duration::from_secs(10);
+/// How often to look again; there is no event for the end of another's child.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// A ward that got its first blow.
+#[derive(Debug)]
+pub(super) struct KillTarget {
+    ward: ChildId,
+    clean_up: CleanUp,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum CleanUp {
+    /// The container's first process was killed.
+    Awaited,
+    /// There is no container, or not yet.
+    NotExpected,
+}
+
+impl KillTarget {
+    /// Strikes the first blow.
+    pub(super) fn begin(ward: ChildId) -> Self {
+        let init = runs(&ward).then(|| container_init(ward.leader)).flatten();
+        let clean_up = if let Some(init) = init {
+            send(init, SIGKILL);
+            CleanUp::Awaited
+        } else {
+            kill_session(ward);
+            CleanUp::NotExpected
+        };
+        Self { ward, clean_up }
+    }
+}
+
+/// Kills all of them, at the same time. Returns when nothing of them runs, or the kernel won't let
+/// it go; zombies may be left for their parents.
+pub(super) fn kill_all(mut condemned: Vec<KillTarget>) {
+    let began = Instant::now();
+    loop {
+        let waited = began.elapsed();
+        condemned.retain(|KillTarget { ward, clean_up }| {
+            let cleans_up = *clean_up == CleanUp::Awaited && waited < CLEAN_UP && runs(ward);
+            cleans_up || kill_session(*ward) == SessionState::Alive
+        });
+        if condemned.is_empty() || waited >= CLEAN_UP + VANISH {
+            return;
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// Whether the leader itself still runs.
+fn runs(ward: &ChildId) -> bool {
+    ProcessStat::of(ward.leader.0).is_some_and(|stat| stat.start == ward.start && !stat.is_zombie)
+}
+
+/// What a blow found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SessionState {
+    /// Something that runs, and was sent a kill; or nothing could be told.
+    Alive,
+    /// Nothing.
+    Dead,
+}
+
+/// Kills what is there. A pid that means another process by now proves that nothing of the old
+/// session is left: until then the kernel gives its number to nobody.
+pub(super) fn kill_session(ward: ChildId) -> SessionState {
+    let leader_runs = match ProcessStat::read(ward.leader.0) {
+        Ok(Some(stat)) if stat.start != ward.start => return SessionState::Dead,
+        Ok(Some(stat)) => !stat.is_zombie,
+        Ok(None) => false,
+        // It may be anybody's: look again.
+        Err(_) => return SessionState::Alive,
+    };
+    if leader_runs {
+        // Its own group first, which needs no look at all of `/proc`.
+        send(Pid::from_raw(-ward.leader.0.as_raw()), SIGKILL);
+        send(ward.leader.0, SIGKILL);
+    }
+    let members = members(ward.leader);
+    for member in &members {
+        send(member.pid, SIGKILL);
+    }
+    if leader_runs || !members.is_empty() {
+        SessionState::Alive
+    } else {
+        SessionState::Dead
+    }
+}

@@ -1,0 +1,107 @@
+//! What the pilot wants of its children, as a value that only moves forward. Apart, so that no
+//! caller can take a kill back.
+
+use tokio::sync::watch;
+
+/// What is wanted of a child.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ShutdownPhase {
+    /// Run until you end.
+    Run,
+    /// Forward this signal, and kill after the grace period.
+    Terminate(i32),
+    /// Kill now.
+    Kill,
+}
+
+impl ShutdownPhase {
+    /// How far it is; two signals are equally far.
+    pub(super) fn stage(self) -> u8 {
+        match self {
+            Self::Run => 0,
+            Self::Terminate(_) => 1,
+            Self::Kill => 2,
+        }
+    }
+}
+
+/// The one place that changes the [`Will`] of any number of children.
+#[derive(Debug)]
+pub struct ShutdownSender(watch::Sender<ShutdownPhase>);
+
+impl ShutdownSender {
+    /// Starts with [`Will::Run`].
+    #[must_use]
+    pub fn new() -> Self {
+        Self(watch::Sender::new(ShutdownPhase::Run))
+    }
+
+    /// A view for one child; hand it to [`supervise`](super::supervise).
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<ShutdownPhase> {
+        self.0.subscribe()
+    }
+
+    /// What is wanted now.
+    #[must_use]
+    pub fn current(&self) -> ShutdownPhase {
+        *self.0.borrow()
+    }
+
+    /// Moves on to `next`, and returns what is wanted then. A step back, or a second signal, changes
+    /// nothing.
+    #[expect(clippy::must_use_candidate, reason = "most callers only want the step")]
+    pub fn advance(&self, next: ShutdownPhase) -> ShutdownPhase {
+        self.0.send_if_modified(|current| {
+            let forward = next.stage() > current.stage();
+            if forward {
+                *current = next;
+            }
+            forward
+        });
+        self.current()
+    }
+}
+
+impl Default for ShutdownSender {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_will_only_moves_forward() {
+        let sender = ShutdownSender::new();
+        assert_eq!(
+            sender.advance(ShutdownPhase::Terminate(15)),
+            ShutdownPhase::Terminate(15)
+        );
+        assert_eq!(
+            sender.advance(ShutdownPhase::Terminate(20)),
+            ShutdownPhase::Terminate(15)
+        );
+        assert_eq!(
+            sender.advance(ShutdownPhase::Run),
+            ShutdownPhase::Terminate(15)
+        );
+        assert_eq!(sender.advance(ShutdownPhase::Kill), ShutdownPhase::Kill);
+        assert_eq!(
+            sender.advance(ShutdownPhase::Terminate(15)),
+            ShutdownPhase::Kill
+        );
+    }
+
+    #[test]
+    fn a_step_back_wakes_nobody() {
+        let sender = ShutdownSender::new();
+        sender.advance(ShutdownPhase::Kill);
+        let mut view = sender.subscribe();
+        view.mark_unchanged();
+        sender.advance(ShutdownPhase::Terminate(1));
+        assert!(!view.has_changed().expect("the sender lives"));
+    }
+}

@@ -1,0 +1,211 @@
+//! Sites and hosts: what was tried there, how much of it failed, and whether that is too much.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::aggregate::{Aggregate, HostSums};
+use super::failure_reasons::Class;
+use super::significance::Sample;
+use super::suspects::{self, FaultSample, Suspect};
+use super::totals::OutcomeCounts;
+
+/// A site or a host.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Site {
+    /// The site's name; absent if it isn't known.
+    pub site: Option<String>,
+    /// The machine's name; absent for a site.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Pilots that ran there.
+    pub pilots: u64,
+    /// Of these, failed before any task.
+    pub failed_before_any_task: u64,
+    /// Tasks that succeeded.
+    pub done: u64,
+    /// Tasks that failed.
+    pub failed: u64,
+    /// Faults of the machine: tasks that were given back for it.
+    pub ep_faults: u64,
+    /// Tasks with a fault, by whose it was.
+    pub faults_by_class: BTreeMap<&'static str, u64>,
+    /// Failures among all that was tried, pilots without a task included and the events' own faults not.
+    pub failure_rate: f64,
+    /// Where it lies with a certainty of 95 % (Wilson's interval).
+    pub failure_rate_95_percent: (f64, f64),
+    /// If it is significantly worse than the rest.
+    pub bad: Option<Suspect>,
+}
+
+/// All sites and hosts, the bad ones marked, and the expression that excludes these.
+pub(super) fn judge(fleet: &Aggregate) -> (Vec<Site>, Vec<Site>, Option<String>) {
+    let mut at_site: Vec<Vec<usize>> = vec![Vec::new(); fleet.sites.len()];
+    for (index, host) in fleet.hosts.iter().enumerate() {
+        at_site[host.site as usize].push(index);
+    }
+    let tried = |index: &usize| fleet.hosts[*index].counts.tried();
+    let hosts_tried: Vec<Vec<FaultSample>> = at_site
+        .iter()
+        .map(|hosts| hosts.iter().map(tried).collect())
+        .collect();
+    let mut bad_sites = suspects::worst(&hosts_tried);
+    // One without a name can't be excluded; its hosts can.
+    bad_sites.retain(|suspect| fleet.sites[suspect.index].is_some());
+
+    let is_bad = |site: u32| {
+        bad_sites
+            .iter()
+            .any(|suspect| suspect.index == site as usize)
+    };
+    let others: Vec<usize> = (0..fleet.hosts.len())
+        .filter(|&index| !is_bad(fleet.hosts[index].site))
+        .collect();
+    let alone: Vec<Vec<FaultSample>> = others.iter().map(|index| vec![tried(index)]).collect();
+    let mut bad_hosts = suspects::worst(&alone);
+    for suspect in &mut bad_hosts {
+        suspect.index = others[suspect.index];
+    }
+
+    let site_name = |suspect: &Suspect| fleet.sites[suspect.index].as_deref();
+    let requirements = suspects::requirements(
+        bad_sites.iter().filter_map(site_name),
+        bad_hosts
+            .iter()
+            .map(|suspect| &*fleet.hosts[suspect.index].name),
+    );
+    let sites = at_site.iter().enumerate().map(|(index, hosts)| {
+        let mut counts = OutcomeCounts::default();
+        for &host in hosts {
+            counts.add(&fleet.hosts[host].counts);
+        }
+        place(
+            fleet.sites[index].as_deref(),
+            None,
+            &counts,
+            find(&bad_sites, index),
+        )
+    });
+    let hosts = fleet
+        .hosts
+        .iter()
+        .enumerate()
+        .map(|(index, HostSums { name, site, counts })| {
+            place(
+                fleet.sites[*site as usize].as_deref(),
+                Some(name),
+                counts,
+                find(&bad_hosts, index),
+            )
+        });
+    (
+        sorted(sites.collect()),
+        sorted(hosts.collect()),
+        requirements,
+    )
+}
+
+fn find(suspects: &[Suspect], index: usize) -> Option<Suspect> {
+    suspects
+        .iter()
+        .find(|suspect| suspect.index == index)
+        .cloned()
+}
+
+fn place(
+    site: Option<&str>,
+    host: Option<&str>,
+    counts: &OutcomeCounts,
+    bad: Option<Suspect>,
+) -> Site {
+    let any = counts.tried().any;
+    Site {
+        site: site.map(str::to_owned),
+        host: host.map(str::to_owned),
+        pilots: counts.pilots,
+        failed_before_any_task: counts.stillborn,
+        done: counts.done,
+        failed: counts.failed,
+        ep_faults: counts.faults_of(Class::Ep),
+        faults_by_class: by_name(|class| counts.faults_of(class)),
+        failure_rate: any.rate(),
+        failure_rate_95_percent: any.interval(),
+        bad,
+    }
+}
+
+/// The bad ones first, then by failures.
+fn sorted(mut places: Vec<Site>) -> Vec<Site> {
+    let faults =
+        |place: &Site| place.faults_by_class.values().sum::<u64>() + place.failed_before_any_task;
+    places.sort_by(|left, right| {
+        let keys = |place: &Site| {
+            (
+                place.bad.is_none(),
+                std::cmp::Reverse(faults(place)),
+                std::cmp::Reverse(place.done),
+            )
+        };
+        keys(left)
+            .cmp(&keys(right))
+            .then_with(|| (&left.site, &left.host).cmp(&(&right.site, &right.host)))
+    });
+    places
+}
+
+impl OutcomeCounts {
+    /// For the comparison with other places.
+    fn tried(&self) -> FaultSample {
+        let faults: u64 = self.faults.iter().sum();
+        let own = self.faults_of(Class::Event);
+        let failed = faults - own + self.stillborn;
+        let trials = self.done + failed;
+        FaultSample {
+            machine: Sample {
+                failed: self.faults_of(Class::Ep) + self.stillborn,
+                trials,
+            },
+            any: Sample { failed, trials },
+        }
+    }
+}
+
+impl Site {
+    /// Its name, for people.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.host
+            .as_deref()
+            .or(self.site.as_deref())
+            .unwrap_or("(no site)")
+    }
+
+    /// All that was tried, as the failure rate counts it.
+    #[must_use]
+    pub fn tried(&self) -> u64 {
+        self.done + self.failures()
+    }
+
+    /// Failures, as the failure rate counts them.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        let faults: u64 = self
+            .faults_by_class
+            .iter()
+            .filter(|(class, _)| **class != "event")
+            .map(|(_, count)| count)
+            .sum();
+        faults + self.failed_before_any_task
+    }
+
+    /// In hundredths.
+    pub(super) fn whiskers(&self) -> (f64, f64) {
+        self.failure_rate_95_percent
+    }
+}
+
+/// Those that occur, with their names.
+pub(super) fn by_name(count: impl Fn(Class) -> u64) -> BTreeMap<&'static str, u64> {
+    let counts = Class::ALL.map(|class| (class.name(), count(class)));
+    counts.into_iter().filter(|(_, count)| *count > 0).collect()
+}

@@ -1,0 +1,134 @@
+//! The sums that have rules of their own: what was tried at a place, what was used of what was asked for,
+//! where the time of the slots went.
+
+use std::collections::VecDeque;
+
+use super::distribution::Values;
+use super::failure_reasons::Class;
+use super::record_line::RecordLine;
+
+/// What was tried at a place.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct OutcomeCounts {
+    pub(super) pilots: u64,
+    /// Pilots that ended by a fault before they started a task.
+    pub(super) stillborn: u64,
+    pub(super) done: u64,
+    /// Failed, dead-lettered or rejected.
+    pub(super) failed: u64,
+    /// Neither: given back or unsettled.
+    pub(super) other: u64,
+    /// Tasks with a fault, by whose it was; faults of the machine are given back and don't count as failed.
+    pub(super) faults: [u64; Class::ALL.len()],
+}
+
+/// What tasks used of something, against what was asked for.
+#[derive(Debug, Default)]
+pub(super) struct Used {
+    pub(super) tasks: Values,
+    /// One value a pilot: its request, for each slot.
+    pub(super) requested: Values,
+    /// Tasks that used more than their slot's share.
+    pub(super) above: u64,
+    pub(super) compared: u64,
+}
+
+/// Where the time of the slots went, in seconds of one slot.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct SlotTime {
+    pub(super) total: f64,
+    pub(super) busy: f64,
+    /// Until events could be taken.
+    pub(super) starting: f64,
+    /// Of that, the init container.
+    pub(super) init: f64,
+    /// Waited for the other slots after the last event.
+    pub(super) draining: f64,
+    /// No connection, and nothing to do; not more than this.
+    pub(super) outage: f64,
+}
+
+impl Used {
+    pub(super) fn add(&mut self, bytes: Option<u64>, requested: Option<u64>) {
+        let Some(bytes) = bytes else { return };
+        self.tasks.add(bytes);
+        if let Some(requested) = requested {
+            self.compared += 1;
+            self.above += u64::from(bytes > requested);
+        }
+    }
+}
+
+impl SlotTime {
+    /// Of one pilot that ended.
+    pub(super) fn of(
+        line: &RecordLine<'_>,
+        slots: u32,
+        last_tasks: &VecDeque<(f64, f64)>,
+    ) -> Option<Self> {
+        let (start, end) = (line.started_unix_secs?, line.ended_unix_secs?);
+        let slots = f64::from(slots);
+        let span = (end - start).max(0.0);
+        let total = slots * span;
+        let busy = line.busy_secs.unwrap_or(0.0).clamp(0.0, total);
+        let mut left = total - busy;
+        // Each takes what is left at most: the parts add up to the whole whatever the records say.
+        let mut take = |wanted: f64| {
+            let taken = wanted.clamp(0.0, left);
+            left -= taken;
+            taken
+        };
+        let ready = line.connected_unix_secs.unwrap_or(end);
+        let starting = take(slots * (ready - start));
+        let closed = line
+            .intake_closed_unix_secs
+            .unwrap_or(end)
+            .clamp(ready.min(end), end);
+        let busy_then: f64 = last_tasks
+            .iter()
+            .map(|&(from, to)| (to.min(end) - from.max(closed)).max(0.0))
+            .sum();
+        let draining = take(slots * (end - closed) - busy_then);
+        let outage = take(slots * line.broker_outage_secs.unwrap_or(0.0));
+        let init = (slots * line.init_time_secs.unwrap_or(0.0)).min(starting);
+        Some(Self {
+            total,
+            busy,
+            starting,
+            init,
+            draining,
+            outage,
+        })
+    }
+
+    pub(super) fn add(&mut self, other: Self) {
+        self.total += other.total;
+        self.busy += other.busy;
+        self.starting += other.starting;
+        self.init += other.init;
+        self.draining += other.draining;
+        self.outage += other.outage;
+    }
+
+    /// Neither of the others: waited for an event.
+    pub(super) fn idle(&self) -> f64 {
+        (self.total - self.busy - self.starting - self.draining - self.outage).max(0.0)
+    }
+}
+
+impl OutcomeCounts {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.pilots += other.pilots;
+        self.stillborn += other.stillborn;
+        self.done += other.done;
+        self.failed += other.failed;
+        self.other += other.other;
+        for (sum, more) in self.faults.iter_mut().zip(other.faults) {
+            *sum += more;
+        }
+    }
+
+    pub(super) fn faults_of(&self, class: Class) -> u64 {
+        self.faults[class as usize]
+    }
+}

@@ -1,0 +1,233 @@
+//! The pilot's end: takes what changed without ever making it wait, and writes the file. It sleeps until
+//! something changes; whatever happens to the file, the pilot goes on.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{debug, warn};
+
+use super::debounce::Debounce;
+use super::discover::{self, Liveness};
+use super::{Snapshot, file};
+use crate::blocking;
+
+/// How long the pilot's end waits for the file to go; on a sound disk it takes less than a millisecond.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+
+/// A handle to the file. When the last one is dropped the writing ends, and the file stays.
+#[derive(Debug, Clone)]
+pub struct StatusWriter {
+    shared: Arc<StatusState>,
+    closes: mpsc::Sender<oneshot::Sender<()>>,
+}
+
+/// The lock is held for moves in memory only, never across an await.
+#[derive(Debug)]
+struct StatusState {
+    board: Mutex<Debounce>,
+    changed: Notify,
+}
+
+impl StatusState {
+    fn board(&self) -> MutexGuard<'_, Debounce> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl StatusWriter {
+    /// Starts the writing on the current tokio runtime; there must be one. The file is in `directory`,
+    /// and those of dead pilots that are there go.
+    #[must_use]
+    pub fn start(directory: &Path, first: Snapshot) -> Self {
+        let path = file::path(directory, &first.facts.pilot_id);
+        let shared = Arc::new(StatusState {
+            board: Mutex::new(Debounce::new(first)),
+            changed: Notify::new(),
+        });
+        let (closes, requests) = mpsc::channel(1);
+        let actor = StatusActor {
+            path,
+            shared: Arc::clone(&shared),
+            requests,
+            health: Health::Well,
+        };
+        tokio::spawn(actor.run(directory.to_owned()));
+        Self { shared, closes }
+    }
+
+    /// Changes what the file is to say.
+    pub fn change(&self, change: impl FnOnce(&mut Snapshot)) {
+        self.shared.board().change(change);
+        self.shared.changed.notify_one();
+    }
+
+    /// Removes the file; nothing is written any more. Bounded in time.
+    pub async fn close(&self) {
+        let (done, is_done) = oneshot::channel();
+        let closing = async {
+            if self.closes.send(done).await.is_ok() {
+                // An error means that the actor is gone, and with it any reason to wait.
+                let _ = is_done.await;
+            }
+        };
+        if timeout(CLOSE_WITHIN, closing).await.is_err() {
+            warn!("the status file could not be removed in time");
+        }
+    }
+}
+
+/// How the last write fared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Health {
+    Well,
+    Failing,
+}
+
+#[derive(Debug)]
+struct StatusActor {
+    path: PathBuf,
+    shared: Arc<StatusState>,
+    requests: mpsc::Receiver<oneshot::Sender<()>>,
+    health: Health,
+}
+
+impl StatusActor {
+    async fn run(mut self, directory: PathBuf) {
+        off_the_loop(move || sweep(&directory)).await;
+        loop {
+            let due = self.shared.board().due(Instant::now());
+            tokio::select! {
+                biased;
+                request = self.requests.recv() => {
+                    if let Some(done) = request {
+                        self.remove().await;
+                        // Whoever asked may have stopped waiting.
+                        let _ = done.send(());
+                    }
+                    return;
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.write().await,
+                () = self.shared.changed.notified() => {}
+            }
+        }
+    }
+
+    async fn write(&mut self) {
+        let snapshot = self.shared.board().take(Instant::now());
+        let path = self.path.clone();
+        let Some(written) = off_the_loop(move || file::write(&path, snapshot)).await else {
+            return;
+        };
+        match written {
+            Ok(()) => self.health = Health::Well,
+            // The directory is made later, by the pilot itself, or it can't be; then others say so.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                debug!(file = %self.path.display(), %error, "no status file yet");
+            }
+            Err(error) => {
+                if self.health == Health::Well {
+                    warn!(
+                        file = %self.path.display(), %error,
+                        "the status file can't be written; see to the disk's free space: the pilot goes \
+                         on, `ewms-pilot status` shows old news"
+                    );
+                }
+                self.health = Health::Failing;
+            }
+        }
+    }
+
+    async fn remove(&self) {
+        let path = self.path.clone();
+        if let Some(Err(error)) = off_the_loop(move || file::remove(&path)).await {
+            warn!(file = %self.path.display(), %error, "the status file can't be removed");
+        }
+    }
+}
+
+/// Takes away what pilots left that were killed here.
+fn sweep(directory: &Path) {
+    for path in file::list(directory).unwrap_or_default() {
+        let Ok(snapshot) = file::read(&path) else {
+            continue;
+        };
+        if discover::liveness(&snapshot.facts.process) == Liveness::Dead {
+            // It may be another's, and another may do the same.
+            let _ = file::remove(&path);
+        }
+    }
+}
+
+/// File systems may hang.
+async fn off_the_loop<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    blocking::start(work).await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::ProcessId;
+
+    fn snapshot(id: &str) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        id.clone_into(&mut snapshot.facts.pilot_id);
+        snapshot.facts.process = ProcessId::own();
+        snapshot
+    }
+
+    async fn until(mut condition: impl FnMut() -> bool) {
+        for _ in 0..1000 {
+            if condition() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("it never was");
+    }
+
+    #[tokio::test]
+    async fn a_change_is_on_disk_soon_and_the_file_goes_with_the_pilot() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = file::path(directory.path(), "p");
+        let keeper = StatusWriter::start(directory.path(), snapshot("p"));
+        until(|| path.exists()).await;
+        keeper.change(|snapshot| snapshot.facts.slots = 7);
+        let slots = || file::read(&path).expect("it is whole").facts.slots;
+        until(|| slots() == 7).await;
+        keeper.change(|snapshot| snapshot.facts.slots = 8);
+        keeper.close().await;
+        assert_eq!(file::list(directory.path()).expect("listed").len(), 0);
+        keeper.close().await;
+    }
+
+    #[tokio::test]
+    async fn files_of_dead_pilots_go_and_those_of_living_ones_stay() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut dead = snapshot("dead");
+        dead.facts.process.start_ticks += 1;
+        let mut elsewhere = snapshot("elsewhere");
+        elsewhere.facts.process.host = "another".into();
+        elsewhere.facts.process.boot_id = "another".into();
+        for snapshot in [dead, elsewhere, snapshot("living")] {
+            let path = file::path(directory.path(), &snapshot.facts.pilot_id);
+            file::write(&path, snapshot).expect("written");
+        }
+        let keeper = StatusWriter::start(directory.path(), snapshot("p"));
+        until(|| file::path(directory.path(), "p").exists()).await;
+        let left = ["elsewhere", "living", "p"].map(|id| file::path(directory.path(), id));
+        assert_eq!(file::list(directory.path()).expect("listed"), left);
+        keeper.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_takes_no_file_holds_nothing_up() {
+        let directory = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir_all(file::path(directory.path(), "p").join("x")).expect("made");
+        let keeper = StatusWriter::start(directory.path(), snapshot("p"));
+        keeper.change(|snapshot| snapshot.facts.slots = 7);
+        keeper.close().await;
+    }
+}

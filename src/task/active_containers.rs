@@ -1,0 +1,86 @@
+//! The containers that run now, by the names of their directories, and the first process of each; for
+//! whoever wants to look at them from outside. Apart from `launch`, which enters them here, because it
+//! must not know who looks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::process_tree::Pid;
+
+/// The name of each container's directory, and its first process once that is known.
+pub type ContainerPids = BTreeMap<String, Option<Pid>>;
+
+/// The list that containers enter and leave.
+#[derive(Debug, Clone)]
+pub struct ActiveContainers(Arc<watch::Sender<ContainerPids>>);
+
+impl Default for ActiveContainers {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(ContainerPids::new())))
+    }
+}
+
+impl ActiveContainers {
+    /// The list; changes when a container comes, is found, or goes.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<ContainerPids> {
+        self.0.subscribe()
+    }
+
+    /// Enters a container, until what is returned is dropped.
+    pub(super) fn enter(&self, name: String) -> ActiveContainer {
+        self.0.send_modify(|all| {
+            all.insert(name.clone(), None);
+        });
+        ActiveContainer {
+            name,
+            list: self.clone(),
+        }
+    }
+}
+
+/// A container on the list. Dropping it takes the container off.
+#[derive(Debug)]
+pub(super) struct ActiveContainer {
+    name: String,
+    list: ActiveContainers,
+}
+
+impl ActiveContainer {
+    /// This is its first process.
+    pub(super) fn found(&self, leader: Pid) {
+        let leader = Some(leader);
+        self.list.0.send_modify(|all| {
+            all.insert(self.name.clone(), leader);
+        });
+    }
+}
+
+impl Drop for ActiveContainer {
+    fn drop(&mut self) {
+        self.list.0.send_modify(|all| {
+            all.remove(&self.name);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_is_on_the_list_from_its_start_to_its_end() {
+        let running = ActiveContainers::default();
+        let list = || running.watch().borrow().clone();
+        let (a, b) = (running.enter("a".into()), running.enter("b".into()));
+        a.found(7);
+        let both = [("a".to_owned(), Some(7)), ("b".to_owned(), None)];
+        assert_eq!(list(), ContainerPids::from(both));
+        drop(a);
+        assert_eq!(list(), ContainerPids::from([("b".to_owned(), None)]));
+        drop(b);
+        assert!(list().is_empty());
+    }
+}

@@ -1,0 +1,384 @@
+//! What a task's container and the init container have in common: from a stage to a judgement.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use tokio::sync::{oneshot, watch};
+use tracing::{error, warn};
+
+use super::active_containers::ActiveContainer;
+use super::fault_diagnosis::{self, Attribution, Stderr};
+use super::memory_cgroup::Sign;
+use super::output_capture::OutputCapture;
+use super::probe_container::{cause_of_spawn, shells_code};
+use super::shared_look::SharedLook;
+use super::staging::{HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER, TaskDirs, TaskIo};
+use super::watchdog::{self, ProgressSources, ResourceLimits};
+use super::{ContainerSpec, ExternalError, TaskContext, TaskMetrics};
+use crate::config::DumpOutput;
+use crate::container::{self, Access, Bind, Invocation, Places, RunSpec};
+use crate::fault::{Cause, ContainerRole, FaultClass, TaskError};
+use crate::process::{
+    self, ChildExit, ChildLimits, ChildSpec, ExitStatus, Leftovers, ShutdownPhase, ShutdownSender,
+    SpawnError, StopCause,
+    output::{self, Shown},
+};
+
+/// How a container ended, in the pilot's terms.
+#[derive(Debug)]
+pub(super) enum ContainerOutcome {
+    /// Exit code 0.
+    Succeeded,
+    /// Anything else that is its own doing, its time limit included.
+    Failed(TaskError),
+    /// It was told to end, and did not finish before.
+    Interrupted,
+}
+
+/// Runs a container to its end. Its errors have the same text for every task that fails alike.
+///
+/// # Errors
+/// When it could not even be started: the EP's fault, or the user's variables can't be passed on.
+pub(super) async fn launch(
+    bench: &TaskContext,
+    plan: &ContainerSpec,
+    role: ContainerRole,
+    stage: &TaskDirs,
+    io: Option<&TaskIo>,
+    will: watch::Receiver<ShutdownPhase>,
+    trace: &mut TaskMetrics,
+) -> Result<ContainerOutcome, TaskError> {
+    let alike = |error: TaskError| error.edited(|text| without_identity(text, stage, io));
+    match start_to_end(bench, plan, role, stage, io, will, trace).await {
+        Ok(ContainerOutcome::Failed(error)) => Ok(ContainerOutcome::Failed(alike(error))),
+        Err(error) => Err(alike(error)),
+        ended => ended,
+    }
+}
+
+/// Services count equal texts, so a task's own files go by the names that all tasks have for them.
+fn without_identity(text: &str, stage: &TaskDirs, io: Option<&TaskIo>) -> String {
+    let text = match io {
+        Some(io) => container::scrub(
+            text,
+            &[
+                (&io.infile_in_container(), "{{INFILE}}"),
+                (&io.outfile_in_container(), "{{OUTFILE}}"),
+            ],
+        ),
+        None => text.to_owned(),
+    };
+    stage.scrub(&text)
+}
+
+async fn start_to_end(
+    bench: &TaskContext,
+    plan: &ContainerSpec,
+    role: ContainerRole,
+    stage: &TaskDirs,
+    io: Option<&TaskIo>,
+    will: watch::Receiver<ShutdownPhase>,
+    trace: &mut TaskMetrics,
+) -> Result<ContainerOutcome, TaskError> {
+    let binds = binds(bench, plan, io.map(|io| io.dir.as_path()), &will)
+        .await
+        .map_err(|error| TaskError::InvalidBindMount(error.to_string()))?;
+    let invocation = invocation(bench, plan, &binds, stage, io)?;
+    let files = [
+        created(&stage.stdout(), "stdoutfile")?,
+        created(&stage.stderr(), "stderrfile")?,
+    ];
+    let ([stdout, stderr], outputs) =
+        OutputCapture::start(files, bench.output_limit).map_err(|error| {
+            used_up(&format!(
+                "no pipe or thread could be made for the task's outputs: {error}"
+            ))
+        })?;
+    let (started, leader) = oneshot::channel();
+    let signs = ProgressSources {
+        leader,
+        outputs: outputs.written(),
+        outfile: io.map(TaskIo::outfile),
+    };
+    let job = ChildSpec {
+        program: invocation.program,
+        args: invocation.args,
+        env: invocation.env,
+        cwd: Some(stage.scratch().to_path_buf()),
+        stdout,
+        stderr,
+    };
+    let limits = ChildLimits {
+        timeout: plan.timeout,
+        grace: bench.grace,
+    };
+    let guards = match role {
+        ContainerRole::Task => bench.guards,
+        ContainerRole::Init => ResourceLimits::default(),
+    };
+    let kills_before = bench.memory_kills.count();
+    let own_will = ShutdownSender::new();
+    own_will.advance(*will.borrow());
+    let run = process::supervise(&bench.guard, job, limits, own_will.subscribe(), started);
+    let entered = bench.running.enter(stage.name());
+    let watched = (guards, signs, &entered, &bench.look);
+    let (ended, breach) = guarded(run, watched, will.clone(), &own_will, trace).await;
+    drop(entered);
+    let ended = ended.map_err(|error| match cause_of_spawn(&error) {
+        Cause::Limits => used_up(&error.to_string()),
+        _ => setup_error(&error, FaultClass::Ep),
+    })?;
+    outputs.finish(["stdoutfile", "stderrfile"]).await;
+
+    trace.ended(&ended);
+    if let Leftovers::Survive(pids) = &ended.leftovers {
+        error!(?pids, "processes of a container can't be killed");
+    }
+    let judged = match out_of_memory(bench, role, &ended, kills_before) {
+        Some(error) => ContainerOutcome::Failed(error),
+        None => judge(bench, role, &ended, plan, stage, &will).await?,
+    };
+    let judgement = match (judged, breach) {
+        (ContainerOutcome::Interrupted, Some(breach)) => ContainerOutcome::Failed(breach),
+        (judgement, _) => judgement,
+    };
+    // The files of those that failed are kept; of the others the log is all that stays.
+    match (&judgement, bench.dump) {
+        (ContainerOutcome::Failed(_), _) => show_output(bench, role, stage, Shown::Ends),
+        (_, DumpOutput::All) => show_output(bench, role, stage, Shown::Whole),
+        _ => {}
+    }
+    Ok(judgement)
+}
+
+/// The container's run under its guards, and what one of them ended it for.
+async fn guarded(
+    run: impl Future<Output = Result<ChildExit, SpawnError>>,
+    (guards, signs, entered, look): (
+        ResourceLimits,
+        ProgressSources,
+        &ActiveContainer,
+        &SharedLook,
+    ),
+    pilots_will: watch::Receiver<ShutdownPhase>,
+    own_will: &ShutdownSender,
+    trace: &mut TaskMetrics,
+) -> (Result<ChildExit, SpawnError>, Option<TaskError>) {
+    let mut run = std::pin::pin!(run);
+    let mut forwarded = std::pin::pin!(watchdog::forward(pilots_will, own_will));
+    let breach = {
+        let mut watch = std::pin::pin!(guards.watch(
+            signs,
+            entered,
+            look,
+            own_will,
+            &mut trace.container_memory
+        ));
+        tokio::select! {
+            biased;
+            ended = &mut run => return (ended, None),
+            breach = &mut watch => breach,
+            never = &mut forwarded => match never {},
+        }
+    };
+    // The pilot's will still counts: a kill hastens what the guard began.
+    let ended = tokio::select! {
+        ended = &mut run => ended,
+        never = &mut forwarded => match never {},
+    };
+    (ended, Some(breach))
+}
+
+/// The command: what this container sees, under the names that it knows it by.
+fn invocation(
+    bench: &TaskContext,
+    plan: &ContainerSpec,
+    binds: &[Bind],
+    stage: &TaskDirs,
+    io: Option<&TaskIo>,
+) -> Result<Invocation, TaskError> {
+    let infile = io.map(TaskIo::infile_in_container);
+    let outfile = io.map(TaskIo::outfile_in_container);
+    let args = plan
+        .args
+        .render(&Places {
+            infile: infile.as_deref(),
+            outfile: outfile.as_deref(),
+            data_hub: HUB_IN_CONTAINER,
+            input_files: INPUTS_IN_CONTAINER,
+        })
+        .map_err(|error| setup_error(&error, FaultClass::Task))?;
+
+    let inputs = bench.inputs.as_ref().map(|_| INPUTS_IN_CONTAINER);
+    let own = [
+        ("EWMS_TASK_DATA_HUB_DIR", Some(HUB_IN_CONTAINER)),
+        ("EWMS_TASK_INPUT_FILES_DIR", inputs),
+        ("EWMS_TASK_INFILE", infile.as_deref()),
+        ("EWMS_TASK_OUTFILE", outfile.as_deref()),
+    ];
+    // Of two variables of one name the later wins.
+    let mut env = plan.env.clone();
+    env.extend(
+        own.into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))),
+    );
+
+    container::run(
+        &bench.apptainer,
+        &RunSpec {
+            image: &plan.image,
+            args: &args,
+            env: &env,
+            binds,
+            workdir: stage.scratch(),
+            verbosity: bench.verbosity,
+            proc: bench.proc,
+        },
+    )
+    .map_err(|error| setup_error(&error, FaultClass::Task))
+}
+
+/// Whether the kernel ended a container for memory: the counters of the control group tell, as what is seen
+/// of the container itself is only a kill.
+fn out_of_memory(
+    bench: &TaskContext,
+    role: ContainerRole,
+    ended: &ChildExit,
+    kills_before: u64,
+) -> Option<TaskError> {
+    const KILLED: i32 = 128 + 9;
+    if ended.ended_by != StopCause::Itself {
+        return None;
+    }
+    let sign = match shells_code(ended.exit) {
+        0 => return None,
+        KILLED => Sign::Killed,
+        _ if bench.running.watch().borrow().is_empty() => Sign::FailedAlone,
+        _ => return None,
+    };
+    if !bench.memory_kills.explain(kills_before, sign) {
+        return None;
+    }
+    let limit = bench.memory_kills.limit();
+    warn!(
+        largest_process_bytes = ended.usage.max_rss_bytes,
+        job_limit_bytes = limit,
+        "the kernel killed a container for memory"
+    );
+    Some(TaskError::OutOfMemory { role, limit })
+}
+
+/// What the end of a container means. One that was told to end and exits with 0 finished its work.
+async fn judge(
+    bench: &TaskContext,
+    role: ContainerRole,
+    ended: &ChildExit,
+    plan: &ContainerSpec,
+    stage: &TaskDirs,
+    will: &watch::Receiver<ShutdownPhase>,
+) -> Result<ContainerOutcome, TaskError> {
+    match (ended.ended_by, ended.exit) {
+        (StopCause::Timeout, _) => {
+            return Ok(ContainerOutcome::Failed(TaskError::Timeout {
+                role,
+                after: plan.timeout.unwrap_or_default(),
+            }));
+        }
+        (StopCause::Will, ExitStatus::Code(0)) => return Ok(ContainerOutcome::Succeeded),
+        (StopCause::Will, _) => return Ok(ContainerOutcome::Interrupted),
+        (StopCause::Itself, _) => {}
+    }
+    let stderr =
+        Stderr::read(&stage.stderr()).map_err(|error| staging_error("stderrfile", &error))?;
+    let blame = fault_diagnosis::blame(bench, plan, stage, ended.exit, &stderr, will).await;
+    Ok(match (&blame, ended.exit) {
+        (Attribution::Task | Attribution::Unknown, ExitStatus::Code(0)) => {
+            ContainerOutcome::Succeeded
+        }
+        (Attribution::Unknown, _) => ContainerOutcome::Interrupted,
+        (Attribution::Task | Attribution::Cause(..), exit) => ContainerOutcome::Failed(
+            fault_diagnosis::error_of(role, python_code(exit), &stderr, &blame),
+        ),
+    })
+}
+
+/// Copies what a container wrote into the log.
+pub(super) fn show_output(
+    bench: &TaskContext,
+    role: ContainerRole,
+    stage: &TaskDirs,
+    shown: Shown,
+) {
+    let shown = bench.log.aside(|log| {
+        output::dump(&stage.stdout(), &format!("{role} (stdout)"), shown, log)?;
+        output::dump(&stage.stderr(), &format!("{role} (stderr)"), shown, log)
+    });
+    if let Err(error) = shown {
+        warn!(%error, "a container's output can't be shown");
+    }
+}
+
+/// What containers see of the EP; our own directories under fixed names.
+///
+/// # Errors
+/// When what is mounted below an external directory can't be kept from being written, or there is no such
+/// directory any more.
+pub(super) async fn binds(
+    bench: &TaskContext,
+    plan: &ContainerSpec,
+    io: Option<&Path>,
+    will: &watch::Receiver<ShutdownPhase>,
+) -> Result<Vec<Bind>, ExternalError> {
+    let scratch = bench.dirs.apptainer();
+    let external = bench.external.binds(&bench.guard, &scratch, will).await?;
+    let own = |source: &Path, target| Bind::new(source, Path::new(target), Access::ReadWrite);
+    let mut binds = vec![own(&bench.dirs.hub(), HUB_IN_CONTAINER)?];
+    if let Some(io) = io {
+        binds.push(own(io, IO_IN_CONTAINER)?);
+    }
+    binds.extend(bench.inputs.iter().cloned());
+    binds.extend(external);
+    binds.extend(plan.repair.clone());
+    Ok(binds)
+}
+
+fn created(path: &Path, what: &'static str) -> Result<File, TaskError> {
+    File::create(path).map_err(|error| staging_error(what, &error))
+}
+
+/// A file or directory of a task that can't be written or read. Names what it is for, not its path,
+/// which is different for every task: services count equal texts.
+pub(super) fn staging_error(what: &'static str, error: &io::Error) -> TaskError {
+    TaskError::Os(format!(
+        "can't handle the task's {what}: {error}; see to the disk that holds `ewms-pilot-data`"
+    ))
+}
+
+/// The machine, or the job, has none left of what every task needs.
+fn used_up(said: &str) -> TaskError {
+    let cause = Cause::Limits;
+    TaskError::ContainerSetup {
+        message: format!(
+            "{said}; the execution point's fault, not the task's ({cause}): {}",
+            cause.remedy()
+        ),
+        class: cause.class(),
+    }
+}
+
+fn setup_error(error: &dyn std::error::Error, class: FaultClass) -> TaskError {
+    TaskError::ContainerSetup {
+        message: error.to_string(),
+        class,
+    }
+}
+
+/// A process's return code as Python has it, and with it every service that counts our errors:
+/// that of a process ended by signal N is -N.
+fn python_code(exit: ExitStatus) -> i32 {
+    match exit {
+        ExitStatus::Code(code) => code,
+        ExitStatus::Signal(signal) => -signal,
+    }
+}

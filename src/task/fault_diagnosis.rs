@@ -1,0 +1,280 @@
+//! Whose fault it is that a container failed, found out by asking the machine where exit code and
+//! stderr can't tell. Uses container for the rules, process for the questions.
+//!
+//! | evidence | question | who is to blame |
+//! | --- | --- | --- |
+//! | stderr points at Apptainer, or at nothing | can a container be made of this image, with room left for other threads? | if not, whom Apptainer's answer names |
+//! | a page or file can't be read | can the image and the external directories be read through? | if not, the image or this EP |
+//! | any failure | can a file be written beside the task's, once what that wrote itself is gone? | if not, this EP |
+//! | all is well | | the task |
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::path_probe::{PathHealth, ProbeDepth, look, may_pass};
+use super::probe_container::{
+    ContainerProbeDepth, ContainerProbeOutcome, cause_of_io, probe, shells_code,
+};
+use super::run::blocking;
+use super::staging::TaskDirs;
+use super::{ContainerSpec, TaskContext};
+use crate::container::{self, NextStep, remove_tree, tree_bytes};
+use crate::fault::{Cause, FaultClass, TaskError};
+use crate::process::{ExitStatus, ShutdownPhase, output};
+
+/// How much of stderr's beginning counts: Apptainer's warnings stand there, the task's words follow.
+const HEAD: u64 = 16 * 1024;
+/// A disk that takes no more than this is full.
+const NEEDED: usize = 1 << 20;
+
+/// Whose fault, and in which words.
+#[derive(Debug)]
+pub(super) enum Attribution {
+    /// The task's; or, with exit code 0, nobody's.
+    Task,
+    /// This, and what was seen of it.
+    Cause(Cause, String),
+    /// The pilot was told to end before that was known.
+    Unknown,
+}
+
+/// A container's stderr, as far as it is evidence.
+pub(super) struct Stderr {
+    /// Its end.
+    pub(super) tail: Vec<u8>,
+    /// Its beginning and its end.
+    evidence: Vec<u8>,
+}
+
+impl Stderr {
+    pub(super) fn read(path: &Path) -> io::Result<Self> {
+        let tail = output::tail(path, container::READ)?;
+        let mut evidence = Vec::new();
+        File::open(path)?.take(HEAD).read_to_end(&mut evidence)?;
+        evidence.push(b'\n');
+        evidence.extend_from_slice(&tail);
+        Ok(Self { tail, evidence })
+    }
+}
+
+/// Finds out about a container of `plan` that ended by itself.
+pub(super) async fn blame(
+    bench: &TaskContext,
+    plan: &ContainerSpec,
+    stage: &TaskDirs,
+    exit: ExitStatus,
+    stderr: &Stderr,
+    will: &watch::Receiver<ShutdownPhase>,
+) -> Attribution {
+    let code = shells_code(exit);
+    // First, because on a full disk nobody can say anything, Apptainer included.
+    if code != 0
+        && let Some(full) = full_disk(bench, stage).await
+    {
+        return full;
+    }
+    let suspicion = container::suspect(code, &stderr.evidence);
+    let asked = match suspicion {
+        NextStep::Task => Attribution::Task,
+        NextStep::Probe | NextStep::ProbeAndRead => ask(bench, plan, suspicion, will).await,
+    };
+    if suspicion != NextStep::Task {
+        info!(code, ?suspicion, ?asked, "asked whose fault it is");
+    }
+    asked
+}
+
+async fn ask(
+    bench: &TaskContext,
+    plan: &ContainerSpec,
+    suspicion: NextStep,
+    will: &watch::Receiver<ShutdownPhase>,
+) -> Attribution {
+    let room = match SpareThreads::take() {
+        Ok(room) => room,
+        Err(error) => {
+            let said = format!("no {THREADS} further threads could be started: {error}");
+            return Attribution::Cause(Cause::Limits, said);
+        }
+    };
+    let probed = probe(bench, plan, ContainerProbeDepth::Start, will).await;
+    drop(room);
+    let read = |extent| unreadable(bench, &plan.image, extent, will);
+    match (probed, suspicion) {
+        (None, _) => Attribution::Unknown,
+        (
+            Some(ContainerProbeOutcome::Well { .. } | ContainerProbeOutcome::Made(_)),
+            NextStep::ProbeAndRead,
+        ) => read(ProbeDepth::Through).await.unwrap_or(Attribution::Task),
+        (Some(ContainerProbeOutcome::Well { .. } | ContainerProbeOutcome::Made(_)), _) => {
+            Attribution::Task
+        }
+        // Of a file system that died Apptainer may say that it holds no image.
+        (Some(ContainerProbeOutcome::Broken { cause, said }), _)
+            if cause.class() == FaultClass::Image =>
+        {
+            read(ProbeDepth::Glance)
+                .await
+                .unwrap_or(Attribution::Cause(cause, said))
+        }
+        (Some(ContainerProbeOutcome::Broken { cause, said }), _) => Attribution::Cause(cause, said),
+    }
+}
+
+/// Threads that do nothing, as many as a container's start needs on a machine of many cores: with these
+/// in the way, a probe that works proves that there was room enough. Without them it may have been just
+/// so lucky as the task was unlucky.
+struct SpareThreads(Vec<mpsc::Sender<()>>);
+
+const THREADS: usize = 32;
+
+impl SpareThreads {
+    fn take() -> io::Result<Self> {
+        let mut room = Self(Vec::new());
+        for _ in 0..THREADS {
+            let (sender, until_dropped) = mpsc::channel::<()>();
+            thread::Builder::new()
+                .name("room".into())
+                .stack_size(16 * 1024)
+                .spawn(move || until_dropped.recv())?;
+            room.0.push(sender);
+        }
+        Ok(room)
+    }
+}
+
+/// What of the image and the external directories can't be read.
+async fn unreadable(
+    bench: &TaskContext,
+    image: &Path,
+    extent: ProbeDepth,
+    will: &watch::Receiver<ShutdownPhase>,
+) -> Option<Attribution> {
+    let mut paths = vec![image.to_path_buf()];
+    paths.extend(bench.external.paths());
+    // External directories may hold terabytes.
+    for (index, path) in paths.into_iter().enumerate() {
+        let is_image = index == 0;
+        let extent = if is_image { extent } else { ProbeDepth::Glance };
+        match look(
+            &bench.guard,
+            std::slice::from_ref(&path),
+            extent,
+            &bench.dirs.apptainer(),
+            will,
+        )
+        .await
+        {
+            Ok(PathHealth::Failing { path: at, error }) if may_pass(&error) => {
+                let said = format!("`{}` can't be read: {error}", at.display());
+                // One page of an image that is there: the image is broken. All of it gone: the EP.
+                let cause = if is_image && at != path {
+                    Cause::ImageDamaged
+                } else {
+                    Cause::Storage
+                };
+                return Some(Attribution::Cause(cause, said));
+            }
+            // A large image may take longer than we wait for: no proof of anything.
+            Ok(PathHealth::Hanging(after)) if extent == ProbeDepth::Glance => {
+                let said = format!(
+                    "`{}` gave no answer within {} s",
+                    path.display(),
+                    after.as_secs()
+                );
+                return Some(Attribution::Cause(Cause::Hanging, said));
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
+    None
+}
+
+/// A task that met a full disk says so in its own words, or in none. What it wrote itself may be what filled
+/// it: that is removed, and if there is room then, it is nobody's fault but the task's.
+async fn full_disk(bench: &TaskContext, stage: &TaskDirs) -> Option<Attribution> {
+    let directory = bench.dirs.apptainer();
+    let own = stage.own();
+    let tried = blocking(move || {
+        let mut freed = 0;
+        let mut written = write_something(&directory);
+        for path in own {
+            if written.is_err() {
+                freed += tree_bytes(&path);
+                written = remove_tree(&path).and_then(|()| write_something(&directory));
+            }
+        }
+        Ok((written, freed))
+    });
+    let (written, freed) = tried.await.ok()?;
+    if freed > 0 {
+        warn!(
+            freed,
+            "the disk is full: what this task wrote there is removed"
+        );
+        stage.freed(freed);
+    }
+    let error = written.err()?;
+    let said = format!("no file can be written here: {error}");
+    Some(Attribution::Cause(cause_of_io(&error), said))
+}
+
+/// Writes a file of 1 MiB without a name and reads it back.
+///
+/// # Errors
+/// The kernel's reason why that can't be done.
+pub fn write_something(directory: &Path) -> io::Result<()> {
+    use std::io::{Seek, SeekFrom};
+    let mut file = tempfile::tempfile_in(directory)?;
+    let written = vec![0x5a; NEEDED];
+    file.write_all(&written)?;
+    // Some file systems, above all remote ones, only now look for the space.
+    file.sync_data()?;
+    file.seek(SeekFrom::Start(0))?;
+    let mut read = Vec::new();
+    file.read_to_end(&mut read)?;
+    if read == written {
+        Ok(())
+    } else {
+        Err(io::Error::other(
+            "what was read back is not what was written",
+        ))
+    }
+}
+
+/// The error of a container that failed: what stderr says, and, unless it is the task's own fault,
+/// whose it is and what to do.
+pub(super) fn error_of(
+    role: crate::fault::ContainerRole,
+    exit_code: i32,
+    stderr: &Stderr,
+    blame: &Attribution,
+) -> TaskError {
+    let mut reason = container::reason(&stderr.tail);
+    let class = match blame {
+        Attribution::Task | Attribution::Unknown => FaultClass::Task,
+        Attribution::Cause(cause, said) => {
+            let whose = match cause.class() {
+                FaultClass::Image => "the image's fault",
+                _ => "the execution point's fault, not the task's",
+            };
+            if !reason.contains(said.as_str()) {
+                reason = format!("{reason}; {said}");
+            }
+            reason = format!("{reason}; {whose} ({cause}): {}", cause.remedy());
+            cause.class()
+        }
+    };
+    TaskError::ContainerRun {
+        role,
+        exit_code: Some(exit_code),
+        reason,
+        class,
+    }
+}

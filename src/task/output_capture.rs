@@ -1,0 +1,288 @@
+//! A container's output on its way into a file, of which only so much is kept: the beginning, and the
+//! end, where errors are. Through a pipe, because a file that is cut while a task writes into it holds
+//! no limit against a task that writes faster than we look, and would lose the end. On a thread of its own,
+//! because a disk that hangs must not hold up the pilot's loop.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, ErrorKind, PipeReader, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tracing::warn;
+
+/// What is read at once: a pipe's size.
+const CHUNK: usize = 64 * 1024;
+/// Of what is kept, this much at most is the end.
+const END_MAX: u64 = 1024 * 1024;
+/// How long an output may stay open after all of its container is gone: nothing can hold it then but
+/// what the kernel doesn't let go.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+
+/// A container's outputs that are being copied.
+#[derive(Debug)]
+pub(super) struct OutputCapture<const N: usize> {
+    written: [Arc<AtomicU64>; N],
+    done: oneshot::Receiver<[io::Result<()>; N]>,
+}
+
+/// How many bytes an output had so far, what isn't kept included.
+#[derive(Debug, Clone)]
+pub(super) struct BytesWritten(Arc<AtomicU64>);
+
+impl BytesWritten {
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl<const N: usize> OutputCapture<N> {
+    /// Starts to copy into `files`, of each of which at most about `limit` bytes are made; returns what
+    /// the container is to write to.
+    ///
+    /// # Errors
+    /// When the system has no pipe or thread left.
+    pub(super) fn start(files: [File; N], limit: u64) -> io::Result<([File; N], Self)> {
+        let written = std::array::from_fn(|_| Arc::new(AtomicU64::new(0)));
+        let (mut pipes, mut copies) = (Vec::new(), Vec::new());
+        for (file, written) in files.into_iter().zip(&written) {
+            let (from, to) = io::pipe()?;
+            pipes.push(File::from(OwnedFd::from(to)));
+            copies.push(Copy::new(from, file, limit, Arc::clone(written)));
+        }
+        let (finished, done) = oneshot::channel();
+        let copies = in_place(copies);
+        std::thread::Builder::new()
+            .name("output".into())
+            .stack_size(256 * 1024)
+            .spawn(move || {
+                // Nobody waits any more when the task was dropped.
+                let _ = finished.send(run(copies));
+            })?;
+        Ok((in_place(pipes), Self { written, done }))
+    }
+
+    pub(super) fn written(&self) -> [BytesWritten; N] {
+        self.written
+            .each_ref()
+            .map(|count| BytesWritten(Arc::clone(count)))
+    }
+
+    /// Waits until all that was written is in the files; to be called when the container is gone.
+    pub(super) async fn finish(self, names: [&'static str; N]) {
+        match timeout(CLOSE_WITHIN, self.done).await {
+            Ok(Ok(outcomes)) => {
+                for (what, outcome) in names.iter().zip(outcomes) {
+                    if let Err(error) = outcome {
+                        warn!(what, %error, "a container's output is incomplete; see to the disk's free space");
+                    }
+                }
+            }
+            Ok(Err(_)) => warn!("a container's output is incomplete: its thread died"),
+            Err(_) => warn!("a container's output stays open after its end"),
+        }
+    }
+}
+
+/// As many as there are places.
+fn in_place<T, const N: usize>(items: Vec<T>) -> [T; N] {
+    let Ok(items) = items.try_into() else {
+        unreachable!("one was made for each place")
+    };
+    items
+}
+
+/// Copies all to their ends.
+fn run<const N: usize>(mut copies: [Copy; N]) -> [io::Result<()>; N] {
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let ready = readable(&copies);
+        if ready.is_empty() {
+            return copies.map(|copy| copy.outcome);
+        }
+        for place in ready {
+            copies[place].step(&mut chunk);
+        }
+    }
+}
+
+/// Waits for one that has something, or has ended; none when all have. When that can't be waited for, all
+/// that are open: reading waits as well.
+fn readable(copies: &[Copy]) -> Vec<usize> {
+    let (mut places, mut pipes) = (Vec::new(), Vec::new());
+    for (place, copy) in copies.iter().enumerate() {
+        if let Some(from) = &copy.from {
+            places.push(place);
+            pipes.push(PollFd::new(from.as_fd(), PollFlags::POLLIN));
+        }
+    }
+    if places.len() > 1 && poll(&mut pipes, PollTimeout::NONE).is_ok() {
+        let mut ready = pipes.iter().map(|pipe| pipe.any().unwrap_or(true));
+        places.retain(|_| ready.next().unwrap_or(true));
+    }
+    places
+}
+
+struct Copy {
+    /// Until its end.
+    from: Option<PipeReader>,
+    file: File,
+    limit: u64,
+    written: Arc<AtomicU64>,
+    head_left: u64,
+    end: VecDeque<u8>,
+    end_max: usize,
+    left_out: u64,
+    outcome: io::Result<()>,
+}
+
+impl Copy {
+    fn new(from: PipeReader, file: File, limit: u64, written: Arc<AtomicU64>) -> Self {
+        let end_bytes = END_MAX.min(limit / 2);
+        Self {
+            from: Some(from),
+            file,
+            limit,
+            written,
+            head_left: limit - end_bytes,
+            end: VecDeque::new(),
+            end_max: usize::try_from(end_bytes).unwrap_or(usize::MAX),
+            left_out: 0,
+            outcome: Ok(()),
+        }
+    }
+
+    /// Reads once. To the end whatever happens to the file: a task that waits for us would never end.
+    fn step(&mut self, chunk: &mut [u8]) {
+        let Some(from) = &mut self.from else { return };
+        match from.read(chunk) {
+            Ok(0) => {
+                self.from = None;
+                let finished = self.finish();
+                if self.outcome.is_ok() {
+                    self.outcome = finished;
+                }
+            }
+            Ok(length) => self.take(&chunk[..length]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => {
+                self.from = None;
+                self.outcome = Err(error);
+            }
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        self.written.fetch_add(length_of(bytes), Ordering::Relaxed);
+        let cut = usize::try_from(self.head_left).map_or(bytes.len(), |left| left.min(bytes.len()));
+        let (head, rest) = bytes.split_at(cut);
+        self.head_left -= length_of(head);
+        if self.outcome.is_ok() {
+            self.outcome = self.file.write_all(head);
+        }
+        self.end.extend(rest);
+        let surplus = self.end.len().saturating_sub(self.end_max);
+        self.end.drain(..surplus);
+        self.left_out += u64::try_from(surplus).unwrap_or(u64::MAX);
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        if self.left_out > 0 {
+            writeln!(
+                self.file,
+                "\n[ewms-pilot: {} bytes are left out here: EWMS_PILOT_TASK_OUTPUT_MAX is {} bytes]",
+                self.left_out, self.limit
+            )?;
+        }
+        self.file.write_all(self.end.make_contiguous())
+    }
+}
+
+fn length_of(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is in the file after `text` went through.
+    async fn through(text: &[u8], limit: u64) -> Vec<u8> {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let ([mut to], capped) =
+            OutputCapture::start([file.reopen().expect("opened")], limit).expect("a pipe");
+        let [written] = capped.written();
+        let text_len = length_of(text);
+        let text = text.to_owned();
+        let writer = std::thread::spawn(move || to.write_all(&text).expect("it is read"));
+        capped.finish(["stdout"]).await;
+        writer.join().expect("written");
+        assert_eq!(written.bytes(), text_len);
+        std::fs::read(file.path()).expect("read")
+    }
+
+    #[tokio::test]
+    async fn an_output_up_to_the_limit_is_kept_whole() {
+        for length in [0, 1, 50, 99, 100] {
+            let text: Vec<u8> = (0..=u8::MAX).cycle().take(length).collect();
+            assert_eq!(through(&text, 100).await, text);
+        }
+    }
+
+    #[tokio::test]
+    async fn of_a_longer_one_the_middle_is_left_out_and_said_so() {
+        let text: Vec<u8> = (b'a'..=b'z').cycle().take(1_000_000).collect();
+        let kept = through(&text, 1000).await;
+        assert!(kept.len() < 1200, "{}", kept.len());
+        assert_eq!(kept[..500], text[..500]);
+        assert_eq!(kept[kept.len() - 500..], text[text.len() - 500..]);
+        let kept = String::from_utf8(kept).expect("text");
+        assert!(
+            kept.contains("\n[ewms-pilot: 999000 bytes are left out here: EWMS_PILOT_TASK_OUTPUT_MAX is 1000 bytes]\n"),
+            "{kept}"
+        );
+    }
+
+    #[tokio::test]
+    async fn with_a_limit_of_nothing_only_the_remark_is_kept() {
+        assert!(
+            String::from_utf8(through(b"x", 0).await)
+                .expect("text")
+                .contains(": 1 bytes")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_lets_the_task_go_on() {
+        let full = File::options()
+            .write(true)
+            .open("/dev/full")
+            .expect("opened");
+        let ([mut to], capped) = OutputCapture::start([full], 1 << 20).expect("a pipe");
+        let writer = std::thread::spawn(move || to.write_all(&vec![7; 1 << 22]));
+        assert!(writer.join().expect("no panic").is_ok());
+        capped.finish(["stdout"]).await;
+    }
+
+    #[tokio::test]
+    async fn two_outputs_are_kept_apart_and_one_may_end_before_the_other() {
+        let files = [(); 2].map(|()| tempfile::NamedTempFile::new().expect("a file"));
+        let to = files.each_ref().map(|file| file.reopen().expect("opened"));
+        let ([mut out, mut err], capped) = OutputCapture::start(to, 1 << 20).expect("pipes");
+        out.write_all(b"out").expect("it is read");
+        drop(out);
+        for _ in 0..100 {
+            err.write_all(&[b'e'; 10_000]).expect("it is read");
+        }
+        drop(err);
+        capped.finish(["stdout", "stderr"]).await;
+        let kept = files.map(|file| std::fs::read(file.path()).expect("read"));
+        assert_eq!(kept[0], b"out");
+        assert_eq!(kept[1], vec![b'e'; 1_000_000]);
+    }
+}

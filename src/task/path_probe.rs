@@ -1,0 +1,276 @@
+//! Looks at directories that may hang or fail, through a child of the pilot's own binary: a process
+//! that waits for a dead file server can't even be killed, and must not be the pilot. Both ends are
+//! here; the child's talks to files only, the pilot's to the process module only.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC, statfs};
+use tokio::sync::watch;
+
+use crate::process::{
+    CaptureError, ChildLimits, ExitStatus, GuardianHandle, Query, ShutdownPhase, StopCause, capture,
+};
+
+/// How much to look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProbeDepth {
+    /// The first entries and the beginning of a file: enough to know that a file system answers.
+    Glance,
+    /// Every byte: enough to know that a task can read it.
+    Through,
+}
+
+impl ProbeDepth {
+    /// The most entries to look at.
+    fn entries(self) -> usize {
+        match self {
+            Self::Glance => 64,
+            Self::Through => usize::MAX,
+        }
+    }
+
+    /// The most bytes to read of a file.
+    fn bytes(self) -> u64 {
+        match self {
+            Self::Glance => 4096,
+            Self::Through => u64::MAX,
+        }
+    }
+
+    /// A cold cache of a network file system takes seconds; a whole image of a few gigabytes minutes.
+    fn deadline(self) -> Duration {
+        match self {
+            Self::Glance => Duration::from_secs(30),
+            Self::Through => Duration::from_mins(5),
+        }
+    }
+}
+
+/// What was seen.
+#[derive(Debug)]
+pub enum PathHealth {
+    /// All could be read, or isn't there, which others tell better.
+    Clear,
+    /// This could not.
+    Failing {
+        /// What.
+        path: PathBuf,
+        /// The kernel's reason.
+        error: io::Error,
+    },
+    /// There was no answer for this long.
+    Hanging(Duration),
+}
+
+/// The argument by which the pilot's binary becomes the child, see `cli`.
+pub const WORD: &str = "look";
+/// The child's option for [`Extent::Through`], see `cli`.
+pub const THROUGH: &str = "--through";
+
+/// How long a file system that fails has to come back before it is tried once more.
+const COME_BACK: Duration = Duration::from_secs(1);
+
+/// Looks at `paths`. What may pass (`ENOTCONN`, `EIO`, `ESTALE`) gets one more try. `scratch` is a
+/// directory for the child's output.
+///
+/// # Errors
+/// When there is no child to look with.
+pub async fn look(
+    guard: &GuardianHandle,
+    paths: &[PathBuf],
+    extent: ProbeDepth,
+    scratch: &Path,
+    will: &watch::Receiver<ShutdownPhase>,
+) -> Result<PathHealth, CaptureError> {
+    match look_once(guard, paths, extent, scratch, will).await? {
+        PathHealth::Failing { path, error } if may_pass(&error) => {
+            tracing::warn!(path = %path.display(), %error, "a file system fails: will look again");
+            tokio::time::sleep(COME_BACK).await;
+            look_once(guard, paths, extent, scratch, will).await
+        }
+        sight => Ok(sight),
+    }
+}
+
+/// Whether it is the file system that failed, and not a question of rights or names.
+#[must_use]
+pub fn may_pass(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::ENOTCONN | Errno::EIO | Errno::ESTALE)
+    )
+}
+
+async fn look_once(
+    guard: &GuardianHandle,
+    paths: &[PathBuf],
+    extent: ProbeDepth,
+    scratch: &Path,
+    will: &watch::Receiver<ShutdownPhase>,
+) -> Result<PathHealth, CaptureError> {
+    let mut args = vec![WORD.into()];
+    if extent == ProbeDepth::Through {
+        args.push(THROUGH.into());
+    }
+    args.push("--".into());
+    args.extend(paths.iter().map(Into::into));
+    let query = Query {
+        // Our own binary, even when its file was replaced or removed meanwhile.
+        program: "/proc/self/exe".into(),
+        args,
+        env: Vec::new(),
+        cwd: None,
+        scratch: scratch.to_path_buf(),
+    };
+    let limits = ChildLimits {
+        timeout: Some(extent.deadline()),
+        grace: Duration::ZERO,
+    };
+    let seen = capture(guard, query, limits, will.clone()).await?;
+    Ok(match (seen.ended_by, seen.exit) {
+        (StopCause::Timeout, _) => PathHealth::Hanging(extent.deadline()),
+        (StopCause::Will, _) | (StopCause::Itself, ExitStatus::Code(0)) => PathHealth::Clear,
+        (StopCause::Itself, _) => failing(&seen.stdout),
+    })
+}
+
+/// Reads what [`child`] wrote.
+fn failing(answer: &[u8]) -> PathHealth {
+    let mut parts = answer.splitn(2, |byte| *byte == b'\t');
+    let number = parts
+        .next()
+        .and_then(|number| std::str::from_utf8(number).ok()?.parse().ok());
+    let path = parts.next().unwrap_or_default().to_vec();
+    PathHealth::Failing {
+        path: std::ffi::OsString::from_vec(path).into(),
+        error: io::Error::from_raw_os_error(number.unwrap_or(Errno::EIO as i32)),
+    }
+}
+
+/// The child: looks at each path, and at the first that fails writes `ERRNO<TAB>PATH` to stdout and
+/// exits with 1.
+#[must_use]
+pub fn child(paths: &[PathBuf], extent: ProbeDepth) -> ExitCode {
+    for path in paths {
+        let mut left = extent.entries();
+        let Err((at, error)) = walk(path, extent, &mut left) else {
+            continue;
+        };
+        let number = error.raw_os_error().unwrap_or(Errno::EIO as i32);
+        let mut answer = format!("{number}\t").into_bytes();
+        answer.extend_from_slice(at.as_os_str().as_bytes());
+        // Nobody is left to be told when stdout is gone.
+        let _ = io::stdout().write_all(&answer);
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+/// Reads a file, or what is in a directory. Links are looked at, not followed, but for the first. What
+/// isn't there, or isn't for us, is no failure of the file system.
+fn walk(top: &Path, extent: ProbeDepth, left: &mut usize) -> Result<(), (PathBuf, io::Error)> {
+    // What the kernel makes up may fail when it is read, and hangs on no server.
+    if let Ok(found) = statfs(top)
+        && matches!(found.filesystem_type(), PROC_SUPER_MAGIC | SYSFS_MAGIC)
+    {
+        return Ok(());
+    }
+    let mut open = vec![top.to_path_buf()];
+    while let Some(path) = open.pop() {
+        if *left == 0 {
+            return Ok(());
+        }
+        *left -= 1;
+        if let Err(error) = visit(&path, path == top, extent, *left, &mut open) {
+            let is_no_failure = match error.kind() {
+                // Beyond the longest path, where whoever put it there can go and we need not.
+                io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename => true,
+                io::ErrorKind::PermissionDenied => path != top,
+                _ => false,
+            };
+            if !is_no_failure {
+                return Err((path, error));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn visit(
+    path: &Path,
+    is_top: bool,
+    extent: ProbeDepth,
+    most: usize,
+    open: &mut Vec<PathBuf>,
+) -> io::Result<()> {
+    let found = if is_top {
+        fs::metadata(path)?
+    } else {
+        fs::symlink_metadata(path)?
+    };
+    if found.is_dir() {
+        for entry in fs::read_dir(path)?.take(most) {
+            open.push(entry?.path());
+        }
+    } else if found.is_file() {
+        io::copy(&mut File::open(path)?.take(extent.bytes()), &mut io::sink())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_walk_reads_what_is_there_and_skips_what_is_not_for_us() {
+        let top = tempfile::tempdir().expect("a directory");
+        fs::create_dir(top.path().join("sub")).expect("made");
+        fs::write(top.path().join("sub/file"), "x").expect("written");
+        std::os::unix::fs::symlink("/nowhere", top.path().join("link")).expect("linked");
+        for extent in [ProbeDepth::Glance, ProbeDepth::Through] {
+            assert!(walk(top.path(), extent, &mut extent.entries()).is_ok());
+        }
+        assert!(walk(Path::new("/no/such/path"), ProbeDepth::Glance, &mut 9).is_ok());
+        for made_up in ["/proc", "/sys"] {
+            assert!(
+                walk(
+                    Path::new(made_up),
+                    ProbeDepth::Through,
+                    &mut ProbeDepth::Through.entries()
+                )
+                .is_ok()
+            );
+        }
+    }
+
+    #[test]
+    fn a_glance_ends() {
+        let top = tempfile::tempdir().expect("a directory");
+        for name in 0..200 {
+            fs::write(top.path().join(name.to_string()), "x").expect("written");
+        }
+        let mut left = ProbeDepth::Glance.entries();
+        assert!(walk(top.path(), ProbeDepth::Glance, &mut left).is_ok());
+        assert_eq!(left, 0);
+    }
+
+    #[test]
+    fn the_childs_answer_keeps_its_path_and_reason() {
+        let PathHealth::Failing { path, error } = failing(b"5\t/a\tb\xff") else {
+            panic!("it fails");
+        };
+        assert_eq!(path.as_os_str().as_bytes(), b"/a\tb\xff");
+        assert!(may_pass(&error));
+        let PathHealth::Failing { error, .. } = failing(b"") else {
+            panic!("it fails");
+        };
+        assert!(may_pass(&error), "a child that died says nothing");
+    }
+}

@@ -1,0 +1,431 @@
+//! A container as tasks get it, made to learn something and not for an event: same flags, binds, variables
+//! and image, directories of its own. Nothing of the image is started in it. Uses container and process.
+//!
+//! One start answers all: a script of ours, sourced after those of the image, tries what a task may rely on;
+//! then Apptainer says of a command that can't exist that it doesn't, so everything up to there works. Only
+//! when the image's own scripts end that start, a second one tells which of them did.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::container_run::binds;
+use super::run::blocking;
+use super::staging::{HUB_IN_CONTAINER, IO_IN_CONTAINER, TaskDirs};
+use super::{ContainerSpec, ExternalError, TaskContext};
+use crate::config::Verbosity;
+use crate::container::{
+    self, Bind, ENV_DIR, ImageShape, LAST, MARK, NO_COMMAND, Needs, ProbeFinding, ProbeResult,
+    RunSpec, Trials,
+};
+use crate::fault::{Cause, TaskError};
+use crate::process::{
+    CaptureError, Captured, ChildLimits, ExitStatus, Query, ShutdownPhase, SpawnError, StopCause,
+    capture,
+};
+
+/// A start takes about 0.1 s, on a machine that is overcommitted some seconds.
+const DEADLINE: Duration = Duration::from_mins(1);
+
+/// The file of the task's directory that a probe's container reads.
+const QUESTION: &str = "question";
+/// The file that it writes there.
+const ANSWER: &str = "answer";
+
+/// What a probe tries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContainerProbeDepth {
+    /// Whether a container of the image is made, and could start a task.
+    Start,
+    /// That, and that what it writes into the data hub arrives: other tasks would see that.
+    Hub,
+}
+
+/// What came of a probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ContainerProbeOutcome {
+    /// Tasks can run.
+    Well {
+        /// How long the container took.
+        took: Duration,
+        /// What they may miss.
+        notes: Vec<String>,
+    },
+    /// A container was made; nothing could be tried in it, for the site lets no file be shown where the image
+    /// has none.
+    Made(Duration),
+    /// They can't.
+    Broken {
+        /// Why.
+        cause: Cause,
+        /// In Apptainer's words, or ours.
+        said: String,
+    },
+}
+
+/// Why there is no answer of Apptainer's.
+#[derive(Debug, thiserror::Error)]
+enum ProbeError {
+    /// The probe's own files can't be made.
+    #[error("can't make a probe's files: {0}")]
+    Stage(#[from] io::Error),
+    /// A directory can't be bound.
+    #[error(transparent)]
+    Bind(#[from] ExternalError),
+    /// No process could be made, or its output not be kept.
+    #[error(transparent)]
+    Run(#[from] CaptureError),
+    /// No command could be made of it.
+    #[error(transparent)]
+    Command(#[from] container::CommandError),
+    /// It did not end.
+    #[error("apptainer did not answer within {} s", .0.as_secs())]
+    Hanging(Duration),
+    /// The image could not be looked at.
+    #[error(transparent)]
+    Look(TaskError),
+    /// Its file system does not answer.
+    #[error("the image gave no answer within {} s", .0.as_secs())]
+    Silent(Duration),
+    /// What was written did not come out as it was.
+    #[error("what a container writes into the data directory {0}")]
+    Lost(String),
+}
+
+impl ProbeError {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Stage(error) | Self::Run(CaptureError::Output { source: error, .. }) => {
+                cause_of_io(error)
+            }
+            Self::Bind(error) => error.cause(),
+            Self::Look(_) => Cause::Limits,
+            Self::Run(CaptureError::Spawn(error)) => cause_of_spawn(error),
+            Self::Command(_) => Cause::Unknown,
+            Self::Hanging(_) | Self::Silent(_) => Cause::Hanging,
+            Self::Lost(_) => Cause::BindsUseless,
+        }
+    }
+}
+
+impl From<ProbeError> for ContainerProbeOutcome {
+    fn from(error: ProbeError) -> Self {
+        Self::Broken {
+            cause: error.cause(),
+            said: error.to_string(),
+        }
+    }
+}
+
+/// What a failed start is called.
+#[must_use]
+pub fn cause_of_spawn(error: &SpawnError) -> Cause {
+    match error {
+        SpawnError::Exhausted { .. } | SpawnError::Unguarded(_) => Cause::Limits,
+        _ => Cause::Unknown,
+    }
+}
+
+/// What a failed write is called.
+#[must_use]
+pub fn cause_of_io(error: &io::Error) -> Cause {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOSPC | Errno::EDQUOT) => Cause::DiskFull,
+        Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN | Errno::EFBIG) => {
+            Cause::Limits
+        }
+        _ => Cause::Storage,
+    }
+}
+
+/// Whether tasks can run here in containers of `plan`'s image now; nothing when the will came in between.
+pub async fn probe(
+    bench: &TaskContext,
+    plan: &ContainerSpec,
+    depth: ContainerProbeDepth,
+    will: &watch::Receiver<ShutdownPhase>,
+) -> Option<ContainerProbeOutcome> {
+    let shape = match shape(&plan.image).await {
+        Ok(shape) => shape,
+        Err(error) => return Some(error.into()),
+    };
+    if let Some(said) = &shape.misshapen {
+        return Some(ContainerProbeOutcome::Broken {
+            cause: Cause::ImageIncomplete,
+            said: said.clone(),
+        });
+    }
+    let probe = match ProbeContainer::prepare(bench, plan, will) {
+        Ok(probe) => probe,
+        Err(error) => return Some(error.into()),
+    };
+    let probed = match probe.ask(&shape, depth).await {
+        Ok(probed) => probed?,
+        Err(error) => error.into(),
+    };
+    // A machine that can't run containers is worse than a runscript that can't start.
+    match (probed, &shape.needs) {
+        (ContainerProbeOutcome::Well { .. } | ContainerProbeOutcome::Made(_), Err(error)) => {
+            Some(ContainerProbeOutcome::Broken {
+                cause: Cause::ImageRunscript,
+                said: error.to_string(),
+            })
+        }
+        (probed, _) => Some(probed),
+    }
+}
+
+/// Looks at the image. It may be on a file system that hangs.
+async fn shape(image: &Path) -> Result<ImageShape, ProbeError> {
+    let image = image.to_owned();
+    let looking = blocking(move || Ok(ImageShape::of(&image)));
+    match tokio::time::timeout(DEADLINE, looking).await {
+        Ok(Ok(shape)) => Ok(shape),
+        Ok(Err(error)) => Err(ProbeError::Look(error)),
+        Err(_) => Err(ProbeError::Silent(DEADLINE)),
+    }
+}
+
+/// A probe's directories and files. Dropping it removes them, or leaves them to the next task.
+struct ProbeContainer<'a> {
+    bench: &'a TaskContext,
+    plan: &'a ContainerSpec,
+    will: &'a watch::Receiver<ShutdownPhase>,
+    /// Always there, but for the moment of the drop.
+    stage: Option<TaskDirs>,
+    io: PathBuf,
+    workdir: PathBuf,
+    /// New for each: nobody else has files of this name.
+    word: String,
+}
+
+impl<'a> ProbeContainer<'a> {
+    fn prepare(
+        bench: &'a TaskContext,
+        plan: &'a ContainerSpec,
+        will: &'a watch::Receiver<ShutdownPhase>,
+    ) -> Result<Self, ProbeError> {
+        let word = format!("probe-{}", Uuid::new_v4().simple());
+        let stage = bench.dirs.stage(&word)?;
+        let probe = Self {
+            io: stage.io_dir(),
+            workdir: stage.scratch().to_path_buf(),
+            stage: Some(stage),
+            bench,
+            plan,
+            will,
+            word,
+        };
+        fs::create_dir(&probe.io)?;
+        Ok(probe)
+    }
+
+    async fn ask(
+        &self,
+        shape: &ImageShape,
+        depth: ContainerProbeDepth,
+    ) -> Result<Option<ContainerProbeOutcome>, ProbeError> {
+        let nothing = Needs::default();
+        let [question, own] = [QUESTION, ANSWER].map(|name| format!("{IO_IN_CONTAINER}/{name}"));
+        let answer = format!("{HUB_IN_CONTAINER}/.{}", self.word);
+        let trials = Trials {
+            word: &self.word,
+            needs: shape.needs.as_ref().unwrap_or(&nothing),
+            copy: match depth {
+                ContainerProbeDepth::Start => None,
+                ContainerProbeDepth::Hub => Some((&question, &answer)),
+            },
+            own: &own,
+        };
+        fs::write(self.io.join(QUESTION), format!("{}\n", self.word))?;
+        let script = self.script(LAST, &container::script(&trials))?;
+        let began = Instant::now();
+        let Some(captured) = self.run(std::slice::from_ref(&script)).await? else {
+            return Ok(None);
+        };
+        let took = began.elapsed();
+        let answer = self.answer(&captured);
+        if is_about(&answer, LAST) {
+            return self.ask_apptainer_alone().await;
+        }
+        let found = container::found(
+            &trials,
+            (&captured.stdout, &captured.stderr),
+            &answer,
+            self.bench.proc,
+            |path| shape.has(path),
+        );
+        Ok(Some(match found {
+            ProbeFinding::Well { notes } => {
+                if depth == ContainerProbeDepth::Hub {
+                    self.check_hub()?;
+                }
+                ContainerProbeOutcome::Well { took, notes }
+            }
+            ProbeFinding::Broken { cause, said } => ContainerProbeOutcome::Broken { cause, said },
+            ProbeFinding::Silent => ContainerProbeOutcome::Made(took),
+            ProbeFinding::Ended => {
+                return self
+                    .ask_who_ended_it(&shape.scripts, &captured, script)
+                    .await;
+            }
+        }))
+    }
+
+    /// What Apptainer alone can say.
+    async fn ask_apptainer_alone(&self) -> Result<Option<ContainerProbeOutcome>, ProbeError> {
+        let began = Instant::now();
+        let captured = self.run(&[]).await?;
+        Ok(captured.map(|captured| match self.answer(&captured) {
+            ProbeResult::Works => ContainerProbeOutcome::Made(began.elapsed()),
+            ProbeResult::Broken { cause, said } => ContainerProbeOutcome::Broken { cause, said },
+        }))
+    }
+
+    /// Starts once more, with a mark after each script of the image.
+    async fn ask_who_ended_it(
+        &self,
+        names: &[String],
+        first: &Captured,
+        last: Bind,
+    ) -> Result<Option<ContainerProbeOutcome>, ProbeError> {
+        let mut scripts = vec![last];
+        for name in names {
+            scripts
+                .push(self.script(&format!("{name}{MARK}"), &container::mark(&self.word, name))?);
+        }
+        let Some(captured) = self.run(&scripts).await? else {
+            return Ok(None);
+        };
+        let code = shells_code(first.exit);
+        let (cause, who) = match container::not_past(&self.word, names, &captured.stdout) {
+            Some(name) => (
+                Cause::ImageEnvironment,
+                format!("`{ENV_DIR}/{name}` of the image ends"),
+            ),
+            // What kills a container without a word may be anybody.
+            None if code >= 128 => (Cause::Unknown, "something ended".to_owned()),
+            None => (
+                Cause::ImageEnvironment,
+                format!("the scripts in `{ENV_DIR}` of the image end"),
+            ),
+        };
+        let said = container::reason(&first.stderr);
+        Ok(Some(ContainerProbeOutcome::Broken {
+            cause,
+            said: format!("{who} every container at its start (exit code {code}): {said}"),
+        }))
+    }
+
+    /// What the container wrote into the hub must be there.
+    fn check_hub(&self) -> Result<(), ProbeError> {
+        let path = self.hub_file();
+        let text = fs::read_to_string(&path)
+            .map_err(|error| ProbeError::Lost(format!("does not arrive: {error}")))?;
+        if text.trim_end() == self.word {
+            Ok(())
+        } else {
+            Err(ProbeError::Lost("arrives as something else".to_owned()))
+        }
+    }
+
+    fn hub_file(&self) -> PathBuf {
+        self.bench.dirs.hub().join(format!(".{}", self.word))
+    }
+
+    /// A script of ours, bound among those of the image.
+    fn script(&self, name: &str, text: &str) -> Result<Bind, ProbeError> {
+        let path = self.workdir.join(name);
+        fs::write(&path, text)?;
+        Ok(Bind::script(path, format!("{ENV_DIR}/{name}")))
+    }
+
+    /// Makes the container; nothing when the will ended it.
+    async fn run(&self, scripts: &[Bind]) -> Result<Option<Captured>, ProbeError> {
+        let mut binds = binds(self.bench, self.plan, Some(&self.io), self.will).await?;
+        binds.extend_from_slice(scripts);
+        let invocation = container::exec(
+            &self.bench.apptainer,
+            &RunSpec {
+                image: &self.plan.image,
+                args: &[NO_COMMAND.to_owned()],
+                env: &self.plan.env,
+                binds: &binds,
+                workdir: &self.workdir,
+                // More would only have to be read past.
+                verbosity: Verbosity::Normal,
+                proc: self.bench.proc,
+            },
+        )?;
+        let query = Query {
+            program: invocation.program,
+            args: invocation.args,
+            env: invocation.env,
+            cwd: Some(self.workdir.clone()),
+            scratch: self.bench.dirs.apptainer(),
+        };
+        let limits = ChildLimits {
+            timeout: Some(DEADLINE),
+            grace: Duration::from_secs(1),
+        };
+        let captured = capture(&self.bench.guard, query, limits, self.will.clone()).await?;
+        match captured.ended_by {
+            StopCause::Itself => Ok(Some(captured)),
+            StopCause::Timeout => Err(ProbeError::Hanging(DEADLINE)),
+            StopCause::Will => Ok(None),
+        }
+    }
+
+    /// What Apptainer said, the probe's own name left out: equal failures read the same.
+    fn answer(&self, captured: &Captured) -> ProbeResult {
+        match container::answer(shells_code(captured.exit), &captured.stderr) {
+            ProbeResult::Works => ProbeResult::Works,
+            ProbeResult::Broken { cause, said } => ProbeResult::Broken {
+                cause,
+                said: container::scrub(&said, &[(&self.word, "<probe>")]),
+            },
+        }
+    }
+
+    /// Removes what the container wrote, so that its directories are as they were.
+    fn clean(&self) {
+        let hidden = format!(".{}", self.word);
+        let scratch = ["tmp", "var_tmp", "home"].map(|part| self.workdir.join(part).join(&hidden));
+        let scripts = fs::read_dir(&self.workdir).into_iter().flatten().flatten();
+        let scripts = scripts
+            .map(|entry| entry.path())
+            .filter(|path| path.is_file());
+        for file in scratch.into_iter().chain([self.hub_file()]).chain(scripts) {
+            // One that isn't there was not written.
+            let _ = fs::remove_file(file);
+        }
+    }
+}
+
+impl Drop for ProbeContainer<'_> {
+    fn drop(&mut self) {
+        self.clean();
+        let files = [QUESTION, ANSWER].map(|name| self.io.join(name));
+        if let Some(Err(error)) = self.stage.take().map(|stage| stage.clear(&files)) {
+            tracing::warn!(%error, "a probe's directories could not be removed");
+        }
+    }
+}
+
+/// Whether Apptainer could not show our script in this container.
+fn is_about(answer: &ProbeResult, script: &str) -> bool {
+    matches!(answer, ProbeResult::Broken { cause: Cause::ImageIncomplete | Cause::Mount, said } if said.contains(script))
+}
+
+/// An end as a shell's exit code, in which a signal is one of 128 and more; as containers have it.
+pub(super) fn shells_code(exit: ExitStatus) -> i32 {
+    match exit {
+        ExitStatus::Code(code) => code,
+        ExitStatus::Signal(signal) => 128 + signal,
+    }
+}

@@ -1,0 +1,241 @@
+//! Which processes a container has, how much memory they hold and how much they worked. Reads `/proc`
+//! only; blocks. A process that ends while it is looked at counts as nothing.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::path::Path;
+
+use nix::unistd::{SysconfVar, sysconf};
+
+/// A process by its number, as `/proc` names it.
+pub type Pid = i32;
+
+/// One look at a container's processes.
+#[derive(Debug, Clone, Default)]
+pub struct ProcessTree {
+    pids: Vec<Pid>,
+    rss_pages: u64,
+    /// Clock ticks of CPU time, those of children that were waited for included.
+    pub ticks: u64,
+}
+
+/// Makes the kernel end `leader` and all below it before the pilot, when memory runs out. From the top
+/// down: what a process starts later has it from its parent.
+pub(super) fn prefer_for_oom_kill(leader: Pid) {
+    /// Half of the machine's memory more than it has: enough to come before the pilot, whose tasks may
+    /// be small, and before nothing that the system rates higher yet.
+    const MORE: i32 = 500;
+    let own: i32 = fs::read_to_string("/proc/self/oom_score_adj")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0);
+    let wanted = (own + MORE).min(1000).to_string();
+    let mut left = vec![leader];
+    while let Some(pid) = left.pop() {
+        // Refused for a process that isn't ours any more; then it has nothing of ours either.
+        let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), &wanted);
+        left.extend(children(pid));
+    }
+}
+
+/// One look at all processes of the machine, for censuses of any number of containers.
+#[derive(Debug)]
+pub struct ProcessTable {
+    found: HashMap<Pid, Stat>,
+    by_parent: HashMap<Pid, Vec<Pid>>,
+    by_session: HashMap<Pid, Vec<Pid>>,
+}
+
+impl ProcessTable {
+    /// Looks.
+    #[must_use]
+    pub fn look() -> Self {
+        let mut found: HashMap<Pid, Stat> = HashMap::new();
+        let mut by_parent: HashMap<Pid, Vec<Pid>> = HashMap::new();
+        let mut by_session: HashMap<Pid, Vec<Pid>> = HashMap::new();
+        for (pid, stat) in pids().filter_map(|pid| Some((pid, Stat::read(pid)?))) {
+            by_parent.entry(stat.parent).or_default().push(pid);
+            by_session.entry(stat.session).or_default().push(pid);
+            found.insert(pid, stat);
+        }
+        Self {
+            found,
+            by_parent,
+            by_session,
+        }
+    }
+
+    /// `leader` and all that descend from it, or are in its session.
+    #[must_use]
+    pub fn below(&self, leader: Pid) -> ProcessTree {
+        let Self {
+            found,
+            by_parent,
+            by_session,
+        } = self;
+        let session = by_session.get(&leader).into_iter().flatten().copied();
+        let mut left: Vec<Pid> = session.chain([leader]).collect();
+        let mut seen = HashSet::new();
+        let mut census = ProcessTree::default();
+        while let Some(pid) = left.pop() {
+            let Some(stat) = found.get(&pid).filter(|_| seen.insert(pid)) else {
+                continue;
+            };
+            census.pids.push(pid);
+            census.rss_pages += stat.rss_pages;
+            // The runtime's own first process polls now and then: no progress of the task.
+            if pid != leader {
+                census.ticks += stat.ticks;
+            }
+            left.extend(by_parent.get(&pid).into_iter().flatten());
+        }
+        census
+    }
+}
+
+impl ProcessTree {
+    /// How many processes there are.
+    #[must_use]
+    pub fn processes(&self) -> usize {
+        self.pids.len()
+    }
+
+    /// The resident memory of all, in bytes. Pages that several share are counted for each of them,
+    /// which is cheap to know; only when that is more than `limit`, each is asked for its fair share,
+    /// which makes the kernel walk through its memory.
+    #[must_use]
+    pub fn memory(&self, limit: u64) -> u64 {
+        let rss = self.rss_pages.saturating_mul(page_bytes());
+        if rss <= limit {
+            return rss;
+        }
+        self.pids.iter().map(|pid| fair_share(*pid)).sum()
+    }
+}
+
+#[derive(Debug)]
+struct Stat {
+    parent: Pid,
+    session: Pid,
+    ticks: u64,
+    rss_pages: u64,
+}
+
+impl Stat {
+    /// See proc(5); the name in parentheses may hold anything. Numbers are of fields behind it.
+    fn read(pid: Pid) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let number = |place: usize| fields.get(place)?.parse::<i64>().ok();
+        let ticks = (11..=14).filter_map(number).sum::<i64>();
+        Some(Self {
+            parent: Pid::try_from(number(1)?).ok()?,
+            session: Pid::try_from(number(3)?).ok()?,
+            ticks: u64::try_from(ticks).unwrap_or(0),
+            rss_pages: u64::try_from(number(21)?).unwrap_or(0),
+        })
+    }
+}
+
+fn pids() -> impl Iterator<Item = Pid> {
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+}
+
+/// As the kernel lists them, or where it doesn't (it is a build option), by looking at all.
+fn children(parent: Pid) -> Vec<Pid> {
+    let mut found = Vec::new();
+    let mut listed = false;
+    for task in fs::read_dir(format!("/proc/{parent}/task"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        if let Ok(list) = fs::read_to_string(task.path().join("children")) {
+            listed = true;
+            found.extend(
+                list.split_whitespace()
+                    .filter_map(|pid| pid.parse::<Pid>().ok()),
+            );
+        }
+    }
+    if !listed && Path::new("/proc/self/task").exists() {
+        found = pids()
+            .filter(|pid| Stat::read(*pid).is_some_and(|stat| stat.parent == parent))
+            .collect();
+    }
+    found
+}
+
+/// A process's proportional set size; its resident one where we may not ask.
+fn fair_share(pid: Pid) -> u64 {
+    let proportional = || {
+        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+        let line = text.lines().find(|line| line.starts_with("Pss:"))?;
+        let kibibytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+        Some(kibibytes * 1024)
+    };
+    proportional()
+        .or_else(|| Some(Stat::read(pid)?.rss_pages.saturating_mul(page_bytes())))
+        .unwrap_or(0)
+}
+
+fn page_bytes() -> u64 {
+    sysconf(SysconfVar::PAGE_SIZE)
+        .ok()
+        .flatten()
+        .and_then(|bytes| u64::try_from(bytes).ok())
+        .unwrap_or(4096)
+}
+
+/// Clock ticks a second.
+#[must_use]
+pub fn ticks_per_second() -> u64 {
+    sysconf(SysconfVar::CLK_TCK)
+        .ok()
+        .flatten()
+        .and_then(|ticks| u64::try_from(ticks).ok())
+        .unwrap_or(100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_census_sees_this_process_its_memory_and_its_children() {
+        let me = Pid::try_from(std::process::id()).expect("a pid");
+        let mut child = std::process::Command::new("/bin/sh")
+            .args(["-c", "sleep 100 & wait"])
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .expect("started");
+        let pid = Pid::try_from(child.id()).expect("a pid");
+        assert!(children(me).contains(&pid));
+        let mut grown = false;
+        for _ in 0..1000 {
+            grown = ProcessTable::look().below(pid).pids.len() == 2;
+            if grown {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        assert!(grown, "its own child is counted");
+        let census = ProcessTable::look().below(pid);
+        assert!(census.memory(u64::MAX) > 100 * 1024);
+        let fair = census.memory(0);
+        assert!(0 < fair && fair < census.memory(u64::MAX), "{fair}");
+        prefer_for_oom_kill(pid);
+        for pid in census.pids {
+            let adjusted = fs::read_to_string(format!("/proc/{pid}/oom_score_adj"));
+            assert!(adjusted.is_ok_and(|text| text.trim() >= "500"));
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(pid),
+                nix::sys::signal::Signal::SIGKILL,
+            );
+        }
+        child.wait().expect("reaped");
+    }
+}

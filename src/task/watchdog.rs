@@ -1,0 +1,201 @@
+//! What watches a task while it runs: its memory, and whether it gets on. Talks to `/proc`; tells the
+//! task through a will of its own. Apart from `launch`, because a guard must never be what fails a task
+//! that is well: what it can't see, it lets run.
+
+use std::convert::Infallible;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::libc::SIGTERM;
+use tokio::sync::{oneshot, watch};
+use tokio::time::sleep;
+use tracing::warn;
+
+use super::active_containers::ActiveContainer;
+use super::output_capture::BytesWritten;
+use super::process_tree::{self, Pid};
+use super::shared_look::SharedLook;
+use crate::blocking;
+use crate::fault::TaskError;
+use crate::process::{ShutdownPhase, ShutdownSender};
+
+/// How often memory is looked at.
+const MEMORY_PACE: Duration = Duration::from_millis(500);
+/// How often progress is looked at, at the most; a tenth of the time that a task may stall is enough.
+const STALL_PACE: Duration = Duration::from_secs(10);
+/// Less CPU time than this part of the time that a task may stall is no progress: the runtime's own
+/// processes wake up now and then.
+const PROGRESS_PART: u64 = 1000;
+
+/// What a task is ended for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ResourceLimits {
+    /// Resident bytes of its container.
+    pub memory: Option<u64>,
+    /// Time without progress.
+    pub stall: Option<Duration>,
+}
+
+/// The signs of life that aren't in `/proc`.
+#[derive(Debug)]
+pub(super) struct ProgressSources {
+    /// The container's first process, once it is started.
+    pub(super) leader: oneshot::Receiver<Pid>,
+    /// What its outputs had so far.
+    pub(super) outputs: [BytesWritten; 2],
+    /// What it is to write.
+    pub(super) outfile: Option<PathBuf>,
+}
+
+impl ResourceLimits {
+    /// Watches until something is wrong, then tells the task and returns what it was; else never. Notes
+    /// the most memory that it saw in `peak`, and the container's first process where it was `entered`.
+    pub(super) async fn watch(
+        self,
+        signs: ProgressSources,
+        entered: &ActiveContainer,
+        look: &SharedLook,
+        will: &ShutdownSender,
+        peak: &mut Option<u64>,
+    ) -> TaskError {
+        let Ok(leader) = signs.leader.await else {
+            // It was not started, and whoever starts it says so.
+            return std::future::pending().await;
+        };
+        process_tree::prefer_for_oom_kill(leader);
+        entered.found(leader);
+        let Some(pace) = self.pace() else {
+            return std::future::pending().await;
+        };
+        let look = look.join();
+        let mut progress = IdleTracker::default();
+        loop {
+            sleep(pace).await;
+            // Tasks that began at different times still share most looks.
+            let Some(everybody) = look.no_older_than(pace / 2).await else {
+                continue;
+            };
+            let limit = self.memory.unwrap_or(u64::MAX);
+            let outfile = signs.outfile.clone();
+            let measure = move || {
+                let census = everybody.below(leader);
+                let memory = census.memory(limit);
+                let outfile = outfile.and_then(|path| fs::metadata(path).ok());
+                (census.ticks, memory, outfile.map_or(0, |found| found.len()))
+            };
+            let Ok((ticks, memory, outfile)) = blocking::start(measure).await else {
+                continue;
+            };
+            if let Some(limit) = self.memory {
+                *peak = Some(peak.unwrap_or(0).max(memory));
+                if memory > limit {
+                    warn!(memory, limit, "a task uses too much memory: it is killed");
+                    // Not told: every moment it takes more.
+                    will.advance(ShutdownPhase::Kill);
+                    return TaskError::Memory { limit };
+                }
+            }
+            if let Some(stall) = self.stall {
+                let output = signs.outputs.iter().map(BytesWritten::bytes).sum::<u64>() + outfile;
+                if progress.idle_for(ticks, output, pace, stall) >= stall {
+                    warn!(stall_secs = stall.as_secs(), "a task stalls: it is ended");
+                    will.advance(ShutdownPhase::Terminate(SIGTERM));
+                    return TaskError::Stalled { after: stall };
+                }
+            }
+        }
+    }
+
+    fn pace(self) -> Option<Duration> {
+        let memory = self.memory.map(|_| MEMORY_PACE);
+        let stall = self.stall.map(|stall| (stall / 10).min(STALL_PACE));
+        memory.into_iter().chain(stall).min()
+    }
+}
+
+/// What was last seen to grow, and for how long nothing has. Counted in looks, not by the clock: time
+/// in which the pilot was suspended, and its tasks with it, is nobody's stall.
+#[derive(Debug, Default)]
+struct IdleTracker {
+    ticks: u64,
+    output: u64,
+    idle: Duration,
+}
+
+impl IdleTracker {
+    fn idle_for(&mut self, ticks: u64, output: u64, pace: Duration, stall: Duration) -> Duration {
+        let enough = (stall.as_secs() * process_tree::ticks_per_second() / PROGRESS_PART).max(2);
+        // Fewer than before: a process ended, which is an event too.
+        let worked = ticks < self.ticks || ticks - self.ticks >= enough;
+        if worked || output != self.output {
+            *self = Self {
+                ticks,
+                output,
+                idle: Duration::ZERO,
+            };
+        } else {
+            self.idle += pace;
+        }
+        self.idle
+    }
+}
+
+/// Passes on what the pilot wants, for as long as it may want something.
+pub(super) async fn forward(
+    mut from: watch::Receiver<ShutdownPhase>,
+    to: &ShutdownSender,
+) -> Infallible {
+    loop {
+        to.advance(*from.borrow_and_update());
+        if from.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PACE: Duration = Duration::from_secs(1);
+    const STALL: Duration = Duration::from_mins(1);
+
+    #[test]
+    fn only_time_without_work_and_output_counts_as_a_stall() {
+        let mut progress = IdleTracker::default();
+        let mut look = |ticks, output| progress.idle_for(ticks, output, PACE, STALL);
+        assert_eq!(look(50, 0), Duration::ZERO);
+        assert_eq!(look(51, 0), PACE, "a tick is the runtime's");
+        assert_eq!(look(51, 0), PACE * 2);
+        assert_eq!(look(51, 1), Duration::ZERO, "output");
+        assert_eq!(look(100, 1), Duration::ZERO, "work");
+        assert_eq!(look(90, 1), Duration::ZERO, "a process ended");
+        assert_eq!(look(90, 1), PACE);
+    }
+
+    #[test]
+    fn without_a_limit_nothing_is_looked_at() {
+        assert_eq!(ResourceLimits::default().pace(), None);
+        let both = ResourceLimits {
+            memory: Some(1),
+            stall: Some(Duration::from_secs(1)),
+        };
+        assert_eq!(both.pace(), Some(Duration::from_millis(100)));
+    }
+
+    #[tokio::test]
+    async fn the_pilots_will_comes_first_and_is_never_taken_back() {
+        let (pilots, own) = (ShutdownSender::new(), ShutdownSender::new());
+        pilots.advance(ShutdownPhase::Terminate(1));
+        let mut seen = own.subscribe();
+        tokio::select! {
+            never = forward(pilots.subscribe(), &own) => match never {},
+            told = seen.wait_for(|will| *will == ShutdownPhase::Terminate(1)) => {
+                assert!(told.is_ok());
+            }
+        }
+        own.advance(ShutdownPhase::Kill);
+        assert_eq!(own.current(), ShutdownPhase::Kill);
+    }
+}
