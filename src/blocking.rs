@@ -55,7 +55,6 @@ pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     resolving.await.unwrap_or_else(|died| Err(died.into()))
 }
 
-/// Work under way.
 #[derive(Debug)]
 pub struct BlockingWork<T>(oneshot::Receiver<T>);
 
@@ -93,7 +92,6 @@ struct PoolState {
     idle: usize,
 }
 
-/// When a thread goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ThreadLifetime {
     Never,

@@ -1,12 +1,10 @@
 //! What the pilot's exit code says. HTCondor policies and people read it, so a code never changes
 //! its meaning. Uses nothing of the crate.
 
-/// Why the pilot ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// Every task succeeded, or there was no event.
     Success,
-    /// One or more tasks failed.
     TasksFailed,
     /// A variable or an argument is wrong; nothing was contacted.
     Configuration,
@@ -14,7 +12,6 @@ pub enum Exit {
     ExecutionPoint,
     /// The broker can't be reached or was lost.
     Broker,
-    /// The init container failed.
     Init,
     /// The image can't be used or converted.
     Image,
@@ -23,7 +20,6 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// The process's exit code.
     #[must_use]
     pub fn code(self) -> u8 {
         match self {

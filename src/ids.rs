@@ -10,7 +10,6 @@ use uuid::Uuid;
 pub struct TaskId(Uuid);
 
 impl TaskId {
-    /// A new random identity.
     #[must_use]
     pub fn random() -> Self {
         Self(Uuid::new_v4())

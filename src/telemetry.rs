@@ -24,7 +24,6 @@ const TICK: Duration = Duration::from_secs(1);
 /// What [`init`] set up.
 #[derive(Debug, Clone)]
 pub struct Telemetry {
-    /// The progress line.
     pub progress: Progress,
 }
 
@@ -59,14 +58,10 @@ fn filter(levels: LogLevels) -> Targets {
         .with_target(OWN_TARGET, levels.own)
 }
 
-/// How many events are where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ProgressCounts {
-    /// Worked through, with success.
     pub done: u64,
-    /// Being worked on.
     pub running: u64,
-    /// Failed.
     pub failed: u64,
     /// Taken from the queue, waiting for a slot.
     pub waiting: u64,
@@ -86,7 +81,6 @@ struct Line {
 }
 
 impl Progress {
-    /// No line.
     #[must_use]
     pub fn none() -> Self {
         Self { line: None }
@@ -106,7 +100,6 @@ impl Progress {
         }
     }
 
-    /// Shows these counts.
     pub fn update(&self, counts: ProgressCounts) {
         let Some(line) = &self.line else { return };
         let since = line.since.get_or_init(|| {

@@ -203,9 +203,9 @@ fn events_that_cant_be_decoded_dont_keep_good_ones_from_being_done() {
 /// Poison in front of good events, more than there are places for: each failed event waits longer and longer
 /// before it goes back, and takes no place from a good one meanwhile.
 #[track_caller]
-fn assert_poison_starves_none(poison: usize, slots: usize) {
+fn assert_poison_starves_none(dead_letters: usize, slots: usize) {
     let (incoming, outgoing) = (Queue::unique("starve"), Queue::unique("starve"));
-    incoming.publish_raw(&vec!["Z2FyYmFnZQ=="; poison]);
+    incoming.publish_raw(&vec!["Z2FyYmFnZQ=="; dead_letters]);
     let good: Vec<String> = (0..10).map(|event| format!("\"good {event}\"")).collect();
     incoming.produce(&good);
     let scene = pilot("cp {{INFILE}} {{OUTFILE}}", &incoming, &outgoing)
@@ -225,7 +225,7 @@ fn assert_poison_starves_none(poison: usize, slots: usize) {
     let mut results = outgoing.consume(good.len() + 1, Duration::from_secs(1));
     results.sort();
     assert_eq!(results, good);
-    assert_eq!(incoming.total(), poison, "none is lost");
+    assert_eq!(incoming.total(), dead_letters, "none is lost");
 }
 
 #[test]
@@ -280,8 +280,8 @@ fn poison_in_a_spool_takes_no_place_from_good_events() {
     let (scene, incoming, outgoing) =
         Scene::task(images::busybox(), "cp {{INFILE}} {{OUTFILE}}").spool();
     // A name that sorts first. It fails thrice, with pauses in between, and is given up.
-    for poison in 0..4 {
-        incoming.put(&format!("a{poison}.json"), "{");
+    for dead_letters in 0..4 {
+        incoming.put(&format!("a{dead_letters}.json"), "{");
     }
     for good in 0..4 {
         incoming.put(&format!("b{good}.txt"), "good");

@@ -4,7 +4,7 @@
 //! A pilot holds a window of events and of results, and each may be as large as its broker takes. In
 //! memory is what is small, and of the others as much as has room in [`IN_MEMORY_BYTES`]; all else is on
 //! the disk. What amqprs sends or has received is whole in memory, whatever its size: it knows nothing
-//! else. So what came is put on the disk before the next is looked at, and [`Bodies::sending`] is shared
+//! else. So what came is put on the disk before the next is looked at, and [`BodyStore::sending`] is shared
 //! by all queues, so that of the large ones only one at a time is being sent.
 
 use std::fmt;
@@ -237,7 +237,7 @@ impl BodyStore {
         self.spill(&bytes)
     }
 
-    /// Whether [`Bodies::put_by`] would.
+    /// Whether [`BodyStore::put_by`] would.
     #[must_use]
     pub fn would_put_by(&self, body: &Body) -> bool {
         let bytes = body.in_memory();

@@ -12,9 +12,7 @@ use super::Endpoint;
 /// One queue and how it is connected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectionStatus {
-    /// Which queue, and where.
     pub at: Endpoint,
-    /// How it is.
     pub state: ConnectionState,
     /// Since when it is so.
     pub since: SystemTime,
@@ -23,7 +21,6 @@ pub struct ConnectionStatus {
 /// How a queue is connected. A spool is always up: it has no connection that could be lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConnectionState {
-    /// It can be used.
     Up,
     /// The connection is lost and tried again; this is why the last try failed. No text of an error
     /// holds a password or token.
@@ -35,7 +32,6 @@ pub enum ConnectionState {
 /// Connections that were lost so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Outages {
-    /// How many.
     pub count: u64,
     /// Time in which at least one was away.
     pub time: Duration,

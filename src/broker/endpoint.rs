@@ -5,12 +5,9 @@ use std::fmt;
 
 use crate::ids::QueueIndex;
 
-/// Which of the two queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// Events come from it.
     Incoming,
-    /// Results go to it.
     Outgoing,
     /// Events go to it that failed too often; it is on the incoming broker.
     DeadLetters,
@@ -45,7 +42,6 @@ impl Direction {
 /// A queue and where it is, as errors name it; or several that share a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Which variables describe it.
     pub direction: Direction,
     /// `host:port`, with `/vhost` unless that is the default one; or the spool directory.
     pub address: String,
@@ -59,7 +55,6 @@ impl Endpoint {
         self.queues.get(queue.0).map_or("", String::as_str)
     }
 
-    /// One of its queues alone.
     pub(super) fn only(&self, queue: QueueIndex) -> Self {
         Self {
             queues: vec![self.name(queue).to_owned()],
@@ -68,7 +63,6 @@ impl Endpoint {
         }
     }
 
-    /// All its queues.
     pub(super) fn indices(&self) -> impl Iterator<Item = QueueIndex> + use<> {
         (0..self.queues.len()).map(QueueIndex)
     }

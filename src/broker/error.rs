@@ -16,161 +16,82 @@ use super::Endpoint;
 pub enum BrokerError {
     /// The host's name has no address.
     #[error("unknown host in broker address {at}: {detail}; check {}", at.address_variable())]
-    UnknownHost {
-        /// Where.
-        at: Endpoint,
-        /// The resolver's words.
-        detail: String,
-    },
-    /// Nothing listens there.
+    UnknownHost { at: Endpoint, detail: String },
     #[error("the broker at {at} refused the connection: {detail}; check host and port in {}, and whether the broker is running", at.address_variable())]
-    Refused {
-        /// Where.
-        at: Endpoint,
-        /// The kernel's words.
-        detail: String,
-    },
-    /// No way to the host.
+    Refused { at: Endpoint, detail: String },
     #[error("the broker at {at} can't be reached: {detail}; check {}, and whether this site lets jobs connect to that port", at.address_variable())]
-    Unreachable {
-        /// Where.
-        at: Endpoint,
-        /// The kernel's words.
-        detail: String,
-    },
-    /// No answer in time.
+    Unreachable { at: Endpoint, detail: String },
     #[error("the broker at {at} did not answer within `{}` s ({step}); check {}, and whether this site lets jobs connect to that port", after.as_secs(), at.address_variable())]
     TimedOut {
-        /// Where.
         at: Endpoint,
         /// What was waited for.
         step: &'static str,
-        /// How long.
         after: Duration,
     },
     /// It was reached, and ended the connection before it said a word.
     #[error("the broker at {at} cut the connection off during the handshake: {detail}; check scheme and port in {}, and whether a RabbitMQ server is there", at.address_variable())]
-    CutOff {
-        /// Where.
-        at: Endpoint,
-        /// What was seen.
-        detail: String,
-    },
-    /// No encrypted connection.
+    CutOff { at: Endpoint, detail: String },
     #[error("no TLS connection to the broker at {at}: {detail}; check the scheme, host and port in {}, the system's CA certificates, and EWMS_PILOT_BROKER_CA_FILE", at.address_variable())]
-    Tls {
-        /// Where.
-        at: Endpoint,
-        /// What TLS said.
-        detail: String,
-    },
+    Tls { at: Endpoint, detail: String },
     /// The broker doesn't know us, as far as can be told: RabbitMQ just drops the connection
     /// about three seconds after it got credentials that it doesn't accept.
     #[error("the broker at {at} did not accept the credentials: {detail}; check {token}, or {token}_FILE where that is set, and user and password in {}", at.address_variable(), token = at.token_variable())]
-    Authentication {
-        /// Where.
-        at: Endpoint,
-        /// What was seen.
-        detail: String,
-    },
+    Authentication { at: Endpoint, detail: String },
     /// There is no such virtual host, or it isn't ours.
     #[error("virtual host `{vhost}` can't be used at broker {at}: {detail}; check what follows the host in {}", at.address_variable())]
     Vhost {
-        /// Where.
         at: Endpoint,
-        /// The virtual host.
         vhost: String,
-        /// The server's words.
         detail: String,
     },
     /// We are known, but may not do this.
     #[error("the broker at {at} denies access: {detail}; check {}, and what {} may do there", at.queue_variable(), at.token_variable())]
-    Permission {
-        /// Where.
-        at: Endpoint,
-        /// The server's words.
-        detail: String,
-    },
+    Permission { at: Endpoint, detail: String },
     /// It takes no further connection or channel for now.
     #[error(
         "the broker at {at} is full: {detail}; have that limit raised, or run fewer pilots at once"
     )]
     Full {
-        /// Where.
         at: Endpoint,
         /// The server's words, which name the limit.
         detail: String,
     },
     /// The queue does not exist.
     #[error("the queue at {at} does not exist; check {}", at.queue_variable())]
-    NoQueue {
-        /// Where.
-        at: Endpoint,
-    },
+    NoQueue { at: Endpoint },
     /// The queue exists and is of no use to a pilot.
     #[error("the queue at {at} can't be used: {why}; check {}", at.queue_variable())]
-    Unusable {
-        /// Where.
-        at: Endpoint,
-        /// What is wrong with it.
-        why: String,
-    },
+    Unusable { at: Endpoint, why: String },
     /// A name that AMQP can't carry.
     #[error("{what} of `{bytes}` bytes is too long for the broker at {at}, at most `255` fit; check {} and {}", at.queue_variable(), at.address_variable())]
     NameTooLong {
-        /// Where.
         at: Endpoint,
         /// Which name.
         what: &'static str,
-        /// Its length.
         bytes: usize,
     },
     /// Anything else that the server refuses.
     #[error("the broker at {at} refused: {detail}; check {} and {}", at.queue_variable(), at.address_variable())]
-    Rejected {
-        /// Where.
-        at: Endpoint,
-        /// The server's words.
-        detail: String,
-    },
+    Rejected { at: Endpoint, detail: String },
     /// The session with the broker ended without us.
     #[error("connection to the broker at {at} lost: {detail}; {}", at.direction.after_a_loss())]
-    ConnectionLost {
-        /// Where.
-        at: Endpoint,
-        /// What was seen.
-        detail: String,
-    },
+    ConnectionLost { at: Endpoint, detail: String },
     /// The spool directory can't be used.
     #[error("spool directory {at}: can't {action} `{}`: {detail}; check {}, the directory's permissions and its free space", path.display(), at.address_variable())]
     Spool {
-        /// Where.
         at: Endpoint,
-        /// What was tried.
         action: &'static str,
-        /// On what.
         path: PathBuf,
-        /// The kernel's words.
         detail: String,
     },
     /// The queue's name is no name of a directory.
     #[error("queue name {} can't be a directory in the spool `{}`: {why}; check {}", at.names(), at.address, at.queue_variable())]
-    SpoolName {
-        /// Where.
-        at: Endpoint,
-        /// What is wrong.
-        why: &'static str,
-    },
+    SpoolName { at: Endpoint, why: &'static str },
     /// The machine doesn't let us talk to anyone.
     #[error(
         "can't start the thread that talks to the broker at {at}: {detail}; check the limits on processes and memory of this job"
     )]
-    Thread {
-        /// Where.
-        at: Endpoint,
-        /// The kernel's words.
-        detail: String,
-    },
+    Thread { at: Endpoint, detail: String },
 }
 
 impl BrokerError {
@@ -218,7 +139,6 @@ pub enum PublishError {
         "a message is too large for the broker: `{bytes}` bytes after compression, the limit is `{limit}`; send less, or raise max_message_size at the broker and EWMS_PILOT_BROKER_MAX_MESSAGE_SIZE"
     )]
     TooLarge {
-        /// Size of the message's body.
         bytes: usize,
         /// The most that the broker takes.
         limit: usize,
@@ -228,45 +148,31 @@ pub enum PublishError {
         "the broker returned the result as unroutable (`{code} {text}`): queue `{queue}` is gone; check EWMS_PILOT_QUEUE_OUTGOING"
     )]
     Unroutable {
-        /// The queue.
         queue: String,
         /// AMQP's code, 312.
         code: u16,
-        /// The server's words.
         text: String,
     },
     /// The broker took it and then said no: the queue is full, or its leader is lost.
     #[error(
         "the broker did not accept the result for queue `{queue}`; check the queue's length limit and its replicas"
     )]
-    Nacked {
-        /// The queue.
-        queue: String,
-    },
+    Nacked { queue: String },
     /// The session ended before the broker confirmed: the result may be there or not.
     #[error("no confirm for the result, the session with the broker was lost: {detail}")]
-    SessionLost {
-        /// What was seen.
-        detail: String,
-    },
+    SessionLost { detail: String },
     /// The file could not be written.
     #[error("can't {action} `{}`: {detail}; check EWMS_PILOT_QUEUE_OUTGOING_BROKER_ADDRESS, the directory's permissions and its free space", path.display())]
     Spool {
-        /// What was tried.
         action: &'static str,
-        /// On what.
         path: PathBuf,
-        /// The kernel's words.
         detail: String,
     },
     /// The pilot's own copy of it can't be read.
     #[error(
         "can't read a result that waits to be sent: {detail}; see to the disk that holds `ewms-pilot-scratch`"
     )]
-    Unreadable {
-        /// The kernel's words.
-        detail: String,
-    },
+    Unreadable { detail: String },
     /// The content isn't of the sink's [`Encoding`](super::Encoding).
     #[error("the content is not of the encoding that this sink asks for; a bug in the pilot")]
     WrongEncoding,
@@ -281,11 +187,8 @@ pub enum SettleError {
     /// The spool's file can't be moved.
     #[error("can't {action} `{}`: {detail}; the event stays claimed until this pilot ends", path.display())]
     Spool {
-        /// What was tried.
         action: &'static str,
-        /// On what.
         path: PathBuf,
-        /// The kernel's words.
         detail: String,
     },
 }

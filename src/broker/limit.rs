@@ -33,7 +33,6 @@ impl MessageLimit {
     }
 }
 
-/// No limit.
 impl Default for MessageLimit {
     fn default() -> Self {
         Self::of(None)

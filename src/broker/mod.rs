@@ -79,7 +79,6 @@ impl Content {
 pub enum FileFormat {
     /// A JSON value.
     Json,
-    /// Text.
     Text,
 }
 
@@ -95,17 +94,14 @@ pub enum Encoding {
 /// One event, taken from a queue and not settled yet.
 #[derive(Debug)]
 pub struct Delivery {
-    /// The event.
     pub content: Content,
     /// What its queue calls it: the name of a spool's file. A message has none.
     pub name: Option<OsString>,
     /// How often it was delivered before, when the broker says so (`x-delivery-count`, tries).
     pub earlier_deliveries: Option<u64>,
-    /// What settles it.
     pub receipt: Receipt,
 }
 
-/// What becomes of a delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// It was worked through, and its result, if any, is confirmed.
@@ -195,7 +191,6 @@ impl Drop for Receipt {
 /// Where a queue is, and for RabbitMQ who we are there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Address<'a> {
-    /// On a RabbitMQ server.
     RabbitMq(&'a AmqpAddress),
     /// In a directory, as the subdirectory of its name.
     Spool(&'a Path),
@@ -208,15 +203,15 @@ pub enum Address<'a> {
 pub async fn open_dead_letters(
     queue: &str,
     broker: Address<'_>,
-    resilience: &OutagePolicy,
+    outage_policy: &OutagePolicy,
 ) -> Result<Sink, BrokerError> {
     match broker {
         Address::RabbitMq(address) => {
-            rabbitmq::open_for_a_moment(Direction::DeadLetters, queue, address, resilience)
+            rabbitmq::open_for_a_moment(Direction::DeadLetters, queue, address, outage_policy)
                 .await
                 .map(Sink::RabbitMq)
         }
-        Address::Spool(directory) => spool::SpoolSink::open(queue, directory, resilience)
+        Address::Spool(directory) => spool::SpoolSink::open(queue, directory, outage_policy)
             .await
             .map(Sink::Spool),
     }
@@ -227,9 +222,7 @@ pub async fn open_dead_letters(
 pub enum QueueLook {
     /// Nothing. A pilot would make it.
     Missing,
-    /// The queue.
     There {
-        /// Messages that nobody holds.
         waiting: u64,
         /// How many take messages from it.
         consumers: u64,
@@ -251,11 +244,9 @@ pub async fn look(
     }
 }
 
-/// Hands out events.
 pub enum Source {
     /// From RabbitMQ, from several queues in turn where they share a session.
     RabbitMq(rabbitmq::RabbitMqSource),
-    /// From a directory.
     Spool(spool::SpoolSource),
     /// From several brokers, in turn.
     Several(MultiSource),
@@ -322,11 +313,9 @@ impl fmt::Debug for Source {
     }
 }
 
-/// Takes results.
 pub enum Sink {
     /// Into RabbitMQ, each result into all queues that share the session.
     RabbitMq(rabbitmq::RabbitMqSink),
-    /// Into a directory.
     Spool(spool::SpoolSink),
     /// Into several brokers, each result into all.
     Several(MultiSink),

@@ -30,20 +30,20 @@ use crate::config::AmqpAddress;
 pub async fn open_sources(
     queues: &[(&str, Address<'_>)],
     window: NonZeroU32,
-    resilience: &OutagePolicy,
-    leave: &StartSignal,
+    outage_policy: &OutagePolicy,
+    start_signal: &StartSignal,
 ) -> Result<Source, BrokerError> {
     let groups = groups(queues);
     let opening = groups.iter().map(async |group| {
         let source = match group {
             Group::RabbitMq(queues, address) => Source::RabbitMq(
-                rabbitmq::open_source(queues, address, window, resilience, leave).await?,
+                rabbitmq::open_source(queues, address, window, outage_policy, start_signal).await?,
             ),
             Group::Spool(queue, directory) => {
                 // There is no connection to be made ahead, and a directory to be left alone.
-                leave.clone().wait().await;
+                start_signal.clone().wait().await;
                 let source = spool::SpoolSource::open(queue, directory, window).await?;
-                resilience.note(source.place(), ConnectionState::Up);
+                outage_policy.note(source.place(), ConnectionState::Up);
                 Source::Spool(source)
             }
         };
@@ -66,18 +66,20 @@ pub async fn open_sources(
 /// As [`open_sources`].
 pub async fn open_sinks(
     queues: &[(&str, Address<'_>)],
-    resilience: &OutagePolicy,
-    leave: &StartSignal,
+    outage_policy: &OutagePolicy,
+    start_signal: &StartSignal,
 ) -> Result<Sink, BrokerError> {
     let groups = groups(queues);
     let opening = groups.iter().map(async |group| match group {
-        Group::RabbitMq(queues, address) => rabbitmq::open_sink(queues, address, resilience, leave)
-            .await
-            .map(Sink::RabbitMq),
+        Group::RabbitMq(queues, address) => {
+            rabbitmq::open_sink(queues, address, outage_policy, start_signal)
+                .await
+                .map(Sink::RabbitMq)
+        }
         Group::Spool(queue, directory) => {
-            leave.clone().until_all_else_is_ready().await;
-            let sink = spool::SpoolSink::open(queue, directory, resilience).await?;
-            resilience.note(sink.place(), ConnectionState::Up);
+            start_signal.clone().until_all_else_is_ready().await;
+            let sink = spool::SpoolSink::open(queue, directory, outage_policy).await?;
+            outage_policy.note(sink.place(), ConnectionState::Up);
             Ok(Sink::Spool(sink))
         }
     });
@@ -88,7 +90,6 @@ pub async fn open_sinks(
     })
 }
 
-/// What is opened as one.
 #[derive(Debug, PartialEq, Eq)]
 enum Group<'a> {
     RabbitMq(Vec<&'a str>, &'a AmqpAddress),
@@ -127,7 +128,6 @@ fn groups<'a>(queues: &[(&'a str, Address<'a>)]) -> Vec<Group<'a>> {
     groups
 }
 
-/// Events from several sources.
 pub struct MultiSource {
     sources: Vec<Source>,
     turns: Turns,
@@ -183,7 +183,6 @@ impl Turns {
         )
     }
 
-    /// The least is asked first.
     fn rank(&self, source: usize) -> usize {
         let mut turns = self.0.iter();
         turns.position(|turn| *turn == source).unwrap_or(usize::MAX)
@@ -197,7 +196,6 @@ impl Turns {
     }
 }
 
-/// Results to several sinks.
 pub struct MultiSink {
     sinks: Vec<Sink>,
 }
@@ -258,7 +256,7 @@ mod tests {
     use crate::broker::{FileFormat, Verdict};
     use crate::config::Secret;
 
-    fn resilience(directory: &Path) -> OutagePolicy {
+    fn outage_policy(directory: &Path) -> OutagePolicy {
         OutagePolicy::new(Duration::ZERO, directory.join("unsent"))
     }
 
@@ -332,9 +330,14 @@ mod tests {
         put(spool, "quiet", "b1");
         let queues = ["busy", "quiet"].map(|queue| (queue, Address::Spool(spool)));
         let window = NonZeroU32::new(8).unwrap();
-        let mut source = open_sources(&queues, window, &resilience(spool), &StartSignal::given())
-            .await
-            .unwrap();
+        let mut source = open_sources(
+            &queues,
+            window,
+            &outage_policy(spool),
+            &StartSignal::given(),
+        )
+        .await
+        .unwrap();
         let mut order = Vec::new();
         for _ in 0..5 {
             let delivery = source.recv().await.unwrap();
@@ -358,7 +361,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let spool = directory.path();
         let queues = ["left", "right"].map(|queue| (queue, Address::Spool(spool)));
-        let sink = open_sinks(&queues, &resilience(spool), &StartSignal::given())
+        let sink = open_sinks(&queues, &outage_policy(spool), &StartSignal::given())
             .await
             .unwrap();
         let result = Content::File(FileFormat::Text, b"1".to_vec().into());

@@ -36,7 +36,6 @@ struct OutageState {
 /// How long the pilot can wait for a broker that is away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
-    /// As long as was configured.
     Configured,
     /// Hardly: the pilot was told to end, and will be killed if it doesn't.
     Short,
@@ -45,7 +44,6 @@ pub enum Patience {
 /// What outages did to a pilot's queues.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BrokerStats {
-    /// Sessions that were replaced.
     pub reconnects: u64,
     /// Events that came again while their task ran, or after it had ended, and were not run again.
     pub adopted: u64,
@@ -143,7 +141,6 @@ impl OutagePolicy {
         &self.message_limit
     }
 
-    /// What happened so far.
     #[must_use]
     pub fn stats(&self) -> BrokerStats {
         *self.lock()
@@ -155,7 +152,6 @@ impl OutagePolicy {
         self.shared.links.watch()
     }
 
-    /// Connections that were lost.
     #[must_use]
     pub fn outages(&self) -> Outages {
         self.shared.links.outages()

@@ -30,9 +30,7 @@ const SEND_WITHIN: Duration = Duration::from_mins(2);
 /// What becomes of a result that can't be sent for too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WhenUndeliverable {
-    /// It is written to disk.
     Keep,
-    /// It is there already.
     Forget,
 }
 
@@ -81,9 +79,9 @@ pub(super) async fn keep(
     at: &Endpoint,
     queue: QueueIndex,
     result: UnsentResult,
-    resilience: &OutagePolicy,
+    outage_policy: &OutagePolicy,
 ) {
-    let Some(directory) = resilience.unsent().map(Path::to_owned) else {
+    let Some(directory) = outage_policy.unsent().map(Path::to_owned) else {
         return;
     };
     let UnsentResult { file, body } = result;
@@ -94,7 +92,7 @@ pub(super) async fn keep(
     let written = blocking::start(move || write(&directory, &label, &body)).await;
     match written.unwrap_or_else(|died| Err(io::Error::other(died))) {
         Ok(path) => {
-            resilience.count(|stats| stats.kept_unsent += 1);
+            outage_policy.count(|stats| stats.kept_unsent += 1);
             tracing::error!(
                 at = %at.only(queue), file = %path.display(),
                 "a result that can't be sent is kept; a pilot started on the same data directory sends it"
@@ -130,10 +128,10 @@ fn write(directory: &Path, label: &OutboxLabel, body: &Body) -> io::Result<PathB
 /// Sends what earlier pilots left for the queues there.
 pub(super) async fn send_all(
     at: &Endpoint,
-    resilience: &OutagePolicy,
+    outage_policy: &OutagePolicy,
     publish: impl AsyncFn(QueueIndex, UnsentResult) -> Result<(), PublishError>,
 ) {
-    let Some(directory) = resilience.unsent().map(Path::to_owned) else {
+    let Some(directory) = outage_policy.unsent().map(Path::to_owned) else {
         return;
     };
     let shown = directory.display().to_string();
@@ -147,7 +145,7 @@ pub(super) async fn send_all(
     };
     let sending = async {
         for path in paths {
-            send(at, path, resilience, &publish).await;
+            send(at, path, outage_policy, &publish).await;
         }
     };
     if timeout(SEND_WITHIN, sending).await.is_err() {
@@ -158,7 +156,7 @@ pub(super) async fn send_all(
 async fn send(
     at: &Endpoint,
     path: PathBuf,
-    resilience: &OutagePolicy,
+    outage_policy: &OutagePolicy,
     publish: &impl AsyncFn(QueueIndex, UnsentResult) -> Result<(), PublishError>,
 ) {
     let file = path.display().to_string();
@@ -179,7 +177,7 @@ async fn send(
     };
     match publish(queue, result).await {
         Ok(()) => {
-            resilience.count(|stats| stats.sent_late += 1);
+            outage_policy.count(|stats| stats.sent_late += 1);
             tracing::info!(file, "an earlier pilot's result is sent");
             if let Err(error) = fs::remove_file(&path) {
                 tracing::warn!(file, %error, "it can't be removed, and would be sent again");

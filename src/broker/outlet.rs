@@ -63,7 +63,6 @@ fn of(refused: usize) -> Outlet {
 pub(super) struct RefusesSince(Arc<Mutex<Option<Instant>>>);
 
 impl RefusesSince {
-    /// It has taken a result.
     pub(super) fn takes(&self) {
         *self.lock() = None;
     }
@@ -96,7 +95,7 @@ pub(super) enum NextTry {
 #[derive(Debug)]
 pub(super) struct RefusedResult {
     count: watch::Sender<usize>,
-    resilience: OutagePolicy,
+    outage_policy: OutagePolicy,
     times: u32,
     next: NextTry,
     /// When it saw that the pilot must end.
@@ -104,12 +103,12 @@ pub(super) struct RefusedResult {
 }
 
 impl RefusedResult {
-    pub(super) fn new(resilience: &OutagePolicy) -> Self {
-        let count = resilience.refused_count().0.clone();
+    pub(super) fn new(outage_policy: &OutagePolicy) -> Self {
+        let count = outage_policy.refused_count().0.clone();
         count.send_modify(|count| *count += 1);
         Self {
             count,
-            resilience: resilience.clone(),
+            outage_policy: outage_policy.clone(),
             times: 0,
             next: NextTry::Now,
             hurried: None,
@@ -130,7 +129,7 @@ impl RefusedResult {
     async fn wait(&mut self, at: &Endpoint, since: &RefusesSince, error: &PublishError) -> NextTry {
         let refused_for = since.begin().elapsed();
         let left = self
-            .resilience
+            .outage_policy
             .reconnect_within()
             .saturating_sub(refused_for);
         let refused_secs = refused_for.as_secs();
@@ -146,7 +145,7 @@ impl RefusedResult {
         );
         tokio::select! {
             biased;
-            () = hurry_ends(&self.resilience, &mut self.hurried) => {
+            () = shortened_at(&self.outage_policy, &mut self.hurried) => {
                 let waited_secs = IN_A_HURRY.as_secs();
                 tracing::error!(%at, %error, waited_secs, "a result is refused still, and the pilot must end");
                 NextTry::None
@@ -157,8 +156,8 @@ impl RefusedResult {
 }
 
 /// When a pilot that must end has waited enough.
-async fn hurry_ends(resilience: &OutagePolicy, hurried: &mut Option<Instant>) {
-    let mut patience = resilience.patience();
+async fn shortened_at(outage_policy: &OutagePolicy, hurried: &mut Option<Instant>) {
+    let mut patience = outage_policy.patience();
     // The sender lives as long as `resilience`.
     drop(patience.wait_for(|now| *now == Patience::Short).await);
     let since = *hurried.get_or_insert_with(Instant::now);
@@ -195,12 +194,12 @@ mod tests {
         }
     }
 
-    fn resilience(within: u64) -> OutagePolicy {
+    fn outage_policy(within: u64) -> OutagePolicy {
         OutagePolicy::new(Duration::from_secs(within), "unsent".into())
     }
 
-    async fn outlet(resilience: &OutagePolicy, known: Outlet) -> Option<Outlet> {
-        let mut watch = resilience.outlet();
+    async fn outlet(outage_policy: &OutagePolicy, known: Outlet) -> Option<Outlet> {
+        let mut watch = outage_policy.outlet();
         tokio::time::timeout(Duration::ZERO, watch.differs_from(known))
             .await
             .ok()
@@ -208,14 +207,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_refused_result_is_tried_for_as_long_as_an_outage_is_borne_and_at_its_end() {
-        let (resilience, since) = (resilience(600), RefusesSince::default());
+        let (outage_policy, since) = (outage_policy(600), RefusesSince::default());
         let began = Instant::now();
-        let mut refused = RefusedResult::new(&resilience);
+        let mut refused = RefusedResult::new(&outage_policy);
         let mut tries = 0;
         while refused.next_try(&at(), &since, &nacked()).await == NextTry::Now {
             tries += 1;
             assert_eq!(
-                outlet(&resilience, Outlet::Takes).await,
+                outlet(&outage_policy, Outlet::Takes).await,
                 Some(Outlet::Refuses)
             );
         }
@@ -223,11 +222,11 @@ mod tests {
         // At least one each half minute; the first ones come sooner.
         assert!((20..1_000).contains(&tries), "{tries}");
         // The next result's outage is the same one.
-        let mut next = RefusedResult::new(&resilience);
+        let mut next = RefusedResult::new(&outage_policy);
         assert_eq!(next.next_try(&at(), &since, &nacked()).await, NextTry::None);
         drop((refused, next));
         assert_eq!(
-            outlet(&resilience, Outlet::Refuses).await,
+            outlet(&outage_policy, Outlet::Refuses).await,
             None,
             "the pilot ends"
         );
@@ -235,8 +234,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_queue_that_took_a_result_meanwhile_has_all_the_time_again() {
-        let (resilience, since) = (resilience(30), RefusesSince::default());
-        let mut refused = RefusedResult::new(&resilience);
+        let (outage_policy, since) = (outage_policy(30), RefusesSince::default());
+        let mut refused = RefusedResult::new(&outage_policy);
         for _ in 0..100 {
             assert_eq!(
                 refused.next_try(&at(), &since, &nacked()).await,
@@ -245,15 +244,15 @@ mod tests {
             since.takes();
         }
         drop(refused);
-        let now = outlet(&resilience, Outlet::Refuses).await;
+        let now = outlet(&outage_policy, Outlet::Refuses).await;
         assert_eq!(now, Some(Outlet::Takes));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_pilot_that_must_end_waits_no_longer() {
-        let (resilience, since) = (resilience(600), RefusesSince::default());
-        let mut refused = RefusedResult::new(&resilience);
-        resilience.shorten_waits();
+        let (outage_policy, since) = (outage_policy(600), RefusesSince::default());
+        let mut refused = RefusedResult::new(&outage_policy);
+        outage_policy.shorten_waits();
         let began = Instant::now();
         while refused.next_try(&at(), &since, &nacked()).await == NextTry::Now {
             assert!(began.elapsed() <= 2 * IN_A_HURRY, "it waits on");

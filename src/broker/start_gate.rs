@@ -18,16 +18,14 @@ enum StartStage {
 #[derive(Debug, Clone)]
 pub struct StartSignal(watch::Receiver<StartStage>);
 
-/// Who gives it.
 #[derive(Debug)]
 pub struct StartSender(watch::Sender<StartStage>);
 
 impl StartSender {
-    /// Nobody has leave yet.
     #[must_use]
     pub fn new() -> (Self, StartSignal) {
-        let (giver, leave) = watch::channel(StartStage::Ahead);
-        (Self(giver), StartSignal(leave))
+        let (start_sender, start_signal) = watch::channel(StartStage::Ahead);
+        (Self(start_sender), StartSignal(start_signal))
     }
 
     /// All but the brokers is ready: those that are away are waited for, as long as is borne, from now on.
@@ -35,7 +33,6 @@ impl StartSender {
         self.advance(StartStage::Ready);
     }
 
-    /// From now on everybody has.
     pub fn give(&self) {
         self.advance(StartStage::Given);
     }
@@ -46,7 +43,6 @@ impl StartSender {
 }
 
 impl StartSignal {
-    /// For whoever has it already.
     pub(super) fn given() -> Self {
         Self(watch::channel(StartStage::Given).1)
     }
@@ -81,16 +77,19 @@ mod tests {
 
     #[test]
     fn nobody_goes_on_without_leave() {
-        let (giver, mut leave) = StartSender::new();
-        assert_eq!(leave.until_all_else_is_ready().now_or_never(), None);
-        giver.all_else_is_ready();
-        assert_eq!(leave.until_all_else_is_ready().now_or_never(), Some(()));
-        assert_eq!(leave.wait().now_or_never(), None);
-        giver.give();
-        assert_eq!(leave.wait().now_or_never(), Some(()));
+        let (start_sender, mut start_signal) = StartSender::new();
+        assert_eq!(start_signal.until_all_else_is_ready().now_or_never(), None);
+        start_sender.all_else_is_ready();
+        assert_eq!(
+            start_signal.until_all_else_is_ready().now_or_never(),
+            Some(())
+        );
+        assert_eq!(start_signal.wait().now_or_never(), None);
+        start_sender.give();
+        assert_eq!(start_signal.wait().now_or_never(), Some(()));
         assert_eq!(StartSignal::given().wait().now_or_never(), Some(()));
-        let (giver, mut leave) = StartSender::new();
-        drop(giver);
-        assert_eq!(leave.wait().now_or_never(), None);
+        let (start_sender, mut start_signal) = StartSender::new();
+        drop(start_sender);
+        assert_eq!(start_signal.wait().now_or_never(), None);
     }
 }

@@ -20,10 +20,8 @@ pub(super) enum Answer {
     HangUp,
 }
 
-/// Takes everything.
 pub(super) const OBEY: fn(usize, &str) -> Answer = |_, _| Answer::Reply("0\n");
 
-/// Ends when its runtime does.
 pub(super) struct FakeServer {
     directory: tempfile::TempDir,
     port: u16,

@@ -24,10 +24,8 @@ pub use reporter::ChirpReporter;
 pub use update_queue::Urgency;
 pub use value::{ChirpValue, quote};
 
-/// How a pilot reports.
 #[derive(Debug, Clone)]
 pub struct ChirpSettings {
-    /// Where values go.
     pub destination: Destination,
     /// Least time between two reports of [`Urgency::WithinInterval`] values.
     pub interval: Duration,

@@ -29,49 +29,27 @@ pub enum ChirpError {
     #[error(
         "can't read the chirp configuration `{path}`: {source}; does the job have `+WantIOProxy = true`?"
     )]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    Unreadable { path: PathBuf, source: io::Error },
     /// The configuration file isn't one.
     #[error(
         "the chirp configuration `{path}` is not `host port cookie`; its writer, HTCondor's starter, may be at fault"
     )]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-    },
-    /// No connection.
+    Malformed { path: PathBuf },
     #[error("can't connect to the chirp server at `{address}`: {source}; see the starter's log")]
-    Unreachable {
-        /// Host and port.
-        address: String,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// No answer in time.
+    Unreachable { address: String, source: io::Error },
     #[error("the chirp server did not answer within `{}` s; see the starter's log", patience.as_secs_f64())]
     Silent {
         /// How long we waited.
         patience: Duration,
     },
-    /// The connection broke.
     #[error("the connection to the chirp server broke: {0}; see the starter's log")]
     Broken(#[from] io::Error),
-    /// The server hung up.
     #[error("the chirp server closed the connection instead of answering; see the starter's log")]
     Closed,
-    /// The reply is no number.
     #[error("the chirp server's reply is not a number; is something else listening on its port?")]
     Garbled,
-    /// A negative reply.
     #[error("the chirp server answered `{code}`: {}", meaning(*code))]
-    Refused {
-        /// The reply.
-        code: i64,
-    },
+    Refused { code: i64 },
     /// A command that the server would refuse.
     #[error(
         "a chirp command of `{length}` bytes is over the limit of {COMMAND_MAX}; shorten the value"
@@ -158,7 +136,6 @@ impl ChirpServer {
 pub enum ChirpCommand<'a> {
     /// Sets an attribute of the job ad.
     SetJobAttr {
-        /// The attribute.
         name: &'a str,
         /// A ClassAd expression.
         expression: &'a str,

@@ -20,7 +20,6 @@ use super::{ChirpSettings, ChirpValue, Destination};
 /// Begins every attribute's name; services pick ours out by it.
 const PREFIX: &str = "HTChirpEWMSPilot";
 
-/// Ends every round.
 const LAST_UPDATED: &str = "LastUpdatedTimestamp";
 
 /// How long the actor waits for the server, and between failures.
@@ -73,7 +72,6 @@ impl ReporterState {
 }
 
 impl ChirpReporter {
-    /// A reporter that reports nothing.
     #[must_use]
     pub fn off() -> Self {
         Self(None)
@@ -149,7 +147,6 @@ enum Timestamp {
     Owed,
 }
 
-/// Why the actor wakes up.
 #[derive(Debug)]
 enum ReporterEvent {
     Flush(oneshot::Sender<()>),

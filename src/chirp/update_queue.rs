@@ -17,7 +17,6 @@ const REFUSALS_MAX: u32 = 3;
 /// Longer intervals mean the same to a job, and adding them to the time could overflow.
 const INTERVAL_MAX: Duration = Duration::from_hours(365 * 24);
 
-/// When a value goes out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Urgency {
     /// At once, and so does every later one, in order: a status, a fatal error.
@@ -29,16 +28,13 @@ pub enum Urgency {
 /// What one round of sending takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// What is due now.
     Due,
-    /// All there is.
     Everything,
 }
 
 /// What became of a refused value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// It will be sent again.
     Kept,
     /// It was refused too often, or is known no more.
     GivenUp,

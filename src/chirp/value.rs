@@ -18,7 +18,6 @@ pub const REPORT_MAX: usize = 950;
 /// Stands where text was left out.
 const ELLIPSIS: &str = " [...] ";
 
-/// What can be reported.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ChirpValue {
     /// Text; what exceeds [`REPORT_MAX`] is taken from its middle, because an error's first words

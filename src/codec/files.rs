@@ -44,7 +44,6 @@ impl FileKind {
 #[derive(Debug, thiserror::Error)]
 #[error("can't {action}: {source}; see to the disk that holds `ewms-pilot-data`")]
 pub struct FileError {
-    /// What was tried.
     action: &'static str,
     source: io::Error,
 }
@@ -76,10 +75,7 @@ pub enum InfileError {
         "the event's data have `{bytes}` bytes, and less is free; see to the disk that holds \
          `ewms-pilot-data`"
     )]
-    NoRoom {
-        /// The size of the infile.
-        bytes: u64,
-    },
+    NoRoom { bytes: u64 },
     /// The disk is full or broken.
     #[error(transparent)]
     File(#[from] FileError),
@@ -130,7 +126,6 @@ pub enum OutfileError {
         "task's outfile changed while it was read; let nothing of the task run on after its end for outfile"
     )]
     Changed,
-    /// The disk is broken.
     #[error(transparent)]
     File(#[from] FileError),
 }

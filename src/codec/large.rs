@@ -23,7 +23,6 @@ const WINDOW_LOG_MAX: u32 = 25;
 /// A frame's header, with the size of what is in it, has no more bytes (RFC 8878, section 3.1.1.1).
 const FRAME_HEADER_MAX: u64 = 18;
 
-/// Where an event's data go.
 #[derive(Debug, Clone, Copy)]
 pub struct NewInfile<'a> {
     /// A file that isn't there yet.
@@ -37,7 +36,6 @@ pub struct NewInfile<'a> {
 /// Why an event did not become an infile.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
-    /// It is none.
     #[error(transparent)]
     Decode(#[from] DecodeError),
     /// It suits no infile, or there is no room.

@@ -42,7 +42,6 @@ pub const DEFAULT_LIMIT_BYTES: u64 = 512 * 1024 * 1024;
 /// One event's data, or one task's result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Payload {
-    /// A string's content.
     Text(String),
     /// The checked text of a JSON value, verbatim. What came in as a JSON string is
     /// [`Payload::Text`]; what a task wrote into a `.json` outfile stays JSON even if it is a string.

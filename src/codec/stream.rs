@@ -137,7 +137,6 @@ impl<R: Read> Input for Text<R> {
 /// Why a string was not written.
 #[derive(Debug)]
 pub(super) enum Unwritten {
-    /// No file can hold it.
     Lone(LoneSurrogate),
     /// The file can't be written.
     File(io::Error),

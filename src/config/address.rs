@@ -14,13 +14,11 @@ pub enum AddressError {
     /// Neither `amqp` nor `amqps`.
     #[error("the scheme must be `amqp`, `amqps` or left out")]
     Scheme,
-    /// There is no host.
     #[error("a host is missing, expected `[SCHEME://][USER[:PASS]@]HOST[:PORT][/VHOST]`")]
     NoHost,
     /// The host can't be one.
     #[error("the host must be a name, an IPv4 address or an IPv6 address in brackets")]
     Host,
-    /// The port is no port.
     #[error("the port must be a number from 1 to 65535")]
     Port,
     /// A user, but neither password nor token.

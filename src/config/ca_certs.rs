@@ -20,7 +20,6 @@ use crate::regular_file;
 pub struct CaCertificates(Arc<[CertificateDer<'static>]>);
 
 impl CaCertificates {
-    /// The certificates.
     #[must_use]
     pub fn certificates(&self) -> &[CertificateDer<'static>] {
         &self.0

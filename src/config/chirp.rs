@@ -17,7 +17,6 @@ pub struct ChirpConfig {
 pub enum ChirpDestination {
     /// The job's attributes, which `condor_q` shows.
     JobAttributes,
-    /// The job's event log.
     JobEventLog,
 }
 

@@ -61,7 +61,6 @@ impl ClassAd {
         literal.parse().ok().or_else(|| whole_part(literal))
     }
 
-    /// A string literal.
     pub(super) fn string(&self, name: &str) -> Option<String> {
         let quoted = self
             .expression(name)?

@@ -11,7 +11,6 @@ use super::envfile::SCRATCH;
 use super::load::Environment;
 use super::problem::one_line;
 
-/// The job and its slot.
 #[derive(Debug, Clone, Default)]
 pub struct CondorJob {
     /// The file that says where the chirp server is; it need not exist.
@@ -42,7 +41,6 @@ pub struct CondorJob {
 /// What the job asked for; where its ad has no number, what its slot has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct JobRequest {
-    /// Cores.
     pub cpus: Option<u64>,
     /// Memory, in bytes.
     pub memory: Option<u64>,

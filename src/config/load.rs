@@ -22,7 +22,6 @@ use super::{
     token,
 };
 
-/// A process's environment.
 pub type Environment = BTreeMap<OsString, OsString>;
 
 /// What every name of a variable of ours starts with, an optional `_` aside.

@@ -117,7 +117,6 @@ pub struct Config {
     pub keep_files: KeepFiles,
     /// Whose output is copied into the log.
     pub dump_output: DumpOutput,
-    /// How much Apptainer says.
     pub verbosity: Verbosity,
     /// What a task, or the pilot, is ended for.
     pub limits: PilotLimits,
@@ -131,7 +130,6 @@ pub struct Config {
     pub preflight: Preflight,
     /// What is accepted as an image.
     pub images: ImagePolicy,
-    /// Levels of the log.
     pub log: LogLevels,
     /// What Apptainer is given of the pilot's own environment.
     pub host: HostVariables,
@@ -156,7 +154,6 @@ pub struct HostVariables {
     pub home: Option<OsString>,
     /// `LANG`
     pub lang: Option<OsString>,
-    /// Proxy variables, for fetching images.
     pub proxies: Vec<(OsString, OsString)>,
 }
 
@@ -191,14 +188,11 @@ impl fmt::Debug for ContainerConfig {
 pub struct QueueConfig {
     /// The queue's name.
     pub name: String,
-    /// Where it is.
     pub broker: BrokerConfig,
 }
 
-/// The kinds of broker.
 #[derive(Debug, Clone)]
 pub enum BrokerConfig {
-    /// A RabbitMQ server.
     RabbitMq(AmqpAddress),
     /// A directory; the queue is the subdirectory of its name.
     Spool(PathBuf),
@@ -207,13 +201,10 @@ pub enum BrokerConfig {
 /// Where a RabbitMQ server is and who we are there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AmqpAddress {
-    /// Plain TCP or TLS.
     pub transport: Transport,
     /// Host name or address, lower-case, an IPv6 literal without brackets.
     pub host: String,
-    /// TCP port.
     pub port: u16,
-    /// Virtual host.
     pub vhost: String,
     /// User name; empty when only a token is given.
     pub user: String,
@@ -242,32 +233,26 @@ pub enum OnTaskError {
         /// Names as in `EWMS_PILOT_OKAY_ERRORS`.
         except: BTreeSet<String>,
     },
-    /// Go on.
     Continue,
 }
 
 /// Which task directories survive their task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeepFiles {
-    /// Those of failed tasks.
     Failed,
-    /// All.
     All,
 }
 
 /// Whose output is copied into the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DumpOutput {
-    /// That of failed containers.
     Failed,
-    /// That of all.
     All,
 }
 
 /// How much Apptainer says on stderr.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verbosity {
-    /// Warnings and errors.
     Normal,
     /// `apptainer --debug`.
     Debug,

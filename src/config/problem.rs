@@ -12,21 +12,14 @@ pub enum ConfigProblem {
     /// A variable's value can't be used.
     #[error("`{variable}` is `{shown}`: {advice}")]
     Value {
-        /// The variable.
         variable: String,
         /// Its value, or as much of it as may be shown.
         shown: String,
-        /// What is expected.
         advice: String,
     },
     /// A variable that is needed has no value.
     #[error("`{variable}` is not set: {advice}")]
-    Missing {
-        /// The variable.
-        variable: String,
-        /// What is expected.
-        advice: String,
-    },
+    Missing { variable: String, advice: String },
     /// Several variables don't fit together.
     #[error("{0}")]
     Conflict(String),
@@ -45,7 +38,6 @@ pub enum ConfigProblem {
     UnreadableEnvFile {
         /// The file as it was found.
         file: String,
-        /// Why.
         reason: String,
     },
 }

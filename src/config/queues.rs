@@ -8,7 +8,6 @@ use super::reader::VariableReader;
 use super::variables::{self, Variable};
 use super::{AmqpAddress, BrokerConfig, CaCertificates, QueueConfig, TokenFile};
 
-/// The variables of one queue.
 pub(super) struct QueueVariables {
     name: &'static Variable,
     token: &'static Variable,
@@ -17,7 +16,6 @@ pub(super) struct QueueVariables {
     address: &'static Variable,
 }
 
-/// Where events come from.
 pub(super) const INCOMING: QueueVariables = QueueVariables {
     name: &variables::QUEUE_INCOMING,
     token: &variables::QUEUE_INCOMING_AUTH_TOKEN,
@@ -26,7 +24,6 @@ pub(super) const INCOMING: QueueVariables = QueueVariables {
     address: &variables::QUEUE_INCOMING_BROKER_ADDRESS,
 };
 
-/// Where results go.
 pub(super) const OUTGOING: QueueVariables = QueueVariables {
     name: &variables::QUEUE_OUTGOING,
     token: &variables::QUEUE_OUTGOING_AUTH_TOKEN,
@@ -116,7 +113,6 @@ fn refuse_repeated(reader: &mut VariableReader<'_>, from: &QueueVariables, queue
     }
 }
 
-/// Whoever we are there.
 fn is_same(one: &QueueConfig, other: &QueueConfig) -> bool {
     let is_same_broker = match (&one.broker, &other.broker) {
         (BrokerConfig::RabbitMq(one), BrokerConfig::RabbitMq(other)) => {
@@ -208,7 +204,6 @@ pub(super) fn refuse_mixed_kinds(
     }
 }
 
-/// A token has one home.
 fn refuse_two_tokens(
     reader: &mut VariableReader<'_>,
     from: &QueueVariables,

@@ -50,7 +50,6 @@ impl TokenFile {
         Ok(token)
     }
 
-    /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0.path

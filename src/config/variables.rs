@@ -2,7 +2,6 @@
 //! `--help` and the table of this folder's README are made from it. To add a variable, add it here, to [`ALL`], and
 //! read it in `load.rs`.
 
-/// One environment variable.
 #[derive(Debug)]
 pub struct Variable {
     /// Its name.
@@ -26,7 +25,6 @@ pub enum ValueKind {
     Cores,
     /// Whole seconds.
     Seconds {
-        /// The least that makes sense.
         least: u32,
     },
     /// Seconds, fractions allowed.
@@ -37,13 +35,10 @@ pub enum ValueKind {
     SizeAboveZero,
     /// [`Kind::Size`], or `auto`.
     Memory,
-    /// Words, or a list literal.
     List,
     /// A Python level name.
     Level,
-    /// One of a few words.
     Choice(&'static [&'static str]),
-    /// Anything.
     Text,
     /// Words, quoted as for a shell.
     Arguments,
@@ -51,7 +46,6 @@ pub enum ValueKind {
     Suffix,
     /// A directory, taken from the working directory when relative.
     Directory,
-    /// A file; empty is none.
     File,
     /// Absolute directories between commas.
     Directories,
@@ -59,7 +53,6 @@ pub enum ValueKind {
     EnvJson,
     /// The address of a broker. May hold a password.
     Address,
-    /// A secret.
     Token,
 }
 
@@ -70,7 +63,6 @@ pub enum DefaultValue {
     Required,
     /// This value, read like a set one.
     Default(&'static str),
-    /// Something that no value says.
     Phrase(&'static str),
 }
 
@@ -119,7 +111,6 @@ impl ValueKind {
         }
     }
 
-    /// The unit of a number.
     #[must_use]
     pub fn unit(self) -> Option<&'static str> {
         match self {

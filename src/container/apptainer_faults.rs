@@ -16,20 +16,17 @@ pub const NO_COMMAND: &str = "/.ewms-pilot-probe/no-such-command";
 pub enum NextStep {
     /// Nothing: it is the task's own.
     Task,
-    /// Probe.
     Probe,
     /// Probe, and if that works read the image and all that is bound: a page of theirs may be missing.
     ProbeAndRead,
 }
 
-/// What a probe answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProbeResult {
     /// Containers can be made here of this image with these binds.
     Works,
     /// They can't.
     Broken {
-        /// Why.
         cause: Cause,
         /// Apptainer's words.
         said: String,

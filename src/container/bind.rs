@@ -28,9 +28,7 @@ const TARGETS_FORBIDDEN: &[&str] = &["/proc", "/dev", "/sys"];
 /// What a container may do with a bound directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Read.
     ReadOnly,
-    /// Read and write.
     ReadWrite,
 }
 
@@ -44,78 +42,43 @@ pub struct Bind {
     access: Access,
 }
 
-/// Why a bind is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// One of the paths is relative.
     #[error("bind path `{path}` must be absolute; write it from `/` on")]
-    Relative {
-        /// The path.
-        path: PathBuf,
-    },
+    Relative { path: PathBuf },
     /// The source isn't there or can't be looked at.
     #[error(
         "bind source `{path}` can't be used: {source}; make the directory, or remove it from the binds"
     )]
-    Source {
-        /// The source.
-        path: PathBuf,
-        /// The kernel's reason.
-        source: io::Error,
-    },
+    Source { path: PathBuf, source: io::Error },
     /// The source isn't a directory.
     #[error("bind source `{path}` is no directory; name the directory that holds it")]
-    NoDirectory {
-        /// The source.
-        path: PathBuf,
-    },
+    NoDirectory { path: PathBuf },
     /// The source shows parts of the machine that no container may see.
     #[error(
         "bind source `{path}` is below `{root}`, which no container may see; choose another directory"
     )]
-    ForbiddenSource {
-        /// The source.
-        path: PathBuf,
-        /// What it is below.
-        root: &'static str,
-    },
+    ForbiddenSource { path: PathBuf, root: &'static str },
     /// The source may be read but not written.
     #[error(
         "bind source `{path}` is below `{root}`, which may not be writable; choose another directory"
     )]
-    ReadOnlySource {
-        /// The source.
-        path: PathBuf,
-        /// What it is below.
-        root: &'static str,
-    },
+    ReadOnlySource { path: PathBuf, root: &'static str },
     /// A writable directory would cover parts of the image that must stay what they are.
     #[error(
         "bind target `{path}` is below `{root}`, which may not be writable; choose another target"
     )]
-    ForbiddenTarget {
-        /// The target.
-        path: PathBuf,
-        /// What it is below.
-        root: &'static str,
-    },
+    ForbiddenTarget { path: PathBuf, root: &'static str },
     /// Apptainer can't be told this target.
     #[error(
         "bind target `{path}` holds `{what}`, which Apptainer can't take there; rename the directory \
          or bind one above it"
     )]
-    Unspeakable {
-        /// The target.
-        path: PathBuf,
-        /// What is wrong with it.
-        what: &'static str,
-    },
+    Unspeakable { path: PathBuf, what: &'static str },
     /// Two binds have the same target.
     #[error("two directories are bound to `{path}`; remove one of them")]
-    SharedTarget {
-        /// The target.
-        path: PathBuf,
-    },
+    SharedTarget { path: PathBuf },
 }
 
 impl Bind {
@@ -214,7 +177,6 @@ impl Bind {
         &self.source
     }
 
-    /// Where the container sees it.
     #[must_use]
     pub fn target(&self) -> &Path {
         &self.target

@@ -185,10 +185,10 @@ fn every_row_is_worth_a_probe() {
             .into_iter()
             .flatten()
         {
-            let suspicion = suspect(*code, stderr.as_bytes());
+            let next_step = suspect(*code, stderr.as_bytes());
             assert!(
-                matches!(suspicion, NextStep::Probe | NextStep::ProbeAndRead),
-                "{suspicion:?}: {stderr}"
+                matches!(next_step, NextStep::Probe | NextStep::ProbeAndRead),
+                "{next_step:?}: {stderr}"
             );
         }
     }

@@ -35,7 +35,6 @@ pub struct ApptainerEnvironment {
     pub proxies: Vec<(OsString, OsString)>,
 }
 
-/// Apptainer on this machine.
 #[derive(Debug, Clone)]
 pub struct Apptainer {
     program: PathBuf,
@@ -47,7 +46,6 @@ pub struct Apptainer {
 #[derive(Debug, thiserror::Error)]
 #[error("no executable `apptainer` in PATH `{}`; install Apptainer or correct PATH", path.display())]
 pub struct LocateError {
-    /// The PATH that was searched.
     pub path: OsString,
 }
 
@@ -62,12 +60,10 @@ pub struct Invocation {
     pub env: Vec<(OsString, OsString)>,
 }
 
-/// One run of a container.
 #[derive(Debug, Clone, Copy)]
 pub struct RunSpec<'a> {
     /// A sandbox directory or image file. Absolute.
     pub image: &'a Path,
-    /// The container's arguments.
     pub args: &'a [String],
     /// Its variables; a later one wins over an earlier of the same name. Values arrive as they are,
     /// but for a carriage return before a line feed, which Apptainer drops.
@@ -77,7 +73,6 @@ pub struct RunSpec<'a> {
     /// An existing directory on disk for its `/tmp`, `/var/tmp` and home, which would else share 64 MiB
     /// of memory. Remove it afterwards, after `chmod -R u+rwX`.
     pub workdir: &'a Path,
-    /// How much Apptainer says.
     pub verbosity: Verbosity,
     /// Whether it has a `/proc`.
     pub proc: ProcMount,
@@ -86,7 +81,6 @@ pub struct RunSpec<'a> {
 /// Whether containers have a `/proc`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ProcMount {
-    /// Their own.
     #[default]
     Own,
     /// None: inside of another container the kernel may not let us mount one. The pid namespace
@@ -126,10 +120,7 @@ pub enum CommandError {
         "arguments and variables have {bytes} bytes together, and Apptainer takes {MOST}; \
          give large ones as files"
     )]
-    TooMuch {
-        /// The length of all.
-        bytes: usize,
-    },
+    TooMuch { bytes: usize },
 }
 
 impl Apptainer {
@@ -171,7 +162,6 @@ impl Apptainer {
         })
     }
 
-    /// Where it is.
     #[must_use]
     pub fn program(&self) -> &Path {
         &self.program

@@ -46,7 +46,6 @@ impl Identity {
     }
 }
 
-/// What became of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Removal {
     Done,

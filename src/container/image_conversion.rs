@@ -36,7 +36,6 @@ const SAY_AGAIN: Duration = Duration::from_secs(30);
 pub enum Resolution {
     /// Nothing: it is this directory. Absolute.
     Ready(PathBuf),
-    /// Convert it first.
     Convert(Conversion),
 }
 
@@ -49,10 +48,8 @@ pub struct Conversion {
     name: String,
 }
 
-/// Whose turn it is.
 #[derive(Debug)]
 pub enum LockOutcome {
-    /// The image is converted already.
     Done(PathBuf),
     /// We convert it; nobody else does meanwhile.
     Ours(ConversionLock),
@@ -74,60 +71,37 @@ pub enum ImageError {
     #[error(
         "image `{image}` does not exist here; check the path, and that its file system is mounted"
     )]
-    Missing {
-        /// As configured.
-        image: String,
-    },
+    Missing { image: String },
     /// It is there but can't be looked at.
     #[error("image `{image}` can't be read: {source}; check its permissions and its file system")]
-    Unreadable {
-        /// As configured.
-        image: String,
-        /// The kernel's reason.
-        source: io::Error,
-    },
+    Unreadable { image: String, source: io::Error },
     /// A directory without anything in it.
     #[error("image `{image}` is an empty directory; check that its file system is mounted")]
-    Empty {
-        /// As configured.
-        image: String,
-    },
+    Empty { image: String },
     /// Only directories are accepted.
     #[error(
         "image `{image}` is no sandbox directory here; name one, or set \
          _EWMS_PILOT_APPTAINER_IMAGE_DIRECTORY_MUST_BE_PRESENT=False to have it converted"
     )]
-    NoDirectory {
-        /// As configured.
-        image: String,
-    },
+    NoDirectory { image: String },
     /// It is a file, and no image.
     #[error(
         "image `{image}` is no image: neither SIF nor squashfs nor ext3; \
          check that it is complete, and build a definition before you submit (its `%setup` would run here, \
          outside of any container)"
     )]
-    NoImage {
-        /// As configured.
-        image: String,
-    },
+    NoImage { image: String },
     /// The directory for converted images can't be used.
     #[error(
         "converted images can't be kept in `{store}`: {reason}; \
          set _EWMS_PILOT_APPTAINER_BUILD_WORKDIR to a directory of your own with enough space"
     )]
-    Store {
-        /// The directory.
-        store: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
+    Store { store: PathBuf, reason: String },
     /// Another pilot has been converting the image for longer than we wait.
     #[error(
         "another pilot still converts `{image}` after {seconds} s; look for a hanging `apptainer build`"
     )]
     Busy {
-        /// As Apptainer takes it.
         image: String,
         /// How long we waited.
         seconds: u64,
@@ -137,24 +111,18 @@ pub enum ImageError {
         "image `{image}` lost its runscript when it was converted, as Apptainer 1.3.4 and 1.3.5 do; name a \
          sandbox directory that another version made, or ask the site for one"
     )]
-    Runscript {
-        /// As Apptainer takes it.
-        image: String,
-    },
+    Runscript { image: String },
     /// Apptainer couldn't convert it.
     #[error("image `{image}` can't be converted: {reason}")]
     Build {
-        /// As Apptainer takes it.
         image: String,
         /// Apptainer's last error lines.
         reason: String,
-        /// Whose fault they show.
         class: FaultClass,
     },
 }
 
 impl ImageError {
-    /// Whose fault it is.
     #[must_use]
     pub fn class(&self) -> FaultClass {
         match self {
@@ -261,7 +229,6 @@ impl Conversion {
         &self.source
     }
 
-    /// The directory that it becomes.
     #[must_use]
     pub fn target(&self) -> PathBuf {
         self.store.join(format!("{}.sandbox", self.name))

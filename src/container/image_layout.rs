@@ -19,7 +19,6 @@ const MOUNT_POINTS: [&str; 5] = ["/tmp", "/var/tmp", "/dev", "/proc", "/sys"];
 pub struct ImageShape {
     /// The first path at which there is something else than the directory that Apptainer needs there.
     pub misshapen: Option<String>,
-    /// What its start needs.
     pub needs: Result<Needs, RunscriptError>,
     /// The scripts that make its environment, in the order in which Apptainer sources them.
     pub scripts: Vec<String>,

@@ -83,20 +83,20 @@ fn refusal(image: &str, cwd: &Path, policy: &ImagePolicy) -> String {
 
 #[test]
 fn a_directory_is_ready_whatever_the_policy() {
-    let bench = Bench::new();
-    fs::create_dir_all(bench.dir.path().join("image/bin")).expect("made");
-    for policy in [&bench.policy, &ImagePolicy::DirectoryOnly] {
-        let plan = Resolution::of("image", bench.dir.path(), policy).expect("can be used");
-        assert_eq!(plan, Resolution::Ready(bench.dir.path().join("image")));
+    let context = Bench::new();
+    fs::create_dir_all(context.dir.path().join("image/bin")).expect("made");
+    for policy in [&context.policy, &ImagePolicy::DirectoryOnly] {
+        let plan = Resolution::of("image", context.dir.path(), policy).expect("can be used");
+        assert_eq!(plan, Resolution::Ready(context.dir.path().join("image")));
     }
 }
 
 #[test]
 fn what_cannot_be_used_is_said_before_anything_runs() {
-    let bench = Bench::new();
-    fs::create_dir(bench.dir.path().join("empty")).expect("made");
-    let read = |image: &str, policy: &ImagePolicy| refusal(image, bench.dir.path(), policy);
-    for policy in [&bench.policy, &ImagePolicy::DirectoryOnly] {
+    let context = Bench::new();
+    fs::create_dir(context.dir.path().join("empty")).expect("made");
+    let read = |image: &str, policy: &ImagePolicy| refusal(image, context.dir.path(), policy);
+    for policy in [&context.policy, &ImagePolicy::DirectoryOnly] {
         assert!(read("empty", policy).contains("`empty` is an empty directory"));
         assert!(read("/missing/x.sif", policy).contains("`/missing/x.sif` does not exist"));
     }
@@ -110,32 +110,32 @@ fn what_cannot_be_used_is_said_before_anything_runs() {
 
 #[test]
 fn another_content_is_another_target() {
-    let bench = Bench::new();
-    let before = bench.conversion();
-    assert_eq!(before, bench.conversion());
+    let context = Bench::new();
+    let before = context.conversion();
+    assert_eq!(before, context.conversion());
     assert!(before.target().to_string_lossy().contains("/x.sif-"));
-    fs::write(bench.dir.path().join("x.sif"), "hsqs, another").expect("written");
-    assert_ne!(before.target(), bench.conversion().target());
+    fs::write(context.dir.path().join("x.sif"), "hsqs, another").expect("written");
+    assert_ne!(before.target(), context.conversion().target());
 }
 
 #[tokio::test]
 async fn a_committed_image_is_found_by_the_next() {
-    let bench = Bench::new();
-    let locked = bench.ours().await;
-    bench.convert(&locked);
+    let context = Bench::new();
+    let locked = context.ours().await;
+    context.convert(&locked);
     let target = locked.commit().expect("is renamed");
     assert!(target.join("content").exists());
     assert!(
-        matches!(bench.conversion().turn(PATIENCE).await, Ok(LockOutcome::Done(path)) if path == target)
+        matches!(context.conversion().turn(PATIENCE).await, Ok(LockOutcome::Done(path)) if path == target)
     );
-    assert_eq!(bench.names_in_store().len(), 2, "the lock and the image");
+    assert_eq!(context.names_in_store().len(), 2, "the lock and the image");
 }
 
 #[tokio::test]
 async fn a_failed_conversion_leaves_nothing_and_quotes_apptainer() {
-    let bench = Bench::new();
-    let locked = bench.ours().await;
-    let half_made = bench.convert(&locked);
+    let context = Bench::new();
+    let locked = context.ours().await;
+    let half_made = context.convert(&locked);
     let stderr = format!(
         "INFO:    Starting build...\nFATAL:   While extracting to {}: no space left on device\n",
         half_made.display()
@@ -148,14 +148,14 @@ async fn a_failed_conversion_leaves_nothing_and_quotes_apptainer() {
         ),
         "{error}"
     );
-    assert_eq!(bench.names_in_store().len(), 1, "the lock");
-    bench.ours().await;
+    assert_eq!(context.names_in_store().len(), 1, "the lock");
+    context.ours().await;
 }
 
 #[tokio::test]
 async fn a_success_without_a_directory_is_a_failure() {
-    let bench = Bench::new();
-    let error = bench
+    let context = Bench::new();
+    let error = context
         .ours()
         .await
         .commit()
@@ -165,9 +165,9 @@ async fn a_success_without_a_directory_is_a_failure() {
 
 #[tokio::test]
 async fn what_a_dead_builder_left_is_removed_and_never_used() {
-    let bench = Bench::new();
-    let locked = bench.ours().await;
-    let half_made = bench.convert(&locked);
+    let context = Bench::new();
+    let locked = context.ours().await;
+    let half_made = context.convert(&locked);
     // As after SIGKILL: the lock goes, the files stay.
     let ConversionLock { making, .. } = &locked;
     let kept = making.with_file_name(
@@ -182,20 +182,20 @@ async fn what_a_dead_builder_left_is_removed_and_never_used() {
     drop(locked);
     assert!(!half_made.exists() && kept.exists());
 
-    let locked = bench.ours().await;
-    bench.convert(&locked);
+    let locked = context.ours().await;
+    context.convert(&locked);
     assert!(!kept.exists());
     locked.commit().expect("is renamed");
 }
 
 #[tokio::test]
 async fn the_second_pilot_waits_for_the_first_and_uses_its_result() {
-    let bench = Bench::new();
-    let locked = bench.ours().await;
-    let second = tokio::spawn(bench.conversion().turn(PATIENCE));
+    let context = Bench::new();
+    let locked = context.ours().await;
+    let second = tokio::spawn(context.conversion().turn(PATIENCE));
     tokio::task::yield_now().await;
     assert!(!second.is_finished());
-    bench.convert(&locked);
+    context.convert(&locked);
     let target = locked.commit().expect("is renamed");
     let turn = second.await.expect("no panic");
     assert!(matches!(turn, Ok(LockOutcome::Done(path)) if path == target));
@@ -203,9 +203,9 @@ async fn the_second_pilot_waits_for_the_first_and_uses_its_result() {
 
 #[tokio::test]
 async fn the_second_pilots_patience_ends() {
-    let bench = Bench::new();
-    let _locked = bench.ours().await;
-    let error = bench
+    let context = Bench::new();
+    let _locked = context.ours().await;
+    let error = context
         .conversion()
         .turn(Duration::from_millis(1))
         .await
@@ -215,11 +215,11 @@ async fn the_second_pilots_patience_ends() {
 
 #[tokio::test]
 async fn a_store_that_others_can_write_to_is_not_trusted() {
-    let bench = Bench::new();
-    let store = bench.conversion().store;
+    let context = Bench::new();
+    let store = context.conversion().store;
     fs::create_dir(&store).expect("made");
     fs::set_permissions(&store, fs::Permissions::from_mode(0o777)).expect("opened");
-    let error = bench
+    let error = context
         .conversion()
         .turn(PATIENCE)
         .await
@@ -229,7 +229,7 @@ async fn a_store_that_others_can_write_to_is_not_trusted() {
 
     fs::remove_dir(&store).expect("removed");
     symlink("/tmp", &store).expect("linked");
-    let error = bench
+    let error = context
         .conversion()
         .turn(PATIENCE)
         .await

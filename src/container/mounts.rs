@@ -8,7 +8,6 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-/// All mounts.
 #[derive(Debug, Default)]
 pub struct MountTable {
     mounts: Vec<Mount>,
@@ -29,16 +28,13 @@ struct Mount {
     point: PathBuf,
     writable: Writable,
     file_system: String,
-    /// The file system's own.
     options: String,
 }
 
 /// Where a file system is mounted.
 #[derive(Debug, Clone, Copy)]
 pub struct MountPoint<'a> {
-    /// Which of its directories.
     pub root: &'a Path,
-    /// Where.
     pub point: &'a Path,
     /// The file system's own options, with commas between them.
     pub options: &'a str,

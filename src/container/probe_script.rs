@@ -39,7 +39,6 @@ const NO_PATH: &str = "no-path";
 /// What to try besides the places that every task may rely on.
 #[derive(Debug, Clone, Copy)]
 pub struct Trials<'a> {
-    /// Begins each line.
     pub word: &'a str,
     /// What a start of the image needs.
     pub needs: &'a Needs,
@@ -49,7 +48,6 @@ pub struct Trials<'a> {
     pub own: &'a str,
 }
 
-/// The script.
 #[must_use]
 pub fn script(trials: &Trials<'_>) -> String {
     let Trials {
@@ -152,7 +150,6 @@ fn quoted(text: &str) -> String {
     shell_words::quote(text).into_owned()
 }
 
-/// What the script said.
 struct Said(Vec<String>);
 
 impl Said {
@@ -175,21 +172,15 @@ impl Said {
 pub enum InImage {
     /// The image has a directory of this name, so the site would have to give it to tasks.
     Directory,
-    /// It has none.
     Nothing,
 }
 
-/// What the script found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProbeFinding {
     /// All that a task needs; and what it may miss.
-    Well {
-        /// A sentence each.
-        notes: Vec<String>,
-    },
+    Well { notes: Vec<String> },
     /// Something that every task needs is not there.
     Broken {
-        /// Whose fault.
         cause: Cause,
         /// Names it.
         said: String,

@@ -8,7 +8,6 @@ use std::path::Path;
 
 use super::rootfs;
 
-/// The image's own.
 pub(super) const RUNSCRIPT: &str = "/.singularity.d/runscript";
 /// What Apptainer starts where there is none, in this order.
 const OLD_RUNSCRIPT: &str = "/apptainer";
@@ -51,7 +50,6 @@ pub enum RunscriptError {
     CarriageReturn {
         /// Inside the image.
         path: &'static str,
-        /// The first line.
         line: String,
     },
     /// `#!` without a program.
@@ -60,7 +58,6 @@ pub enum RunscriptError {
         /// Inside the image.
         path: &'static str,
     },
-    /// A directory, a device.
     #[error("`{path}` of the image is no file")]
     NoFile {
         /// Inside the image.

@@ -26,10 +26,7 @@ pub struct Places<'a> {
 pub enum TemplateError {
     /// A quote isn't closed.
     #[error("a quote in `{args}` is never closed; close it, or escape it with a backslash")]
-    Quote {
-        /// The arguments.
-        args: String,
-    },
+    Quote { args: String },
     /// A NUL character, which no argument can hold.
     #[error("`{args}` holds a NUL character; remove it")]
     Nul {

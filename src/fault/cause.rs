@@ -118,7 +118,6 @@ impl Cause {
         }
     }
 
-    /// Whose fault it is.
     #[must_use]
     pub fn class(self) -> FaultClass {
         match self {

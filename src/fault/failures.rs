@@ -20,7 +20,6 @@ pub struct Failures {
 }
 
 impl Failures {
-    /// Adds one.
     pub fn record(&mut self, error: &TaskError) {
         self.total += 1;
         let text = shorten(error.repr());
@@ -39,13 +38,11 @@ impl Failures {
         }
     }
 
-    /// How many there were.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.total
     }
 
-    /// Whether there was none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.total == 0

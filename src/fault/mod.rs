@@ -20,18 +20,14 @@ pub use cause::Cause;
 pub use failures::Failures;
 pub use python::python_repr;
 
-/// Whose fault a failure is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FaultClass {
     /// The task's program, or what it wrote.
     Task,
     /// The event's: it can't be read, or doesn't suit the workflow.
     Event,
-    /// The image's.
     Image,
-    /// The execution point's: this machine's.
     Ep,
-    /// The broker's.
     Broker,
 }
 
@@ -97,24 +93,19 @@ impl fmt::Display for ContainerRole {
 /// Why one task (or the init container) failed. Displays as its [message](Self::message).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TaskError {
-    /// The container ended badly.
     #[error("{role} failed{}: {reason}", exit_code.map(|code| format!(" (exit code {code})")).unwrap_or_default())]
     ContainerRun {
-        /// Which container.
         role: ContainerRole,
         /// Its exit code, if it came to one.
         exit_code: Option<i32>,
         /// What its stderr says, see the container module.
         reason: String,
-        /// Whose fault that is.
         class: FaultClass,
     },
     /// The container ran longer than it may.
     #[error("{role} failed: [Timeout-Error] timed out after {}s", after.as_secs_f64())]
     Timeout {
-        /// Which container.
         role: ContainerRole,
-        /// The time that it had.
         after: Duration,
     },
     /// The task's container took more memory than it may.
@@ -128,23 +119,18 @@ pub enum TaskError {
     /// The kernel killed it, for the memory of the job was used up.
     #[error("{role} failed: [Memory-Error] the kernel killed it for memory{}", remedy_of_memory(*.limit))]
     OutOfMemory {
-        /// Which container.
         role: ContainerRole,
         /// What the job may have, in bytes, if that is known.
         limit: Option<u64>,
     },
     /// The task neither worked nor wrote.
     #[error("task failed: [Stall-Error] neither CPU time nor output for {}s", after.as_secs_f64())]
-    Stalled {
-        /// For so long.
-        after: Duration,
-    },
+    Stalled { after: Duration },
     /// The container could not be prepared or started.
     #[error("{message}")]
     ContainerSetup {
         /// What did not work.
         message: String,
-        /// Whose fault that is.
         class: FaultClass,
     },
     /// The event's data can't be written into an infile of the configured extension.
@@ -164,7 +150,6 @@ pub enum TaskError {
     Publish {
         /// What did not work.
         message: String,
-        /// Whose fault that is.
         class: FaultClass,
     },
     /// The result is larger than the broker takes, however often it is made.

@@ -56,7 +56,6 @@ pub(super) fn advise_on_long_tasks(config: &Config) {
     }
 }
 
-/// Whether a result is there.
 pub(super) fn publication_of(id: TaskId, result: Result<(), PublishError>) -> Publication {
     match result {
         Ok(()) => Publication::Confirmed,

@@ -23,26 +23,23 @@ pub const REJECTED_DIR: &str = "rejected";
 /// What it may hold, for it comes home with the job: of several pilots in one directory, together.
 const REJECTED_BYTES_MAX: u64 = 100 * 1024 * 1024;
 
-/// Puts events away.
 #[derive(Debug, Clone)]
 pub struct DeadLetters {
     queue: Option<QueueConfig>,
     directory: PathBuf,
     incoming: String,
     source: PilotIdentity,
-    resilience: OutagePolicy,
+    outage_policy: OutagePolicy,
 }
 
 /// What is said about an event that is put away.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FailureNote {
-    /// Why it failed this time.
     pub error: TaskError,
     /// How often it was delivered, this time included.
     pub deliveries: u64,
 }
 
-/// Where it is now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposition {
     /// In the dead-letter queue, confirmed.
@@ -65,13 +62,13 @@ pub enum NotPutAway {
 impl DeadLetters {
     /// As configured. While the dead-letter queue refuses events, no others are taken.
     #[must_use]
-    pub fn new(config: &Config, source: &PilotIdentity, resilience: &OutagePolicy) -> Self {
+    pub fn new(config: &Config, source: &PilotIdentity, outage_policy: &OutagePolicy) -> Self {
         Self {
             queue: config.dead_letter.clone(),
             directory: config.data_parent.join(REJECTED_DIR),
             incoming: names(&config.incoming),
             source: source.clone(),
-            resilience: resilience.for_dead_letters(),
+            outage_policy: outage_policy.for_dead_letters(),
         }
     }
 
@@ -79,20 +76,20 @@ impl DeadLetters {
     ///
     /// # Errors
     /// When it could not be; it must stay in its queue then.
-    pub async fn put_away(
+    pub async fn dispose(
         self,
         id: TaskId,
         event: EventCopy,
-        obituary: FailureNote,
+        failure_note: FailureNote,
     ) -> Result<Disposition, NotPutAway> {
-        let reason = obituary.error.repr();
-        let deliveries = obituary.deliveries;
+        let reason = failure_note.error.repr();
+        let deliveries = failure_note.deliveries;
         let event = off_the_loop(move || event.into_content())
             .await
             .map_err(NotPutAway::Failed)?;
         if let Some(queue) = &self.queue {
-            let headers = self.headers(&obituary);
-            publish(queue, event, &headers, &self.resilience).await?;
+            let headers = self.headers(&failure_note);
+            publish(queue, event, &headers, &self.outage_policy).await?;
             warn!(
                 task_id = %id, deliveries, queue = queue.name, error = reason,
                 "an event failed too often, or for good: it is in the dead-letter queue"
@@ -114,13 +111,13 @@ impl DeadLetters {
         Ok(Disposition::Kept)
     }
 
-    fn headers(&self, obituary: &FailureNote) -> Vec<(&'static str, String)> {
-        let error = &obituary.error;
+    fn headers(&self, failure_note: &FailureNote) -> Vec<(&'static str, String)> {
+        let error = &failure_note.error;
         vec![
             ("x-ewms-error", shorten(&error.repr())),
             ("x-ewms-error-name", error.name().to_owned()),
             ("x-ewms-fault-class", class_name(error.class()).to_owned()),
-            ("x-ewms-deliveries", obituary.deliveries.to_string()),
+            ("x-ewms-deliveries", failure_note.deliveries.to_string()),
             ("x-ewms-queue", self.incoming.clone()),
             ("x-ewms-host", self.source.host.clone()),
             ("x-ewms-site", self.source.site.clone().unwrap_or_default()),
@@ -138,7 +135,6 @@ async fn off_the_loop<T: Send + 'static>(
     }
 }
 
-/// As the user wrote them.
 fn names(queues: &[QueueConfig]) -> String {
     let names: Vec<&str> = queues.iter().map(|queue| queue.name.as_str()).collect();
     names.join(";")
@@ -149,9 +145,9 @@ async fn publish(
     queue: &QueueConfig,
     event: Content,
     headers: &[(&'static str, String)],
-    resilience: &OutagePolicy,
+    outage_policy: &OutagePolicy,
 ) -> Result<(), NotPutAway> {
-    let sink: Sink = broker::open_dead_letters(&queue.name, address(&queue.broker), resilience)
+    let sink: Sink = broker::open_dead_letters(&queue.name, address(&queue.broker), outage_policy)
         .await
         .map_err(|error| NotPutAway::Failed(error.to_string()))?;
     let published = sink.publish_with(event, headers).await;

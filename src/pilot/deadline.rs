@@ -18,14 +18,12 @@ pub enum DeadlineStep {
     NoMoreTasks,
     /// Running tasks are told to end.
     TellTasks,
-    /// Running tasks are killed.
     KillTasks,
 }
 
 /// What a pilot's time is limited by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeadlineCause {
-    /// Its wall time.
     RunTime,
     /// The end of a token, after which the broker takes no result any more.
     Token,
@@ -89,7 +87,6 @@ impl Deadline {
         Some((at, limit))
     }
 
-    /// That moment came.
     pub fn passed(&mut self, limit: DeadlineStep) {
         self.next = match limit {
             DeadlineStep::NoMoreTasks => Some(DeadlineStep::TellTasks),

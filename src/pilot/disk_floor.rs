@@ -6,13 +6,11 @@ use std::time::Duration;
 
 use crate::task::disk;
 
-/// How often it looks.
 const PACE: Duration = Duration::from_secs(2);
 
 /// What must stay free, and where.
 #[derive(Debug, Clone)]
 pub struct DiskFloor {
-    /// On the disk in question.
     pub directory: PathBuf,
     /// Least free bytes.
     pub bytes: u64,

@@ -29,11 +29,10 @@ use crate::broker::{
 };
 use crate::ids::TaskId;
 use crate::process::{ShutdownSender, SuspendAwareTimer};
-use crate::records;
+use crate::records::EventOutcome;
 use crate::signals::{Signal, Signals};
 use crate::task::{EventCopy, Leftover, StartGate, TaskEnd, TaskReport, TaskRunner};
 
-/// How the loop ended.
 #[derive(Debug)]
 pub struct Finished {
     /// Counts, failures, and what ended the loop.
@@ -44,17 +43,15 @@ pub struct Finished {
 #[derive(Debug)]
 pub struct DriverOptions {
     /// Where events go that failed too often.
-    pub poison: DeadLetters,
+    pub dead_letters: DeadLetters,
     /// When the pilot must end.
     pub wall_time: Option<Deadline>,
     /// What must stay free on the disk.
     pub disk_floor: Option<DiskFloor>,
 }
 
-/// One taken and unsettled event.
 struct InFlightEvent {
     receipt: Receipt,
-    /// What its queue calls it.
     name: Option<OsString>,
     /// The event until its task starts or is made ready, the result once it ended.
     content: Option<Content>,
@@ -96,18 +93,18 @@ struct Driver<'a> {
     sink: Sink,
     /// Absent while the intake is being stopped.
     source: Option<Source>,
-    will: ShutdownSender,
+    shutdown: ShutdownSender,
     held: HashMap<TaskId, InFlightEvent>,
     /// Bounded by the window and by how many may be set aside: a task, a publish, two pauses or a settlement
     /// for each held event, and one stop.
     under_way: FuturesUnordered<LocalBoxFuture<'static, Completion>>,
     /// How long the queue may be silent, and what is left of it.
     idle: Option<(Duration, SuspendAwareTimer)>,
-    resilience: OutagePolicy,
+    outage_policy: OutagePolicy,
     outlet: OutletWatch,
-    reports: &'a ProgressReporter,
-    ledger: &'a mut Recorder,
-    poison: DeadLetters,
+    progress_reporter: &'a ProgressReporter,
+    recorder: &'a mut Recorder,
+    dead_letters: DeadLetters,
     wall_time: Option<Deadline>,
 }
 
@@ -118,29 +115,29 @@ pub async fn run(
     queues: Queues,
     runner: Rc<TaskRunner>,
     signals: &mut Signals,
-    reports: &ProgressReporter,
-    ledger: &mut Recorder,
+    progress_reporter: &ProgressReporter,
+    recorder: &mut Recorder,
     extras: DriverOptions,
 ) -> Finished {
     let Queues {
         source,
         sink,
-        resilience,
+        outage_policy,
     } = queues;
     let (mut state, first) = PilotState::new(rules);
     let mut driver = Driver {
         runner,
         sink,
         source: Some(source),
-        will: ShutdownSender::new(),
+        shutdown: ShutdownSender::new(),
         held: HashMap::new(),
         under_way: FuturesUnordered::new(),
         idle: None,
-        outlet: resilience.outlet(),
-        resilience,
-        reports,
-        ledger,
-        poison: extras.poison,
+        outlet: outage_policy.outlet(),
+        outage_policy,
+        progress_reporter,
+        recorder,
+        dead_letters: extras.dead_letters,
         wall_time: extras.wall_time,
     };
     if let Some(floor) = extras.disk_floor {
@@ -157,10 +154,10 @@ pub async fn run(
         let actions = state.on_event(event);
         driver.perform_all(actions);
         let running = u64::try_from(state.running()).unwrap_or(u64::MAX);
-        reports.counts(state.tally(), running);
-        reports.reconnects(driver.resilience.stats().reconnects);
+        progress_reporter.counts(state.tally(), running);
+        progress_reporter.reconnects(driver.outage_policy.stats().reconnects);
     }
-    reports.final_counts(state.tally());
+    progress_reporter.final_counts(state.tally());
     driver.sink.close().await;
     if let Some(source) = driver.source {
         source.close().await;
@@ -175,7 +172,7 @@ impl Driver<'_> {
     async fn next(&mut self, state: &PilotState, signals: &mut Signals) -> Wakeup {
         let idle = self.idle.as_mut().map(|(_, countdown)| countdown);
         let limit = self.wall_time.as_ref().and_then(|wall| {
-            let (at, limit) = wall.next(self.ledger.runtimes().slowest())?;
+            let (at, limit) = wall.next(self.recorder.runtimes().slowest())?;
             Some((Instant::from_std(at), limit))
         });
         let source = self.source.as_mut().filter(|_| state.wants_event());
@@ -219,7 +216,7 @@ impl Driver<'_> {
             }
             Wakeup::Delivered(Ok(delivery)) => {
                 let id = TaskId::random();
-                self.ledger.received(id, &delivery);
+                self.recorder.received(id, &delivery);
                 let Delivery {
                     content,
                     name,
@@ -259,14 +256,14 @@ impl Driver<'_> {
     fn event_of_done(&mut self, done: Completion) -> PilotEvent {
         match done {
             Completion::Task(id, report) => {
-                self.ledger.ended(id, &report);
+                self.recorder.ended(id, &report);
                 PilotEvent::TaskEnded(id, self.outcome_of(id, *report))
             }
             Completion::Published(id, result) => {
                 let publication = publication_of(id, result);
                 match &publication {
-                    Publication::Confirmed => self.ledger.published(id),
-                    Publication::Refused(error) => self.ledger.failed(id, error),
+                    Publication::Confirmed => self.recorder.published(id),
+                    Publication::Refused(error) => self.recorder.failed(id, error),
                     Publication::Lost(_) => {}
                 }
                 PilotEvent::Published(id, publication)
@@ -274,10 +271,10 @@ impl Driver<'_> {
             Completion::PutAway(id, result) => {
                 match &result {
                     Ok(Disposition::DeadLettered) => {
-                        self.ledger.decided(id, records::EventOutcome::DeadLettered);
+                        self.recorder.decided(id, EventOutcome::DeadLettered);
                     }
                     Ok(Disposition::Kept) => {
-                        self.ledger.decided(id, records::EventOutcome::Rejected)
+                        self.recorder.decided(id, EventOutcome::Rejected);
                     }
                     Err(error) => {
                         error!(task_id = %id, %error, "an event that failed too often could not be put away: it stays in its queue");
@@ -292,8 +289,8 @@ impl Driver<'_> {
                 PilotEvent::DiskLow(reason)
             }
             Completion::Settled(id, result, disk_bytes) => {
-                self.ledger.cleared(id, disk_bytes);
-                self.ledger.settled(
+                self.recorder.cleared(id, disk_bytes);
+                self.recorder.settled(
                     id,
                     match &result {
                         Ok(()) => Settlement::Told,
@@ -339,7 +336,7 @@ impl Driver<'_> {
     fn perform(&mut self, action: PilotAction) {
         match action {
             PilotAction::Start(id) => {
-                self.ledger.started(id);
+                self.recorder.started(id);
                 match self.held.get_mut(&id).and_then(|held| held.turn.take()) {
                     // It waits for this, whatever its files came to.
                     Some(turn) => drop(turn.send(())),
@@ -370,11 +367,13 @@ impl Driver<'_> {
                     return;
                 };
                 match verdict {
-                    Verdict::Done => self.ledger.decided(id, records::EventOutcome::Done),
+                    Verdict::Done => self.recorder.decided(id, EventOutcome::Done),
                     Verdict::Failed { .. } => {
-                        self.ledger.decided(id, records::EventOutcome::Failed)
+                        self.recorder.decided(id, EventOutcome::Failed);
                     }
-                    Verdict::Released => self.ledger.decided(id, records::EventOutcome::GivenBack),
+                    Verdict::Released => {
+                        self.recorder.decided(id, EventOutcome::GivenBack);
+                    }
                     Verdict::Rejected => {}
                 }
                 let settled = held.receipt.settle(verdict);
@@ -385,42 +384,18 @@ impl Driver<'_> {
                     Completion::Settled(id, result, disk_bytes)
                 });
             }
-            PilotAction::SetAside(id, pause) => {
-                let Some(held) = self.held.get_mut(&id) else {
-                    return;
-                };
-                // Its files are told of now: the pilot may end before it goes back.
-                self.ledger.decided(id, records::EventOutcome::Failed);
-                let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
-                info!(task_id = %id, pause_ms, "an event that failed before waits before it goes back");
-                let set_aside = held.receipt.set_aside();
-                let cleared = cleared(held.leftover.take(), Rc::clone(&held.disk_bytes));
-                self.spawn_local(async move {
-                    let waiting = async {
-                        set_aside.await;
-                        sleep(pause).await;
-                    };
-                    tokio::join!(waiting, cleared);
-                    Completion::PauseOver(id)
-                });
-                if pause > MAY_GO_AFTER {
-                    self.spawn_local(async move {
-                        sleep(MAY_GO_AFTER).await;
-                        Completion::Rested(id)
-                    });
-                }
-            }
-            PilotAction::PutAway(id, obituary) => {
+            PilotAction::SetAside(id, pause) => self.set_aside(id, pause),
+            PilotAction::PutAway(id, failure_note) => {
                 let Some(event) = self.held.get_mut(&id).and_then(|held| held.event.take()) else {
                     return;
                 };
-                let poison = self.poison.clone();
+                let dead_letters = self.dead_letters.clone();
                 self.spawn_local(async move {
-                    Completion::PutAway(id, poison.put_away(id, event, obituary).await)
+                    Completion::PutAway(id, dead_letters.dispose(id, event, failure_note).await)
                 });
             }
             PilotAction::StopIntake => {
-                self.ledger.intake_closed();
+                self.recorder.intake_closed();
                 let Some(mut source) = self.source.take() else {
                     return;
                 };
@@ -429,15 +404,41 @@ impl Driver<'_> {
                     Completion::IntakeStopped(Box::new(source), result)
                 });
             }
-            PilotAction::Tell(will) => {
-                self.resilience.shorten_waits();
-                self.will.advance(will);
+            PilotAction::Tell(shutdown) => {
+                self.outage_policy.shorten_waits();
+                self.shutdown.advance(shutdown);
             }
             PilotAction::StartIdleTimer(wait) => {
-                self.idle = Some((wait, SuspendAwareTimer::new(wait)))
+                self.idle = Some((wait, SuspendAwareTimer::new(wait)));
             }
             PilotAction::StopIdleTimer => self.idle = None,
-            PilotAction::Report(status) => self.reports.status(status),
+            PilotAction::Report(status) => self.progress_reporter.status(status),
+        }
+    }
+
+    fn set_aside(&mut self, id: TaskId, pause: Duration) {
+        let Some(held) = self.held.get_mut(&id) else {
+            return;
+        };
+        // Its files are told of now: the pilot may end before it goes back.
+        self.recorder.decided(id, EventOutcome::Failed);
+        let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        info!(task_id = %id, pause_ms, "an event that failed before waits before it goes back");
+        let set_aside = held.receipt.set_aside();
+        let cleared = cleared(held.leftover.take(), Rc::clone(&held.disk_bytes));
+        self.spawn_local(async move {
+            let waiting = async {
+                set_aside.await;
+                sleep(pause).await;
+            };
+            tokio::join!(waiting, cleared);
+            Completion::PauseOver(id)
+        });
+        if pause > MAY_GO_AFTER {
+            self.spawn_local(async move {
+                sleep(MAY_GO_AFTER).await;
+                Completion::Rested(id)
+            });
         }
     }
 
@@ -446,9 +447,9 @@ impl Driver<'_> {
             return;
         };
         let runner = Rc::clone(&self.runner);
-        let will = self.will.subscribe();
+        let shutdown = self.shutdown.subscribe();
         self.spawn_local(async move {
-            Completion::Task(id, Box::new(runner.run(id, content, turn, will).await))
+            Completion::Task(id, Box::new(runner.run(id, content, turn, shutdown).await))
         });
     }
 

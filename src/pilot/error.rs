@@ -21,13 +21,11 @@ pub enum PilotError {
     /// The image can't be used.
     #[error("ContainerSetupError: {0}")]
     Image(String),
-    /// The init container failed.
     #[error("{}: {}", .0.name(), .0.message())]
     Init(TaskError),
     /// The broker can't be reached, or was lost.
     #[error("RuntimeError: {0}")]
     Broker(String),
-    /// Ended by a signal.
     #[error(
         "RuntimeError: ended by signal {0}; no event is lost: whatever was not finished is in its queue"
     )]
@@ -41,7 +39,6 @@ impl From<CheckProblem> for PilotError {
 }
 
 impl PilotError {
-    /// What is whose fault.
     #[must_use]
     pub fn of(class: FaultClass, text: String) -> Self {
         match class {

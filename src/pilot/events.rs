@@ -9,7 +9,6 @@ use crate::process::ShutdownPhase;
 
 use std::time::Duration;
 
-/// Something happened.
 #[derive(Debug)]
 pub enum PilotEvent {
     /// The broker handed out an event; it is to be run as this task. If the broker says so, it did so
@@ -39,24 +38,19 @@ pub enum PilotEvent {
     WallTime(DeadlineStep),
     /// The disk is fuller than it may be.
     DiskLow(String),
-    /// The pilot got this signal.
     Signal(i32),
 }
 
-/// How a task ended.
 #[derive(Debug)]
 pub enum TaskOutcome {
     /// It succeeded and wrote an output event.
     Output,
-    /// It succeeded and wrote none.
     NoOutput,
-    /// It failed.
     Failed(TaskError),
     /// It was ended because the pilot is ending.
     Interrupted,
 }
 
-/// What became of a result.
 #[derive(Debug)]
 pub enum Publication {
     /// The broker has it for good.
@@ -70,9 +64,8 @@ pub enum Publication {
 /// Something is to be done, in this order.
 #[derive(Debug, PartialEq)]
 pub enum PilotAction {
-    /// Run the container.
     Start(TaskId),
-    /// Make everything ready for its container while others run: it waits for [`Action::Start`].
+    /// Make everything ready for its container while others run: it waits for [`PilotAction::Start`].
     Prepare(TaskId),
     /// Never start it after all; answered by [`Event::TaskEnded`].
     CallOff(TaskId),
@@ -93,26 +86,20 @@ pub enum PilotAction {
     StartIdleTimer(Duration),
     /// Do not fire [`Event::IdleTimeout`].
     StopIdleTimer,
-    /// The pilot entered this status.
     Report(Status),
 }
 
 /// The phases of a pilot's life, by the names that the services around it know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
-    /// The process runs.
     Started,
-    /// The init container runs.
     RunningInitCommand,
-    /// Connected; no event yet.
     AwaitingFirstMessage,
     /// At least one event came.
     Tasking,
     /// No more events are taken; tasks still run.
     PendingRemainingTasks,
-    /// Ended well.
     Done,
-    /// Ended badly.
     FatalError,
 }
 

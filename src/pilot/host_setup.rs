@@ -33,7 +33,7 @@ use crate::telemetry::Progress;
 /// All that tasks need on this machine.
 #[derive(Debug)]
 pub(super) struct PreparedHost {
-    pub(super) bench: TaskContext,
+    pub(super) context: TaskContext,
     pub(super) task: ContainerSpec,
 }
 
@@ -71,16 +71,16 @@ pub(super) async fn prepare_host(
     findings: &mut Findings,
 ) -> Result<PreparedHost, PilotError> {
     let began = Instant::now();
-    let mut survey = CheckLog {
+    let mut check_log = CheckLog {
         findings,
         first: None,
     };
-    let laid = Box::pin(made_and_checked(config, guard, progress, &mut survey)).await;
-    match (survey.first, laid) {
-        (None, Some(ground)) => {
+    let laid = Box::pin(made_and_checked(config, guard, progress, &mut check_log)).await;
+    match (check_log.first, laid) {
+        (None, Some(prepared_host)) => {
             let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
             info!(elapsed_ms, "this execution point is ready");
-            Ok(ground)
+            Ok(prepared_host)
         }
         (Some(fatal), _) => Err(fatal),
         (None, None) => Err(PilotError::ExecutionPoint(
@@ -93,11 +93,11 @@ async fn made_and_checked(
     config: &Config,
     guard: GuardianHandle,
     progress: &Progress,
-    survey: &mut CheckLog<'_>,
+    check_log: &mut CheckLog<'_>,
 ) -> Option<PreparedHost> {
     let dirs = match directories(config).await {
         Ok(dirs) => dirs,
-        Err(fatal) => return survey.keep(Check::Scratch, Err(fatal)),
+        Err(fatal) => return check_log.keep(Check::Scratch, Err(fatal)),
     };
     // They wait for a disk, a network or a child rather than for a core, so all are begun at once. Without
     // a disk nothing else is worth telling.
@@ -106,10 +106,10 @@ async fn made_and_checked(
     });
     match looked {
         Ok((seen, view)) => {
-            survey.keep(Check::Scratch, Ok(((), seen)));
-            view.told(survey)
+            check_log.keep(Check::Scratch, Ok(((), seen)));
+            view.told(check_log)
         }
-        Err(fatal) => survey.keep(Check::Scratch, Err(fatal)),
+        Err(fatal) => check_log.keep(Check::Scratch, Err(fatal)),
     }
 }
 
@@ -163,8 +163,8 @@ async fn look_around(
         let apptainer = locate(config, &dirs)?;
         let trying = async {
             let (binds, _) = external.clone().ok()?;
-            let bench = workbench(config, progress, &guard, &dirs, apptainer.clone(), binds);
-            Some(tried(config, images, bench).await)
+            let context = task_context(config, progress, &guard, &dirs, apptainer.clone(), binds);
+            Some(tried(config, images, context).await)
         };
         // Of a version that won't do, the container's fate tells nothing.
         let (tried, seen) = tokio::try_join!(
@@ -184,39 +184,42 @@ async fn look_around(
 
 impl CheckResults {
     /// Notes all of it. What was not tried because of another failure is said to be so.
-    fn told(self, survey: &mut CheckLog<'_>) -> Option<PreparedHost> {
+    fn told(self, check_log: &mut CheckLog<'_>) -> Option<PreparedHost> {
         let (version, tried) = match self.runtime {
             Ok((seen, tried)) => (Ok(((), seen)), tried),
             Err(fatal) => (Err(fatal), None),
         };
-        survey.keep(Check::Apptainer, version);
+        check_log.keep(Check::Apptainer, version);
         let namespaces = self
             .namespaces
             .map(|seen| ((), seen))
             .map_err(PilotError::from);
-        survey.keep(Check::UserNamespaces, namespaces);
-        survey.keep(Check::ExternalDirectories, self.external);
+        check_log.keep(Check::UserNamespaces, namespaces);
+        check_log.keep(Check::ExternalDirectories, self.external);
         let Some(tried) = tried else {
-            survey.findings.skipped(Check::Image);
-            survey.findings.skipped(Check::Container);
+            check_log.findings.skipped(Check::Image);
+            check_log.findings.skipped(Check::Container);
             return None;
         };
-        let image = tried.map(|(ground, seen, container)| ((ground, container), seen));
-        let Some((ground, container)) = survey.keep(Check::Image, image) else {
-            survey.findings.skipped(Check::Container);
+        let image =
+            tried.map(|(prepared_host, seen, container)| ((prepared_host, container), seen));
+        let Some((prepared_host, container)) = check_log.keep(Check::Image, image) else {
+            check_log.findings.skipped(Check::Container);
             return None;
         };
         if let Some(seen) = container {
             let needless = "not needed: images run as directories".to_owned();
-            survey.findings.seen(Check::Fuse, CheckNote::Fine(needless));
+            check_log
+                .findings
+                .seen(Check::Fuse, CheckNote::Fine(needless));
             let seen = seen.map(|seen| ((), seen)).map_err(PilotError::from);
-            survey.keep(Check::Container, seen)?;
+            check_log.keep(Check::Container, seen)?;
         }
-        Some(ground)
+        Some(prepared_host)
     }
 }
 
-fn workbench(
+fn task_context(
     config: &Config,
     progress: &Progress,
     guard: &GuardianHandle,
@@ -252,21 +255,21 @@ fn workbench(
 async fn tried(
     config: &Config,
     seen: Result<CheckNote, CheckProblem>,
-    mut bench: TaskContext,
+    mut context: TaskContext,
 ) -> TaskTrial {
     seen?;
-    let task = plan(&bench, config, &config.task).await?;
+    let task = plan(&context, config, &config.task).await?;
     let seen = CheckNote::Fine(format!("`{}` can be read", task.image.display()));
     let container = match config.preflight {
-        Preflight::Check => Some(preflight::container(&mut bench, &task).await),
+        Preflight::Check => Some(preflight::container(&mut context, &task).await),
         Preflight::Skip => None,
     };
-    Ok((PreparedHost { bench, task }, seen, container))
+    Ok((PreparedHost { context, task }, seen, container))
 }
 
 /// Looks at all queues; takes and declares nothing.
 pub(super) async fn visit_brokers(config: &Config, findings: &mut Findings) -> Option<PilotError> {
-    let mut survey = CheckLog {
+    let mut check_log = CheckLog {
         findings,
         first: None,
     };
@@ -281,14 +284,14 @@ pub(super) async fn visit_brokers(config: &Config, findings: &mut Findings) -> O
     for (check, direction, queue) in incoming.chain(outgoing) {
         let QueueConfig { name, broker } = queue;
         let looked = broker::look(direction, name, address(broker)).await;
-        survey.keep(
+        check_log.keep(
             check,
             looked
                 .map(|look| ((), seen_of(name, look)))
                 .map_err(|error| PilotError::Broker(error.to_string())),
         );
     }
-    survey.first
+    check_log.first
 }
 
 fn seen_of(queue: &str, look: QueueLook) -> CheckNote {
@@ -406,8 +409,8 @@ async fn mounted_below(
     guard: &GuardianHandle,
     scratch: &Path,
 ) -> Result<(), PilotError> {
-    let will = ShutdownSender::new().subscribe();
-    let looked = external.binds(guard, scratch, &will).await;
+    let shutdown = ShutdownSender::new().subscribe();
+    let looked = external.binds(guard, scratch, &shutdown).await;
     looked.map(drop).map_err(|error| match &error {
         ExternalError::Bind(_) | ExternalError::TooMany { .. } => {
             PilotError::Bind(error.to_string())
@@ -483,25 +486,25 @@ fn inputs(config: &Config, dirs: &DataDirs, own: &[OwnPath]) -> Result<Option<Bi
 
 /// A container's image made usable, and its arguments checked.
 async fn plan(
-    bench: &TaskContext,
+    context: &TaskContext,
     config: &Config,
     container: &ContainerConfig,
 ) -> Result<ContainerSpec, PilotError> {
     let args = Template::parse(&container.args)
         .map_err(|error| PilotError::Configuration(error.to_string()))?;
     // Whoever gives up drops the future, and with it whatever converts.
-    let will = ShutdownSender::new();
+    let shutdown = ShutdownSender::new();
     let image = image::prepare(
-        bench,
+        context,
         &container.image,
         &config.cwd,
         &config.images,
-        will.subscribe(),
+        shutdown.subscribe(),
     )
     .await
     .map_err(|error| PilotError::of(error.class(), error.to_string()))?;
     Ok(ContainerSpec {
-        repair: repair(bench, &image)?,
+        repair: repair(context, &image)?,
         image,
         args,
         env: container.env.clone(),
@@ -514,23 +517,23 @@ async fn plan(
 ///
 /// # Errors
 /// When it can't be used.
-pub(super) async fn lay_init(
+pub(super) async fn prepare_init(
     config: &Config,
-    ground: (&TaskContext, &ContainerSpec),
+    prepared_host: (&TaskContext, &ContainerSpec),
     init: &ContainerConfig,
     findings: &mut Findings,
 ) -> Result<ContainerSpec, PilotError> {
-    let mut survey = CheckLog {
+    let mut check_log = CheckLog {
         findings,
         first: None,
     };
-    let tried = tried_init(config, ground, init).await;
+    let tried = tried_init(config, prepared_host, init).await;
     let plan = match tried {
-        Ok((plan, Some(seen))) => survey.keep(Check::InitContainer, Ok((plan, seen))),
+        Ok((plan, Some(seen))) => check_log.keep(Check::InitContainer, Ok((plan, seen))),
         Ok((plan, None)) => Some(plan),
-        Err(fatal) => survey.keep(Check::InitContainer, Err(fatal)),
+        Err(fatal) => check_log.keep(Check::InitContainer, Err(fatal)),
     };
-    match (plan, survey.first) {
+    match (plan, check_log.first) {
         (Some(plan), _) => Ok(plan),
         (None, Some(fatal)) => Err(fatal),
         (None, None) => Err(PilotError::ExecutionPoint(
@@ -541,26 +544,26 @@ pub(super) async fn lay_init(
 
 async fn tried_init(
     config: &Config,
-    (bench, task): (&TaskContext, &ContainerSpec),
+    (context, task): (&TaskContext, &ContainerSpec),
     init: &ContainerConfig,
 ) -> Result<(ContainerSpec, Option<CheckNote>), PilotError> {
-    let plan = plan(bench, config, init).await?;
+    let plan = plan(context, config, init).await?;
     let seen = match config.preflight {
         Preflight::Skip => None,
         Preflight::Check if plan.image == task.image && plan.env == task.env => {
             Some(CheckNote::Fine("its image is that of the tasks".to_owned()))
         }
-        Preflight::Check => Some(preflight::init_container(bench, &plan).await?),
+        Preflight::Check => Some(preflight::init_container(context, &plan).await?),
     };
     Ok((plan, seen))
 }
 
 /// What an image needs bound into it so that its containers get their variables.
-fn repair(bench: &TaskContext, image: &Path) -> Result<Option<Bind>, PilotError> {
+fn repair(context: &TaskContext, image: &Path) -> Result<Option<Bind>, PilotError> {
     if !container::base_script_is_missing(image) {
         return Ok(None);
     }
-    let script = bench.dirs.empty_script().map_err(|error| {
+    let script = context.dirs.empty_script().map_err(|error| {
         PilotError::ExecutionPoint(format!(
             "can't make a script for the image: {error}; look at the rights and free space of the data directory"
         ))

@@ -52,12 +52,10 @@ use state::Rules;
 /// Where events come from and results go, and how their outages are borne.
 #[derive(Debug)]
 pub struct Queues {
-    /// Events.
     pub source: Source,
-    /// Results.
     pub sink: Sink,
     /// What both share.
-    pub resilience: OutagePolicy,
+    pub outage_policy: OutagePolicy,
 }
 
 /// How a pilot ended: its exit code, and the last line that people and services read, if it failed.
@@ -83,44 +81,44 @@ impl From<PilotError> for PilotExit {
 
 /// Runs a pilot to its end.
 pub async fn run(config: Config, mut signals: Signals, progress: Progress) -> PilotExit {
-    let mut ledger = Recorder::open(&config);
-    let keeper = ledger.keeper().clone();
-    let reports = ProgressReporter::start(&config, progress.clone(), keeper.clone());
-    reports.status(Status::Started);
+    let mut recorder = Recorder::open(&config);
+    let keeper = recorder.keeper().clone();
+    let progress_reporter = ProgressReporter::start(&config, progress.clone(), keeper.clone());
+    progress_reporter.status(Status::Started);
     let mut tally = Tally::default();
     let ended = live(
         &config,
         &mut signals,
         &progress,
-        &reports,
-        &mut ledger,
+        &progress_reporter,
+        &mut recorder,
         &mut tally,
     )
     .await
     .unwrap_or_else(PilotExit::from);
-    ledger.close(tally, &ended);
-    reports.ended(&ended).await;
+    recorder.close(tally, &ended);
+    progress_reporter.ended(&ended).await;
     if let Some(line) = &ended.last_line
         && !config.quarantine.is_zero()
         && !matches!(ended.exit, Exit::Signal(_))
     {
         error!(error = %line, "fatal error");
         quarantine(&config, &mut signals).await;
-        reports.flush().await;
+        progress_reporter.flush().await;
     }
     keeper.close().await;
-    log_records(&config, &ledger);
+    log_records(&config, &recorder);
     ended
 }
 
 /// The end of the log: what the pilot's records add up to, as `ewms-pilot report` has it.
-fn log_records(config: &Config, ledger: &Recorder) {
+fn log_records(config: &Config, recorder: &Recorder) {
     let Some(file) = &config.task_log else { return };
     // A device or a pipe takes records, but gives none back, or no end of something else.
     if !file.is_file() {
         return;
     }
-    match report::of_pilot(file, &ledger.source().pilot_id) {
+    match report::of_pilot(file, &recorder.source().pilot_id) {
         Ok(lines) => {
             for line in lines {
                 info!("{line}");
@@ -146,41 +144,41 @@ async fn live(
     config: &Config,
     signals: &mut Signals,
     progress: &Progress,
-    reports: &ProgressReporter,
-    ledger: &mut Recorder,
+    progress_reporter: &ProgressReporter,
+    recorder: &mut Recorder,
     tally: &mut Tally,
 ) -> Result<PilotExit, PilotError> {
     threads()?;
     let guard = guard(signals)?;
-    let resilience = OutagePolicy::new(
+    let outage_policy = OutagePolicy::new(
         config.reconnect_timeout,
         config.data_parent.join(own_paths::UNSENT_DIR),
     )
     .with_message_limit(MessageLimit::of(config.limits.message))
     .with_bodies(BodyStore::new(scratch_of(&config.data_parent)));
-    status_feed::follow_queues(ledger.keeper(), &resilience);
-    let mut company = Observers {
+    status_feed::follow_queues(recorder.keeper(), &outage_policy);
+    let mut observers = Observers {
         signals: &mut *signals,
         progress,
-        reports,
-        ledger: &mut *ledger,
+        progress_reporter,
+        recorder: &mut *recorder,
     };
     let Started {
-        bench,
+        context,
         task,
         source,
         sink,
-    } = startup::start(config, guard, &resilience, &mut company).await?;
+    } = startup::start(config, guard, &outage_policy, &mut observers).await?;
 
     let names_outfile = task.names_outfile();
     let runner = Rc::new(TaskRunner {
-        bench,
+        context,
         plan: task,
         infile_ext: config.infile_ext.clone(),
         outfile_ext: config.outfile_ext.clone(),
         encoding: sink.encoding(),
-        limit: resilience.message_limit().clone(),
-        bodies: resilience.bodies().clone(),
+        limit: outage_policy.message_limit().clone(),
+        bodies: outage_policy.bodies().clone(),
         room: MemoryBudget::new(),
     });
     let rules = Rules {
@@ -197,10 +195,10 @@ async fn live(
         "taking events"
     );
     answers::advise_on_long_tasks(config);
-    ledger.connected();
+    recorder.connected();
     let extras = DriverOptions {
-        poison: DeadLetters::new(config, ledger.source(), &resilience),
-        wall_time: wall_time(config, ledger),
+        dead_letters: DeadLetters::new(config, recorder.source(), &outage_policy),
+        wall_time: wall_time(config, recorder),
         disk_floor: config.limits.min_free_disk.map(|bytes| DiskFloor {
             directory: config.data_parent.clone(),
             bytes,
@@ -209,29 +207,38 @@ async fn live(
     let queues = Queues {
         source,
         sink,
-        resilience: resilience.clone(),
+        outage_policy: outage_policy.clone(),
     };
-    let finished = driver::run(rules, queues, runner, signals, reports, ledger, extras).await;
+    let finished = driver::run(
+        rules,
+        queues,
+        runner,
+        signals,
+        progress_reporter,
+        recorder,
+        extras,
+    )
+    .await;
     *tally = finished.conclusion.tally;
-    ledger.outages(resilience.outages(), resilience.stats());
+    recorder.outages(outage_policy.outages(), outage_policy.stats());
     if names_outfile && tally.no_output > 0 && tally.no_output == tally.succeeded {
-        ledger.outfile_never_written();
+        recorder.outfile_never_written();
         summary::log_no_outfiles(tally.no_output);
     }
-    summary::log(&finished, ledger);
-    summary::log_outages(resilience.stats());
+    summary::log(&finished, recorder);
+    summary::log_outages(outage_policy.stats());
     summary::ended(&finished.conclusion)
 }
 
-fn wall_time(config: &Config, ledger: &Recorder) -> Option<Deadline> {
-    let began = ledger.began();
+fn wall_time(config: &Config, recorder: &Recorder) -> Option<Deadline> {
+    let began = recorder.began();
     let (limit, cause) = deadline::earlier(began, config.limits.max_runtime, config.token_end)?;
     info!(
         seconds = limit.as_secs(),
         ?cause,
         "the time of this pilot is limited"
     );
-    status_feed::ends(ledger.keeper(), began, limit);
+    status_feed::ends(recorder.keeper(), began, limit);
     Deadline::new(began, limit, config.kill_grace)
 }
 
@@ -254,7 +261,7 @@ fn guard(signals: &Signals) -> Result<GuardianHandle, PilotError> {
         StopSignals::Handled
     };
     // Until the runtime ends.
-    tokio::spawn(guard.tend(stops).map_err(refused)?);
+    tokio::spawn(guard.maintain(stops).map_err(refused)?);
     Ok(guard)
 }
 
@@ -284,9 +291,15 @@ async fn check_ground(
     progress: &Progress,
     findings: &mut Findings,
 ) -> Result<(), PilotError> {
-    let ground = host_setup::prepare_host(config, guard, progress, findings).await?;
+    let prepared_host = host_setup::prepare_host(config, guard, progress, findings).await?;
     if let Some(init) = &config.init {
-        host_setup::lay_init(config, (&ground.bench, &ground.task), init, findings).await?;
+        host_setup::prepare_init(
+            config,
+            (&prepared_host.context, &prepared_host.task),
+            init,
+            findings,
+        )
+        .await?;
     }
     Ok(())
 }

@@ -18,7 +18,6 @@ use crate::telemetry::{Progress, ProgressCounts};
 /// milliseconds.
 const FLUSH: Duration = Duration::from_secs(5);
 
-/// Tells everybody.
 #[derive(Debug)]
 pub struct ProgressReporter {
     progress: Progress,

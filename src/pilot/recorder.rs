@@ -77,7 +77,7 @@ impl Recorder {
         start.requested_memory_bytes = config.condor.request.memory;
         start.requested_disk_bytes = config.condor.request.disk;
         start.max_runtime_secs = config.limits.max_runtime.map(|time| time.as_secs_f64());
-        let mut ledger = Self {
+        let mut recorder = Self {
             keeper: status_feed::start(config, &source),
             writer,
             source,
@@ -87,17 +87,16 @@ impl Recorder {
             end,
             began: Instant::now(),
         };
-        ledger.writer.write(&Record::Start(start));
+        recorder.writer.write(&Record::Start(start));
         info!(
-            pilot_id = ledger.source.pilot_id,
-            host = ledger.source.host,
-            site = ledger.source.site,
+            pilot_id = recorder.source.pilot_id,
+            host = recorder.source.host,
+            site = recorder.source.site,
             "records are kept"
         );
-        ledger
+        recorder
     }
 
-    /// Who writes.
     #[must_use]
     pub fn source(&self) -> &PilotIdentity {
         &self.source
@@ -109,7 +108,6 @@ impl Recorder {
         &self.keeper
     }
 
-    /// When the pilot began.
     #[must_use]
     pub fn began(&self) -> Instant {
         self.began
@@ -126,7 +124,6 @@ impl Recorder {
         self.end.init_time_secs = Some(seconds(took));
     }
 
-    /// Events can be taken.
     pub fn connected(&mut self) {
         self.end.connected_unix_secs = Some(UnixTime::now());
     }
@@ -138,7 +135,6 @@ impl Recorder {
             .get_or_insert_with(UnixTime::now);
     }
 
-    /// An event came.
     pub fn received(&mut self, id: TaskId, delivery: &Delivery) {
         let mut record = TaskRecord::of(&self.source);
         record.task_id = id.to_string();
@@ -157,7 +153,6 @@ impl Recorder {
         self.open.insert(id, record);
     }
 
-    /// Its task begins.
     pub fn started(&mut self, id: TaskId) {
         let slot = self.slots.iter().position(|slot| *slot == SlotUse::Free);
         let slot = slot.unwrap_or_else(|| {
@@ -294,9 +289,7 @@ impl Drop for Recorder {
 /// Whether the broker was told what became of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settlement {
-    /// It was.
     Told,
-    /// The connection was gone.
     Lost,
 }
 

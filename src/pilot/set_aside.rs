@@ -31,12 +31,10 @@ struct Waiting {
     rest: Rest,
 }
 
-/// What is to be done.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// It takes no place from now on, and waits for so long.
     SetAside(TaskId, Duration),
-    /// It goes back.
     GoBack(TaskId, Verdict),
 }
 

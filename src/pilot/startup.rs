@@ -24,15 +24,11 @@ use crate::signals::Signals;
 use crate::task::{ContainerSpec, Initialized, SharedTaskContext, TaskContext, run_init};
 use crate::telemetry::Progress;
 
-/// What the event loop needs.
 pub(super) struct Started {
     /// What all tasks have in common.
-    pub(super) bench: SharedTaskContext,
-    /// What they run.
+    pub(super) context: SharedTaskContext,
     pub(super) task: ContainerSpec,
-    /// Events.
     pub(super) source: Source,
-    /// Results.
     pub(super) sink: Sink,
 }
 
@@ -40,8 +36,8 @@ pub(super) struct Started {
 pub(super) struct Observers<'a> {
     pub(super) signals: &'a mut Signals,
     pub(super) progress: &'a Progress,
-    pub(super) reports: &'a ProgressReporter,
-    pub(super) ledger: &'a mut Recorder,
+    pub(super) progress_reporter: &'a ProgressReporter,
+    pub(super) recorder: &'a mut Recorder,
 }
 
 /// Makes a pilot ready for its first event.
@@ -51,18 +47,18 @@ pub(super) struct Observers<'a> {
 pub(super) async fn start(
     config: &Config,
     guard: GuardianHandle,
-    resilience: &OutagePolicy,
-    company: &mut Observers<'_>,
+    outage_policy: &OutagePolicy,
+    observers: &mut Observers<'_>,
 ) -> Result<Started, PilotError> {
-    let (giver, leave) = StartSender::new();
+    let (start_sender, start_signal) = StartSender::new();
     // Boxed: they are large, and over before the long part of a pilot's life.
-    let connecting = Box::pin(connect(config, resilience, &giver, &leave));
+    let connecting = Box::pin(connect(config, outage_policy, &start_sender, &start_signal));
     let preparing = Box::pin(async {
-        let prepared = prepare(config, guard, company).await?;
-        giver.all_else_is_ready();
+        let prepared = prepare(config, guard, observers).await?;
+        start_sender.all_else_is_ready();
         Ok::<_, PilotError>(prepared)
     });
-    let ((bench, task), connecting) = match select(preparing, connecting).await {
+    let ((context, task), connecting) = match select(preparing, connecting).await {
         Either::Left((prepared, connecting)) => (prepared?, Either::Left(connecting)),
         // Brokers wait for the rest, whatever they met: what failed is not one of them.
         Either::Right((connected, preparing)) => {
@@ -70,9 +66,9 @@ pub(super) async fn start(
             (prepared, Either::Right(ready(connected)))
         }
     };
-    let (source, sink) = unless_signalled(company.signals, connecting).await?;
+    let (source, sink) = unless_signalled(observers.signals, connecting).await?;
     Ok(Started {
-        bench,
+        context,
         task,
         source,
         sink,
@@ -83,38 +79,41 @@ pub(super) async fn start(
 async fn prepare(
     config: &Config,
     guard: GuardianHandle,
-    company: &mut Observers<'_>,
+    observers: &mut Observers<'_>,
 ) -> Result<(SharedTaskContext, ContainerSpec), PilotError> {
     let mut findings = Findings::default();
     let laying = async {
-        let laid = host_setup::prepare_host(config, guard, company.progress, &mut findings).await;
+        let laid = host_setup::prepare_host(config, guard, observers.progress, &mut findings).await;
         laid.inspect_err(|fatal| host_setup::report_site(config, fatal))
     };
-    let PreparedHost { bench, task } = unless_signalled(company.signals, laying).await?;
-    let bench = Arc::new(bench);
-    status_feed::follow_containers(company.ledger.keeper(), &bench.running);
+    let PreparedHost { context, task } = unless_signalled(observers.signals, laying).await?;
+    let context = Arc::new(context);
+    status_feed::follow_containers(observers.recorder.keeper(), &context.running);
     if let Some(init) = &config.init {
         let planning = async {
-            let laid = host_setup::lay_init(config, (&bench, &task), init, &mut findings).await;
+            let laid =
+                host_setup::prepare_init(config, (&context, &task), init, &mut findings).await;
             laid.inspect_err(|fatal| host_setup::report_site(config, fatal))
         };
-        let plan = unless_signalled(company.signals, planning).await?;
-        company.reports.status(Status::RunningInitCommand);
+        let plan = unless_signalled(observers.signals, planning).await?;
+        observers
+            .progress_reporter
+            .status(Status::RunningInitCommand);
         let began = Instant::now();
-        let initialized = initialize(&bench, &plan, company.signals).await;
-        company.ledger.initialized(began.elapsed());
+        let initialized = initialize(&context, &plan, observers.signals).await;
+        observers.recorder.initialized(began.elapsed());
         initialized?;
     }
-    Ok((bench, task))
+    Ok((context, task))
 }
 
 /// Connects to the queues, to all at once. No event is taken before it is known that results can be sent
 /// and all else is ready.
 async fn connect(
     config: &Config,
-    resilience: &OutagePolicy,
-    giver: &StartSender,
-    leave: &StartSignal,
+    outage_policy: &OutagePolicy,
+    start_sender: &StartSender,
+    start_signal: &StartSignal,
 ) -> Result<(Source, Sink), PilotError> {
     let lost = |error: BrokerError| match error {
         // No broker has a part in it.
@@ -123,15 +122,15 @@ async fn connect(
     };
     let (incoming, outgoing) = (places(&config.incoming), places(&config.outgoing));
     let sinks = pin!(async {
-        let sink = broker::open_sinks(&outgoing, resilience, leave).await?;
-        giver.give();
+        let sink = broker::open_sinks(&outgoing, outage_policy, start_signal).await?;
+        start_sender.give();
         Ok(sink)
     });
     let sources = pin!(broker::open_sources(
         &incoming,
         config.window(),
-        resilience,
-        leave
+        outage_policy,
+        start_signal
     ));
     let (sink, source) = match select(sinks, sources).await {
         Either::Left((sink, sources)) => (sink.map_err(lost)?, sources.await),
@@ -143,20 +142,20 @@ async fn connect(
 
 /// Runs the init container; a signal is forwarded to it, a second one kills it.
 async fn initialize(
-    bench: &TaskContext,
+    context: &TaskContext,
     plan: &ContainerSpec,
     signals: &mut Signals,
 ) -> Result<(), PilotError> {
-    let will = ShutdownSender::new();
+    let shutdown = ShutdownSender::new();
     let mut first_signal = None;
-    let mut init = std::pin::pin!(run_init(bench, plan, will.subscribe()));
+    let mut init = std::pin::pin!(run_init(context, plan, shutdown.subscribe()));
     let result = loop {
         tokio::select! {
             biased;
             result = &mut init => break result,
             signal = signals.recv() => {
                 warn!(signal = signal.name(), "signal received");
-                will.advance(match first_signal {
+                shutdown.advance(match first_signal {
                     None => ShutdownPhase::Terminate(signal.number()),
                     Some(_) => ShutdownPhase::Kill,
                 });

@@ -62,13 +62,12 @@ impl Rules {
     }
 }
 
-/// Everything the loop remembers.
 #[derive(Debug)]
 pub struct PilotState {
     rules: Rules,
     intake: IntakeState,
     outlet: Outlet,
-    will: ShutdownPhase,
+    shutdown: ShutdownPhase,
     signal: Option<i32>,
     tasks: HashMap<TaskId, EventStage>,
     /// Those that failed and wait before they go back.
@@ -93,7 +92,6 @@ enum IntakeState {
     Stopped,
 }
 
-/// Where an unsettled event is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum EventStage {
     /// Made ready, for the next free slot.
@@ -107,12 +105,9 @@ enum EventStage {
     Settling,
 }
 
-/// How the loop ended.
 #[derive(Debug)]
 pub struct Conclusion {
-    /// Counts of events.
     pub tally: Tally,
-    /// The failed tasks.
     pub failures: Failures,
     /// Whose fault the first failure was that was neither a task's nor an event's.
     pub broken: Option<FaultClass>,
@@ -136,7 +131,7 @@ impl PilotState {
             rules,
             intake: IntakeState::Open,
             outlet: Outlet::Takes,
-            will: ShutdownPhase::Run,
+            shutdown: ShutdownPhase::Run,
             signal: None,
             tasks: HashMap::new(),
             failed_events: FailedEvents::default(),
@@ -159,7 +154,6 @@ impl PilotState {
             && self.places_taken() < self.rules.window
     }
 
-    /// Those set aside take none.
     fn places_taken(&self) -> usize {
         self.tasks
             .len()
@@ -186,7 +180,6 @@ impl PilotState {
         self.outlet
     }
 
-    /// How many containers run.
     #[must_use]
     pub fn running(&self) -> usize {
         self.tasks
@@ -195,7 +188,6 @@ impl PilotState {
             .count()
     }
 
-    /// Counts so far.
     #[must_use]
     pub fn tally(&self) -> Tally {
         self.tally
@@ -245,12 +237,12 @@ impl PilotState {
                 let steps = self.failed_events.pause_over(id);
                 self.take_steps(steps, &mut actions);
             }
-            PilotEvent::PutAway(id, result) => self.put_away(id, result, &mut actions),
+            PilotEvent::PutAway(id, result) => self.dispose(id, result, &mut actions),
             PilotEvent::WallTime(DeadlineStep::TellTasks) => {
                 self.end_tasks(ShutdownPhase::Terminate(SIGTERM), &mut actions);
             }
             PilotEvent::WallTime(DeadlineStep::KillTasks) => {
-                self.end_tasks(ShutdownPhase::Kill, &mut actions)
+                self.end_tasks(ShutdownPhase::Kill, &mut actions);
             }
             PilotEvent::DiskLow(reason) => {
                 self.disk_low.get_or_insert(reason);
@@ -258,7 +250,7 @@ impl PilotState {
             }
             PilotEvent::Signal(signal) => {
                 self.signal.get_or_insert(signal);
-                let next = match self.will {
+                let next = match self.shutdown {
                     ShutdownPhase::Run => ShutdownPhase::Terminate(signal),
                     ShutdownPhase::Terminate(_) | ShutdownPhase::Kill => ShutdownPhase::Kill,
                 };
@@ -269,14 +261,14 @@ impl PilotState {
     }
 
     /// Forward only, as a will goes.
-    fn end_tasks(&mut self, will: ShutdownPhase, actions: &mut Vec<PilotAction>) {
-        self.will = match (self.will, will) {
+    fn end_tasks(&mut self, shutdown: ShutdownPhase, actions: &mut Vec<PilotAction>) {
+        self.shutdown = match (self.shutdown, shutdown) {
             (ShutdownPhase::Run, next)
             | (ShutdownPhase::Terminate(_), next @ ShutdownPhase::Kill) => next,
             (now, _) => now,
         };
         self.stop_intake(actions);
-        actions.push(PilotAction::Tell(self.will));
+        actions.push(PilotAction::Tell(self.shutdown));
     }
 
     fn delivered(&mut self, id: TaskId, earlier: Option<u64>, actions: &mut Vec<PilotAction>) {
@@ -423,7 +415,7 @@ impl PilotState {
         }
     }
 
-    fn put_away(
+    fn dispose(
         &mut self,
         id: TaskId,
         result: Result<Disposition, NotPutAway>,
@@ -473,7 +465,7 @@ impl PilotState {
             }
             IntakeState::Stopping(held) => held.push((id, verdict)),
             IntakeState::Open | IntakeState::Stopped => {
-                actions.push(PilotAction::Settle(id, verdict))
+                actions.push(PilotAction::Settle(id, verdict));
             }
         }
         self.tasks.insert(id, EventStage::Settling);

@@ -50,9 +50,9 @@ pub(super) fn follow_containers(keeper: &StatusWriter, running: &ActiveContainer
 }
 
 /// Follows the queues as they are connected and lost.
-pub(super) fn follow_queues(keeper: &StatusWriter, resilience: &OutagePolicy) {
-    let (keeper, resilience) = (keeper.clone(), resilience.clone());
-    let mut links = resilience.links();
+pub(super) fn follow_queues(keeper: &StatusWriter, outage_policy: &OutagePolicy) {
+    let (keeper, outage_policy) = (keeper.clone(), outage_policy.clone());
+    let mut links = outage_policy.links();
     // Until the runtime ends.
     tokio::spawn(async move {
         while links.changed().await.is_ok() {
@@ -62,7 +62,7 @@ pub(super) fn follow_queues(keeper: &StatusWriter, resilience: &OutagePolicy) {
             queues.sort_by(|a, b| a.direction.cmp(&b.direction));
             keeper.change(|snapshot| {
                 snapshot.facts.queues = queues;
-                snapshot.facts.reconnects = resilience.stats().reconnects;
+                snapshot.facts.reconnects = outage_policy.stats().reconnects;
             });
         }
     });

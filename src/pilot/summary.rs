@@ -10,7 +10,7 @@ use crate::broker::BrokerStats;
 use crate::exit::Exit;
 
 /// Tallies, statistics and histogram, failures included.
-pub(super) fn log(finished: &Finished, ledger: &Recorder) {
+pub(super) fn log(finished: &Finished, recorder: &Recorder) {
     let tally = finished.conclusion.tally;
     info!(
         received = tally.received,
@@ -26,7 +26,7 @@ pub(super) fn log(finished: &Finished, ledger: &Recorder) {
         warn!("No Messages Were Received.");
         return;
     }
-    for line in ledger.runtimes().report() {
+    for line in recorder.runtimes().report() {
         info!("{line}");
     }
     for (text, count) in finished.conclusion.failures.by_frequency() {

@@ -15,16 +15,16 @@ use crate::task::{ContainerSpec, TaskContext};
 /// # Errors
 /// When tasks could not run in such a one.
 pub async fn container(
-    bench: &mut TaskContext,
+    context: &mut TaskContext,
     plan: &ContainerSpec,
 ) -> Result<CheckNote, CheckProblem> {
-    let masked = match attempt(bench, plan, ContainerProbeDepth::Hub).await {
+    let masked = match attempt(context, plan, ContainerProbeDepth::Hub).await {
         Ok(tried) => return Ok(tried.seen()),
-        Err((Cause::MaskedProc, said)) if bench.proc == ProcMount::Own => said,
+        Err((Cause::MaskedProc, said)) if context.proc == ProcMount::Own => said,
         Err((cause, said)) => return Err(CheckProblem::of(cause, said)),
     };
-    bench.proc = ProcMount::None;
-    match attempt(bench, plan, ContainerProbeDepth::Hub).await {
+    context.proc = ProcMount::None;
+    match attempt(context, plan, ContainerProbeDepth::Hub).await {
         Ok(tried) => Ok(CheckNote::WorkedAround(
             format!(
                 "{}, but only with `--no-mount proc`, so tasks have no /proc: {masked}",
@@ -41,22 +41,20 @@ pub async fn container(
 /// # Errors
 /// When its image is unfit.
 pub async fn init_container(
-    bench: &TaskContext,
+    context: &TaskContext,
     plan: &ContainerSpec,
 ) -> Result<CheckNote, CheckProblem> {
-    match attempt(bench, plan, ContainerProbeDepth::Start).await {
+    match attempt(context, plan, ContainerProbeDepth::Start).await {
         Ok(tried) => Ok(tried.seen()),
         Err((cause, said)) => Err(CheckProblem::of(cause, format!("init container: {said}"))),
     }
 }
 
-/// How far a container got.
 struct ProbeProgress {
     took: Duration,
     inside: Inside,
 }
 
-/// What was tried in it.
 enum Inside {
     /// All; and what tasks may miss.
     Everything(Vec<String>),
@@ -88,12 +86,12 @@ impl ProbeProgress {
 }
 
 async fn attempt(
-    bench: &TaskContext,
+    context: &TaskContext,
     plan: &ContainerSpec,
     depth: ContainerProbeDepth,
 ) -> Result<ProbeProgress, (Cause, String)> {
-    let will = ShutdownSender::new();
-    let (took, inside) = match probe(bench, plan, depth, &will.subscribe()).await {
+    let shutdown = ShutdownSender::new();
+    let (took, inside) = match probe(context, plan, depth, &shutdown.subscribe()).await {
         Some(ContainerProbeOutcome::Well { took, notes }) => (took, Inside::Everything(notes)),
         Some(ContainerProbeOutcome::Made(took)) => (took, Inside::Nothing),
         Some(ContainerProbeOutcome::Broken { cause, said }) => return Err((cause, said)),

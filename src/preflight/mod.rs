@@ -40,27 +40,17 @@ use crate::task::write_something;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Check {
-    /// The pilot's settings.
     Configuration,
-    /// Space for files.
     Scratch,
-    /// The runtime.
     Apptainer,
-    /// What the kernel allows.
     UserNamespaces,
-    /// What the user binds.
     ExternalDirectories,
-    /// What tasks run.
     Image,
     /// `/dev/fuse`.
     Fuse,
-    /// All of it together.
     Container,
-    /// That of the init container.
     InitContainer,
-    /// Where events come from.
     BrokerIncoming,
-    /// Where results go.
     BrokerOutgoing,
 }
 
@@ -84,11 +74,9 @@ impl Check {
     }
 }
 
-/// How a check came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CheckVerdict {
-    /// Well.
     Ok,
     /// Not as it should be, but the pilot gets by.
     WorkedAround,
@@ -112,11 +100,9 @@ impl CheckVerdict {
 /// What is wrong: what was seen, whose fault it is, and how to fix it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckProblem {
-    /// Whose fault.
     pub class: FaultClass,
     /// What was seen, a lower-case fragment.
     pub seen: String,
-    /// How to fix it.
     pub fix: String,
 }
 
@@ -141,7 +127,6 @@ impl fmt::Display for CheckProblem {
 /// What a check that went well saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CheckNote {
-    /// What it should.
     Fine(String),
     /// Something else, which the pilot gets by with, and how to fix it.
     WorkedAround(String, String),
@@ -150,13 +135,9 @@ pub enum CheckNote {
 /// One check and how it came out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Which.
     pub check: Check,
-    /// How it came out.
     pub verdict: CheckVerdict,
-    /// What was seen.
     pub seen: String,
-    /// How to fix it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<String>,
 }
@@ -209,7 +190,6 @@ impl Findings {
         });
     }
 
-    /// Each of them.
     pub fn iter(&self) -> impl Iterator<Item = &Finding> {
         self.0.iter()
     }
@@ -271,14 +251,14 @@ pub async fn reachable(
     paths: &[PathBuf],
     scratch: &Path,
 ) -> Result<CheckNote, CheckProblem> {
-    let will = ShutdownSender::new().subscribe();
+    let shutdown = ShutdownSender::new().subscribe();
     for path in paths {
         let sight = look(
             guard,
             std::slice::from_ref(path),
             ProbeDepth::Glance,
             scratch,
-            &will,
+            &shutdown,
         )
         .await;
         match sight {

@@ -14,7 +14,6 @@ use crate::process::{ChildLimits, ExitStatus, GuardianHandle, Query, ShutdownSen
 
 /// The argument by which the pilot's binary becomes the child, see `cli`.
 pub const WORD: &str = "namespaces";
-/// For two system calls.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Whether they can be made. That they can't is decided by the container that is started next: an

@@ -16,14 +16,12 @@ use super::supervise::supervise;
 /// How much of each stream is given back: its end, because errors stand there.
 const KEPT: usize = 64 * 1024;
 
-/// What to ask.
 #[derive(Debug, Clone)]
 pub struct Query {
     /// Absolute path.
     pub program: PathBuf,
     /// Its arguments, without the program's name.
     pub args: Vec<OsString>,
-    /// The whole environment.
     pub env: Vec<(OsString, OsString)>,
     /// Where it starts; `None` is the pilot's own working directory.
     pub cwd: Option<PathBuf>,
@@ -31,14 +29,10 @@ pub struct Query {
     pub scratch: PathBuf,
 }
 
-/// What it answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Captured {
-    /// How it ended.
     pub exit: ExitStatus,
-    /// Who wanted that.
     pub ended_by: StopCause,
-    /// What was left of it.
     pub leftovers: Leftovers,
     /// The last 64 KiB, beginning with a line.
     pub stdout: Vec<u8>,
@@ -54,7 +48,6 @@ impl Captured {
     }
 }
 
-/// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
     /// It couldn't be started.
@@ -64,12 +57,7 @@ pub enum CaptureError {
     #[error(
         "can't keep a command's output in `{scratch}`: {source}; check its free space and permissions"
     )]
-    Output {
-        /// The directory.
-        scratch: PathBuf,
-        /// The kernel's reason.
-        source: io::Error,
-    },
+    Output { scratch: PathBuf, source: io::Error },
 }
 
 /// Runs `query` within `limits` and returns the end of what it wrote.
@@ -80,7 +68,7 @@ pub async fn capture(
     guard: &GuardianHandle,
     query: Query,
     limits: ChildLimits,
-    will: watch::Receiver<ShutdownPhase>,
+    shutdown: watch::Receiver<ShutdownPhase>,
 ) -> Result<Captured, CaptureError> {
     let Query {
         program,
@@ -103,7 +91,7 @@ pub async fn capture(
         stdout: stdout.try_clone().map_err(output)?,
         stderr: stderr.try_clone().map_err(output)?,
     };
-    let ended = supervise(guard, job, limits, will, oneshot::channel().0).await?;
+    let ended = supervise(guard, job, limits, shutdown, oneshot::channel().0).await?;
     Ok(Captured {
         exit: ended.exit,
         ended_by: ended.ended_by,
@@ -133,8 +121,8 @@ mod tests {
             timeout: Some(timeout),
             grace: Duration::from_secs(1),
         };
-        let will = ShutdownSender::new().subscribe();
-        let captured = capture(&GuardianHandle::in_thread(), query, limits, will)
+        let shutdown = ShutdownSender::new().subscribe();
+        let captured = capture(&GuardianHandle::in_thread(), query, limits, shutdown)
             .await
             .expect("started");
         let left = std::fs::read_dir(scratch.path()).expect("listed").count();

@@ -12,7 +12,6 @@ use nix::unistd::Pid;
 
 use super::spawn::Usage;
 
-/// What to start.
 #[derive(Debug)]
 pub struct ChildSpec {
     /// Absolute path.
@@ -23,9 +22,7 @@ pub struct ChildSpec {
     pub env: Vec<(OsString, OsString)>,
     /// Where it starts; `None` is the pilot's own working directory.
     pub cwd: Option<PathBuf>,
-    /// Where its output goes.
     pub stdout: File,
-    /// Where its errors go.
     pub stderr: File,
 }
 
@@ -41,18 +38,14 @@ pub struct ChildLimits {
 /// How the child's first process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitStatus {
-    /// It exited with this code.
     Code(i32),
-    /// This signal ended it.
     Signal(i32),
 }
 
 /// Who wanted the end. When it wasn't the child, its exit status says nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopCause {
-    /// It ended by itself.
     Itself,
-    /// Its time was up.
     Timeout,
     /// The pilot's [`Will`](super::Will).
     Will,
@@ -72,7 +65,6 @@ pub enum HardKill {
 /// What was left of the session when its leader had ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Leftovers {
-    /// Nothing.
     None,
     /// Processes that were killed and are gone.
     Swept,
@@ -80,20 +72,16 @@ pub enum Leftovers {
     Survive(Vec<Pid>),
 }
 
-/// How it all ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChildExit {
     /// How the first process ended. [`ExitStatus::Signal`] 9 too when it survives its kill.
     pub exit: ExitStatus,
-    /// Who wanted it.
     pub ended_by: StopCause,
-    /// What it cost.
     pub usage: Usage,
     /// From the start until nothing of it ran.
     pub wall: Duration,
     /// How far the kill had to go.
     pub hard_kill: HardKill,
-    /// What was left of it.
     pub leftovers: Leftovers,
 }
 
@@ -102,41 +90,21 @@ pub struct ChildExit {
 pub enum SpawnError {
     /// The program can't be executed.
     #[error("can't start `{program}`: {source}; check that it is installed and executable")]
-    Program {
-        /// What was to be started.
-        program: PathBuf,
-        /// The kernel's reason.
-        source: io::Error,
-    },
+    Program { program: PathBuf, source: io::Error },
     /// The directory to start in is missing.
     #[error("can't start in `{cwd}`: {source}; make the directory first")]
-    Directory {
-        /// The directory.
-        cwd: PathBuf,
-        /// The kernel's reason.
-        source: io::Error,
-    },
+    Directory { cwd: PathBuf, source: io::Error },
     /// Arguments and environment are longer than the kernel takes.
     #[error(
         "arguments and environment of `{program}` have {bytes} bytes, more than the kernel takes; \
          give large values to the container as files"
     )]
-    TooLong {
-        /// What was to be started.
-        program: PathBuf,
-        /// Size of all strings.
-        bytes: usize,
-    },
+    TooLong { program: PathBuf, bytes: usize },
     /// The machine has no process or memory left for us.
     #[error(
         "no process could be made for `{program}`: {source}; the machine or its limits are used up"
     )]
-    Exhausted {
-        /// What was to be started.
-        program: PathBuf,
-        /// The kernel's reason.
-        source: io::Error,
-    },
+    Exhausted { program: PathBuf, source: io::Error },
     /// A child would outlive a pilot that is killed.
     #[error(
         "no guardian could be made for the pilot's containers: {0}; the machine or its limits are used up"
@@ -147,10 +115,5 @@ pub enum SpawnError {
     Watch(io::Error),
     /// The child was waited for by something else in this process.
     #[error("the end of `{program}` can't be known: {source}; something else waited for it")]
-    Lost {
-        /// What was started.
-        program: PathBuf,
-        /// The kernel's reason.
-        source: Errno,
-    },
+    Lost { program: PathBuf, source: Errno },
 }

@@ -12,7 +12,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{Pid, getpid};
 
 use super::child::{ChildSpec, ExitStatus};
-use super::notice::{ChildId, GuardianMessage};
+use super::guardian_message::{ChildId, GuardianMessage};
 use super::procfs;
 use super::spawn::{self, NotStarted, Usage};
 
@@ -23,9 +23,9 @@ pub struct GuardianHandle(Arc<Mutex<GuardianState>>);
 
 #[derive(Debug)]
 struct GuardianState {
-    hire: StartGuardian,
+    start_guardian: StartGuardian,
     guardian: Option<GuardianProcess>,
-    wards: HashMap<Pid, ChildId>,
+    child_ids: HashMap<Pid, ChildId>,
 }
 
 /// How a guardian is made, of the reading end of its pipe.
@@ -41,14 +41,11 @@ struct GuardianProcess {
 /// What a look at the guardian showed.
 #[derive(Debug)]
 pub(super) enum GuardianHealth {
-    /// It is there.
     Well,
     /// It was gone, and another one knows all the wards.
     Replaced {
-        /// The new one.
         pid: Option<Pid>,
-        /// How many children it guards.
-        wards: usize,
+        child_ids: usize,
     },
     /// It is gone, and there can't be another one now.
     Missing(io::Error),
@@ -57,7 +54,6 @@ pub(super) enum GuardianHealth {
 /// Why a child didn't start.
 #[derive(Debug)]
 pub(super) enum StartError {
-    /// For the child's own sake.
     Child(io::Error),
     /// There is nobody to guard it.
     Unguarded(io::Error),
@@ -72,11 +68,11 @@ impl GuardianHandle {
         Self::with(|pipe| spawn::spawn_guardian(&pipe).map(Some))
     }
 
-    fn with(hire: StartGuardian) -> io::Result<Self> {
+    fn with(start_guardian: StartGuardian) -> io::Result<Self> {
         let mut state = GuardianState {
-            hire,
+            start_guardian,
             guardian: None,
-            wards: HashMap::new(),
+            child_ids: HashMap::new(),
         };
         state.replace()?;
         Ok(Self(Arc::new(Mutex::new(state))))
@@ -96,7 +92,7 @@ impl GuardianHandle {
     pub(super) fn spawn(&self, job: &ChildSpec) -> Result<ChildId, StartError> {
         let mut state = self.lock();
         let pipe = state.pipe().map_err(StartError::Unguarded)?;
-        let ward = match spawn::spawn(job, &pipe) {
+        let child_id = match spawn::spawn(job, &pipe) {
             Err(NotStarted::Unheard(_)) => {
                 let pipe = state.replace().map_err(StartError::Unguarded)?;
                 spawn::spawn(job, &pipe)
@@ -107,19 +103,19 @@ impl GuardianHandle {
             NotStarted::Unheard(error) => StartError::Unguarded(error),
             NotStarted::Unmade(error) => StartError::Child(error),
         })?;
-        state.wards.insert(ward.leader.0, ward);
-        Ok(ward)
+        state.child_ids.insert(child_id.leader.0, child_id);
+        Ok(child_id)
     }
 
     /// Waits for a ward of which nothing is left, and forgets it. Blocks unless it has ended.
-    pub(super) fn reap(&self, ward: ChildId) -> nix::Result<(ExitStatus, Usage)> {
+    pub(super) fn reap(&self, child_id: ChildId) -> nix::Result<(ExitStatus, Usage)> {
         let mut state = self.lock();
         // Before its pid is free. A guardian that doesn't hear it checks start times.
         if let Some(guardian) = &state.guardian {
-            let _ = guardian.tell(GuardianMessage::Gone(ward));
+            let _ = guardian.tell(GuardianMessage::Gone(child_id));
         }
-        let answer = spawn::reap(ward.leader.0);
-        state.wards.remove(&ward.leader.0);
+        let answer = spawn::reap(child_id.leader.0);
+        state.child_ids.remove(&child_id.leader.0);
         answer
     }
 
@@ -136,7 +132,7 @@ impl GuardianHandle {
         match state.replace() {
             Ok(_) => GuardianHealth::Replaced {
                 pid: state.guardian.as_ref().and_then(|guardian| guardian.pid),
-                wards: state.wards.len(),
+                child_ids: state.child_ids.len(),
             },
             Err(error) => GuardianHealth::Missing(error),
         }
@@ -147,7 +143,7 @@ impl GuardianHandle {
         let state = self.lock();
         let guardian = state.guardian.as_ref().and_then(|guardian| guardian.pid);
         for pid in procfs::zombies_of_ours() {
-            if !state.wards.contains_key(&pid) && Some(pid) != guardian {
+            if !state.child_ids.contains_key(&pid) && Some(pid) != guardian {
                 let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
             }
         }
@@ -156,11 +152,11 @@ impl GuardianHandle {
     /// Stops all that the children are, whatever sessions they made in their containers. Those on top
     /// first: they shall not see the others stop.
     pub(super) fn suspend(&self) {
-        for ward in self.lock().wards.values() {
+        for child_id in self.lock().child_ids.values() {
             // What forks while we look is found at the next look.
             let mut stopped = Vec::new();
             loop {
-                let mut family = procfs::process_tree(ward.leader);
+                let mut family = procfs::process_tree(child_id.leader);
                 family.retain(|pid| !stopped.contains(pid));
                 if family.is_empty() {
                     break;
@@ -175,8 +171,8 @@ impl GuardianHandle {
 
     /// Lets them run again, in the opposite order.
     pub(super) fn resume(&self) {
-        for ward in self.lock().wards.values() {
-            for pid in procfs::process_tree(ward.leader).into_iter().rev() {
+        for child_id in self.lock().child_ids.values() {
+            for pid in procfs::process_tree(child_id.leader).into_iter().rev() {
                 spawn::send(pid, libc::SIGCONT);
             }
         }
@@ -202,14 +198,14 @@ impl GuardianState {
         let (reader, pipe) = io::pipe()?;
         // A guardian that reads no more must not block the pilot.
         fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let pid = (self.hire)(reader)?;
+        let pid = (self.start_guardian)(reader)?;
         let pipe = Arc::new(pipe);
         let successor = GuardianProcess {
             pipe: Arc::clone(&pipe),
             pid,
         };
-        for ward in self.wards.values() {
-            if let Err(error) = successor.tell(GuardianMessage::Born(*ward)) {
+        for child_id in self.child_ids.values() {
+            if let Err(error) = successor.tell(GuardianMessage::Born(*child_id)) {
                 successor.dismiss();
                 return Err(error);
             }
@@ -222,8 +218,8 @@ impl GuardianState {
 }
 
 impl GuardianProcess {
-    fn tell(&self, notice: GuardianMessage) -> io::Result<()> {
-        (&*self.pipe).write_all(&notice.to_bytes())
+    fn tell(&self, message: GuardianMessage) -> io::Result<()> {
+        (&*self.pipe).write_all(&message.to_bytes())
     }
 
     /// Ends it. Killed before its pipe is closed, whose end would make it kill its wards.

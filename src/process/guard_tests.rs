@@ -35,7 +35,7 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) {
 #[test]
 fn what_is_left_when_the_guard_is_gone_is_killed() {
     let guard = GuardianHandle::in_thread();
-    let wards: Vec<ChildId> = (0..3)
+    let child_ids: Vec<ChildId> = (0..3)
         .map(|_| {
             guard
                 .spawn(&job(
@@ -48,29 +48,33 @@ fn what_is_left_when_the_guard_is_gone_is_killed() {
     spawn::await_end(done.leader.0).expect("a child");
     assert_eq!(guard.reap(done).expect("a child").0, ExitStatus::Code(3));
     until("the last one has its own child", || {
-        wards
+        child_ids
             .iter()
-            .all(|ward| procfs::process_tree(ward.leader).len() == 3)
+            .all(|child_id| procfs::process_tree(child_id.leader).len() == 3)
     });
     drop(guard);
-    for ward in wards {
-        until("it is dead", || spawn::has_ended(ward.leader.0) == Ok(true));
-        until("so is its session", || {
-            procfs::members(ward.leader).is_empty()
+    for child_id in child_ids {
+        until("it is dead", || {
+            spawn::has_ended(child_id.leader.0) == Ok(true)
         });
-        spawn::reap(ward.leader.0).expect("a child");
+        until("so is its session", || {
+            procfs::members(child_id.leader).is_empty()
+        });
+        spawn::reap(child_id.leader.0).expect("a child");
     }
 }
 
 #[test]
 fn a_suspended_family_stands_still_until_it_is_resumed() {
     let guard = GuardianHandle::in_thread();
-    let ward = guard
+    let child_id = guard
         .spawn(&job("setsid sleep 1000 & exec sleep 1001"))
         .expect("started");
-    until("both run", || procfs::process_tree(ward.leader).len() == 2);
+    until("both run", || {
+        procfs::process_tree(child_id.leader).len() == 2
+    });
     let states = || -> Vec<char> {
-        procfs::process_tree(ward.leader)
+        procfs::process_tree(child_id.leader)
             .into_iter()
             .filter_map(|pid| {
                 let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -82,10 +86,10 @@ fn a_suspended_family_stands_still_until_it_is_resumed() {
     until("all stand still", || states() == ['T', 'T']);
     guard.resume();
     until("all go on", || states() == ['S', 'S']);
-    let other = procfs::process_tree(ward.leader)[1];
+    let other = procfs::process_tree(child_id.leader)[1];
     spawn::send(other, libc::SIGKILL);
-    spawn::send(ward.leader.0, libc::SIGKILL);
-    guard.reap(ward).expect("a child");
+    spawn::send(child_id.leader.0, libc::SIGKILL);
+    guard.reap(child_id).expect("a child");
 }
 
 #[test]
@@ -96,12 +100,15 @@ fn a_guardian_that_hears_no_more_is_replaced_at_the_next_start() {
         guard.spawn(&job("true")),
         Err(StartError::Unguarded(error)) if error.kind() == io::ErrorKind::BrokenPipe
     ));
-    guard.lock().hire = |pipe| {
+    guard.lock().start_guardian = |pipe| {
         std::thread::spawn(|| crate::process::guard_until_end(pipe));
         Ok(None)
     };
-    let ward = guard.spawn(&job("true")).expect("guarded now");
-    assert_eq!(guard.reap(ward).expect("a child").0, ExitStatus::Code(0));
+    let child_id = guard.spawn(&job("true")).expect("guarded now");
+    assert_eq!(
+        guard.reap(child_id).expect("a child").0,
+        ExitStatus::Code(0)
+    );
 }
 
 #[test]
@@ -114,7 +121,7 @@ fn a_guardian_that_reads_no_more_stays_until_there_is_another() {
     .expect("a pipe");
     let first = Arc::clone(&guard.lock().guardian.as_ref().expect("hired").pipe);
     while (&*first).write(&[0; 16]).is_ok() {}
-    guard.lock().hire = |_reader| Err(Errno::EAGAIN.into());
+    guard.lock().start_guardian = |_reader| Err(Errno::EAGAIN.into());
     assert!(matches!(
         guard.spawn(&job("true")),
         Err(StartError::Unguarded(error)) if error.kind() == io::ErrorKind::WouldBlock

@@ -7,23 +7,25 @@
 
 use std::io::Read;
 
+use super::guardian_message::{ChildId, GuardianMessage, SIZE};
 use super::hard_kill::{KillTarget, kill_all};
-use super::notice::{ChildId, GuardianMessage, SIZE};
 
 /// The word by which the binary is told to be a guardian.
 pub const GUARDIAN: &str = "guardian";
 
 /// Reads notices until the pilot is gone, then kills what it left. Sleeps in between.
 pub fn guard_until_end(mut pipe: impl Read) {
-    let mut wards: Vec<ChildId> = Vec::new();
+    let mut child_ids: Vec<ChildId> = Vec::new();
     let mut bytes = [0; SIZE];
     // A read that fails is as good as an end: nothing more will be heard from the pilot.
     while pipe.read_exact(&mut bytes).is_ok() {
         match GuardianMessage::from_bytes(bytes) {
-            Some(GuardianMessage::Born(ward)) if !wards.contains(&ward) => wards.push(ward),
-            Some(GuardianMessage::Gone(ward)) => wards.retain(|other| *other != ward),
+            Some(GuardianMessage::Born(child_id)) if !child_ids.contains(&child_id) => {
+                child_ids.push(child_id);
+            }
+            Some(GuardianMessage::Gone(child_id)) => child_ids.retain(|other| *other != child_id),
             Some(GuardianMessage::Born(_)) | None => {}
         }
     }
-    kill_all(wards.into_iter().map(KillTarget::begin).collect());
+    kill_all(child_ids.into_iter().map(KillTarget::begin).collect());
 }

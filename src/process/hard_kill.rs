@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::libc::SIGKILL;
 use nix::unistd::Pid;
 
-use super::notice::ChildId;
+use super::guardian_message::ChildId;
 use super::procfs::{ProcessStat, container_init, members};
 use super::spawn::send;
 
@@ -24,7 +24,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// A ward that got its first blow.
 #[derive(Debug)]
 pub(super) struct KillTarget {
-    ward: ChildId,
+    child_id: ChildId,
     clean_up: CleanUp,
 }
 
@@ -37,31 +37,32 @@ enum CleanUp {
 }
 
 impl KillTarget {
-    /// Strikes the first blow.
-    pub(super) fn begin(ward: ChildId) -> Self {
-        let init = runs(&ward).then(|| container_init(ward.leader)).flatten();
+    pub(super) fn begin(child_id: ChildId) -> Self {
+        let init = runs(&child_id)
+            .then(|| container_init(child_id.leader))
+            .flatten();
         let clean_up = if let Some(init) = init {
             send(init, SIGKILL);
             CleanUp::Awaited
         } else {
-            kill_session(ward);
+            kill_session(child_id);
             CleanUp::NotExpected
         };
-        Self { ward, clean_up }
+        Self { child_id, clean_up }
     }
 }
 
 /// Kills all of them, at the same time. Returns when nothing of them runs, or the kernel won't let
 /// it go; zombies may be left for their parents.
-pub(super) fn kill_all(mut condemned: Vec<KillTarget>) {
+pub(super) fn kill_all(mut kill_target: Vec<KillTarget>) {
     let began = Instant::now();
     loop {
         let waited = began.elapsed();
-        condemned.retain(|KillTarget { ward, clean_up }| {
-            let cleans_up = *clean_up == CleanUp::Awaited && waited < CLEAN_UP && runs(ward);
-            cleans_up || kill_session(*ward) == SessionState::Alive
+        kill_target.retain(|KillTarget { child_id, clean_up }| {
+            let cleans_up = *clean_up == CleanUp::Awaited && waited < CLEAN_UP && runs(child_id);
+            cleans_up || kill_session(*child_id) == SessionState::Alive
         });
-        if condemned.is_empty() || waited >= CLEAN_UP + VANISH {
+        if kill_target.is_empty() || waited >= CLEAN_UP + VANISH {
             return;
         }
         std::thread::sleep(LOOK_AGAIN);
@@ -69,24 +70,23 @@ pub(super) fn kill_all(mut condemned: Vec<KillTarget>) {
 }
 
 /// Whether the leader itself still runs.
-fn runs(ward: &ChildId) -> bool {
-    ProcessStat::of(ward.leader.0).is_some_and(|stat| stat.start == ward.start && !stat.is_zombie)
+fn runs(child_id: &ChildId) -> bool {
+    ProcessStat::of(child_id.leader.0)
+        .is_some_and(|stat| stat.start == child_id.start && !stat.is_zombie)
 }
 
-/// What a blow found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SessionState {
     /// Something that runs, and was sent a kill; or nothing could be told.
     Alive,
-    /// Nothing.
     Dead,
 }
 
 /// Kills what is there. A pid that means another process by now proves that nothing of the old
 /// session is left: until then the kernel gives its number to nobody.
-pub(super) fn kill_session(ward: ChildId) -> SessionState {
-    let leader_runs = match ProcessStat::read(ward.leader.0) {
-        Ok(Some(stat)) if stat.start != ward.start => return SessionState::Dead,
+pub(super) fn kill_session(child_id: ChildId) -> SessionState {
+    let leader_runs = match ProcessStat::read(child_id.leader.0) {
+        Ok(Some(stat)) if stat.start != child_id.start => return SessionState::Dead,
         Ok(Some(stat)) => !stat.is_zombie,
         Ok(None) => false,
         // It may be anybody's: look again.
@@ -94,10 +94,10 @@ pub(super) fn kill_session(ward: ChildId) -> SessionState {
     };
     if leader_runs {
         // Its own group first, which needs no look at all of `/proc`.
-        send(Pid::from_raw(-ward.leader.0.as_raw()), SIGKILL);
-        send(ward.leader.0, SIGKILL);
+        send(Pid::from_raw(-child_id.leader.0.as_raw()), SIGKILL);
+        send(child_id.leader.0, SIGKILL);
     }
-    let members = members(ward.leader);
+    let members = members(child_id.leader);
     for member in &members {
         send(member.pid, SIGKILL);
     }

@@ -20,7 +20,6 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// does, and [`Countdown`](super::Countdown) sees to the time limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopSignals {
-    /// Take the signal over.
     Handled,
     /// The pilot's parent wants it ignored.
     Ignored,
@@ -31,7 +30,10 @@ impl GuardianHandle {
     ///
     /// # Errors
     /// When the system refuses a handler.
-    pub fn tend(&self, stops: StopSignals) -> io::Result<impl Future<Output = ()> + Send + use<>> {
+    pub fn maintain(
+        &self,
+        stops: StopSignals,
+    ) -> io::Result<impl Future<Output = ()> + Send + use<>> {
         let guard = self.clone();
         let mut ends = signal(SignalKind::child())?;
         // The kernel doesn't let pid 1 stop itself: there the signal keeps having no effect at all.
@@ -57,15 +59,14 @@ impl GuardianHandle {
         })
     }
 
-    /// Whether there is one.
     fn look_after_guardian(&self) -> bool {
         match self.check() {
             GuardianHealth::Well => true,
-            GuardianHealth::Replaced { pid, wards } => {
+            GuardianHealth::Replaced { pid, child_ids } => {
                 let pid = pid.map(Pid::as_raw);
                 warn!(
                     pid,
-                    wards, "the guardian of the containers died and was replaced"
+                    child_ids, "the guardian of the containers died and was replaced"
                 );
                 true
             }

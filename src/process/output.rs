@@ -46,14 +46,12 @@ pub fn tail_of(file: &mut File, max_bytes: usize) -> io::Result<Vec<u8>> {
 /// How much of a file is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shown {
-    /// All of it.
     Whole,
     /// Of a long one the first and the last 32 KiB, in whole lines where there are such, and between
     /// them where all of it is.
     Ends,
 }
 
-/// Of each end.
 const END_BYTES: usize = 32 * 1024;
 
 /// Writes a file's content to `sink` between marked lines, with `name` as in `task (stderr)`:

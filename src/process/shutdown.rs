@@ -10,7 +10,6 @@ pub enum ShutdownPhase {
     Run,
     /// Forward this signal, and kill after the grace period.
     Terminate(i32),
-    /// Kill now.
     Kill,
 }
 
@@ -42,7 +41,6 @@ impl ShutdownSender {
         self.0.subscribe()
     }
 
-    /// What is wanted now.
     #[must_use]
     pub fn current(&self) -> ShutdownPhase {
         *self.0.borrow()

@@ -20,7 +20,7 @@ use nix::unistd::{Pid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, getpid, sets
 
 use super::child::{ChildSpec, ExitStatus};
 use super::guardian::GUARDIAN;
-use super::notice::{ChildId, GuardianMessage};
+use super::guardian_message::{ChildId, GuardianMessage};
 use super::procfs::ProcessStat;
 use crate::ids::ProcessGroup;
 
@@ -28,18 +28,14 @@ use crate::ids::ProcessGroup;
 /// that is everything in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
-    /// CPU time in user mode.
     pub cpu_user: Duration,
-    /// CPU time in the kernel.
     pub cpu_system: Duration,
     /// The largest resident set of any one process.
     pub max_rss_bytes: u64,
 }
 
-/// What became of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SignalDelivery {
-    /// The kernel took it.
     Sent,
     /// There is no such process any more (`ESRCH`).
     Gone,
@@ -47,7 +43,6 @@ pub(super) enum SignalDelivery {
     Refused,
 }
 
-/// Why there is no child.
 #[derive(Debug)]
 pub(super) enum NotStarted {
     /// The guardian doesn't take its notice: it is gone, or reads no more.
@@ -129,7 +124,6 @@ struct SpawnPlan<'a> {
 enum ChildRole<'a> {
     /// Guarded by whoever reads this, and open to every signal.
     Ward(&'a PipeWriter),
-    /// A guardian, who ignores them.
     Guardian,
 }
 
@@ -191,13 +185,13 @@ impl SpawnPlan<'_> {
 }
 
 /// Makes a child and waits until it is a program. Its pid; of one that failed nothing is left.
-fn spawn_child(birth: &SpawnPlan<'_>) -> Result<Pid, NotStarted> {
+fn spawn_child(spawn_plan: &SpawnPlan<'_>) -> Result<Pid, NotStarted> {
     /// The deepest that the child goes takes less than 2 KiB.
     const STACK: usize = 64 * 1024;
     let mut stack = vec![0; STACK];
     let (unheard, unmade) = (AtomicI32::new(0), AtomicI32::new(0));
     let child = || {
-        let (failure, error) = match birth.become_program() {
+        let (failure, error) = match spawn_plan.become_program() {
             NotStarted::Unheard(error) => (&unheard, error),
             NotStarted::Unmade(error) => (&unmade, error),
         };
@@ -444,8 +438,8 @@ mod tests {
             let started = spawn(&job, &guardian);
             assert_eq!(SigSet::thread_get_mask(), Ok(before));
             assert_eq!(started.is_ok(), succeeds, "{started:?}");
-            if let Ok(ward) = started {
-                let (exit, _) = reap(ward.leader.0).expect("a child of ours");
+            if let Ok(child_id) = started {
+                let (exit, _) = reap(child_id.leader.0).expect("a child of ours");
                 assert_eq!(exit, ExitStatus::Code(0));
             }
         }

@@ -17,8 +17,8 @@ use super::child::{
     ChildExit, ChildLimits, ChildSpec, ExitStatus, HardKill, Leftovers, SpawnError, StopCause,
 };
 use super::guard::{GuardianHandle, StartError};
+use super::guardian_message::ChildId;
 use super::hard_kill::{self, CLEAN_UP, KillTarget, VANISH};
-use super::notice::ChildId;
 use super::procfs::{container_init, members};
 use super::shutdown::ShutdownPhase;
 use super::spawn::{self, SignalDelivery, Usage};
@@ -42,10 +42,10 @@ pub async fn supervise(
     guard: &GuardianHandle,
     job: ChildSpec,
     limits: ChildLimits,
-    mut will: watch::Receiver<ShutdownPhase>,
+    mut shutdown: watch::Receiver<ShutdownPhase>,
     started: oneshot::Sender<i32>,
 ) -> Result<ChildExit, SpawnError> {
-    let initial = *will.borrow();
+    let initial = *shutdown.borrow();
     if initial != ShutdownPhase::Run {
         return Ok(never_started(initial));
     }
@@ -53,11 +53,11 @@ pub async fn supervise(
     // Before the start: a child that ends at once is not missed.
     let ends = signal(SignalKind::child()).map_err(SpawnError::Watch)?;
     let began = Instant::now();
-    let ward = spawn(guard, job)?;
+    let child_id = spawn(guard, job)?;
     // Not everybody wants to know.
-    let _unheard = started.send(ward.leader.0.as_raw());
+    let _unheard = started.send(child_id.leader.0.as_raw());
     let mut child = Child {
-        ward,
+        id: child_id,
         guard: guard.clone(),
         ends,
         state: ChildState::Unreaped,
@@ -67,7 +67,7 @@ pub async fn supervise(
         program: program.clone(),
         source,
     };
-    let (ended_by, hard_kill) = child.until_end(limits, &mut will).await.map_err(lost)?;
+    let (ended_by, hard_kill) = child.until_end(limits, &mut shutdown).await.map_err(lost)?;
     let leftovers = child.sweep().await;
     let (exit, usage) = child.reap().map_err(lost)?;
     Ok(ChildExit {
@@ -80,8 +80,8 @@ pub async fn supervise(
     })
 }
 
-fn never_started(will: ShutdownPhase) -> ChildExit {
-    let number = if let ShutdownPhase::Terminate(number) = will {
+fn never_started(shutdown: ShutdownPhase) -> ChildExit {
+    let number = if let ShutdownPhase::Terminate(number) = shutdown {
         number
     } else {
         libc::SIGKILL
@@ -98,7 +98,7 @@ fn never_started(will: ShutdownPhase) -> ChildExit {
 
 fn spawn(guard: &GuardianHandle, job: ChildSpec) -> Result<ChildId, SpawnError> {
     let source = match guard.spawn(&job) {
-        Ok(ward) => return Ok(ward),
+        Ok(child_id) => return Ok(child_id),
         Err(StartError::Unguarded(source)) => return Err(SpawnError::Unguarded(source)),
         Err(StartError::Child(source)) => source,
     };
@@ -121,7 +121,7 @@ fn spawn(guard: &GuardianHandle, job: ChildSpec) -> Result<ChildId, SpawnError> 
 
 /// A started child. Dropping it before [`Child::reap`] kills it.
 struct Child {
-    ward: ChildId,
+    id: ChildId,
     guard: GuardianHandle,
     ends: Signal,
     state: ChildState,
@@ -133,7 +133,6 @@ enum ChildState {
     Reaped,
 }
 
-/// What woke a child's supervisor.
 enum ChildEvent {
     Ended,
     Due,
@@ -145,7 +144,7 @@ impl Child {
     async fn until_end(
         &mut self,
         limits: ChildLimits,
-        will: &mut watch::Receiver<ShutdownPhase>,
+        shutdown: &mut watch::Receiver<ShutdownPhase>,
     ) -> nix::Result<(StopCause, HardKill)> {
         let timeout = async {
             match limits.timeout {
@@ -154,17 +153,17 @@ impl Child {
             }
         };
         let (ended_by, number) = match self
-            .wait(timeout, will, ShutdownPhase::Terminate(0))
+            .wait(timeout, shutdown, ShutdownPhase::Terminate(0))
             .await?
         {
             ChildEvent::Ended => return Ok((StopCause::Itself, HardKill::NotNeeded)),
             ChildEvent::Due => (StopCause::Timeout, libc::SIGTERM),
-            ChildEvent::Willed => match *will.borrow() {
+            ChildEvent::Willed => match *shutdown.borrow() {
                 ShutdownPhase::Terminate(number) => (StopCause::Will, number),
                 ShutdownPhase::Run | ShutdownPhase::Kill => (StopCause::Will, libc::SIGKILL),
             },
         };
-        if number != libc::SIGKILL && self.tell(number, limits.grace, will).await? {
+        if number != libc::SIGKILL && self.tell(number, limits.grace, shutdown).await? {
             return Ok((ended_by, HardKill::NotNeeded));
         }
         Ok((ended_by, self.hard_kill().await?))
@@ -175,19 +174,19 @@ impl Child {
         &mut self,
         number: i32,
         grace: Duration,
-        will: &mut watch::Receiver<ShutdownPhase>,
+        shutdown: &mut watch::Receiver<ShutdownPhase>,
     ) -> nix::Result<bool> {
         let mut grace = SuspendAwareTimer::new(grace);
         loop {
-            if let SignalDelivery::Refused = spawn::send(self.ward.leader.0, number) {
-                let pid = self.ward.leader;
+            if let SignalDelivery::Refused = spawn::send(self.id.leader.0, number) {
+                let pid = self.id.leader;
                 tracing::warn!(%pid, number, "the kernel refused us to signal a child");
             }
             let due = async {
                 // Either way it is time to look.
                 let _ = timeout(REPEAT, grace.over()).await;
             };
-            match self.wait(due, will, ShutdownPhase::Kill).await? {
+            match self.wait(due, shutdown, ShutdownPhase::Kill).await? {
                 ChildEvent::Ended => return Ok(true),
                 ChildEvent::Willed => return Ok(false),
                 ChildEvent::Due if grace.is_over() => return Ok(false),
@@ -200,11 +199,11 @@ impl Child {
     async fn wait(
         &mut self,
         due: impl Future<Output = ()>,
-        will: &mut watch::Receiver<ShutdownPhase>,
+        shutdown: &mut watch::Receiver<ShutdownPhase>,
         wanted: ShutdownPhase,
     ) -> nix::Result<ChildEvent> {
-        let willed = async {
-            if will
+        let shutdown_advanced = async {
+            if shutdown
                 .wait_for(|now| now.stage() >= wanted.stage())
                 .await
                 .is_err()
@@ -216,7 +215,7 @@ impl Child {
         tokio::select! {
             biased;
             ended = self.ended() => ended.map(|()| ChildEvent::Ended),
-            () = willed => Ok(ChildEvent::Willed),
+            () = shutdown_advanced => Ok(ChildEvent::Willed),
             () = due => Ok(ChildEvent::Due),
         }
     }
@@ -234,19 +233,19 @@ impl Child {
 
     /// An error means that its pid may be another's by now: nothing may be sent to it any more.
     fn has_ended(&mut self) -> nix::Result<bool> {
-        spawn::has_ended(self.ward.leader.0).inspect_err(|_| self.state = ChildState::Reaped)
+        spawn::has_ended(self.id.leader.0).inspect_err(|_| self.state = ChildState::Reaped)
     }
 
     async fn hard_kill(&mut self) -> nix::Result<HardKill> {
-        if let Some(init) = container_init(self.ward.leader) {
+        if let Some(init) = container_init(self.id.leader) {
             spawn::send(init, libc::SIGKILL);
             if let Ok(ended) = timeout(CLEAN_UP, self.ended()).await {
                 return ended.map(|()| HardKill::Container);
             }
         }
         // It is our own child, whatever can be told of it.
-        spawn::send(self.ward.leader.0, libc::SIGKILL);
-        hard_kill::kill_session(self.ward);
+        spawn::send(self.id.leader.0, libc::SIGKILL);
+        hard_kill::kill_session(self.id);
         // Not ended even so: the sweep reports it.
         if let Ok(ended) = timeout(VANISH, self.ended()).await {
             ended?;
@@ -260,7 +259,7 @@ impl Child {
         let deadline = Instant::now() + VANISH;
         let mut outcome = Leftovers::None;
         loop {
-            let members = members(self.ward.leader);
+            let members = members(self.id.leader);
             if members.is_empty() {
                 break;
             }
@@ -280,9 +279,9 @@ impl Child {
         }
         if let Ok(false) = self.has_ended() {
             match &mut outcome {
-                Leftovers::Survive(survivors) => survivors.push(self.ward.leader.0),
+                Leftovers::Survive(survivors) => survivors.push(self.id.leader.0),
                 Leftovers::None | Leftovers::Swept => {
-                    outcome = Leftovers::Survive(vec![self.ward.leader.0]);
+                    outcome = Leftovers::Survive(vec![self.id.leader.0]);
                 }
             }
         }
@@ -295,7 +294,7 @@ impl Child {
             return Ok((ExitStatus::Signal(libc::SIGKILL), Usage::default()));
         }
         self.state = ChildState::Reaped;
-        self.guard.reap(self.ward)
+        self.guard.reap(self.id)
     }
 }
 
@@ -306,21 +305,21 @@ impl Drop for Child {
         }
         // At once: the pilot itself may be on its way out. With the container's first process dead,
         // the rest follows without us.
-        let (ward, guard) = (self.ward, self.guard.clone());
-        let condemned = KillTarget::begin(ward);
+        let (child_id, guard) = (self.id, self.guard.clone());
+        let kill_target = KillTarget::begin(child_id);
         // A thread, because the runtime may be gone; if there can't be one, no time for clean-up.
         let spawned = std::thread::Builder::new()
             .name("reaper".into())
             .spawn(move || {
-                hard_kill::kill_all(vec![condemned]);
+                hard_kill::kill_all(vec![kill_target]);
                 // However long the kernel holds it. An error: it is no child of ours any more.
-                if spawn::await_end(ward.leader.0).is_ok() {
-                    let _ = guard.reap(ward);
+                if spawn::await_end(child_id.leader.0).is_ok() {
+                    let _ = guard.reap(child_id);
                 }
             });
         if spawned.is_err() {
-            spawn::send(ward.leader.0, libc::SIGKILL);
-            hard_kill::kill_session(ward);
+            spawn::send(child_id.leader.0, libc::SIGKILL);
+            hard_kill::kill_session(child_id);
         }
     }
 }

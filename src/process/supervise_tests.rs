@@ -17,7 +17,7 @@ const SHORT: Duration = Duration::from_millis(300);
 
 struct Bench {
     dir: TempDir,
-    will: ShutdownSender,
+    shutdown: ShutdownSender,
     guard: GuardianHandle,
 }
 
@@ -25,7 +25,7 @@ impl Bench {
     fn new() -> Self {
         Self {
             dir: tempfile::tempdir().expect("a directory"),
-            will: ShutdownSender::new(),
+            shutdown: ShutdownSender::new(),
             guard: GuardianHandle::in_thread(),
         }
     }
@@ -51,7 +51,7 @@ impl Bench {
             &self.guard,
             self.job(script),
             limits,
-            self.will.subscribe(),
+            self.shutdown.subscribe(),
             oneshot::channel().0,
         )
         .await
@@ -81,7 +81,6 @@ fn limits(timeout: Duration, grace: Duration) -> ChildLimits {
     }
 }
 
-/// Polls with a deadline.
 async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
@@ -102,9 +101,9 @@ fn exists(pid: Pid) -> bool {
 
 #[tokio::test]
 async fn exit_codes_and_signals_are_told_apart() {
-    let bench = Bench::new();
+    let context = Bench::new();
     for code in [0, 1, 255] {
-        let ended = bench
+        let ended = context
             .run(&format!("exit {code}"), limits(LONG, SHORT))
             .await;
         assert_eq!(
@@ -116,24 +115,25 @@ async fn exit_codes_and_signals_are_told_apart() {
             (HardKill::NotNeeded, Leftovers::None)
         );
     }
-    let ended = bench.run("kill -SEGV $$", limits(LONG, SHORT)).await;
+    let ended = context.run("kill -SEGV $$", limits(LONG, SHORT)).await;
     assert_eq!(ended.exit, ExitStatus::Signal(libc::SIGSEGV));
 }
 
 #[tokio::test]
 async fn two_hundred_children_that_end_at_once_are_all_noticed() {
-    let bench = Bench::new();
-    let all =
-        futures_util::future::join_all((0..200).map(|_| bench.run("exit 7", limits(LONG, SHORT))));
+    let context = Bench::new();
+    let all = futures_util::future::join_all(
+        (0..200).map(|_| context.run("exit 7", limits(LONG, SHORT))),
+    );
     let ended = timeout(PATIENCE, all).await.expect("no end was missed");
     assert!(ended.iter().all(|ended| ended.exit == ExitStatus::Code(7)));
 }
 
 #[tokio::test]
 async fn the_environment_starts_from_empty_and_stdin_is_empty() {
-    let bench = Bench::new();
-    bench.run("cat; exec env", limits(LONG, SHORT)).await;
-    let stdout = bench.stdout();
+    let context = Bench::new();
+    context.run("cat; exec env", limits(LONG, SHORT)).await;
+    let stdout = context.stdout();
     let names: Vec<&str> = stdout
         .lines()
         .filter_map(|line| line.split('=').next())
@@ -150,25 +150,25 @@ async fn the_environment_starts_from_empty_and_stdin_is_empty() {
 
 #[tokio::test]
 async fn no_descriptor_of_ours_is_inherited() {
-    let bench = Bench::new();
+    let context = Bench::new();
     // Without close-on-exec, as a careless parent of the pilot would leave it.
     let leaked = nix::unistd::dup(File::open("/dev/null").expect("opened")).expect("duplicated");
-    bench.run("ls /proc/self/fd", limits(LONG, SHORT)).await;
+    context.run("ls /proc/self/fd", limits(LONG, SHORT)).await;
     drop(leaked);
     // 3 is the directory that ls itself reads.
     assert_eq!(
-        bench.stdout().split_whitespace().collect::<Vec<_>>(),
+        context.stdout().split_whitespace().collect::<Vec<_>>(),
         ["0", "1", "2", "3"]
     );
 }
 
 #[tokio::test]
 async fn the_child_leads_a_session_of_its_own() {
-    let bench = Bench::new();
-    bench
+    let context = Bench::new();
+    context
         .run("cut -d' ' -f1,5,6 /proc/$$/stat", limits(LONG, SHORT))
         .await;
-    let stdout = bench.stdout();
+    let stdout = context.stdout();
     let numbers: Vec<&str> = stdout.split_whitespace().collect();
     assert!(
         numbers.len() == 3 && numbers.iter().all(|number| *number == numbers[0]),
@@ -178,9 +178,9 @@ async fn the_child_leads_a_session_of_its_own() {
 
 #[tokio::test]
 async fn cpu_time_and_memory_are_reported() {
-    let bench = Bench::new();
+    let context = Bench::new();
     let script = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done";
-    let ended = bench.run(script, limits(LONG, SHORT)).await;
+    let ended = context.run(script, limits(LONG, SHORT)).await;
     assert!(ended.usage.cpu_user > Duration::ZERO);
     assert!(ended.usage.max_rss_bytes > 100 * 1024);
     assert!(ended.wall > Duration::ZERO);
@@ -188,20 +188,20 @@ async fn cpu_time_and_memory_are_reported() {
 
 #[tokio::test]
 async fn a_timeout_tells_with_sigterm() {
-    let bench = Bench::new();
+    let context = Bench::new();
     let script = "trap 'echo told; exit 0' TERM; while :; do sleep 0.05; done";
-    let ended = bench.run(script, limits(SHORT, LONG)).await;
+    let ended = context.run(script, limits(SHORT, LONG)).await;
     assert_eq!(
         (ended.ended_by, ended.hard_kill),
         (StopCause::Timeout, HardKill::NotNeeded)
     );
-    assert_eq!(bench.stdout(), "told\n");
+    assert_eq!(context.stdout(), "told\n");
 }
 
 #[tokio::test]
 async fn a_child_that_ignores_sigterm_is_killed_after_the_grace() {
-    let bench = Bench::new();
-    let ended = bench
+    let context = Bench::new();
+    let ended = context
         .run("trap '' TERM; sleep 1000", limits(SHORT, SHORT))
         .await;
     assert_eq!(ended.ended_by, StopCause::Timeout);
@@ -216,10 +216,10 @@ async fn a_child_that_ignores_sigterm_is_killed_after_the_grace() {
 
 #[tokio::test]
 async fn the_signal_is_repeated_until_it_is_heard() {
-    let bench = Bench::new();
+    let context = Bench::new();
     let script =
         "n=0; trap 'n=$((n+1)); [ $n -ge 3 ] && exit 9' TERM; while :; do sleep 0.05; done";
-    let ended = bench.run(script, limits(SHORT, LONG)).await;
+    let ended = context.run(script, limits(SHORT, LONG)).await;
     assert_eq!(
         (ended.exit, ended.hard_kill),
         (ExitStatus::Code(9), HardKill::NotNeeded)
@@ -228,28 +228,32 @@ async fn the_signal_is_repeated_until_it_is_heard() {
 
 #[tokio::test]
 async fn the_will_forwards_its_signal() {
-    let bench = Bench::new();
+    let context = Bench::new();
     let script = "trap 'echo hup; exit 4' HUP; echo $$ > pid; while :; do sleep 0.05; done";
-    let (ended, _) = tokio::join!(bench.run(script, limits(LONG, LONG)), async {
-        bench.pid("pid").await;
-        bench.will.advance(ShutdownPhase::Terminate(libc::SIGHUP))
+    let (ended, _) = tokio::join!(context.run(script, limits(LONG, LONG)), async {
+        context.pid("pid").await;
+        context
+            .shutdown
+            .advance(ShutdownPhase::Terminate(libc::SIGHUP))
     });
     assert_eq!(
         (ended.exit, ended.ended_by),
         (ExitStatus::Code(4), StopCause::Will)
     );
-    assert_eq!(bench.stdout(), "hup\n");
+    assert_eq!(context.stdout(), "hup\n");
 }
 
 #[tokio::test]
 async fn a_kill_during_the_grace_hastens_the_end() {
-    let bench = Bench::new();
+    let context = Bench::new();
     let script = "trap 'echo told > told' TERM; echo $$ > pid; while :; do sleep 0.05; done";
-    let (ended, ()) = tokio::join!(bench.run(script, limits(LONG, LONG)), async {
-        bench.pid("pid").await;
-        bench.will.advance(ShutdownPhase::Terminate(libc::SIGTERM));
-        until("the child was told", || bench.path("told").exists()).await;
-        bench.will.advance(ShutdownPhase::Kill);
+    let (ended, ()) = tokio::join!(context.run(script, limits(LONG, LONG)), async {
+        context.pid("pid").await;
+        context
+            .shutdown
+            .advance(ShutdownPhase::Terminate(libc::SIGTERM));
+        until("the child was told", || context.path("told").exists()).await;
+        context.shutdown.advance(ShutdownPhase::Kill);
     });
     assert_eq!(
         (ended.ended_by, ended.hard_kill),
@@ -260,11 +264,11 @@ async fn a_kill_during_the_grace_hastens_the_end() {
 
 #[tokio::test]
 async fn a_kill_after_a_timeout_is_still_a_timeout() {
-    let bench = Bench::new();
+    let context = Bench::new();
     let script = "trap 'echo told > told' TERM; while :; do sleep 0.05; done";
-    let (ended, ()) = tokio::join!(bench.run(script, limits(SHORT, LONG)), async {
-        until("the child was told", || bench.path("told").exists()).await;
-        bench.will.advance(ShutdownPhase::Kill);
+    let (ended, ()) = tokio::join!(context.run(script, limits(SHORT, LONG)), async {
+        until("the child was told", || context.path("told").exists()).await;
+        context.shutdown.advance(ShutdownPhase::Kill);
     });
     assert_eq!(
         (ended.ended_by, ended.hard_kill),
@@ -274,26 +278,28 @@ async fn a_kill_after_a_timeout_is_still_a_timeout() {
 
 #[tokio::test]
 async fn nothing_is_started_once_the_end_is_wanted() {
-    let bench = Bench::new();
-    bench.will.advance(ShutdownPhase::Terminate(libc::SIGTERM));
-    let ended = bench.run("echo started", limits(LONG, LONG)).await;
+    let context = Bench::new();
+    context
+        .shutdown
+        .advance(ShutdownPhase::Terminate(libc::SIGTERM));
+    let ended = context.run("echo started", limits(LONG, LONG)).await;
     assert_eq!(
         (ended.exit, ended.ended_by),
         (ExitStatus::Signal(libc::SIGTERM), StopCause::Will)
     );
-    assert_eq!(bench.stdout(), "");
+    assert_eq!(context.stdout(), "");
 }
 
 #[tokio::test]
 async fn a_lost_sender_lets_the_child_run() {
-    let bench = Bench::new();
-    let will = ShutdownSender::new().subscribe();
-    let job = bench.job("sleep 0.2; exit 5");
+    let context = Bench::new();
+    let shutdown = ShutdownSender::new().subscribe();
+    let job = context.job("sleep 0.2; exit 5");
     let ended = supervise(
-        &bench.guard,
+        &context.guard,
         job,
         limits(LONG, LONG),
-        will,
+        shutdown,
         oneshot::channel().0,
     )
     .await
@@ -306,36 +312,36 @@ async fn a_lost_sender_lets_the_child_run() {
 
 #[tokio::test]
 async fn what_a_successful_child_leaves_running_is_swept() {
-    let bench = Bench::new();
+    let context = Bench::new();
     // As squashfuse_ll does it: a process group of its own in the same session.
     let script = "set -m; sleep 1000 & echo $! > pid; trap '' HUP; exit 0";
-    let ended = bench.run(script, limits(LONG, LONG)).await;
+    let ended = context.run(script, limits(LONG, LONG)).await;
     assert_eq!(
         (ended.exit, ended.leftovers),
         (ExitStatus::Code(0), Leftovers::Swept)
     );
-    assert!(!runs(bench.pid("pid").await));
+    assert!(!runs(context.pid("pid").await));
 }
 
 #[tokio::test]
 async fn grandchildren_that_ignore_the_signal_die_with_the_child() {
-    let bench = Bench::new();
+    let context = Bench::new();
     let script = "sh -c \"trap '' TERM HUP; echo \\$\\$ > pid; sleep 1000\" & wait";
-    let ended = bench
+    let ended = context
         .run(script, limits(Duration::from_secs(1), SHORT))
         .await;
     assert_eq!(ended.leftovers, Leftovers::Swept);
-    assert!(!runs(bench.pid("pid").await));
+    assert!(!runs(context.pid("pid").await));
 }
 
 #[tokio::test]
 async fn a_dropped_supervisor_kills_and_reaps_its_child() {
-    let bench = Bench::new();
+    let context = Bench::new();
     let script =
         "trap '' TERM; (trap '' HUP; sleep 1000) & echo $! > other; echo $$ > pid; sleep 1000";
     let (pid, other) = tokio::select! {
-        ended = bench.run(script, limits(LONG, LONG)) => panic!("it ended: {ended:?}"),
-        pids = async { (bench.pid("pid").await, bench.pid("other").await) } => pids,
+        ended = context.run(script, limits(LONG, LONG)) => panic!("it ended: {ended:?}"),
+        pids = async { (context.pid("pid").await, context.pid("other").await) } => pids,
     };
     until("the leader is reaped", || !exists(pid)).await;
     until("its session is gone", || !runs(other)).await;
@@ -343,30 +349,30 @@ async fn a_dropped_supervisor_kills_and_reaps_its_child() {
 
 #[tokio::test]
 async fn no_zombie_is_left_and_no_other_child_is_reaped() {
-    let bench = Bench::new();
+    let context = Bench::new();
     let mut other = std::process::Command::new("/bin/true")
         .spawn()
         .expect("started");
-    bench.run("echo $$ > pid", limits(LONG, LONG)).await;
-    assert!(!exists(bench.pid("pid").await));
+    context.run("echo $$ > pid", limits(LONG, LONG)).await;
+    assert!(!exists(context.pid("pid").await));
     assert!(other.wait().expect("still ours to wait for").success());
 }
 
 #[tokio::test]
 async fn failures_to_start_are_told_apart() {
-    let bench = Bench::new();
+    let context = Bench::new();
     let start = |job| {
         supervise(
-            &bench.guard,
+            &context.guard,
             job,
             limits(LONG, LONG),
-            bench.will.subscribe(),
+            context.shutdown.subscribe(),
             oneshot::channel().0,
         )
     };
     let missing = start(ChildSpec {
         program: "/nonexistent/x".into(),
-        ..bench.job("")
+        ..context.job("")
     })
     .await;
     assert!(
@@ -375,7 +381,7 @@ async fn failures_to_start_are_told_apart() {
     );
     let nowhere = start(ChildSpec {
         cwd: Some("/nonexistent".into()),
-        ..bench.job("")
+        ..context.job("")
     })
     .await;
     assert!(
@@ -384,7 +390,7 @@ async fn failures_to_start_are_told_apart() {
     );
     let long = start(ChildSpec {
         args: vec!["x".repeat(200_000).into()],
-        ..bench.job("")
+        ..context.job("")
     })
     .await;
     assert!(

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-/// The longest step.
 const LONGEST: Duration = Duration::from_secs(20);
 /// The shortest step, but for the last one.
 const SHORTEST: Duration = Duration::from_millis(100);
@@ -27,7 +26,6 @@ pub struct SuspendAwareTimer {
 }
 
 impl SuspendAwareTimer {
-    /// Starts now.
     #[must_use]
     pub fn new(limit: Duration) -> Self {
         Self {
@@ -44,7 +42,6 @@ impl SuspendAwareTimer {
         }
     }
 
-    /// Whether the time is up.
     pub fn is_over(&mut self) -> bool {
         let now = Instant::now();
         let took = now.saturating_duration_since(self.counted_until);

@@ -4,13 +4,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// The version of the format.
 pub const FORMAT: u32 = 1;
 
 /// The longest text of an error, in bytes.
 const TEXT_BYTES: usize = 4 * 1024;
 
-/// Which kind a line is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RecordKind {
@@ -47,11 +45,8 @@ impl UnixTime {
 /// Who writes: the fields that every line has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PilotIdentity {
-    /// This run of the pilot.
     pub pilot_id: String,
-    /// The machine.
     pub host: String,
-    /// Its site.
     pub site: Option<String>,
 }
 
@@ -63,13 +58,10 @@ macro_rules! record {
         pub struct $name {
             /// [`FORMAT`]
             pub format: u32,
-            /// Which kind the line is.
             pub kind: RecordKind,
-            /// This run of the pilot.
             pub pilot_id: String,
             /// The machine's name.
             pub host: String,
-            /// Its site.
             #[serde(default)]
             pub site: Option<String>,
             $($(#[$field_meta])* #[doc = concat!("See [`", stringify!($field), "`](super).")]
@@ -109,7 +101,6 @@ record! {
 }
 
 record! {
-    /// The line of one task.
     TaskRecord, Task, {
         task_id: String,
         event_name: Option<String>,
@@ -176,11 +167,9 @@ impl TaskRecord {
     }
 }
 
-/// What became of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventOutcome {
-    /// Its task succeeded.
     Done,
     /// It failed and went back to the queue.
     Failed,
@@ -190,20 +179,15 @@ pub enum EventOutcome {
     Rejected,
     /// Back to the queue, untried or unfinished.
     GivenBack,
-    /// Nobody settled it.
     #[default]
     Unsettled,
 }
 
-/// Any line.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Record {
-    /// The first one.
     Start(PilotStart),
-    /// One for each task.
     Task(Box<TaskRecord>),
-    /// The last one.
     End(Box<PilotEnd>),
 }
 

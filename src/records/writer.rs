@@ -19,18 +19,14 @@ struct Open {
     state: WriterState,
 }
 
-/// How the last line fared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WriterState {
     Well,
-    /// Nothing of it was written.
     Lost,
-    /// A part of it was.
     Torn,
 }
 
 impl RecordWriter {
-    /// Writes nothing.
     #[must_use]
     pub fn off() -> Self {
         Self(None)

@@ -18,7 +18,6 @@ const LONGEST_WINDOW: usize = 4096;
 /// Clocks that show another century are wrong.
 const BELIEVABLE: std::ops::Range<f64> = 946_684_800.0..4_102_444_800.0;
 
-/// All records so far.
 #[derive(Debug, Default)]
 pub(super) struct Aggregate {
     hasher: RandomState,
@@ -47,10 +46,9 @@ pub(super) struct Aggregate {
     pub(super) disk: Used,
 
     pub(super) ends: PilotEnds,
-    pub(super) tracks: TimelineData,
+    pub(super) timeline_data: TimelineData,
 }
 
-/// One run of a pilot.
 #[derive(Debug)]
 pub(super) struct PilotSums {
     pub(super) host: u32,
@@ -90,7 +88,6 @@ pub(super) struct PilotEnds {
 }
 
 impl Aggregate {
-    /// Adds a record.
     pub(super) fn add(&mut self, kind: LineKind, line: &RecordLine<'_>) {
         let index = self.pilot(line);
         match kind {
@@ -259,7 +256,7 @@ impl Aggregate {
         let ran = line.slot.filter(|_| start.is_some());
         let slot = ran.map_or(0, |slot| u16::try_from(slot).unwrap_or(u16::MAX));
         let times = (start.unwrap_or(end), end);
-        self.tracks
+        self.timeline_data
             .add(times, index, slot, fate, || super::tooltip::words(line));
     }
 

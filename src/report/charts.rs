@@ -158,15 +158,18 @@ pub(super) fn run_times(values: &Values) -> Option<String> {
 }
 
 /// Events done and failed over time, and the width of a bar in seconds.
-pub(super) fn throughput(tracks: &TimelineData) -> Option<(String, f64)> {
-    let (first, last) = tracks.range()?;
+pub(super) fn throughput(timeline_data: &TimelineData) -> Option<(String, f64)> {
+    let (first, last) = timeline_data.range()?;
     let width = time_step(last - first, 48.0);
-    let from = ((tracks.base + first) / width).floor() * width;
+    let from = ((timeline_data.base + first) / width).floor() * width;
     let bin_of = |time: f64| {
-        usize::try_from(to_integer(((tracks.base + time - from) / width).floor())).unwrap_or(0)
+        usize::try_from(to_integer(
+            ((timeline_data.base + time - from) / width).floor(),
+        ))
+        .unwrap_or(0)
     };
     let mut bins = vec![[0_u64; 2]; bin_of(last) + 1];
-    for task in &tracks.tasks {
+    for task in &timeline_data.tasks {
         let kind = match task.fate {
             Fate::Done => 0,
             Fate::Failed(_) => 1,

@@ -24,9 +24,7 @@ enum Kept {
 /// The statistics, in the unit that the field's name says.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Distribution {
-    /// How many values.
     pub count: u64,
-    /// Their mean.
     pub mean: f64,
     /// The middle one, or the mean of the middle two.
     pub median: f64,
@@ -34,7 +32,6 @@ pub struct Distribution {
     pub p95: f64,
     /// 99 % are not above it.
     pub p99: f64,
-    /// The largest.
     pub max: f64,
 }
 
@@ -76,7 +73,7 @@ impl Values {
     }
 
     /// The statistics of all values, divided by `unit`; `None` without a value.
-    pub(super) fn spread(&mut self, unit: f64) -> Option<Distribution> {
+    pub(super) fn distribution(&mut self, unit: f64) -> Option<Distribution> {
         if self.count == 0 {
             return None;
         }
@@ -162,15 +159,15 @@ pub(super) fn to_integer(number: f64) -> u64 {
 mod tests {
     use super::*;
 
-    fn spread(values: impl IntoIterator<Item = u64>) -> Distribution {
+    fn distribution(values: impl IntoIterator<Item = u64>) -> Distribution {
         let mut all = Values::default();
         values.into_iter().for_each(|value| all.add(value));
-        all.spread(1.0).expect("there are values")
+        all.distribution(1.0).expect("there are values")
     }
 
     #[test]
     fn few_values_are_exact() {
-        let found = spread([30, 10, 20, 40]);
+        let found = distribution([30, 10, 20, 40]);
         let expected = Distribution {
             count: 4,
             mean: 25.0,
@@ -180,12 +177,12 @@ mod tests {
             max: 40.0,
         };
         assert_eq!(found, expected);
-        assert_eq!(Values::default().spread(1.0), None);
+        assert_eq!(Values::default().distribution(1.0), None);
     }
 
     #[test]
     fn many_values_are_within_a_thousandth() {
-        let found = spread((1..=100_000).rev());
+        let found = distribution((1..=100_000).rev());
         for (value, expected) in [
             (found.median, 50_000.5),
             (found.p95, 95_000.0),
@@ -204,8 +201,8 @@ mod tests {
 
     #[test]
     fn ninety_nine_of_a_hundred_values_fit_the_p99() {
-        assert!((spread(1..=100).p99 - 99.0).abs() < f64::EPSILON);
-        assert!((spread(1..=101).p99 - 100.0).abs() < f64::EPSILON);
+        assert!((distribution(1..=100).p99 - 99.0).abs() < f64::EPSILON);
+        assert!((distribution(1..=101).p99 - 100.0).abs() < f64::EPSILON);
     }
 
     #[test]

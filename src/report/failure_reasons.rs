@@ -24,17 +24,13 @@ struct Seen {
 /// A text that failures have in common.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Reason {
-    /// How many failures said so.
     pub count: u64,
     /// Whose fault the first of them was.
     pub fault_class: &'static str,
-    /// At how many sites.
     pub sites: usize,
-    /// What they said.
     pub error: String,
 }
 
-/// Whose fault a failure was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub(super) enum Class {
@@ -64,7 +60,6 @@ impl Class {
         known.unwrap_or(Self::Unknown)
     }
 
-    /// As in the records.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Task => "task",

@@ -58,21 +58,17 @@ const NAMED: usize = 5;
 /// Blocks between the two threads, of half a MiB or so.
 const BLOCKS: usize = 4;
 
-/// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReportRequest {
     /// Files, directories, globs.
     pub paths: Vec<PathBuf>,
     /// Where a page is to be written.
     pub page: Option<PathBuf>,
-    /// What stdout shows.
     pub output: ReportOutput,
 }
 
-/// What stdout shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReportOutput {
-    /// Tables for people.
     Table,
     /// [`Report`] for machines.
     Json,
@@ -89,14 +85,14 @@ pub fn run(request: &ReportRequest, out: &mut impl Write, complaints: &mut impl 
             return Exit::Configuration;
         }
     };
-    let (mut fleet, input) = match read(&found.files, found.problems, Whose::Everybody) {
+    let (mut aggregate, input) = match read(&found.files, found.problems, Whose::Everybody) {
         Ok(read) => read,
         Err(error) => {
             complain(format!("can't start a thread to read with: {error}"));
             return Exit::ExecutionPoint;
         }
     };
-    let report = ReportNumbers::of(&mut fleet, input);
+    let report = ReportNumbers::of(&mut aggregate, input);
     if report.input.records == 0 {
         complain(format!(
             "no record in {}; pilots write theirs to a file that ends in .jsonl, one each",
@@ -104,7 +100,7 @@ pub fn run(request: &ReportRequest, out: &mut impl Write, complaints: &mut impl 
         ));
     }
     if let Some(path) = &request.page
-        && let Err(error) = std::fs::write(path, page::page(&report, &fleet))
+        && let Err(error) = std::fs::write(path, page::page(&report, &aggregate))
     {
         complain(format!(
             "can't write the page `{}`: {error}",
@@ -141,8 +137,11 @@ fn show(report: &ReportNumbers, output: ReportOutput, out: &mut impl Write) -> i
 /// # Errors
 /// The system gives no thread to read with. A file that can't be read is a line of the report.
 pub fn of_pilot(file: &Path, pilot_id: &str) -> io::Result<Vec<String>> {
-    let (mut fleet, input) = read(&[file.to_owned()], Vec::new(), Whose::Only(pilot_id))?;
-    Ok(text(&ReportNumbers::of(&mut fleet, input), Audience::Log))
+    let (mut aggregate, input) = read(&[file.to_owned()], Vec::new(), Whose::Only(pilot_id))?;
+    Ok(text(
+        &ReportNumbers::of(&mut aggregate, input),
+        Audience::Log,
+    ))
 }
 
 fn text(report: &ReportNumbers, audience: Audience) -> Vec<String> {
@@ -167,14 +166,12 @@ fn text(report: &ReportNumbers, audience: Audience) -> Vec<String> {
     lines
 }
 
-/// Whose records count.
 #[derive(Debug, Clone, Copy)]
 enum Whose<'a> {
     Everybody,
     Only(&'a str),
 }
 
-/// Adds all files up.
 fn read(
     files: &[PathBuf],
     problems: Vec<String>,
@@ -185,7 +182,7 @@ fn read(
         problems,
         ..InputNumbers::default()
     };
-    let mut fleet = Aggregate::default();
+    let mut aggregate = Aggregate::default();
     thread::scope(|scope| {
         let (to, from) = sync_channel(BLOCKS);
         thread::Builder::new()
@@ -200,7 +197,7 @@ fn read(
                     while !rest.is_empty() {
                         let end = memchr::memchr(b'\n', rest).unwrap_or(rest.len());
                         place.1 += 1;
-                        add(&mut fleet, &mut input, &rest[..end], place, whose);
+                        add(&mut aggregate, &mut input, &rest[..end], place, whose);
                         rest = rest.get(end + 1..).unwrap_or_default();
                     }
                 }
@@ -213,12 +210,12 @@ fn read(
                     .push(format!("{}: {error}", place.0.display())),
             }
         }
-        Ok((fleet, input))
+        Ok((aggregate, input))
     })
 }
 
 fn add(
-    fleet: &mut Aggregate,
+    aggregate: &mut Aggregate,
     input: &mut InputNumbers,
     line: &[u8],
     place: (&Path, u64),
@@ -230,7 +227,7 @@ fn add(
     match record_line::read(line) {
         ReadLine::Record(kind, record) => match whose {
             Whose::Only(pilot_id) if record.pilot_id != pilot_id => {}
-            _ => fleet.add(kind, &record),
+            _ => aggregate.add(kind, &record),
         },
         ReadLine::UnknownKind => input.unknown_records += 1,
         ReadLine::Newer => input.newer_records += 1,

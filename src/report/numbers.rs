@@ -19,13 +19,10 @@ const MICROS: f64 = 1e6;
 /// What was read, and what could not be.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct InputNumbers {
-    /// Files that were read.
     pub files: u64,
-    /// Records that count.
     pub records: u64,
     /// Records that were read before, in another copy of a file; they count once.
     pub repeated_records: u64,
-    /// Lines that are no records.
     pub unreadable_lines: u64,
     /// The first of them: file, line, reason.
     pub first_unreadable: Vec<String>,
@@ -42,15 +39,12 @@ pub struct InputNumbers {
 pub struct ReportNumbers {
     /// 1; changes when a field changes its meaning.
     pub report_format: u32,
-    /// What was read.
     pub input: InputNumbers,
     /// Start of the first task and end of the last one.
     pub first_unix_secs: Option<f64>,
     /// See above.
     pub last_unix_secs: Option<f64>,
-    /// The pilots.
     pub pilots: Pilots,
-    /// What became of the events.
     pub events: Events,
     /// Tasks with a fault, by whose it was; those of the machine among the given back too.
     pub faults_by_class: BTreeMap<&'static str, u64>,
@@ -72,7 +66,6 @@ pub struct ReportNumbers {
     pub memory: Resource,
     /// The disk of a task at its end, against the request for each slot.
     pub disk: Resource,
-    /// Connections that were lost.
     pub broker: Broker,
     /// By failures, most first.
     pub sites: Vec<Site>,
@@ -82,10 +75,8 @@ pub struct ReportNumbers {
     pub requirements: Option<String>,
 }
 
-/// The pilots.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Pilots {
-    /// Seen in any record.
     pub seen: u64,
     /// With a record of their end.
     pub ended: u64,
@@ -99,7 +90,6 @@ pub struct Pilots {
     pub exit_codes: BTreeMap<i32, u64>,
     /// The most frequent errors of pilots that ended with exit code 2 or more.
     pub errors: Vec<Reason>,
-    /// How many had other ones.
     pub other_errors: u64,
     /// Slots that all pilots together had, one after another included.
     pub slots: u64,
@@ -110,9 +100,7 @@ pub struct Pilots {
 /// What became of the events, one for each time that one was taken.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Events {
-    /// All.
     pub taken: u64,
-    /// Succeeded.
     pub done: u64,
     /// Failed; dead-lettered and rejected ones among them.
     pub failed: u64,
@@ -135,9 +123,7 @@ pub struct Events {
 /// Seconds of one slot, of the pilots with a record of their end.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Slots {
-    /// From start to end.
     pub total_secs: f64,
-    /// Ran a task.
     pub busy_secs: f64,
     /// Until events could be taken.
     pub starting_secs: f64,
@@ -151,23 +137,18 @@ pub struct Slots {
     pub draining_secs: f64,
 }
 
-/// CPU time of the containers.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Cpu {
-    /// Used.
     pub used_secs: f64,
     /// Their wall time, times the cores that each slot has (1 if not known).
     pub available_secs: f64,
-    /// The one by the other.
     pub efficiency: Option<f64>,
 }
 
 /// Used and requested, in bytes of one slot.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Resource {
-    /// One value a task.
     pub used_bytes: Option<Distribution>,
-    /// One value a pilot.
     pub requested_bytes: Option<Distribution>,
     /// Tasks that used more than their slot's share of the request.
     pub tasks_above_request: u64,
@@ -177,45 +158,43 @@ pub struct Resource {
     pub fits_99_percent_mib: Option<u64>,
 }
 
-/// Connections that were lost.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Broker {
     /// How often; as often a pilot reconnected, or ended for it.
     pub reconnects: u64,
-    /// Pilots that it happened to.
     pub pilots: u64,
     /// Time without connection, all pilots together.
     pub outage_secs: f64,
 }
 
 impl ReportNumbers {
-    /// Works the numbers out.
-    pub(super) fn of(fleet: &mut Aggregate, mut input: InputNumbers) -> Self {
-        input.records = fleet.records;
-        input.repeated_records = fleet.repeated;
-        let range = fleet.tracks.range();
-        let base = fleet.tracks.base;
-        let (errors, other_errors) = fleet.reasons.most_frequent(REASONS);
-        let (sites, hosts, requirements) = sites::judge(fleet);
-        let time = fleet.ends.slots;
+    pub(super) fn of(aggregate: &mut Aggregate, mut input: InputNumbers) -> Self {
+        input.records = aggregate.records;
+        input.repeated_records = aggregate.repeated;
+        let range = aggregate.timeline_data.range();
+        let base = aggregate.timeline_data.base;
+        let (errors, other_errors) = aggregate.reasons.most_frequent(REASONS);
+        let (sites, hosts, requirements) = sites::judge(aggregate);
+        let time = aggregate.ends.slots;
         let cpu = Cpu {
-            used_secs: fleet.cpu_secs,
-            available_secs: fleet.core_secs,
-            efficiency: (fleet.core_secs > 0.0).then(|| fleet.cpu_secs / fleet.core_secs),
+            used_secs: aggregate.cpu_secs,
+            available_secs: aggregate.core_secs,
+            efficiency: (aggregate.core_secs > 0.0)
+                .then(|| aggregate.cpu_secs / aggregate.core_secs),
         };
         Self {
             report_format: 1,
             input,
             first_unix_secs: range.map(|(first, _)| base + first),
             last_unix_secs: range.map(|(_, last)| base + last),
-            pilots: pilots(fleet),
-            events: events(fleet),
-            faults_by_class: by_name(|class| fleet.classes.get(&class).copied().unwrap_or(0)),
+            pilots: pilots(aggregate),
+            events: events(aggregate),
+            faults_by_class: by_name(|class| aggregate.classes.get(&class).copied().unwrap_or(0)),
             errors,
             other_errors,
-            run_time_secs: fleet.run_times.spread(MICROS),
-            failed_run_time_secs: fleet.failed_secs,
-            first_event_wait_secs: fleet.ends.first_event_waits.spread(MICROS),
+            run_time_secs: aggregate.run_times.distribution(MICROS),
+            failed_run_time_secs: aggregate.failed_secs,
+            first_event_wait_secs: aggregate.ends.first_event_waits.distribution(MICROS),
             slot_time: Slots {
                 total_secs: time.total,
                 busy_secs: time.busy,
@@ -226,12 +205,12 @@ impl ReportNumbers {
                 draining_secs: time.draining,
             },
             cpu,
-            memory: Resource::of(&mut fleet.memory),
-            disk: Resource::of(&mut fleet.disk),
+            memory: Resource::of(&mut aggregate.memory),
+            disk: Resource::of(&mut aggregate.disk),
             broker: Broker {
-                reconnects: fleet.ends.outages,
-                pilots: fleet.ends.pilots_with_outage,
-                outage_secs: fleet.ends.outage_secs,
+                reconnects: aggregate.ends.outages,
+                pilots: aggregate.ends.pilots_with_outage,
+                outage_secs: aggregate.ends.outage_secs,
             },
             sites,
             hosts,
@@ -240,11 +219,11 @@ impl ReportNumbers {
     }
 }
 
-fn pilots(fleet: &Aggregate) -> Pilots {
-    let (errors, other_errors) = fleet.ends.reasons.most_frequent(REASONS);
-    let seen = fleet.pilots.len() as u64;
-    let ended = fleet.pilots.iter().filter(|pilot| pilot.ended).count() as u64;
-    let mut slots = fleet.pilots.iter().filter_map(|pilot| pilot.slots);
+fn pilots(aggregate: &Aggregate) -> Pilots {
+    let (errors, other_errors) = aggregate.ends.reasons.most_frequent(REASONS);
+    let seen = aggregate.pilots.len() as u64;
+    let ended = aggregate.pilots.iter().filter(|pilot| pilot.ended).count() as u64;
+    let mut slots = aggregate.pilots.iter().filter_map(|pilot| pilot.slots);
     let slots_each = slots
         .next()
         .filter(|first| slots.all(|other| other == *first));
@@ -252,12 +231,12 @@ fn pilots(fleet: &Aggregate) -> Pilots {
         seen,
         ended,
         without_end: seen - ended,
-        failed_before_any_task: fleet.ends.stillborn,
-        without_outfile: fleet.ends.without_outfile,
-        exit_codes: fleet.ends.exit_codes.clone(),
+        failed_before_any_task: aggregate.ends.stillborn,
+        without_outfile: aggregate.ends.without_outfile,
+        exit_codes: aggregate.ends.exit_codes.clone(),
         errors,
         other_errors,
-        slots: fleet
+        slots: aggregate
             .pilots
             .iter()
             .map(|pilot| u64::from(pilot.slots.unwrap_or(1)))
@@ -266,32 +245,33 @@ fn pilots(fleet: &Aggregate) -> Pilots {
     }
 }
 
-fn events(fleet: &Aggregate) -> Events {
-    let of = |name| fleet.outcomes.get(name).copied().unwrap_or(0);
+fn events(aggregate: &Aggregate) -> Events {
+    let of = |name| aggregate.outcomes.get(name).copied().unwrap_or(0);
     let (dead_lettered, rejected) = (of("dead_lettered"), of("rejected"));
     Events {
-        taken: fleet.outcomes.values().sum(),
+        taken: aggregate.outcomes.values().sum(),
         done: of("done"),
         failed: of("failed") + dead_lettered + rejected,
         dead_lettered,
         rejected,
         given_back: of("given_back"),
         unsettled: of("unsettled"),
-        redelivered: fleet.redelivered,
-        duplicates: fleet.ends.duplicates,
-        no_output: fleet.ends.no_output,
+        redelivered: aggregate.redelivered,
+        duplicates: aggregate.ends.duplicates,
+        no_output: aggregate.ends.no_output,
     }
 }
 
 impl Resource {
     fn of(used: &mut Used) -> Self {
-        let used_bytes = used.tasks.spread(1.0);
+        let used_bytes = used.tasks.distribution(1.0);
         Self {
             used_bytes,
-            requested_bytes: used.requested.spread(1.0),
+            requested_bytes: used.requested.distribution(1.0),
             tasks_above_request: used.above,
             tasks_compared: used.compared,
-            fits_99_percent_mib: used_bytes.map(|spread| to_integer((spread.p99 / MIB).ceil())),
+            fits_99_percent_mib: used_bytes
+                .map(|distribution| to_integer((distribution.p99 / MIB).ceil())),
         }
     }
 }

@@ -20,8 +20,7 @@ const FACT_COLUMNS: usize = 3;
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// The page.
-pub(super) fn page(report: &ReportNumbers, fleet: &Aggregate) -> String {
+pub(super) fn page(report: &ReportNumbers, aggregate: &Aggregate) -> String {
     let mut body = String::new();
     let _ = write!(
         body,
@@ -41,7 +40,7 @@ pub(super) fn page(report: &ReportNumbers, fleet: &Aggregate) -> String {
     } else {
         tiles(&mut body, report);
         exclusion(&mut body, report);
-        pictures(&mut body, report, fleet);
+        pictures(&mut body, report, aggregate);
         let (facts, grids): (Vec<Table>, Vec<Table>) = sections::tables(report, Audience::Page)
             .into_iter()
             .partition(|table| table.head.len() <= FACT_COLUMNS);
@@ -102,12 +101,12 @@ fn exclusion(body: &mut String, report: &ReportNumbers) {
     }
 }
 
-fn pictures(body: &mut String, report: &ReportNumbers, fleet: &Aggregate) {
-    if let Some(timeline) = timeline::draw(fleet) {
+fn pictures(body: &mut String, report: &ReportNumbers, aggregate: &Aggregate) {
+    if let Some(timeline) = timeline::draw(aggregate) {
         let _ = write!(
             body,
             "<section class=\"card\"><h2>Tasks over time (UTC)</h2>{}<div class=\"scroll\">{}</div><p>{} Point at anything, or tap it, to see what it is.</p></section>",
-            legend(fleet),
+            legend(aggregate),
             timeline.svg,
             Escaped(&timeline.caption)
         );
@@ -123,9 +122,9 @@ fn pictures(body: &mut String, report: &ReportNumbers, fleet: &Aggregate) {
     };
     chart(
         "Run time of tasks that succeeded",
-        charts::run_times(&fleet.run_times),
+        charts::run_times(&aggregate.run_times),
     );
-    if let Some((svg, width)) = charts::throughput(&fleet.tracks) {
+    if let Some((svg, width)) = charts::throughput(&aggregate.timeline_data) {
         chart(
             &format!(
                 "Events done (below) and failed (above), per {}, UTC",
@@ -139,9 +138,15 @@ fn pictures(body: &mut String, report: &ReportNumbers, fleet: &Aggregate) {
 }
 
 /// What the marks mean; only those that occur.
-fn legend(fleet: &Aggregate) -> String {
+fn legend(aggregate: &Aggregate) -> String {
     let all = Class::ALL.map(Fate::Failed);
-    let occurs = |fate: &Fate| fleet.tracks.tasks.iter().any(|task| task.fate == *fate);
+    let occurs = |fate: &Fate| {
+        aggregate
+            .timeline_data
+            .tasks
+            .iter()
+            .any(|task| task.fate == *fate)
+    };
     let mut items = String::new();
     for fate in [Fate::Done, Fate::Untried]
         .into_iter()

@@ -11,7 +11,6 @@ use crate::records::FORMAT;
 /// What a line turned out to be.
 #[derive(Debug)]
 pub(super) enum ReadLine<'a> {
-    /// A record.
     Record(LineKind, Box<RecordLine<'a>>),
     /// Of a kind that this version doesn't know.
     UnknownKind,
@@ -21,7 +20,6 @@ pub(super) enum ReadLine<'a> {
     Unreadable(String),
 }
 
-/// The kinds that are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LineKind {
     Start,

@@ -198,11 +198,11 @@ fn time(report: &ReportNumbers) -> Table {
     table
 }
 
-fn rest_of(spread: &Distribution, show: impl Fn(f64) -> String) -> String {
+fn rest_of(distribution: &Distribution, show: impl Fn(f64) -> String) -> String {
     format!(
         "median; 95 % within {}, longest {}",
-        show(spread.p95),
-        show(spread.max)
+        show(distribution.p95),
+        show(distribution.max)
     )
 }
 

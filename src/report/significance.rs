@@ -47,7 +47,6 @@ impl Sample {
         }
     }
 
-    /// These and others.
     pub(super) fn with(self, other: Self) -> Self {
         Self {
             failed: self.failed + other.failed,

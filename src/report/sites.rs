@@ -10,7 +10,6 @@ use super::significance::Sample;
 use super::suspects::{self, FaultSample, Suspect};
 use super::totals::OutcomeCounts;
 
-/// A site or a host.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Site {
     /// The site's name; absent if it isn't known.
@@ -18,13 +17,10 @@ pub struct Site {
     /// The machine's name; absent for a site.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
-    /// Pilots that ran there.
     pub pilots: u64,
     /// Of these, failed before any task.
     pub failed_before_any_task: u64,
-    /// Tasks that succeeded.
     pub done: u64,
-    /// Tasks that failed.
     pub failed: u64,
     /// Faults of the machine: tasks that were given back for it.
     pub ep_faults: u64,
@@ -39,27 +35,27 @@ pub struct Site {
 }
 
 /// All sites and hosts, the bad ones marked, and the expression that excludes these.
-pub(super) fn judge(fleet: &Aggregate) -> (Vec<Site>, Vec<Site>, Option<String>) {
-    let mut at_site: Vec<Vec<usize>> = vec![Vec::new(); fleet.sites.len()];
-    for (index, host) in fleet.hosts.iter().enumerate() {
+pub(super) fn judge(aggregate: &Aggregate) -> (Vec<Site>, Vec<Site>, Option<String>) {
+    let mut at_site: Vec<Vec<usize>> = vec![Vec::new(); aggregate.sites.len()];
+    for (index, host) in aggregate.hosts.iter().enumerate() {
         at_site[host.site as usize].push(index);
     }
-    let tried = |index: &usize| fleet.hosts[*index].counts.tried();
+    let tried = |index: &usize| aggregate.hosts[*index].counts.tried();
     let hosts_tried: Vec<Vec<FaultSample>> = at_site
         .iter()
         .map(|hosts| hosts.iter().map(tried).collect())
         .collect();
     let mut bad_sites = suspects::worst(&hosts_tried);
     // One without a name can't be excluded; its hosts can.
-    bad_sites.retain(|suspect| fleet.sites[suspect.index].is_some());
+    bad_sites.retain(|suspect| aggregate.sites[suspect.index].is_some());
 
     let is_bad = |site: u32| {
         bad_sites
             .iter()
             .any(|suspect| suspect.index == site as usize)
     };
-    let others: Vec<usize> = (0..fleet.hosts.len())
-        .filter(|&index| !is_bad(fleet.hosts[index].site))
+    let others: Vec<usize> = (0..aggregate.hosts.len())
+        .filter(|&index| !is_bad(aggregate.hosts[index].site))
         .collect();
     let alone: Vec<Vec<FaultSample>> = others.iter().map(|index| vec![tried(index)]).collect();
     let mut bad_hosts = suspects::worst(&alone);
@@ -67,37 +63,38 @@ pub(super) fn judge(fleet: &Aggregate) -> (Vec<Site>, Vec<Site>, Option<String>)
         suspect.index = others[suspect.index];
     }
 
-    let site_name = |suspect: &Suspect| fleet.sites[suspect.index].as_deref();
+    let site_name = |suspect: &Suspect| aggregate.sites[suspect.index].as_deref();
     let requirements = suspects::requirements(
         bad_sites.iter().filter_map(site_name),
         bad_hosts
             .iter()
-            .map(|suspect| &*fleet.hosts[suspect.index].name),
+            .map(|suspect| &*aggregate.hosts[suspect.index].name),
     );
     let sites = at_site.iter().enumerate().map(|(index, hosts)| {
         let mut counts = OutcomeCounts::default();
         for &host in hosts {
-            counts.add(&fleet.hosts[host].counts);
+            counts.add(&aggregate.hosts[host].counts);
         }
         place(
-            fleet.sites[index].as_deref(),
+            aggregate.sites[index].as_deref(),
             None,
             &counts,
             find(&bad_sites, index),
         )
     });
-    let hosts = fleet
-        .hosts
-        .iter()
-        .enumerate()
-        .map(|(index, HostSums { name, site, counts })| {
-            place(
-                fleet.sites[*site as usize].as_deref(),
-                Some(name),
-                counts,
-                find(&bad_hosts, index),
-            )
-        });
+    let hosts =
+        aggregate
+            .hosts
+            .iter()
+            .enumerate()
+            .map(|(index, HostSums { name, site, counts })| {
+                place(
+                    aggregate.sites[*site as usize].as_deref(),
+                    Some(name),
+                    counts,
+                    find(&bad_hosts, index),
+                )
+            });
     (
         sorted(sites.collect()),
         sorted(hosts.collect()),

@@ -69,7 +69,6 @@ pub struct Suspect {
     pub because: SuspectReason,
     /// How many of the tries failed so.
     pub failed: u64,
-    /// How many were tried.
     pub tried: u64,
     /// Their share elsewhere.
     pub rate_elsewhere: f64,
@@ -81,9 +80,7 @@ pub struct Suspect {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SuspectReason {
-    /// Faults of the machine.
     EpFaults,
-    /// Failures.
     Failures,
 }
 

@@ -6,7 +6,6 @@ use std::fmt::Write as _;
 use super::format::{counted, seconds, utc};
 use super::numbers::ReportNumbers;
 
-/// For whom the tables are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Audience {
     /// Somebody at a terminal, with all pilots before them.
@@ -27,7 +26,6 @@ impl Audience {
         }
     }
 
-    /// Longest text of an error.
     pub(super) fn error_columns(self) -> usize {
         match self {
             Self::Terminal => 120,
@@ -44,7 +42,6 @@ pub(super) struct Table {
     /// None for a list of facts: what, how much, remark.
     pub(super) head: Vec<&'static str>,
     pub(super) rows: Vec<Vec<String>>,
-    /// Said below it.
     pub(super) remark: Option<String>,
 }
 
@@ -136,7 +133,6 @@ pub(super) fn warnings(report: &ReportNumbers) -> Vec<String> {
     lines
 }
 
-/// A table for a terminal.
 pub(super) fn lines(table: &Table) -> Vec<String> {
     let head: Vec<String> = table.head.iter().map(|head| (*head).to_owned()).collect();
     let all: Vec<&Vec<String>> = (!head.is_empty())

@@ -23,7 +23,6 @@ const MOST_LANES: usize = 60;
 /// Boxes in a row, at most.
 const BOXES: f64 = 110.0;
 
-/// What a lane stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum By {
     Slot,
@@ -47,17 +46,17 @@ struct Lanes {
 }
 
 /// Draws all tasks; `None` if none has a time.
-pub(super) fn draw(fleet: &Aggregate) -> Option<Timeline> {
-    let (first, last) = fleet.tracks.range()?;
-    let lanes = Lanes::of(fleet);
+pub(super) fn draw(aggregate: &Aggregate) -> Option<Timeline> {
+    let (first, last) = aggregate.timeline_data.range()?;
+    let lanes = Lanes::of(aggregate);
     let mut canvas = Canvas {
         drawing: Drawing::new(WIDTH, AXIS + ROW * as_float(lanes.names.len() as u64)),
         from: first,
         to: last,
     };
-    canvas.frame(&lanes.names, fleet.tracks.base);
-    let tasks = fleet.tracks.tasks.len();
-    let missing = match fleet.tracks.left_out {
+    canvas.frame(&lanes.names, aggregate.timeline_data.base);
+    let tasks = aggregate.timeline_data.tasks.len();
+    let missing = match aggregate.timeline_data.left_out {
         0 => String::new(),
         number => format!(
             " {} further tasks are not in the charts over time.",
@@ -65,10 +64,10 @@ pub(super) fn draw(fleet: &Aggregate) -> Option<Timeline> {
         ),
     };
     let caption = if lanes.by == By::Slot && tasks <= MOST_BARS {
-        canvas.bars(fleet, &lanes);
+        canvas.bars(aggregate, &lanes);
         format!("One bar a task, one row a slot; a mark shows whose fault a failure was.{missing}")
     } else {
-        let width = canvas.boxes(fleet, &lanes);
+        let width = canvas.boxes(aggregate, &lanes);
         let row = match lanes.by {
             By::Slot => "slot",
             By::Host => "host: its slots are too many to draw each",
@@ -90,11 +89,11 @@ pub(super) fn draw(fleet: &Aggregate) -> Option<Timeline> {
 impl Lanes {
     /// The finest that can be drawn. Of sites beyond the last row there are none but in thousands; they
     /// share it.
-    fn of(fleet: &Aggregate) -> Self {
+    fn of(aggregate: &Aggregate) -> Self {
         for by in [By::Slot, By::Host, By::Site] {
             let mut rows = BTreeMap::new();
-            for task in &fleet.tracks.tasks {
-                rows.entry(key(by, fleet, task)).or_insert(0);
+            for task in &aggregate.timeline_data.tasks {
+                rows.entry(key(by, aggregate, task)).or_insert(0);
                 if by != By::Site && rows.len() > MOST_LANES {
                     break;
                 }
@@ -105,8 +104,8 @@ impl Lanes {
             let mut order: Vec<Key> = rows.keys().copied().collect();
             order.sort_by_key(|key| {
                 (
-                    site_name(fleet, key.0),
-                    host_name(fleet, by, key.1),
+                    site_name(aggregate, key.0),
+                    host_name(aggregate, by, key.1),
                     key.2,
                     key.3,
                 )
@@ -115,7 +114,7 @@ impl Lanes {
             for (row, key) in order.iter().enumerate() {
                 rows.insert(*key, row.min(MOST_LANES));
                 if row < MOST_LANES {
-                    names.push(name(by, fleet, *key));
+                    names.push(name(by, aggregate, *key));
                 } else if row == MOST_LANES {
                     names.push("all others".to_owned());
                 }
@@ -129,17 +128,17 @@ impl Lanes {
         }
     }
 
-    fn row(&self, fleet: &Aggregate, task: &TimelineBar) -> usize {
+    fn row(&self, aggregate: &Aggregate, task: &TimelineBar) -> usize {
         self.rows
-            .get(&key(self.by, fleet, task))
+            .get(&key(self.by, aggregate, task))
             .copied()
             .unwrap_or(0)
     }
 }
 
-fn key(by: By, fleet: &Aggregate, task: &TimelineBar) -> Key {
-    let host = fleet.pilots[task.pilot as usize].host;
-    let site = fleet.hosts[host as usize].site;
+fn key(by: By, aggregate: &Aggregate, task: &TimelineBar) -> Key {
+    let host = aggregate.pilots[task.pilot as usize].host;
+    let site = aggregate.hosts[host as usize].site;
     match by {
         By::Slot => (site, host, task.pilot, task.slot),
         By::Host => (site, host, 0, 0),
@@ -147,26 +146,28 @@ fn key(by: By, fleet: &Aggregate, task: &TimelineBar) -> Key {
     }
 }
 
-fn site_name(fleet: &Aggregate, site: u32) -> &str {
-    fleet.sites[site as usize].as_deref().unwrap_or("(no site)")
+fn site_name(aggregate: &Aggregate, site: u32) -> &str {
+    aggregate.sites[site as usize]
+        .as_deref()
+        .unwrap_or("(no site)")
 }
 
-fn host_name(fleet: &Aggregate, by: By, host: u32) -> &str {
+fn host_name(aggregate: &Aggregate, by: By, host: u32) -> &str {
     if by == By::Site {
         ""
     } else {
-        &fleet.hosts[host as usize].name
+        &aggregate.hosts[host as usize].name
     }
 }
 
-fn name(by: By, fleet: &Aggregate, (site, host, _, slot): Key) -> String {
-    let machine = host_name(fleet, by, host)
+fn name(by: By, aggregate: &Aggregate, (site, host, _, slot): Key) -> String {
+    let machine = host_name(aggregate, by, host)
         .split('.')
         .next()
         .unwrap_or_default();
     match (by, slot) {
-        (By::Site, _) => one_line(site_name(fleet, site), 26),
-        (By::Host, _) => one_line(host_name(fleet, by, host), 26),
+        (By::Site, _) => one_line(site_name(aggregate, site), 26),
+        (By::Host, _) => one_line(host_name(aggregate, by, host), 26),
         (By::Slot, 0) => format!("{} · no slot", one_line(machine, 16)),
         (By::Slot, slot) => format!("{} · slot {slot}", one_line(machine, 16)),
     }
@@ -221,13 +222,13 @@ impl Canvas {
         }
     }
 
-    fn bars(&mut self, fleet: &Aggregate, lanes: &Lanes) {
+    fn bars(&mut self, aggregate: &Aggregate, lanes: &Lanes) {
         let mut marks = Vec::new();
-        for (index, task) in fleet.tracks.tasks.iter().enumerate() {
+        for (index, task) in aggregate.timeline_data.tasks.iter().enumerate() {
             let (class, shape, _) = look(task.fate);
-            let y = Self::y(lanes.row(fleet, task));
+            let y = Self::y(lanes.row(aggregate, task));
             let (left, right) = (self.x(f64::from(task.start)), self.x(f64::from(task.end)));
-            let note = fleet.tracks.note(index).unwrap_or_default();
+            let note = aggregate.timeline_data.note(index).unwrap_or_default();
             let size = ((right - left - 0.5).max(1.5), ROW - 7.0);
             self.drawing
                 .rect((left, y + 3.0), size, &format!("{class} bar"), note);
@@ -247,16 +248,16 @@ impl Canvas {
     }
 
     /// Returns the width of a box in seconds.
-    fn boxes(&mut self, fleet: &Aggregate, lanes: &Lanes) -> f64 {
-        let base = fleet.tracks.base;
+    fn boxes(&mut self, aggregate: &Aggregate, lanes: &Lanes) -> f64 {
+        let base = aggregate.timeline_data.base;
         let width = time_step(self.to - self.from, BOXES);
         let begin = ((base + self.from) / width).floor() * width - base;
         let column =
             |time: f64| usize::try_from(to_integer(((time - begin) / width).floor())).unwrap_or(0);
         let columns = column(self.to) + 1;
         let mut cells = vec![vec![Cell::default(); columns]; lanes.names.len()];
-        for (index, task) in fleet.tracks.tasks.iter().enumerate() {
-            let row = &mut cells[lanes.row(fleet, task)];
+        for (index, task) in aggregate.timeline_data.tasks.iter().enumerate() {
+            let row = &mut cells[lanes.row(aggregate, task)];
             let (start, end) = (f64::from(task.start), f64::from(task.end));
             for (at, cell) in row
                 .iter_mut()
@@ -271,7 +272,7 @@ impl Canvas {
             cell.ended += 1;
             if let Fate::Failed(class) = task.fate {
                 cell.failed[class as usize] += 1;
-                if cell.example.is_none() && fleet.tracks.note(index).is_some() {
+                if cell.example.is_none() && aggregate.timeline_data.note(index).is_some() {
                     cell.example = Some(index);
                 }
             }
@@ -289,7 +290,7 @@ impl Canvas {
                         cell,
                         (row, time, width),
                         cell.busy / most,
-                        fleet,
+                        aggregate,
                         &lanes.names[row],
                     );
                 }
@@ -303,7 +304,7 @@ impl Canvas {
         cell: &Cell,
         (row, time, width): (usize, f64, f64),
         shade: f64,
-        fleet: &Aggregate,
+        aggregate: &Aggregate,
         lane: &str,
     ) {
         let (left, right) = (
@@ -324,7 +325,7 @@ impl Canvas {
             .collect();
         let mut note = format!(
             "{lane} · {} UTC, {}\n{:.1} tasks ran on average, {} ended",
-            utc(fleet.tracks.base + time),
+            utc(aggregate.timeline_data.base + time),
             round_seconds(width),
             cell.busy / width,
             count(cell.ended)
@@ -332,7 +333,10 @@ impl Canvas {
         if !failed.is_empty() {
             let _ = write!(note, "\nfailed: {}", failed.join(", "));
         }
-        if let Some(example) = cell.example.and_then(|index| fleet.tracks.note(index)) {
+        if let Some(example) = cell
+            .example
+            .and_then(|index| aggregate.timeline_data.note(index))
+        {
             let _ = write!(note, "\nfor example: {example}");
         }
         let level = to_integer((shade * 5.0).ceil()).clamp(1, 5);

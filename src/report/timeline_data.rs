@@ -10,7 +10,6 @@ const MOST: usize = 2_000_000;
 /// Of so many tasks, and of so many further failures, the record's words are kept.
 const MOST_NOTES: usize = 2000;
 
-/// All of it.
 #[derive(Debug, Default)]
 pub(super) struct TimelineData {
     /// The time that all are counted from, seconds since 1970.
@@ -20,7 +19,6 @@ pub(super) struct TimelineData {
     notes: HashMap<usize, Box<str>>,
 }
 
-/// One task.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TimelineBar {
     /// Seconds from the base.

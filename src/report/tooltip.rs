@@ -10,7 +10,6 @@ const ERROR_COLUMNS: usize = 240;
 /// The longest name of an event.
 const NAME_COLUMNS: usize = 60;
 
-/// The record in words.
 pub(super) fn words(line: &RecordLine<'_>) -> String {
     let text = |text: &Option<JsonText<'_>>| text.as_ref().map(|text| text.as_str().to_owned());
     let outcome = text(&line.outcome).unwrap_or_default().replace('_', " ");

@@ -14,9 +14,7 @@ pub(super) struct OutcomeCounts {
     /// Pilots that ended by a fault before they started a task.
     pub(super) stillborn: u64,
     pub(super) done: u64,
-    /// Failed, dead-lettered or rejected.
     pub(super) failed: u64,
-    /// Neither: given back or unsettled.
     pub(super) other: u64,
     /// Tasks with a fault, by whose it was; faults of the machine are given back and don't count as failed.
     pub(super) faults: [u64; Class::ALL.len()],
@@ -60,7 +58,6 @@ impl Used {
 }
 
 impl SlotTime {
-    /// Of one pilot that ended.
     pub(super) fn of(
         line: &RecordLine<'_>,
         slots: u32,

@@ -15,11 +15,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Tally {
-    /// Events taken from the queue.
     pub received: u64,
-    /// Tasks begun.
     pub started: u64,
-    /// Tasks that succeeded.
     pub succeeded: u64,
     /// Events that failed, in the task or before it.
     pub failed: u64,
@@ -43,7 +40,6 @@ impl Tally {
             .saturating_sub(self.finished() + self.given_back)
     }
 
-    /// Events that succeeded or failed.
     #[must_use]
     pub fn finished(&self) -> u64 {
         self.succeeded + self.failed
@@ -93,19 +89,14 @@ impl Default for Runtimes {
 /// Statistics in seconds, as numpy defines them (variance of the population).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Summary {
-    /// Number of tasks.
     pub count: u64,
-    /// Arithmetic mean.
     pub mean: f64,
     /// Middle value, or the mean of the two middle ones; within 0.1 %.
     pub median: f64,
     /// Mean squared distance from the mean, in square seconds.
     pub variance: f64,
-    /// Its root.
     pub standard_deviation: f64,
-    /// Shortest.
     pub min: f64,
-    /// Longest.
     pub max: f64,
 }
 
@@ -124,7 +115,6 @@ impl fmt::Display for Summary {
 }
 
 impl Runtimes {
-    /// Adds one task's run time.
     pub fn record(&mut self, runtime: Duration) {
         let seconds = runtime.as_secs_f64();
         self.count += 1;

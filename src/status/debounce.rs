@@ -39,7 +39,6 @@ impl Debounce {
             .then(|| self.rest_until.map_or(now, |end| end.max(now)))
     }
 
-    /// What to write now.
     pub(super) fn take(&mut self, now: Instant) -> Snapshot {
         self.taken = Some(self.current.clone());
         self.rest_until = Some(now + PACE);

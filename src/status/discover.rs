@@ -11,11 +11,9 @@ use super::file::{self, ReadError};
 use super::{ProcessId, Snapshot};
 use crate::process;
 
-/// Whether a pilot lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Liveness {
-    /// Its process is there.
     Running,
     /// It is on another machine, or can't be seen from in here.
     Elsewhere,
@@ -31,10 +29,8 @@ pub(super) struct FoundPilot {
     pub(super) state: Liveness,
 }
 
-/// What was found.
 #[derive(Debug)]
 pub(super) struct Discovery {
-    /// Those that run first.
     pub(super) pilots: Vec<FoundPilot>,
     pub(super) problems: Vec<StatusFileProblem>,
 }
@@ -42,15 +38,8 @@ pub(super) struct Discovery {
 /// What could not be looked at.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StatusFileProblem {
-    /// A directory.
     #[error("can't look into `{}`: {source}", path.display())]
-    Directory {
-        /// Which.
-        path: PathBuf,
-        /// The kernel's reason.
-        source: io::Error,
-    },
-    /// A file.
+    Directory { path: PathBuf, source: io::Error },
     #[error(transparent)]
     File(#[from] ReadError),
 }

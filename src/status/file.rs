@@ -20,28 +20,15 @@ const BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub(super) enum ReadError {
     /// It can't be opened or read.
     #[error("can't read `{}`: {source}; only the pilot's own user may, as condor_ssh_to_job is", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The kernel's reason.
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
     /// It is something else.
     #[error("`{}` is no status file: {source}", path.display())]
     Content {
-        /// The file.
         path: PathBuf,
-        /// What is wrong with it.
         source: serde_json::Error,
     },
-    /// Another version's.
     #[error("`{}` is of format {format}, which this version doesn't know; ask the ewms-pilot that wrote it", path.display())]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// Its format.
-        format: u32,
-    },
+    Format { path: PathBuf, format: u32 },
 }
 
 impl ReadError {

@@ -114,7 +114,6 @@ fn view(pilot: FoundPilot, loads: &BTreeMap<i32, Load>) -> PilotView {
     }
 }
 
-/// What a container uses.
 #[derive(Debug, Clone, Copy)]
 struct Load {
     percent: f64,
@@ -130,9 +129,12 @@ fn loads(leaders: &[i32]) -> BTreeMap<i32, Load> {
     }
     let look = || {
         let at = Instant::now();
-        let everybody = ProcessTable::look();
-        let censuses: Vec<ProcessTree> = leaders.iter().map(|pid| everybody.below(*pid)).collect();
-        (at, censuses)
+        let process_table = ProcessTable::look();
+        let process_trees: Vec<ProcessTree> = leaders
+            .iter()
+            .map(|pid| process_table.below(*pid))
+            .collect();
+        (at, process_trees)
     };
     let (began, before) = look();
     thread::sleep(MOMENT);

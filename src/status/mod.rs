@@ -61,12 +61,10 @@ use discover::Liveness;
 /// Where no terminal says how wide it is.
 const WIDTH: usize = 120;
 
-/// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatusRequest {
     /// A directory to look in, or a status file; otherwise where pilots keep their data.
     pub path: Option<PathBuf>,
-    /// For whom.
     pub output: ReportOutput,
 }
 
@@ -105,7 +103,6 @@ pub fn run(
     }
 }
 
-/// Columns of the terminal.
 fn width() -> usize {
     let stdout = io::stdout();
     if !stdout.is_terminal() {

@@ -116,12 +116,12 @@ fn time(view: &PilotView) -> String {
 
 fn events(view: &PilotView) -> String {
     let tally = &view.facts.events;
-    let put_away = tally.dead_lettered + tally.rejected;
+    let dispose = tally.dead_lettered + tally.rejected;
     let mut text = format!("{} received", count(tally.received));
     for (number, what) in [
         (tally.succeeded, "done"),
         (tally.failed, "failed"),
-        (put_away, "of them put away for good"),
+        (dispose, "of them put away for good"),
         (tally.given_back, "given back"),
     ] {
         if number > 0 {

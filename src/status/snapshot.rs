@@ -11,13 +11,11 @@ use crate::records::UnixTime;
 use crate::stats::Tally;
 use crate::task::ContainerPids;
 
-/// The version of the format.
 pub(super) const FORMAT: u32 = 1;
 
 /// All that a pilot says of itself.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// Of the pilot.
     #[serde(flatten)]
     pub facts: PilotFacts,
     /// What runs, by the names of the containers' directories.
@@ -25,7 +23,6 @@ pub struct Snapshot {
     pub tasks: BTreeMap<String, TaskStatus>,
 }
 
-/// All but the tasks.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PilotFacts {
@@ -43,7 +40,6 @@ pub struct PilotFacts {
     pub process: ProcessId,
     /// See [`started_unix_secs`](super).
     pub started_unix_secs: UnixTime,
-    /// Set when it is written.
     pub written_unix_secs: UnixTime,
     /// See [`ends_unix_secs`](super).
     pub ends_unix_secs: Option<UnixTime>,
@@ -73,7 +69,6 @@ pub struct ProcessId {
     pub boot_id: String,
     /// In which a pid means something.
     pub pid_namespace: String,
-    /// Its number.
     pub pid: i32,
     /// When it began, in the kernel's ticks.
     pub start_ticks: u64,
@@ -98,7 +93,6 @@ impl ProcessId {
     }
 }
 
-/// A queue and its connection.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct QueueStatus {
     /// `incoming` or `outgoing`
@@ -107,7 +101,6 @@ pub struct QueueStatus {
     pub queue: String,
     /// `host:port`, or the spool directory.
     pub address: String,
-    /// How it is connected.
     pub link: QueueState,
     /// Since when.
     pub since_unix_secs: UnixTime,
@@ -116,11 +109,9 @@ pub struct QueueStatus {
     pub error: Option<String>,
 }
 
-/// How a queue is connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum QueueState {
-    /// It can be used.
     Up,
     /// It is lost, and tried again.
     Down,
@@ -134,14 +125,12 @@ pub enum QueueState {
 pub struct TaskStatus {
     /// From 1; the init container has none.
     pub slot: Option<u32>,
-    /// When its staging began.
     pub started_unix_secs: UnixTime,
     /// The container's first process, while there is one.
     pub pid: Option<i32>,
 }
 
 impl Snapshot {
-    /// A task began.
     pub fn begin(&mut self, id: String, slot: Option<u32>) {
         let task = TaskStatus {
             slot,
@@ -151,7 +140,6 @@ impl Snapshot {
         self.tasks.insert(id, task);
     }
 
-    /// A task is through.
     pub fn end(&mut self, id: &str) {
         self.tasks.remove(id);
     }

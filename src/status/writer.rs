@@ -79,7 +79,6 @@ impl StatusWriter {
     }
 }
 
-/// How the last write fared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Health {
     Well,

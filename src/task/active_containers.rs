@@ -49,7 +49,6 @@ pub(super) struct ActiveContainer {
 }
 
 impl ActiveContainer {
-    /// This is its first process.
     pub(super) fn found(&self, leader: Pid) {
         let leader = Some(leader);
         self.list.0.send_modify(|all| {

@@ -41,16 +41,16 @@ pub(super) enum ContainerOutcome {
 /// # Errors
 /// When it could not even be started: the EP's fault, or the user's variables can't be passed on.
 pub(super) async fn launch(
-    bench: &TaskContext,
+    context: &TaskContext,
     plan: &ContainerSpec,
     role: ContainerRole,
     stage: &TaskDirs,
     io: Option<&TaskIo>,
-    will: watch::Receiver<ShutdownPhase>,
+    shutdown: watch::Receiver<ShutdownPhase>,
     trace: &mut TaskMetrics,
 ) -> Result<ContainerOutcome, TaskError> {
     let alike = |error: TaskError| error.edited(|text| without_identity(text, stage, io));
-    match start_to_end(bench, plan, role, stage, io, will, trace).await {
+    match start_to_end(context, plan, role, stage, io, shutdown, trace).await {
         Ok(ContainerOutcome::Failed(error)) => Ok(ContainerOutcome::Failed(alike(error))),
         Err(error) => Err(alike(error)),
         ended => ended,
@@ -73,24 +73,24 @@ fn without_identity(text: &str, stage: &TaskDirs, io: Option<&TaskIo>) -> String
 }
 
 async fn start_to_end(
-    bench: &TaskContext,
+    context: &TaskContext,
     plan: &ContainerSpec,
     role: ContainerRole,
     stage: &TaskDirs,
     io: Option<&TaskIo>,
-    will: watch::Receiver<ShutdownPhase>,
+    shutdown: watch::Receiver<ShutdownPhase>,
     trace: &mut TaskMetrics,
 ) -> Result<ContainerOutcome, TaskError> {
-    let binds = binds(bench, plan, io.map(|io| io.dir.as_path()), &will)
+    let binds = binds(context, plan, io.map(|io| io.dir.as_path()), &shutdown)
         .await
         .map_err(|error| TaskError::InvalidBindMount(error.to_string()))?;
-    let invocation = invocation(bench, plan, &binds, stage, io)?;
+    let invocation = invocation(context, plan, &binds, stage, io)?;
     let files = [
         created(&stage.stdout(), "stdoutfile")?,
         created(&stage.stderr(), "stderrfile")?,
     ];
     let ([stdout, stderr], outputs) =
-        OutputCapture::start(files, bench.output_limit).map_err(|error| {
+        OutputCapture::start(files, context.output_limit).map_err(|error| {
             used_up(&format!(
                 "no pipe or thread could be made for the task's outputs: {error}"
             ))
@@ -111,19 +111,25 @@ async fn start_to_end(
     };
     let limits = ChildLimits {
         timeout: plan.timeout,
-        grace: bench.grace,
+        grace: context.grace,
     };
     let guards = match role {
-        ContainerRole::Task => bench.guards,
+        ContainerRole::Task => context.guards,
         ContainerRole::Init => ResourceLimits::default(),
     };
-    let kills_before = bench.memory_kills.count();
-    let own_will = ShutdownSender::new();
-    own_will.advance(*will.borrow());
-    let run = process::supervise(&bench.guard, job, limits, own_will.subscribe(), started);
-    let entered = bench.running.enter(stage.name());
-    let watched = (guards, signs, &entered, &bench.look);
-    let (ended, breach) = guarded(run, watched, will.clone(), &own_will, trace).await;
+    let kills_before = context.memory_kills.count();
+    let own_shutdown = ShutdownSender::new();
+    own_shutdown.advance(*shutdown.borrow());
+    let run = process::supervise(
+        &context.guard,
+        job,
+        limits,
+        own_shutdown.subscribe(),
+        started,
+    );
+    let entered = context.running.enter(stage.name());
+    let watched = (guards, signs, &entered, &context.look);
+    let (ended, breach) = guarded(run, watched, shutdown.clone(), &own_shutdown, trace).await;
     drop(entered);
     let ended = ended.map_err(|error| match cause_of_spawn(&error) {
         Cause::Limits => used_up(&error.to_string()),
@@ -135,21 +141,21 @@ async fn start_to_end(
     if let Leftovers::Survive(pids) = &ended.leftovers {
         error!(?pids, "processes of a container can't be killed");
     }
-    let judged = match out_of_memory(bench, role, &ended, kills_before) {
+    let judged = match out_of_memory(context, role, &ended, kills_before) {
         Some(error) => ContainerOutcome::Failed(error),
-        None => judge(bench, role, &ended, plan, stage, &will).await?,
+        None => judge(context, role, &ended, plan, stage, &shutdown).await?,
     };
-    let judgement = match (judged, breach) {
+    let outcome = match (judged, breach) {
         (ContainerOutcome::Interrupted, Some(breach)) => ContainerOutcome::Failed(breach),
-        (judgement, _) => judgement,
+        (outcome, _) => outcome,
     };
     // The files of those that failed are kept; of the others the log is all that stays.
-    match (&judgement, bench.dump) {
-        (ContainerOutcome::Failed(_), _) => show_output(bench, role, stage, Shown::Ends),
-        (_, DumpOutput::All) => show_output(bench, role, stage, Shown::Whole),
+    match (&outcome, context.dump) {
+        (ContainerOutcome::Failed(_), _) => show_output(context, role, stage, Shown::Ends),
+        (_, DumpOutput::All) => show_output(context, role, stage, Shown::Whole),
         _ => {}
     }
-    Ok(judgement)
+    Ok(outcome)
 }
 
 /// The container's run under its guards, and what one of them ended it for.
@@ -161,18 +167,18 @@ async fn guarded(
         &ActiveContainer,
         &SharedLook,
     ),
-    pilots_will: watch::Receiver<ShutdownPhase>,
-    own_will: &ShutdownSender,
+    pilots_shutdown: watch::Receiver<ShutdownPhase>,
+    own_shutdown: &ShutdownSender,
     trace: &mut TaskMetrics,
 ) -> (Result<ChildExit, SpawnError>, Option<TaskError>) {
     let mut run = std::pin::pin!(run);
-    let mut forwarded = std::pin::pin!(watchdog::forward(pilots_will, own_will));
+    let mut forwarded = std::pin::pin!(watchdog::forward(pilots_shutdown, own_shutdown));
     let breach = {
         let mut watch = std::pin::pin!(guards.watch(
             signs,
             entered,
             look,
-            own_will,
+            own_shutdown,
             &mut trace.container_memory
         ));
         tokio::select! {
@@ -192,7 +198,7 @@ async fn guarded(
 
 /// The command: what this container sees, under the names that it knows it by.
 fn invocation(
-    bench: &TaskContext,
+    context: &TaskContext,
     plan: &ContainerSpec,
     binds: &[Bind],
     stage: &TaskDirs,
@@ -210,7 +216,7 @@ fn invocation(
         })
         .map_err(|error| setup_error(&error, FaultClass::Task))?;
 
-    let inputs = bench.inputs.as_ref().map(|_| INPUTS_IN_CONTAINER);
+    let inputs = context.inputs.as_ref().map(|_| INPUTS_IN_CONTAINER);
     let own = [
         ("EWMS_TASK_DATA_HUB_DIR", Some(HUB_IN_CONTAINER)),
         ("EWMS_TASK_INPUT_FILES_DIR", inputs),
@@ -225,15 +231,15 @@ fn invocation(
     );
 
     container::run(
-        &bench.apptainer,
+        &context.apptainer,
         &RunSpec {
             image: &plan.image,
             args: &args,
             env: &env,
             binds,
             workdir: stage.scratch(),
-            verbosity: bench.verbosity,
-            proc: bench.proc,
+            verbosity: context.verbosity,
+            proc: context.proc,
         },
     )
     .map_err(|error| setup_error(&error, FaultClass::Task))
@@ -242,7 +248,7 @@ fn invocation(
 /// Whether the kernel ended a container for memory: the counters of the control group tell, as what is seen
 /// of the container itself is only a kill.
 fn out_of_memory(
-    bench: &TaskContext,
+    context: &TaskContext,
     role: ContainerRole,
     ended: &ChildExit,
     kills_before: u64,
@@ -254,13 +260,13 @@ fn out_of_memory(
     let sign = match shells_code(ended.exit) {
         0 => return None,
         KILLED => Sign::Killed,
-        _ if bench.running.watch().borrow().is_empty() => Sign::FailedAlone,
+        _ if context.running.watch().borrow().is_empty() => Sign::FailedAlone,
         _ => return None,
     };
-    if !bench.memory_kills.explain(kills_before, sign) {
+    if !context.memory_kills.explain(kills_before, sign) {
         return None;
     }
-    let limit = bench.memory_kills.limit();
+    let limit = context.memory_kills.limit();
     warn!(
         largest_process_bytes = ended.usage.max_rss_bytes,
         job_limit_bytes = limit,
@@ -271,12 +277,12 @@ fn out_of_memory(
 
 /// What the end of a container means. One that was told to end and exits with 0 finished its work.
 async fn judge(
-    bench: &TaskContext,
+    context: &TaskContext,
     role: ContainerRole,
     ended: &ChildExit,
     plan: &ContainerSpec,
     stage: &TaskDirs,
-    will: &watch::Receiver<ShutdownPhase>,
+    shutdown: &watch::Receiver<ShutdownPhase>,
 ) -> Result<ContainerOutcome, TaskError> {
     match (ended.ended_by, ended.exit) {
         (StopCause::Timeout, _) => {
@@ -291,7 +297,7 @@ async fn judge(
     }
     let stderr =
         Stderr::read(&stage.stderr()).map_err(|error| staging_error("stderrfile", &error))?;
-    let blame = fault_diagnosis::blame(bench, plan, stage, ended.exit, &stderr, will).await;
+    let blame = fault_diagnosis::blame(context, plan, stage, ended.exit, &stderr, shutdown).await;
     Ok(match (&blame, ended.exit) {
         (Attribution::Task | Attribution::Unknown, ExitStatus::Code(0)) => {
             ContainerOutcome::Succeeded
@@ -305,12 +311,12 @@ async fn judge(
 
 /// Copies what a container wrote into the log.
 pub(super) fn show_output(
-    bench: &TaskContext,
+    context: &TaskContext,
     role: ContainerRole,
     stage: &TaskDirs,
     shown: Shown,
 ) {
-    let shown = bench.log.aside(|log| {
+    let shown = context.log.aside(|log| {
         output::dump(&stage.stdout(), &format!("{role} (stdout)"), shown, log)?;
         output::dump(&stage.stderr(), &format!("{role} (stderr)"), shown, log)
     });
@@ -325,19 +331,22 @@ pub(super) fn show_output(
 /// When what is mounted below an external directory can't be kept from being written, or there is no such
 /// directory any more.
 pub(super) async fn binds(
-    bench: &TaskContext,
+    context: &TaskContext,
     plan: &ContainerSpec,
     io: Option<&Path>,
-    will: &watch::Receiver<ShutdownPhase>,
+    shutdown: &watch::Receiver<ShutdownPhase>,
 ) -> Result<Vec<Bind>, ExternalError> {
-    let scratch = bench.dirs.apptainer();
-    let external = bench.external.binds(&bench.guard, &scratch, will).await?;
+    let scratch = context.dirs.apptainer();
+    let external = context
+        .external
+        .binds(&context.guard, &scratch, shutdown)
+        .await?;
     let own = |source: &Path, target| Bind::new(source, Path::new(target), Access::ReadWrite);
-    let mut binds = vec![own(&bench.dirs.hub(), HUB_IN_CONTAINER)?];
+    let mut binds = vec![own(&context.dirs.hub(), HUB_IN_CONTAINER)?];
     if let Some(io) = io {
         binds.push(own(io, IO_IN_CONTAINER)?);
     }
-    binds.extend(bench.inputs.iter().cloned());
+    binds.extend(context.inputs.iter().cloned());
     binds.extend(external);
     binds.extend(plan.repair.clone());
     Ok(binds)

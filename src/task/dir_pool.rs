@@ -23,7 +23,6 @@ const WAITING: &str = "task";
 #[derive(Debug, Default)]
 pub(super) struct DirPool(Mutex<Vec<PathBuf>>);
 
-/// What a task had.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct UsedDirs<'a> {
     /// Its own directory, of which it saw only one below.
@@ -34,7 +33,6 @@ pub(super) struct UsedDirs<'a> {
     pub(super) io: &'a Path,
     /// See `io`.
     pub(super) files: &'a [PathBuf],
-    /// Its scratch.
     pub(super) scratch: &'a Path,
     /// The directories in that, and their mode.
     pub(super) scratch_parts: (&'a [&'a str], u32),
@@ -144,7 +142,7 @@ mod tests {
 
     struct Scene {
         top: tempfile::TempDir,
-        spares: DirPool,
+        dir_pool: DirPool,
     }
 
     impl Scene {
@@ -157,8 +155,8 @@ mod tests {
             fs::set_permissions(tmp, PermissionsExt::from_mode(0o700)).expect("set");
             fs::write(top.path().join("one/outputs/stdoutfile"), "said").expect("written");
             fs::write(top.path().join("one/task-io/infile"), "1").expect("written");
-            let spares = DirPool::default();
-            Self { top, spares }
+            let dir_pool = DirPool::default();
+            Self { top, dir_pool }
         }
 
         fn path(&self, name: &str) -> PathBuf {
@@ -166,7 +164,7 @@ mod tests {
         }
 
         fn offer(&self) -> bool {
-            self.spares.offer(&UsedDirs {
+            self.dir_pool.offer(&UsedDirs {
                 dir: &self.path("one"),
                 outputs: &self.path("one/outputs"),
                 io: &self.path("one/task-io"),
@@ -185,7 +183,11 @@ mod tests {
         let scene = Scene::new();
         assert!(scene.offer());
         assert!(!scene.path("one").exists());
-        assert!(scene.spares.take(&scene.path("two"), &scene.path("other")));
+        assert!(
+            scene
+                .dir_pool
+                .take(&scene.path("two"), &scene.path("other"))
+        );
         assert_eq!(
             fs::read(scene.path("two/outputs/stdoutfile")).expect("there"),
             b""
@@ -197,7 +199,11 @@ mod tests {
             0
         );
         assert!(scene.path("other/tmp").is_dir());
-        assert!(!scene.spares.take(&scene.path("three"), &scene.path("more")));
+        assert!(
+            !scene
+                .dir_pool
+                .take(&scene.path("three"), &scene.path("more"))
+        );
     }
 
     #[test]
@@ -232,8 +238,8 @@ mod tests {
     fn what_serves_nobody_in_the_end_is_removed() {
         let scene = Scene::new();
         assert!(scene.offer());
-        let Scene { top, spares } = scene;
-        drop(spares);
+        let Scene { top, dir_pool } = scene;
+        drop(dir_pool);
         assert_eq!(fs::read_dir(top.path()).expect("there").count(), 0);
     }
 }

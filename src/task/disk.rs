@@ -49,7 +49,6 @@ impl Budget {
     }
 }
 
-/// Whether there was enough left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Affordable {
     Yes,

@@ -9,7 +9,6 @@ use crate::broker::{BodyStore, Content};
 /// See the module.
 #[derive(Debug)]
 pub enum EventCopy {
-    /// It is here.
     Kept(Content),
     /// It could not be kept; the broker has it still.
     Lost(String),

@@ -47,34 +47,19 @@ pub enum ExternalError {
         "below the external directory `{directory}` {count} file systems are mounted that can be written, and \
          at most {MOST} are protected; name the directories in it that tasks need"
     )]
-    TooMany {
-        /// The directory.
-        directory: PathBuf,
-        /// How many.
-        count: usize,
-    },
+    TooMany { directory: PathBuf, count: usize },
     /// What is mounted below one doesn't answer.
     #[error(
         "`{path}`, below an external directory, gave no answer within {} s; have it mounted again, or name \
          directories without it", .after.as_secs()
     )]
-    Hanging {
-        /// Where it is mounted.
-        path: PathBuf,
-        /// How long it had.
-        after: Duration,
-    },
+    Hanging { path: PathBuf, after: Duration },
     /// What is mounted below one fails.
     #[error(
         "`{path}`, below an external directory, can't be read: {error}; have it mounted again, or name \
          directories without it"
     )]
-    Failing {
-        /// Where it is mounted.
-        path: PathBuf,
-        /// The kernel's reason.
-        error: io::Error,
-    },
+    Failing { path: PathBuf, error: io::Error },
     /// It can't be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -84,7 +69,6 @@ pub enum ExternalError {
 }
 
 impl ExternalError {
-    /// What it is called.
     #[must_use]
     pub fn cause(&self) -> Cause {
         match self {
@@ -125,7 +109,7 @@ impl ExternalDirs {
         &self,
         guard: &GuardianHandle,
         scratch: &Path,
-        will: &watch::Receiver<ShutdownPhase>,
+        shutdown: &watch::Receiver<ShutdownPhase>,
     ) -> Result<Vec<Bind>, ExternalError> {
         if self.directories.is_empty() {
             return Ok(Vec::new());
@@ -138,7 +122,7 @@ impl ExternalDirs {
             let mut reachable = Vec::new();
             for mount in &mounts {
                 let is_known = known.reachable.contains(mount);
-                if is_known || can_be_reached(guard, &mount.1, scratch, will).await? {
+                if is_known || can_be_reached(guard, &mount.1, scratch, shutdown).await? {
                     reachable.push(mount.clone());
                 }
             }
@@ -186,10 +170,10 @@ async fn can_be_reached(
     guard: &GuardianHandle,
     point: &Path,
     scratch: &Path,
-    will: &watch::Receiver<ShutdownPhase>,
+    shutdown: &watch::Receiver<ShutdownPhase>,
 ) -> Result<bool, ExternalError> {
     let paths = [point.to_owned()];
-    match look(guard, &paths, ProbeDepth::Glance, scratch, will).await? {
+    match look(guard, &paths, ProbeDepth::Glance, scratch, shutdown).await? {
         PathHealth::Clear => Ok(true),
         PathHealth::Hanging(after) => Err(ExternalError::Hanging {
             path: point.to_owned(),

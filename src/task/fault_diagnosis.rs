@@ -46,9 +46,7 @@ pub(super) enum Attribution {
 
 /// A container's stderr, as far as it is evidence.
 pub(super) struct Stderr {
-    /// Its end.
     pub(super) tail: Vec<u8>,
-    /// Its beginning and its end.
     evidence: Vec<u8>,
 }
 
@@ -65,36 +63,36 @@ impl Stderr {
 
 /// Finds out about a container of `plan` that ended by itself.
 pub(super) async fn blame(
-    bench: &TaskContext,
+    context: &TaskContext,
     plan: &ContainerSpec,
     stage: &TaskDirs,
     exit: ExitStatus,
     stderr: &Stderr,
-    will: &watch::Receiver<ShutdownPhase>,
+    shutdown: &watch::Receiver<ShutdownPhase>,
 ) -> Attribution {
     let code = shells_code(exit);
     // First, because on a full disk nobody can say anything, Apptainer included.
     if code != 0
-        && let Some(full) = full_disk(bench, stage).await
+        && let Some(full) = full_disk(context, stage).await
     {
         return full;
     }
-    let suspicion = container::suspect(code, &stderr.evidence);
-    let asked = match suspicion {
+    let next_step = container::suspect(code, &stderr.evidence);
+    let asked = match next_step {
         NextStep::Task => Attribution::Task,
-        NextStep::Probe | NextStep::ProbeAndRead => ask(bench, plan, suspicion, will).await,
+        NextStep::Probe | NextStep::ProbeAndRead => ask(context, plan, next_step, shutdown).await,
     };
-    if suspicion != NextStep::Task {
-        info!(code, ?suspicion, ?asked, "asked whose fault it is");
+    if next_step != NextStep::Task {
+        info!(code, ?next_step, ?asked, "asked whose fault it is");
     }
     asked
 }
 
 async fn ask(
-    bench: &TaskContext,
+    context: &TaskContext,
     plan: &ContainerSpec,
-    suspicion: NextStep,
-    will: &watch::Receiver<ShutdownPhase>,
+    next_step: NextStep,
+    shutdown: &watch::Receiver<ShutdownPhase>,
 ) -> Attribution {
     let room = match SpareThreads::take() {
         Ok(room) => room,
@@ -103,10 +101,10 @@ async fn ask(
             return Attribution::Cause(Cause::Limits, said);
         }
     };
-    let probed = probe(bench, plan, ContainerProbeDepth::Start, will).await;
+    let probed = probe(context, plan, ContainerProbeDepth::Start, shutdown).await;
     drop(room);
-    let read = |extent| unreadable(bench, &plan.image, extent, will);
-    match (probed, suspicion) {
+    let read = |extent| unreadable(context, &plan.image, extent, shutdown);
+    match (probed, next_step) {
         (None, _) => Attribution::Unknown,
         (
             Some(ContainerProbeOutcome::Well { .. } | ContainerProbeOutcome::Made(_)),
@@ -151,23 +149,23 @@ impl SpareThreads {
 
 /// What of the image and the external directories can't be read.
 async fn unreadable(
-    bench: &TaskContext,
+    context: &TaskContext,
     image: &Path,
     extent: ProbeDepth,
-    will: &watch::Receiver<ShutdownPhase>,
+    shutdown: &watch::Receiver<ShutdownPhase>,
 ) -> Option<Attribution> {
     let mut paths = vec![image.to_path_buf()];
-    paths.extend(bench.external.paths());
+    paths.extend(context.external.paths());
     // External directories may hold terabytes.
     for (index, path) in paths.into_iter().enumerate() {
         let is_image = index == 0;
         let extent = if is_image { extent } else { ProbeDepth::Glance };
         match look(
-            &bench.guard,
+            &context.guard,
             std::slice::from_ref(&path),
             extent,
-            &bench.dirs.apptainer(),
-            will,
+            &context.dirs.apptainer(),
+            shutdown,
         )
         .await
         {
@@ -198,8 +196,8 @@ async fn unreadable(
 
 /// A task that met a full disk says so in its own words, or in none. What it wrote itself may be what filled
 /// it: that is removed, and if there is room then, it is nobody's fault but the task's.
-async fn full_disk(bench: &TaskContext, stage: &TaskDirs) -> Option<Attribution> {
-    let directory = bench.dirs.apptainer();
+async fn full_disk(context: &TaskContext, stage: &TaskDirs) -> Option<Attribution> {
+    let directory = context.dirs.apptainer();
     let own = stage.own();
     let tried = blocking(move || {
         let mut freed = 0;

@@ -20,7 +20,6 @@ const PATIENCE: Duration = Duration::from_hours(1);
 /// Why an image can't be used.
 #[derive(Debug, Error)]
 pub enum PrepareError {
-    /// The image's, or its converter's.
     #[error(transparent)]
     Image(#[from] ImageError),
     /// The converter could not be run.
@@ -29,7 +28,6 @@ pub enum PrepareError {
 }
 
 impl PrepareError {
-    /// Whose fault it is.
     #[must_use]
     pub fn class(&self) -> FaultClass {
         match self {
@@ -44,11 +42,11 @@ impl PrepareError {
 /// # Errors
 /// When there is none and none can be made.
 pub async fn prepare(
-    bench: &TaskContext,
+    context: &TaskContext,
     image: &str,
     cwd: &Path,
     policy: &ImagePolicy,
-    will: watch::Receiver<ShutdownPhase>,
+    shutdown: watch::Receiver<ShutdownPhase>,
 ) -> Result<PathBuf, PrepareError> {
     let conversion = match Resolution::of(image, cwd, policy)? {
         Resolution::Ready(directory) => return Ok(directory),
@@ -62,17 +60,17 @@ pub async fn prepare(
         LockOutcome::Ours(locked) => locked,
     };
     info!(image, "converting the image to a sandbox directory");
-    let invocation = locked.build(&bench.apptainer, bench.verbosity)?;
-    let built = run(bench, invocation, will.clone()).await?;
+    let invocation = locked.build(&context.apptainer, context.verbosity)?;
+    let built = run(context, invocation, shutdown.clone()).await?;
     if !built.succeeded() {
         return Err(locked.failed(&built.stderr).into());
     }
-    if let Some(invocation) = locked.reread(&bench.apptainer)? {
+    if let Some(invocation) = locked.reread(&context.apptainer)? {
         info!(
             image,
             "the converted image has a runscript that runs nothing: looking for its own"
         );
-        let read = run(bench, invocation, will).await?;
+        let read = run(context, invocation, shutdown).await?;
         locked.restore(&read.stdout)?;
     }
     let directory = locked.commit()?;
@@ -81,20 +79,20 @@ pub async fn prepare(
 }
 
 async fn run(
-    bench: &TaskContext,
+    context: &TaskContext,
     invocation: Invocation,
-    will: watch::Receiver<ShutdownPhase>,
+    shutdown: watch::Receiver<ShutdownPhase>,
 ) -> Result<Captured, CaptureError> {
     let query = Query {
         program: invocation.program,
         args: invocation.args,
         env: invocation.env,
         cwd: None,
-        scratch: bench.dirs.apptainer(),
+        scratch: context.dirs.apptainer(),
     };
     let limits = ChildLimits {
         timeout: Some(PATIENCE),
-        grace: bench.grace,
+        grace: context.grace,
     };
-    capture(&bench.guard, query, limits, will).await
+    capture(&context.guard, query, limits, shutdown).await
 }

@@ -14,7 +14,6 @@ use crate::process::ShutdownPhase;
 /// How the init container ended, when it did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Initialized {
-    /// The data hub is ready.
     Ready,
     /// The pilot was told to end while it ran.
     Interrupted,
@@ -25,24 +24,24 @@ pub enum Initialized {
 /// # Errors
 /// When it failed, timed out or could not be started; no event may be taken then.
 pub async fn run_init(
-    bench: &TaskContext,
+    context: &TaskContext,
     plan: &ContainerSpec,
-    will: watch::Receiver<ShutdownPhase>,
+    shutdown: watch::Receiver<ShutdownPhase>,
 ) -> Result<Initialized, TaskError> {
     let name = format!("init-{}", TaskId::random());
     async {
         info!("init container started");
-        let stage = bench
+        let stage = context
             .dirs
             .stage(&name)
             .map_err(|error| staging_error("directories", &error))?;
         let result = match launch(
-            bench,
+            context,
             plan,
             ContainerRole::Init,
             &stage,
             None,
-            will,
+            shutdown,
             &mut TaskMetrics::default(),
         )
         .await
@@ -51,11 +50,11 @@ pub async fn run_init(
             Ok(ContainerOutcome::Interrupted) => Ok(Initialized::Interrupted),
             Ok(ContainerOutcome::Failed(error)) | Err(error) => Err(error),
         };
-        let disposal = match (&result, bench.keep) {
+        let disposal = match (&result, context.keep) {
             (Ok(_), KeepFiles::Failed) => Disposal::Remove,
             _ => Disposal::Keep,
         };
-        let leftover = Leftover::of(stage, Some(disposal), Vec::new(), &bench.kept);
+        let leftover = Leftover::of(stage, Some(disposal), Vec::new(), &context.kept);
         leftover.clear().await;
         info!("init container ended");
         result

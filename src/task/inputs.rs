@@ -15,7 +15,6 @@ use crate::regular_file::kind_of;
 /// How many of those that are left out are named in the log.
 const NAMED: usize = 10;
 
-/// What is gathered.
 #[derive(Debug, Default)]
 pub struct Gathered {
     /// Files that containers see.

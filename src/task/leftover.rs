@@ -28,7 +28,6 @@ struct Clearing {
 }
 
 impl Leftover {
-    /// Nothing was left.
     pub(super) fn none() -> Self {
         Self(None)
     }

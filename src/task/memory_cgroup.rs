@@ -43,7 +43,6 @@ impl Version {
     }
 }
 
-/// A memory control group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct MemoryCgroup {
     directory: PathBuf,
@@ -53,7 +52,6 @@ pub(super) struct MemoryCgroup {
 }
 
 impl MemoryCgroup {
-    /// That of this process.
     pub(super) fn own() -> Option<Self> {
         let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
         let mounts = MountTable::read().ok()?;
@@ -141,14 +139,12 @@ pub struct MemoryKills {
 /// How a container that may have been killed ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sign {
-    /// As one that was killed.
     Killed,
     /// In another way, and no other container ran: a process in it may have been killed.
     FailedAlone,
 }
 
 impl MemoryKills {
-    /// Those from now on.
     #[must_use]
     pub fn watch() -> Self {
         let group = MemoryCgroup::own();

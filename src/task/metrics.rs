@@ -12,7 +12,6 @@ pub struct TaskMetrics {
     pub usage: Option<Usage>,
     /// How the container's first process ended.
     pub exit: Option<ExitStatus>,
-    /// How long the container ran.
     pub container_time: Option<Duration>,
     /// The most resident memory that the guard saw.
     pub container_memory: Option<u64>,

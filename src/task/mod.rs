@@ -51,23 +51,18 @@ use staging::DataDirs;
 /// What all containers of a pilot have in common.
 #[derive(Debug)]
 pub struct TaskContext {
-    /// The runtime.
     pub apptainer: Apptainer,
     /// What every container is started through.
     pub guard: GuardianHandle,
-    /// Where files go.
     pub dirs: DataDirs,
     /// The files that came with the job.
     pub inputs: Option<Bind>,
-    /// The user's external directories.
     pub external: ExternalDirs,
     /// Time between telling a container and killing it.
     pub grace: Duration,
-    /// Which directories survive.
     pub keep: KeepFiles,
     /// What a task is ended for.
     pub guards: ResourceLimits,
-    /// The kernel's own kills.
     pub memory_kills: MemoryKills,
     /// Bytes kept of each output.
     pub output_limit: u64,
@@ -75,15 +70,11 @@ pub struct TaskContext {
     pub kept: Arc<disk::Budget>,
     /// Whose output goes to the log.
     pub dump: DumpOutput,
-    /// How much Apptainer says.
     pub verbosity: Verbosity,
     /// Whether containers have a `/proc`.
     pub proc: ProcMount,
-    /// Where containers' output is shown.
     pub log: Progress,
-    /// The containers that run now.
     pub running: ActiveContainers,
-    /// What the tasks' guards see.
     pub look: SharedLook,
 }
 
@@ -96,7 +87,6 @@ pub struct ContainerSpec {
     pub repair: Option<Bind>,
     /// Arguments, placeholders not replaced yet.
     pub args: Template,
-    /// The user's variables.
     pub env: Vec<(String, String)>,
     /// Wall time after which it is killed.
     pub timeout: Option<Duration>,

@@ -97,7 +97,6 @@ fn in_place<T, const N: usize>(items: Vec<T>) -> [T; N] {
     items
 }
 
-/// Copies all to their ends.
 fn run<const N: usize>(mut copies: [Copy; N]) -> [io::Result<()>; N] {
     let mut chunk = vec![0; CHUNK];
     loop {
@@ -214,13 +213,13 @@ mod tests {
     /// What is in the file after `text` went through.
     async fn through(text: &[u8], limit: u64) -> Vec<u8> {
         let file = tempfile::NamedTempFile::new().expect("a file");
-        let ([mut to], capped) =
+        let ([mut to], capture) =
             OutputCapture::start([file.reopen().expect("opened")], limit).expect("a pipe");
-        let [written] = capped.written();
+        let [written] = capture.written();
         let text_len = length_of(text);
         let text = text.to_owned();
         let writer = std::thread::spawn(move || to.write_all(&text).expect("it is read"));
-        capped.finish(["stdout"]).await;
+        capture.finish(["stdout"]).await;
         writer.join().expect("written");
         assert_eq!(written.bytes(), text_len);
         std::fs::read(file.path()).expect("read")
@@ -263,24 +262,24 @@ mod tests {
             .write(true)
             .open("/dev/full")
             .expect("opened");
-        let ([mut to], capped) = OutputCapture::start([full], 1 << 20).expect("a pipe");
+        let ([mut to], capture) = OutputCapture::start([full], 1 << 20).expect("a pipe");
         let writer = std::thread::spawn(move || to.write_all(&vec![7; 1 << 22]));
         assert!(writer.join().expect("no panic").is_ok());
-        capped.finish(["stdout"]).await;
+        capture.finish(["stdout"]).await;
     }
 
     #[tokio::test]
     async fn two_outputs_are_kept_apart_and_one_may_end_before_the_other() {
         let files = [(); 2].map(|()| tempfile::NamedTempFile::new().expect("a file"));
         let to = files.each_ref().map(|file| file.reopen().expect("opened"));
-        let ([mut out, mut err], capped) = OutputCapture::start(to, 1 << 20).expect("pipes");
+        let ([mut out, mut err], capture) = OutputCapture::start(to, 1 << 20).expect("pipes");
         out.write_all(b"out").expect("it is read");
         drop(out);
         for _ in 0..100 {
             err.write_all(&[b'e'; 10_000]).expect("it is read");
         }
         drop(err);
-        capped.finish(["stdout", "stderr"]).await;
+        capture.finish(["stdout", "stderr"]).await;
         let kept = files.map(|file| std::fs::read(file.path()).expect("read"));
         assert_eq!(kept[0], b"out");
         assert_eq!(kept[1], vec![b'e'; 1_000_000]);

@@ -17,7 +17,6 @@ use crate::process::{
     CaptureError, ChildLimits, ExitStatus, GuardianHandle, Query, ShutdownPhase, StopCause, capture,
 };
 
-/// How much to look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProbeDepth {
     /// The first entries and the beginning of a file: enough to know that a file system answers.
@@ -52,16 +51,12 @@ impl ProbeDepth {
     }
 }
 
-/// What was seen.
 #[derive(Debug)]
 pub enum PathHealth {
     /// All could be read, or isn't there, which others tell better.
     Clear,
-    /// This could not.
     Failing {
-        /// What.
         path: PathBuf,
-        /// The kernel's reason.
         error: io::Error,
     },
     /// There was no answer for this long.
@@ -86,13 +81,13 @@ pub async fn look(
     paths: &[PathBuf],
     extent: ProbeDepth,
     scratch: &Path,
-    will: &watch::Receiver<ShutdownPhase>,
+    shutdown: &watch::Receiver<ShutdownPhase>,
 ) -> Result<PathHealth, CaptureError> {
-    match look_once(guard, paths, extent, scratch, will).await? {
+    match look_once(guard, paths, extent, scratch, shutdown).await? {
         PathHealth::Failing { path, error } if may_pass(&error) => {
             tracing::warn!(path = %path.display(), %error, "a file system fails: will look again");
             tokio::time::sleep(COME_BACK).await;
-            look_once(guard, paths, extent, scratch, will).await
+            look_once(guard, paths, extent, scratch, shutdown).await
         }
         sight => Ok(sight),
     }
@@ -112,7 +107,7 @@ async fn look_once(
     paths: &[PathBuf],
     extent: ProbeDepth,
     scratch: &Path,
-    will: &watch::Receiver<ShutdownPhase>,
+    shutdown: &watch::Receiver<ShutdownPhase>,
 ) -> Result<PathHealth, CaptureError> {
     let mut args = vec![WORD.into()];
     if extent == ProbeDepth::Through {
@@ -132,7 +127,7 @@ async fn look_once(
         timeout: Some(extent.deadline()),
         grace: Duration::ZERO,
     };
-    let seen = capture(guard, query, limits, will.clone()).await?;
+    let seen = capture(guard, query, limits, shutdown.clone()).await?;
     Ok(match (seen.ended_by, seen.exit) {
         (StopCause::Timeout, _) => PathHealth::Hanging(extent.deadline()),
         (StopCause::Will, _) | (StopCause::Itself, ExitStatus::Code(0)) => PathHealth::Clear,

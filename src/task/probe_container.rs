@@ -37,7 +37,6 @@ const QUESTION: &str = "question";
 /// The file that it writes there.
 const ANSWER: &str = "answer";
 
-/// What a probe tries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContainerProbeDepth {
     /// Whether a container of the image is made, and could start a task.
@@ -46,12 +45,9 @@ pub enum ContainerProbeDepth {
     Hub,
 }
 
-/// What came of a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ContainerProbeOutcome {
-    /// Tasks can run.
     Well {
-        /// How long the container took.
         took: Duration,
         /// What they may miss.
         notes: Vec<String>,
@@ -61,7 +57,6 @@ pub enum ContainerProbeOutcome {
     Made(Duration),
     /// They can't.
     Broken {
-        /// Why.
         cause: Cause,
         /// In Apptainer's words, or ours.
         said: String,
@@ -145,10 +140,10 @@ pub fn cause_of_io(error: &io::Error) -> Cause {
 
 /// Whether tasks can run here in containers of `plan`'s image now; nothing when the will came in between.
 pub async fn probe(
-    bench: &TaskContext,
+    context: &TaskContext,
     plan: &ContainerSpec,
     depth: ContainerProbeDepth,
-    will: &watch::Receiver<ShutdownPhase>,
+    shutdown: &watch::Receiver<ShutdownPhase>,
 ) -> Option<ContainerProbeOutcome> {
     let shape = match shape(&plan.image).await {
         Ok(shape) => shape,
@@ -160,7 +155,7 @@ pub async fn probe(
             said: said.clone(),
         });
     }
-    let probe = match ProbeContainer::prepare(bench, plan, will) {
+    let probe = match ProbeContainer::prepare(context, plan, shutdown) {
         Ok(probe) => probe,
         Err(error) => return Some(error.into()),
     };
@@ -193,9 +188,9 @@ async fn shape(image: &Path) -> Result<ImageShape, ProbeError> {
 
 /// A probe's directories and files. Dropping it removes them, or leaves them to the next task.
 struct ProbeContainer<'a> {
-    bench: &'a TaskContext,
+    context: &'a TaskContext,
     plan: &'a ContainerSpec,
-    will: &'a watch::Receiver<ShutdownPhase>,
+    shutdown: &'a watch::Receiver<ShutdownPhase>,
     /// Always there, but for the moment of the drop.
     stage: Option<TaskDirs>,
     io: PathBuf,
@@ -206,19 +201,19 @@ struct ProbeContainer<'a> {
 
 impl<'a> ProbeContainer<'a> {
     fn prepare(
-        bench: &'a TaskContext,
+        context: &'a TaskContext,
         plan: &'a ContainerSpec,
-        will: &'a watch::Receiver<ShutdownPhase>,
+        shutdown: &'a watch::Receiver<ShutdownPhase>,
     ) -> Result<Self, ProbeError> {
         let word = format!("probe-{}", Uuid::new_v4().simple());
-        let stage = bench.dirs.stage(&word)?;
+        let stage = context.dirs.stage(&word)?;
         let probe = Self {
             io: stage.io_dir(),
             workdir: stage.scratch().to_path_buf(),
             stage: Some(stage),
-            bench,
+            context,
             plan,
-            will,
+            shutdown,
             word,
         };
         fs::create_dir(&probe.io)?;
@@ -257,7 +252,7 @@ impl<'a> ProbeContainer<'a> {
             &trials,
             (&captured.stdout, &captured.stderr),
             &answer,
-            self.bench.proc,
+            self.context.proc,
             |path| shape.has(path),
         );
         Ok(Some(match found {
@@ -277,7 +272,6 @@ impl<'a> ProbeContainer<'a> {
         }))
     }
 
-    /// What Apptainer alone can say.
     async fn ask_apptainer_alone(&self) -> Result<Option<ContainerProbeOutcome>, ProbeError> {
         let began = Instant::now();
         let captured = self.run(&[]).await?;
@@ -335,7 +329,7 @@ impl<'a> ProbeContainer<'a> {
     }
 
     fn hub_file(&self) -> PathBuf {
-        self.bench.dirs.hub().join(format!(".{}", self.word))
+        self.context.dirs.hub().join(format!(".{}", self.word))
     }
 
     /// A script of ours, bound among those of the image.
@@ -347,10 +341,10 @@ impl<'a> ProbeContainer<'a> {
 
     /// Makes the container; nothing when the will ended it.
     async fn run(&self, scripts: &[Bind]) -> Result<Option<Captured>, ProbeError> {
-        let mut binds = binds(self.bench, self.plan, Some(&self.io), self.will).await?;
+        let mut binds = binds(self.context, self.plan, Some(&self.io), self.shutdown).await?;
         binds.extend_from_slice(scripts);
         let invocation = container::exec(
-            &self.bench.apptainer,
+            &self.context.apptainer,
             &RunSpec {
                 image: &self.plan.image,
                 args: &[NO_COMMAND.to_owned()],
@@ -359,7 +353,7 @@ impl<'a> ProbeContainer<'a> {
                 workdir: &self.workdir,
                 // More would only have to be read past.
                 verbosity: Verbosity::Normal,
-                proc: self.bench.proc,
+                proc: self.context.proc,
             },
         )?;
         let query = Query {
@@ -367,13 +361,13 @@ impl<'a> ProbeContainer<'a> {
             args: invocation.args,
             env: invocation.env,
             cwd: Some(self.workdir.clone()),
-            scratch: self.bench.dirs.apptainer(),
+            scratch: self.context.dirs.apptainer(),
         };
         let limits = ChildLimits {
             timeout: Some(DEADLINE),
             grace: Duration::from_secs(1),
         };
-        let captured = capture(&self.bench.guard, query, limits, self.will.clone()).await?;
+        let captured = capture(&self.context.guard, query, limits, self.shutdown.clone()).await?;
         match captured.ended_by {
             StopCause::Itself => Ok(Some(captured)),
             StopCause::Timeout => Err(ProbeError::Hanging(DEADLINE)),

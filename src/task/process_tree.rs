@@ -47,7 +47,6 @@ pub struct ProcessTable {
 }
 
 impl ProcessTable {
-    /// Looks.
     #[must_use]
     pub fn look() -> Self {
         let mut found: HashMap<Pid, Stat> = HashMap::new();
@@ -76,25 +75,24 @@ impl ProcessTable {
         let session = by_session.get(&leader).into_iter().flatten().copied();
         let mut left: Vec<Pid> = session.chain([leader]).collect();
         let mut seen = HashSet::new();
-        let mut census = ProcessTree::default();
+        let mut process_tree = ProcessTree::default();
         while let Some(pid) = left.pop() {
             let Some(stat) = found.get(&pid).filter(|_| seen.insert(pid)) else {
                 continue;
             };
-            census.pids.push(pid);
-            census.rss_pages += stat.rss_pages;
+            process_tree.pids.push(pid);
+            process_tree.rss_pages += stat.rss_pages;
             // The runtime's own first process polls now and then: no progress of the task.
             if pid != leader {
-                census.ticks += stat.ticks;
+                process_tree.ticks += stat.ticks;
             }
             left.extend(by_parent.get(&pid).into_iter().flatten());
         }
-        census
+        process_tree
     }
 }
 
 impl ProcessTree {
-    /// How many processes there are.
     #[must_use]
     pub fn processes(&self) -> usize {
         self.pids.len()
@@ -223,12 +221,12 @@ mod tests {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
         assert!(grown, "its own child is counted");
-        let census = ProcessTable::look().below(pid);
-        assert!(census.memory(u64::MAX) > 100 * 1024);
-        let fair = census.memory(0);
-        assert!(0 < fair && fair < census.memory(u64::MAX), "{fair}");
+        let process_tree = ProcessTable::look().below(pid);
+        assert!(process_tree.memory(u64::MAX) > 100 * 1024);
+        let fair = process_tree.memory(0);
+        assert!(0 < fair && fair < process_tree.memory(u64::MAX), "{fair}");
         prefer_for_oom_kill(pid);
-        for pid in census.pids {
+        for pid in process_tree.pids {
             let adjusted = fs::read_to_string(format!("/proc/{pid}/oom_score_adj"));
             assert!(adjusted.is_ok_and(|text| text.trim() >= "500"));
             let _ = nix::sys::signal::kill(

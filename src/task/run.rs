@@ -23,14 +23,12 @@ use crate::process::output::Shown;
 #[derive(Debug)]
 pub struct TaskRunner {
     /// What it shares with the init container.
-    pub bench: SharedTaskContext,
-    /// What it runs.
+    pub context: SharedTaskContext,
     pub plan: ContainerSpec,
     /// Suffix of the infile, without the leading dot.
     pub infile_ext: String,
     /// Suffix of the outfile, without the leading dot.
     pub outfile_ext: String,
-    /// How the sink wants results.
     pub encoding: Encoding,
     /// How large one may be, as a frame.
     pub limit: MessageLimit,
@@ -40,10 +38,8 @@ pub struct TaskRunner {
     pub room: MemoryBudget,
 }
 
-/// What came of a task.
 #[derive(Debug)]
 pub struct TaskReport {
-    /// How it ended.
     pub end: TaskEnd,
     /// The event, should it be put away.
     pub event: EventCopy,
@@ -55,14 +51,11 @@ pub struct TaskReport {
     pub leftover: Leftover,
 }
 
-/// How a task ended.
 #[derive(Debug)]
 pub enum TaskEnd {
-    /// With this output event.
     Output(Content),
     /// Well, without an output event.
     NoOutput,
-    /// Badly.
     Failed(TaskError),
     /// Not by itself, and before it finished.
     Interrupted,
@@ -93,7 +86,7 @@ impl TaskRunner {
         id: TaskId,
         event: Content,
         turn: StartGate,
-        will: watch::Receiver<ShutdownPhase>,
+        shutdown: watch::Receiver<ShutdownPhase>,
     ) -> TaskReport {
         let span = info_span!("task", task_id = %id);
         async {
@@ -106,13 +99,13 @@ impl TaskRunner {
                 StartGate::Later(turn) => {
                     let staged = self.stage_ahead(id, event).await;
                     if turn.await.is_err() {
-                        return called_off(staged, &self.bench.kept).await;
+                        return called_off(staged, &self.context.kept).await;
                     }
                     (staged, begin())
                 }
             };
             let (end, event, leftover) = match staged {
-                Ok(staged) => self.run_staged(staged, will, &mut trace).await,
+                Ok(staged) => self.run_staged(staged, shutdown, &mut trace).await,
                 Err(error) => {
                     let lost = EventCopy::Lost(error.to_string());
                     (TaskEnd::Failed(error), lost, Leftover::none())
@@ -133,12 +126,12 @@ impl TaskRunner {
     }
 
     async fn stage(&self, id: TaskId, event: Content) -> Result<Staged, TaskError> {
-        let bench = Arc::clone(&self.bench);
+        let context = Arc::clone(&self.context);
         let (infile_ext, outfile_ext) = (self.infile_ext.clone(), self.outfile_ext.clone());
         let (room, bodies) = (self.room.for_event(&event).await, self.bodies.clone());
         blocking(move || {
             let _while_unpacking = room;
-            let (stage, io) = bench
+            let (stage, io) = context
                 .dirs
                 .stage_task(id, &infile_ext, &outfile_ext)
                 .map_err(|error| staging_error("directories", &error))?;
@@ -163,7 +156,7 @@ impl TaskRunner {
     async fn run_staged(
         &self,
         staged: Staged,
-        will: watch::Receiver<ShutdownPhase>,
+        shutdown: watch::Receiver<ShutdownPhase>,
         trace: &mut TaskMetrics,
     ) -> (TaskEnd, EventCopy, Leftover) {
         let Staged {
@@ -174,19 +167,19 @@ impl TaskRunner {
         } = staged;
         let running = async {
             match written {
-                Ok(()) => self.run_container(&stage, &io, will, trace).await,
+                Ok(()) => self.run_container(&stage, &io, shutdown, trace).await,
                 Err(error) => Err(error),
             }
         };
         let (end, kept) = tokio::join!(running, event.kept());
-        let disposal = match (&end, self.bench.keep) {
+        let disposal = match (&end, self.context.keep) {
             (_, KeepFiles::All) => Some(Disposal::Keep),
             (Err(_), KeepFiles::Failed) => Some(Disposal::KeepWithinBudget),
             // What the kernel doesn't let go may still write there.
             (Ok(_), KeepFiles::Failed) if trace.survivors > 0 => Some(Disposal::Remove),
             (Ok(_), KeepFiles::Failed) => None,
         };
-        let leftover = Leftover::of(stage, disposal, io.files().into(), &self.bench.kept);
+        let leftover = Leftover::of(stage, disposal, io.files().into(), &self.context.kept);
         (end.unwrap_or_else(TaskEnd::Failed), kept, leftover)
     }
 
@@ -194,16 +187,16 @@ impl TaskRunner {
         &self,
         stage: &TaskDirs,
         io: &TaskIo,
-        will: watch::Receiver<ShutdownPhase>,
+        shutdown: watch::Receiver<ShutdownPhase>,
         trace: &mut TaskMetrics,
     ) -> Result<TaskEnd, TaskError> {
         match launch(
-            &self.bench,
+            &self.context,
             &self.plan,
             ContainerRole::Task,
             stage,
             Some(io),
-            will,
+            shutdown,
             trace,
         )
         .await?
@@ -213,8 +206,8 @@ impl TaskRunner {
             ContainerOutcome::Succeeded => {
                 let result = self.result(io).await;
                 // Whoever wrote a result that can't be sent may have said why.
-                if result.is_err() && self.bench.dump != DumpOutput::All {
-                    show_output(&self.bench, ContainerRole::Task, stage, Shown::Ends);
+                if result.is_err() && self.context.dump != DumpOutput::All {
+                    show_output(&self.context, ContainerRole::Task, stage, Shown::Ends);
                 }
                 if let Ok(TaskEnd::Output(content)) = &result {
                     trace.output_bytes = Some(content.body().len());

@@ -17,7 +17,6 @@ pub struct SharedLook(Arc<Mutex<Weak<LastLook>>>);
 #[derive(Debug, Default)]
 struct LastLook(AsyncMutex<Option<(Instant, Arc<ProcessTable>)>>);
 
-/// A task's part in it.
 #[derive(Debug)]
 pub(super) struct Participant(Arc<LastLook>);
 

@@ -63,7 +63,7 @@ pub fn scratch_of(parent: &Path) -> PathBuf {
 pub struct DataDirs {
     data: PathBuf,
     scratch: PathBuf,
-    spares: Arc<DirPool>,
+    dir_pool: Arc<DirPool>,
 }
 
 impl DataDirs {
@@ -75,14 +75,13 @@ impl DataDirs {
         let dirs = Self {
             data: parent.join(DATA_DIR),
             scratch: scratch_of(parent),
-            spares: Arc::default(),
+            dir_pool: Arc::default(),
         };
         fs::create_dir_all(dirs.hub())?;
         fs::create_dir_all(dirs.apptainer())?;
         Ok(dirs)
     }
 
-    /// The data hub.
     #[must_use]
     pub fn hub(&self) -> PathBuf {
         self.data.join(HUB_DIR)
@@ -136,7 +135,7 @@ impl DataDirs {
         let mut stage = self.unmade(&id.to_string());
         let io = stage.io(id, infile_ext, outfile_ext);
         stage.infile = Some(io.infile());
-        if !self.spares.take(&stage.dir, &stage.scratch) {
+        if !self.dir_pool.take(&stage.dir, &stage.scratch) {
             stage.make()?;
             fs::create_dir(&io.dir)?;
         }
@@ -149,12 +148,11 @@ impl DataDirs {
             scratch: self.scratch.join(name),
             infile: None,
             freed: AtomicU64::new(0),
-            spares: Arc::clone(&self.spares),
+            dir_pool: Arc::clone(&self.dir_pool),
         }
     }
 }
 
-/// The directories of one container.
 #[derive(Debug)]
 pub struct TaskDirs {
     dir: PathBuf,
@@ -163,7 +161,7 @@ pub struct TaskDirs {
     infile: Option<PathBuf>,
     /// What was removed of it before its end, in bytes.
     freed: AtomicU64,
-    spares: Arc<DirPool>,
+    dir_pool: Arc<DirPool>,
 }
 
 /// What happens to a container's files once it ended. Its scratch never stays.
@@ -173,7 +171,6 @@ pub enum Disposal {
     Keep,
     /// They stay as far as the budget for kept files goes: all, or the outputs, or nothing.
     KeepWithinBudget,
-    /// They go.
     Remove,
 }
 
@@ -222,13 +219,11 @@ impl TaskDirs {
         self.dir.join(OUTPUTS_DIR)
     }
 
-    /// The container's standard output.
     #[must_use]
     pub fn stdout(&self) -> PathBuf {
         self.outputs().join(OUTPUT_FILES[0])
     }
 
-    /// The container's standard error.
     #[must_use]
     pub fn stderr(&self) -> PathBuf {
         self.outputs().join(OUTPUT_FILES[1])
@@ -284,7 +279,7 @@ impl TaskDirs {
     /// # Errors
     /// When something can't be removed.
     pub fn clear(self, files: &[PathBuf]) -> io::Result<()> {
-        let kept = self.spares.offer(&UsedDirs {
+        let kept = self.dir_pool.offer(&UsedDirs {
             dir: &self.dir,
             outputs: &self.outputs(),
             io: &self.io_dir(),
@@ -333,14 +328,12 @@ impl TaskDirs {
 /// The directory of a task's infile and outfile.
 #[derive(Debug)]
 pub struct TaskIo {
-    /// On the EP.
     pub dir: PathBuf,
     infile: String,
     outfile: String,
 }
 
 impl TaskIo {
-    /// The infile on the EP.
     #[must_use]
     pub fn infile(&self) -> PathBuf {
         self.dir.join(&self.infile)
@@ -352,7 +345,6 @@ impl TaskIo {
         self.dir.join(&self.outfile)
     }
 
-    /// Both.
     #[must_use]
     pub fn files(&self) -> [PathBuf; 2] {
         [self.infile(), self.outfile()]

@@ -25,13 +25,11 @@ const ZSTD_BYTES: u64 = 4 * 1024 * 1024;
 pub struct MemoryBudget(Arc<Semaphore>);
 
 impl MemoryBudget {
-    /// With nobody in it.
     #[must_use]
     pub fn new() -> Self {
         Self(Arc::new(Semaphore::new(ROOM_BYTES as usize)))
     }
 
-    /// Room for unpacking an event.
     pub(super) async fn for_event(&self, event: &Content) -> Option<OwnedSemaphorePermit> {
         let bytes = match event {
             Content::Frame(body) => unpacked(body).unwrap_or(u64::MAX),
@@ -41,7 +39,6 @@ impl MemoryBudget {
         self.take(bytes, bytes.saturating_mul(2)).await
     }
 
-    /// Room for packing a result.
     pub(super) async fn for_result(&self, outfile: &Outfile) -> Option<OwnedSemaphorePermit> {
         let bytes = outfile.bytes();
         // As it is, with quotes around it, and packed.
@@ -109,7 +106,6 @@ fn unreadable(error: &io::Error) -> TaskError {
     ))
 }
 
-/// How a sink wants results.
 #[derive(Debug, Clone)]
 pub(super) struct Wanted {
     pub(super) encoding: Encoding,
@@ -120,11 +116,8 @@ pub(super) struct Wanted {
 /// What was found where a task writes its result.
 #[derive(Debug)]
 pub(super) enum OutfileState {
-    /// Nothing, which is no mistake.
     Nothing,
-    /// A small one.
     Result(Content),
-    /// One that needs room.
     Large(Outfile),
 }
 

@@ -44,7 +44,6 @@ pub(super) struct ProgressSources {
     pub(super) leader: oneshot::Receiver<Pid>,
     /// What its outputs had so far.
     pub(super) outputs: [BytesWritten; 2],
-    /// What it is to write.
     pub(super) outfile: Option<PathBuf>,
 }
 
@@ -56,7 +55,7 @@ impl ResourceLimits {
         signs: ProgressSources,
         entered: &ActiveContainer,
         look: &SharedLook,
-        will: &ShutdownSender,
+        shutdown: &ShutdownSender,
         peak: &mut Option<u64>,
     ) -> TaskError {
         let Ok(leader) = signs.leader.await else {
@@ -73,16 +72,20 @@ impl ResourceLimits {
         loop {
             sleep(pace).await;
             // Tasks that began at different times still share most looks.
-            let Some(everybody) = look.no_older_than(pace / 2).await else {
+            let Some(process_table) = look.no_older_than(pace / 2).await else {
                 continue;
             };
             let limit = self.memory.unwrap_or(u64::MAX);
             let outfile = signs.outfile.clone();
             let measure = move || {
-                let census = everybody.below(leader);
-                let memory = census.memory(limit);
+                let process_tree = process_table.below(leader);
+                let memory = process_tree.memory(limit);
                 let outfile = outfile.and_then(|path| fs::metadata(path).ok());
-                (census.ticks, memory, outfile.map_or(0, |found| found.len()))
+                (
+                    process_tree.ticks,
+                    memory,
+                    outfile.map_or(0, |found| found.len()),
+                )
             };
             let Ok((ticks, memory, outfile)) = blocking::start(measure).await else {
                 continue;
@@ -92,7 +95,7 @@ impl ResourceLimits {
                 if memory > limit {
                     warn!(memory, limit, "a task uses too much memory: it is killed");
                     // Not told: every moment it takes more.
-                    will.advance(ShutdownPhase::Kill);
+                    shutdown.advance(ShutdownPhase::Kill);
                     return TaskError::Memory { limit };
                 }
             }
@@ -100,7 +103,7 @@ impl ResourceLimits {
                 let output = signs.outputs.iter().map(BytesWritten::bytes).sum::<u64>() + outfile;
                 if progress.idle_for(ticks, output, pace, stall) >= stall {
                     warn!(stall_secs = stall.as_secs(), "a task stalls: it is ended");
-                    will.advance(ShutdownPhase::Terminate(SIGTERM));
+                    shutdown.advance(ShutdownPhase::Terminate(SIGTERM));
                     return TaskError::Stalled { after: stall };
                 }
             }
@@ -191,7 +194,7 @@ mod tests {
         let mut seen = own.subscribe();
         tokio::select! {
             never = forward(pilots.subscribe(), &own) => match never {},
-            told = seen.wait_for(|will| *will == ShutdownPhase::Terminate(1)) => {
+            told = seen.wait_for(|shutdown| *shutdown == ShutdownPhase::Terminate(1)) => {
                 assert!(told.is_ok());
             }
         }

@@ -23,11 +23,11 @@ fn three_pilots_do_sixty_events_and_the_event_log_tells_every_status_and_the_cou
     assert_results(&outgoing, &events);
     assert_eq!(incoming.depth(), 0);
 
-    let reports = reports_in_event_log(&jobs.events());
-    assert_eq!(reports.len(), 3, "{}", jobs.story());
+    let progress_reporter = reports_in_event_log(&jobs.events());
+    assert_eq!(progress_reporter.len(), 3, "{}", jobs.story());
     let mut done = 0;
-    for (process, reports) in &reports {
-        let statuses: Vec<&str> = of(reports, "Status");
+    for (process, progress_reporter) in &progress_reporter {
+        let statuses: Vec<&str> = of(progress_reporter, "Status");
         assert_eq!(
             statuses,
             [
@@ -37,18 +37,18 @@ fn three_pilots_do_sixty_events_and_the_event_log_tells_every_status_and_the_cou
                 "PendingRemainingTasks",
                 "Done"
             ],
-            "{process}: {reports:?}"
+            "{process}: {progress_reporter:?}"
         );
         let count = |name: &str| -> u32 {
-            let last = of(reports, name).pop().expect("it was reported");
+            let last = of(progress_reporter, name).pop().expect("it was reported");
             last.parse().expect("it is a number")
         };
         assert_eq!(count("TasksTotal"), count("TasksSuccess"));
         assert_eq!(count("TasksRunning"), 0);
-        assert_eq!(of(reports, "TasksFailed"), [""; 0]);
+        assert_eq!(of(progress_reporter, "TasksFailed"), [""; 0]);
         assert!(count("StartedTimestamp") > 1_600_000_000);
         assert_eq!(
-            reports.last().map(|(name, _)| name.as_str()),
+            progress_reporter.last().map(|(name, _)| name.as_str()),
             Some("LastUpdatedTimestamp")
         );
         done += count("TasksSuccess");
@@ -99,7 +99,7 @@ fn a_failed_task_ends_the_job_with_its_error_in_the_history_and_no_retry() {
 
 /// By process. A report is a line `NAME: "value"` of a generic event.
 fn reports_in_event_log(events: &[Value]) -> BTreeMap<i64, Reports> {
-    let mut reports: BTreeMap<i64, Reports> = BTreeMap::new();
+    let mut progress_reporter: BTreeMap<i64, Reports> = BTreeMap::new();
     for event in events {
         let Some((name, value)) = event["Info"]
             .as_str()
@@ -112,16 +112,18 @@ fn reports_in_event_log(events: &[Value]) -> BTreeMap<i64, Reports> {
         };
         let value = value.trim_matches('"').to_owned();
         let process = event["proc"].as_i64().expect("it has one");
-        reports
+        progress_reporter
             .entry(process)
             .or_default()
             .push((name.to_owned(), value));
     }
-    reports
+    progress_reporter
 }
 
 /// All values of one report, in order.
-fn of<'a>(reports: &'a Reports, name: &str) -> Vec<&'a str> {
-    let same = reports.iter().filter(|(reported, _)| reported == name);
+fn of<'a>(progress_reporter: &'a Reports, name: &str) -> Vec<&'a str> {
+    let same = progress_reporter
+        .iter()
+        .filter(|(reported, _)| reported == name);
     same.map(|(_, value)| value.as_str()).collect()
 }

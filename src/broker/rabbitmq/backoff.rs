@@ -39,11 +39,11 @@ impl HasConnected {
 /// doesn't count: an init container may take hours, in which brokers are restarted. From then on one that
 /// let us in before is waited for as after any loss.
 pub(super) async fn at_start<T>(
-    leave: &StartSignal,
-    resilience: &OutagePolicy,
+    start_signal: &StartSignal,
+    outage_policy: &OutagePolicy,
     mut open: impl AsyncFnMut(Generation, &HasConnected) -> Result<T, BrokerError>,
 ) -> Result<T, BrokerError> {
-    let mut leave = leave.clone();
+    let mut start_signal = start_signal.clone();
     let reached = HasConnected::default();
     let (mut generation, mut tried, mut since) = (0, 0, None);
     loop {
@@ -52,16 +52,16 @@ pub(super) async fn at_start<T>(
             Ok(opened) => return Ok(opened),
             Err(error) => error,
         };
-        if !leave.all_else_is_ready() {
+        if !start_signal.all_else_is_ready() {
             tracing::warn!(%error, "no connection yet: will try again when all else is ready");
-            leave.until_all_else_is_ready().await;
+            start_signal.until_all_else_is_ready().await;
             continue;
         }
         // Waiting begins with the first failure that counts.
         let since = *since.get_or_insert_with(Instant::now);
         tried += 1;
         let within = if reached.was() || error.knows_us() {
-            resilience.reconnect_within().max(TRY_WITHIN)
+            outage_policy.reconnect_within().max(TRY_WITHIN)
         } else {
             TRY_WITHIN
         };
@@ -74,7 +74,6 @@ pub(super) async fn at_start<T>(
     }
 }
 
-/// A connection for a moment.
 pub(super) async fn briefly<T>(
     mut open: impl AsyncFnMut(Generation) -> Result<T, BrokerError>,
 ) -> Result<T, BrokerError> {

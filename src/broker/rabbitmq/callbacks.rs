@@ -27,7 +27,6 @@ pub(super) enum ChannelEvent {
     Closed {
         /// AMQP's reply code.
         code: u16,
-        /// Its text.
         text: String,
     },
     /// The server cancelled the consumer of this tag: its queue was deleted or lost its leader.
@@ -47,7 +46,6 @@ pub(super) fn with<T>(confirms: &SharedConfirms, change: impl FnOnce(&mut Confir
     change(&mut confirms.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Watches a connection.
 pub(super) struct ConnectionCallbacks {
     signals: UnboundedSender<ChannelEvent>,
     confirms: SharedConfirms,

@@ -26,13 +26,11 @@ impl From<bool> for Reach {
 /// One publish that waits.
 #[derive(Debug)]
 pub(super) struct Pending {
-    /// Where it goes.
     pub(super) queue: QueueIndex,
     /// Who waits.
     pub(super) outcome: oneshot::Sender<Result<(), PublishError>>,
     /// Since when.
     pub(super) since: Instant,
-    /// Size of the body.
     pub(super) bytes: usize,
     /// What bounds the publishes in flight. Also here, and not only with whoever waits and may stop
     /// waiting, because the body is in memory until the broker has it. None for what is no result.

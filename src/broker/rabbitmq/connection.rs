@@ -30,7 +30,6 @@ use crate::ids::QueueIndex;
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
 /// For one question to the server and its answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(8);
-/// For saying good-bye.
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 /// amqprs' error comes before the callback has told the server's reason.
 const REASON_WITHIN: Duration = Duration::from_millis(500);
@@ -42,7 +41,7 @@ pub(super) struct Connection {
     pub(super) at: Endpoint,
     /// Publishes on its channel that wait for their confirm.
     pub(super) confirms: SharedConfirms,
-    connection: connection::Connection,
+    amqp: connection::Connection,
     _renewal: Option<Renewal>,
 }
 
@@ -161,7 +160,7 @@ impl Connection {
             at: at.clone(),
             confirms,
             _renewal: Renewal::of(&connection, address, secret, at),
-            connection,
+            amqp: connection,
         })
     }
 
@@ -271,10 +270,7 @@ impl Connection {
 
     /// Ends the connection of a channel that the server has closed.
     async fn hang_up(self) {
-        if timeout(CLOSE_WITHIN, self.connection.close())
-            .await
-            .is_err()
-        {
+        if timeout(CLOSE_WITHIN, self.amqp.close()).await.is_err() {
             tracing::debug!(at = %self.at, "no answer to closing");
         }
     }
@@ -282,17 +278,11 @@ impl Connection {
     /// Channel, then connection. Everything worth a round trip must be proven before.
     pub(super) async fn close(self) {
         let Self {
-            channel,
-            connection,
-            at,
-            ..
+            channel, amqp, at, ..
         } = self;
         for (what, outcome) in [
             ("channel", timeout(CLOSE_WITHIN, channel.close()).await),
-            (
-                "connection",
-                timeout(CLOSE_WITHIN, connection.close()).await,
-            ),
+            ("connection", timeout(CLOSE_WITHIN, amqp.close()).await),
         ] {
             match outcome {
                 Ok(Ok(())) => {}

@@ -38,10 +38,8 @@ const PROVE_AFTER: Duration = Duration::from_millis(200);
 /// For handing one frame to amqprs' writer; it waits only when 8,192 frames wait already.
 const WRITE_WITHIN: Duration = Duration::from_secs(8);
 
-/// What the session tells.
 #[derive(Debug)]
 pub(super) enum ConsumerEvent {
-    /// The server sent an event.
     Arrived(Arrival),
     /// The server has read this many settlements.
     Proven(u64),
@@ -59,11 +57,14 @@ pub(super) enum ConsumerCommand {
         done: Option<oneshot::Sender<()>>,
     },
     /// Take one more from this queue while this delivery is unsettled.
-    SetAside { tag: DeliveryTag, queue: QueueIndex },
-    /// Take no more.
+    SetAside {
+        tag: DeliveryTag,
+        queue: QueueIndex,
+    },
     Stop,
-    /// End.
-    Close { done: oneshot::Sender<()> },
+    Close {
+        done: oneshot::Sender<()>,
+    },
 }
 
 /// The holder's side of a session that consumes. Dropping it ends the session at once.
@@ -73,7 +74,7 @@ pub(super) struct ConsumerHandle {
     /// Bounded by the windows: each event is settled once.
     commands: mpsc::UnboundedSender<ConsumerCommand>,
     /// Bounded by the windows, and a proof each [`PROVE_AFTER`].
-    reports: mpsc::UnboundedReceiver<ConsumerEvent>,
+    progress_reporter: mpsc::UnboundedReceiver<ConsumerEvent>,
     settled: u64,
 }
 
@@ -85,11 +86,11 @@ impl ConsumerHandle {
         address: AmqpAddress,
         windows: Vec<u16>,
         generation: Generation,
-        mut leave: StartSignal,
+        mut start_signal: StartSignal,
         reached: HasConnected,
         bodies: BodyStore,
     ) -> Result<Self, BrokerError> {
-        let (to_supervisor, reports) = mpsc::unbounded_channel();
+        let (to_supervisor, progress_reporter) = mpsc::unbounded_channel();
         let (commands, to_session) = mpsc::unbounded_channel();
         let place = at.clone();
         let hold = session_thread::start(generation, &at, move |ready, mut owner| async move {
@@ -103,7 +104,7 @@ impl ConsumerHandle {
                         return Err(error_mapping::of_signal(&signal, &link.at));
                     }
                     _ = &mut owner => return Err(abandoned(&link.at)),
-                    () = leave.wait() => {}
+                    () = start_signal.wait() => {}
                 }
                 Consumer::start(link, &windows, to_supervisor, bodies).await
             };
@@ -123,7 +124,7 @@ impl ConsumerHandle {
         Ok(Self {
             hold,
             commands,
-            reports,
+            progress_reporter,
             settled: 0,
         })
     }
@@ -167,14 +168,14 @@ impl ConsumerHandle {
             // Events of a dead session come again; running them now would run them twice.
             biased;
             error = self.hold.lost() => Err(error),
-            Some(report) = self.reports.recv() => Ok(report),
+            Some(report) = self.progress_reporter.recv() => Ok(report),
         }
     }
 
     /// The last settlement that is known to have been read by the server.
     pub(super) fn last_proof(&mut self) -> Option<u64> {
         let mut last = None;
-        while let Ok(report) = self.reports.try_recv() {
+        while let Ok(report) = self.progress_reporter.try_recv() {
             if let ConsumerEvent::Proven(number) = report {
                 last = Some(number);
             }
@@ -210,7 +211,7 @@ struct Consumer {
     /// Deliveries that are set aside, one more consumer being there for each.
     aside: HashMap<DeliveryTag, QueueIndex>,
     bodies: BodyStore,
-    reports: mpsc::UnboundedSender<ConsumerEvent>,
+    progress_reporter: mpsc::UnboundedSender<ConsumerEvent>,
     settled: u64,
     proven: u64,
     prove_at: Instant,
@@ -220,7 +221,7 @@ impl Consumer {
     async fn start(
         mut link: Connection,
         windows: &[u16],
-        reports: mpsc::UnboundedSender<ConsumerEvent>,
+        progress_reporter: mpsc::UnboundedSender<ConsumerEvent>,
         bodies: BodyStore,
     ) -> Result<Self, BrokerError> {
         let mut intakes = Vec::new();
@@ -233,7 +234,7 @@ impl Consumer {
             intakes,
             aside: HashMap::new(),
             bodies,
-            reports,
+            progress_reporter,
             settled: 0,
             proven: 0,
             prove_at: Instant::now(),
@@ -295,7 +296,7 @@ impl Consumer {
 
     fn report(&self, report: ConsumerEvent) {
         // Whoever held the session is gone; the owner's signal follows.
-        let _gone = self.reports.send(report);
+        let _gone = self.progress_reporter.send(report);
     }
 
     /// What the server did, and to which queue, when it says so.

@@ -8,7 +8,6 @@ use super::unacked::{Fingerprint, Flag};
 use crate::broker::{Body, BodyStore};
 use crate::ids::{DeliveryTag, QueueIndex};
 
-/// One event as it came.
 #[derive(Debug)]
 pub(super) struct Arrival {
     pub(super) queue: QueueIndex,

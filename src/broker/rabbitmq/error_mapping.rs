@@ -27,7 +27,6 @@ pub(super) struct OpenAttempt<'a> {
     pub(super) ended: SystemTime,
 }
 
-/// Why it failed.
 pub(super) fn of_open(error: &Error, attempt: &OpenAttempt<'_>, at: &Endpoint) -> BrokerError {
     let at = at.clone();
     let detail = plain(&error.to_string());

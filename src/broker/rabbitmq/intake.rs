@@ -15,7 +15,6 @@ use crate::ids::{DeliveryTag, QueueIndex};
 /// What a consumer is there for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// The queue's window.
     Window,
     /// One event in the place of one that is set aside.
     SetAside,
@@ -69,7 +68,6 @@ impl QueueConsumer {
         })
     }
 
-    /// A delivery is settled.
     pub(super) fn settled(&mut self, tag: DeliveryTag) {
         self.holds = self.holds.filter(|held| *held != tag);
     }

@@ -79,53 +79,65 @@ pub(super) async fn open_source(
     queues: &[&str],
     address: &AmqpAddress,
     window: NonZeroU32,
-    resilience: &OutagePolicy,
-    leave: &StartSignal,
+    outage_policy: &OutagePolicy,
+    start_signal: &StartSignal,
 ) -> Result<RabbitMqSource, BrokerError> {
     let at = address::place(Direction::Incoming, queues, address);
     // AMQP's prefetch count has 16 bits.
     let window = u16::try_from(window.get()).unwrap_or(u16::MAX);
-    let first = backoff::at_start(leave, resilience, async |generation, reached| {
+    let first = backoff::at_start(start_signal, outage_policy, async |generation, reached| {
         let windows = vec![window; queues.len()];
-        let (leave, reached) = (leave.clone(), reached.clone());
+        let (start_signal, reached) = (start_signal.clone(), reached.clone());
         let (at, address) = (at.clone(), address.clone());
-        let bodies = resilience.bodies().clone();
-        consumer::ConsumerHandle::open(at, address, windows, generation, leave, reached, bodies)
-            .await
+        let bodies = outage_policy.bodies().clone();
+        consumer::ConsumerHandle::open(
+            at,
+            address,
+            windows,
+            generation,
+            start_signal,
+            reached,
+            bodies,
+        )
+        .await
     });
     Ok(RabbitMqSource::start(
         &at,
         address,
         window,
         first.await?,
-        resilience,
+        outage_policy,
     ))
 }
 
 pub(super) async fn open_sink(
     queues: &[&str],
     address: &AmqpAddress,
-    resilience: &OutagePolicy,
-    leave: &StartSignal,
+    outage_policy: &OutagePolicy,
+    start_signal: &StartSignal,
 ) -> Result<RabbitMqSink, BrokerError> {
     let at = address::place(Direction::Outgoing, queues, address);
-    let first = backoff::at_start(leave, resilience, async |generation, reached| {
+    let first = backoff::at_start(start_signal, outage_policy, async |generation, reached| {
         let mut session =
             publisher::PublisherHandle::open(at.clone(), address.clone(), generation).await?;
         reached.note();
-        let mut leave = leave.clone();
+        let mut start_signal = start_signal.clone();
         tokio::select! {
             biased;
             error = session.hold.lost() => Err(error),
-            () = leave.until_all_else_is_ready() => Ok(session),
+            () = start_signal.until_all_else_is_ready() => Ok(session),
         }
     });
-    let sink = RabbitMqSink::start(&at, address, first.await?, resilience);
-    outbox::send_all(&sink.at, resilience, async |queue, result: UnsentResult| {
-        let headers = Vec::new();
-        sink.publish_to(queue, result.body, headers, WhenUndeliverable::Forget)
-            .await
-    })
+    let sink = RabbitMqSink::start(&at, address, first.await?, outage_policy);
+    outbox::send_all(
+        &sink.at,
+        outage_policy,
+        async |queue, result: UnsentResult| {
+            let headers = Vec::new();
+            sink.publish_to(queue, result.body, headers, WhenUndeliverable::Forget)
+                .await
+        },
+    )
     .await;
     Ok(sink)
 }
@@ -171,11 +183,16 @@ pub(super) async fn open_for_a_moment(
     direction: Direction,
     queue: &str,
     address: &AmqpAddress,
-    resilience: &OutagePolicy,
+    outage_policy: &OutagePolicy,
 ) -> Result<RabbitMqSink, BrokerError> {
     let at = address::place(direction, &[queue], address);
     let first = backoff::briefly(async |generation| {
         publisher::PublisherHandle::open(at.clone(), address.clone(), generation).await
     });
-    Ok(RabbitMqSink::start(&at, address, first.await?, resilience))
+    Ok(RabbitMqSink::start(
+        &at,
+        address,
+        first.await?,
+        outage_policy,
+    ))
 }

@@ -17,7 +17,6 @@ pub(super) struct PrefetchBuffer {
 }
 
 impl PrefetchBuffer {
-    /// An event came.
     pub(super) fn push(&mut self, fingerprint: Fingerprint, arrival: Arrival) {
         let event = (fingerprint, arrival);
         let queue = event.1.queue;

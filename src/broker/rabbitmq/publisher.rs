@@ -50,9 +50,7 @@ pub(super) struct Message {
 /// What the session can be told.
 #[derive(Debug)]
 pub(super) enum PublisherCommand {
-    /// Publish one message.
     Publish(Message),
-    /// End.
     Close { done: oneshot::Sender<()> },
 }
 

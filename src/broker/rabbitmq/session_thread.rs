@@ -19,14 +19,11 @@ use crate::ids::Generation;
 /// used: an idle session takes as much memory as with the default of 2 MiB.
 const STACK: usize = (if cfg!(debug_assertions) { 256 } else { 64 }) * 1024 * 1024;
 
-/// How a session ended.
 #[derive(Debug)]
 pub(super) enum SessionEnd {
     /// In order.
     Closed,
-    /// Nobody holds it any more.
     Abandoned,
-    /// By a fault.
     Lost(BrokerError),
 }
 

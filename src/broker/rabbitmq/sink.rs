@@ -28,7 +28,6 @@ const PUBLISHES_MAX: u32 = 128;
 
 /// For the last confirms before closing; whoever cared has waited for them already.
 const LAST_CONFIRMS_WITHIN: Duration = Duration::from_secs(5);
-/// For the good-byes.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Results into the queues that share a session, each into all.
@@ -40,7 +39,7 @@ pub struct RabbitMqSink {
     bytes: Arc<Semaphore>,
     /// Since when each queue refuses results, by its index.
     refuses: Vec<RefusesSince>,
-    resilience: OutagePolicy,
+    outage_policy: OutagePolicy,
 }
 
 /// Whether the broker may have a result already.
@@ -56,20 +55,20 @@ impl RabbitMqSink {
         at: &Endpoint,
         address: &AmqpAddress,
         session: PublisherHandle,
-        resilience: &OutagePolicy,
+        outage_policy: &OutagePolicy,
     ) -> Self {
         let (orders, to_keeper) = mpsc::channel(1);
         let (keeper, line) =
-            SinkActor::new(at.clone(), address.clone(), session, resilience.clone());
+            SinkActor::new(at.clone(), address.clone(), session, outage_policy.clone());
         tokio::spawn(keeper.run(to_keeper));
         Self {
             at: at.clone(),
             line,
             orders,
             slots: Arc::new(Semaphore::new(PUBLISHES_MAX as usize)),
-            bytes: resilience.bodies().sending(),
+            bytes: outage_policy.bodies().sending(),
             refuses: at.indices().map(|_| RefusesSince::default()).collect(),
-            resilience: resilience.clone(),
+            outage_policy: outage_policy.clone(),
         }
     }
 
@@ -104,13 +103,13 @@ impl RabbitMqSink {
         otherwise: WhenUndeliverable,
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
         let (slots, bytes) = (Arc::clone(&self.slots), Arc::clone(&self.bytes));
-        let (mut line, resilience) = (self.line.clone(), self.resilience.clone());
+        let (mut line, outage_policy) = (self.line.clone(), self.outage_policy.clone());
         let at = self.at.clone();
         let refuses = self.refuses.get(queue.0).cloned().unwrap_or_default();
         async move {
             let size = usize::try_from(body.len()).unwrap_or(usize::MAX);
             // One byte more would close the channel, after all of them were sent.
-            let limit = resilience.message_limit().bytes();
+            let limit = outage_policy.message_limit().bytes();
             if size > limit {
                 return Err(PublishError::TooLarge { bytes: size, limit });
             }
@@ -118,9 +117,9 @@ impl RabbitMqSink {
                 biased;
                 permits = room_for(size, slots, bytes) => permits?,
                 // Those before it wait for a broker that confirms nothing.
-                () = patience_ends(&resilience) => {
+                () = patience_ends(&outage_policy) => {
                     if otherwise == WhenUndeliverable::Keep {
-                        outbox::keep(&at, queue, message(body), &resilience).await;
+                        outbox::keep(&at, queue, message(body), &outage_policy).await;
                     }
                     let detail = "the pilot had to end before it could be sent".into();
                     return Err(PublishError::SessionLost { detail });
@@ -134,13 +133,13 @@ impl RabbitMqSink {
                     Ok(session) => session,
                     Err(detail) => {
                         if otherwise == WhenUndeliverable::Keep {
-                            outbox::keep(&at, queue, message(body), &resilience).await;
+                            outbox::keep(&at, queue, message(body), &outage_policy).await;
                         }
                         return Err(PublishError::SessionLost { detail });
                     }
                 };
                 if sent == Sent::Perhaps {
-                    resilience.count(|stats| stats.published_again += 1);
+                    outage_policy.count(|stats| stats.published_again += 1);
                 }
                 let before = std::mem::replace(&mut tried, generation);
                 let (outcome, is_settled) = oneshot::channel();
@@ -162,9 +161,9 @@ impl RabbitMqSink {
                 let settled = tokio::select! {
                     biased;
                     settled = is_settled => settled,
-                    () = patience_ends(&resilience) => {
+                    () = patience_ends(&outage_policy) => {
                         if otherwise == WhenUndeliverable::Keep {
-                            outbox::keep(&at, queue, message(body), &resilience).await;
+                            outbox::keep(&at, queue, message(body), &outage_policy).await;
                         }
                         let detail = "the pilot had to end before the broker confirmed".into();
                         return Err(PublishError::SessionLost { detail });
@@ -182,10 +181,10 @@ impl RabbitMqSink {
                             tried = before;
                         }
                         let waiting = waiting.get_or_insert_with(|| {
-                            Refused::new(&at, queue, &refuses, &line, &resilience)
+                            Refused::new(&at, queue, &refuses, &line, &outage_policy)
                         });
                         if waiting.next_try(&error).await == NextTry::None {
-                            outbox::keep(&at, queue, message(body), &resilience).await;
+                            outbox::keep(&at, queue, message(body), &outage_policy).await;
                             return Err(error);
                         }
                     }
@@ -194,7 +193,7 @@ impl RabbitMqSink {
                             refuses.takes();
                         }
                         if let Err(PublishError::TooLarge { limit, .. }) = outcome {
-                            resilience.message_limit().lower(limit);
+                            outage_policy.message_limit().lower(limit);
                         }
                         return outcome;
                     }
@@ -249,7 +248,7 @@ struct Refused<'a> {
     result: RefusedResult,
     since: RefusesSince,
     line: watch::Receiver<SinkConnection>,
-    resilience: &'a OutagePolicy,
+    outage_policy: &'a OutagePolicy,
 }
 
 impl<'a> Refused<'a> {
@@ -258,21 +257,21 @@ impl<'a> Refused<'a> {
         queue: QueueIndex,
         since: &RefusesSince,
         line: &watch::Receiver<SinkConnection>,
-        resilience: &'a OutagePolicy,
+        outage_policy: &'a OutagePolicy,
     ) -> Self {
         Self {
             all,
             at: all.only(queue),
-            result: RefusedResult::new(resilience),
+            result: RefusedResult::new(outage_policy),
             since: since.clone(),
             line: line.clone(),
-            resilience,
+            outage_policy,
         }
     }
 
     async fn next_try(&mut self, error: &PublishError) -> NextTry {
         let state = ConnectionState::Down(error.to_string());
-        self.resilience.note(self.all, state);
+        self.outage_policy.note(self.all, state);
         self.result.next_try(&self.at, &self.since, error).await
     }
 }
@@ -280,7 +279,7 @@ impl<'a> Refused<'a> {
 impl Drop for Refused<'_> {
     fn drop(&mut self) {
         if !self.since.refuses() && matches!(*self.line.borrow(), SinkConnection::Up(..)) {
-            self.resilience.note(self.all, ConnectionState::Up);
+            self.outage_policy.note(self.all, ConnectionState::Up);
         }
     }
 }
@@ -303,8 +302,8 @@ async fn live(
 }
 
 /// When a pilot that was told to end has waited enough for a confirm.
-async fn patience_ends(resilience: &OutagePolicy) {
-    let mut patience = resilience.patience();
+async fn patience_ends(outage_policy: &OutagePolicy) {
+    let mut patience = outage_policy.patience();
     // The sender lives as long as `resilience`.
     drop(patience.wait_for(|now| *now == Patience::Short).await);
     sleep(IN_A_HURRY).await;

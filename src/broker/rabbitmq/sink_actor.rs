@@ -14,7 +14,6 @@ use crate::broker::{BrokerError, ConnectionState, Endpoint, OutagePolicy, Patien
 use crate::config::AmqpAddress;
 use crate::ids::Generation;
 
-/// For the good-byes.
 const CLOSE_WITHIN: Duration = Duration::from_secs(8);
 /// A session that ends sooner counts as a vain try.
 const LIVED: Duration = Duration::from_secs(30);
@@ -22,7 +21,6 @@ const LIVED: Duration = Duration::from_secs(30);
 /// The state of the connection, for publishes.
 #[derive(Debug)]
 pub(super) enum SinkConnection {
-    /// This session takes messages.
     Up(Generation, mpsc::Sender<PublisherCommand>),
     /// Wait.
     Down,
@@ -44,7 +42,7 @@ pub(super) struct SinkActor {
     address: AmqpAddress,
     session: PublisherHandle,
     line: watch::Sender<SinkConnection>,
-    resilience: OutagePolicy,
+    outage_policy: OutagePolicy,
 }
 
 impl SinkActor {
@@ -52,16 +50,16 @@ impl SinkActor {
         at: Endpoint,
         address: AmqpAddress,
         session: PublisherHandle,
-        resilience: OutagePolicy,
+        outage_policy: OutagePolicy,
     ) -> (Self, watch::Receiver<SinkConnection>) {
         let (line, lines) = watch::channel(up(&session));
-        resilience.note(&at, ConnectionState::Up);
+        outage_policy.note(&at, ConnectionState::Up);
         let keeper = Self {
             at,
             address,
             session,
             line,
-            resilience,
+            outage_policy,
         };
         (keeper, lines)
     }
@@ -109,7 +107,7 @@ impl SinkActor {
     }
 
     fn note(&self, state: ConnectionState) {
-        self.resilience.note(&self.at, state);
+        self.outage_policy.note(&self.at, state);
     }
 
     async fn reopen(
@@ -120,9 +118,9 @@ impl SinkActor {
     ) -> PublisherHandle {
         let down_since = Instant::now();
         let mut generation = self.session.hold.generation.0;
-        let mut patience = self.resilience.patience();
+        let mut patience = self.outage_policy.patience();
         let useless_since = denied_since.unwrap_or(down_since);
-        let mut give_up_at = useless_since + self.resilience.reconnect_within();
+        let mut give_up_at = useless_since + self.outage_policy.reconnect_within();
         loop {
             generation += 1;
             let pause = backoff::pause_after(*tried);
@@ -157,7 +155,7 @@ impl SinkActor {
                 Ok(session) => {
                     let down_secs = down_since.elapsed().as_secs();
                     tracing::info!(at = %self.at, generation, down_secs, "the outgoing queue is back");
-                    self.resilience.count(|stats| stats.reconnects += 1);
+                    self.outage_policy.count(|stats| stats.reconnects += 1);
                     return session;
                 }
                 Err(failed) => {

@@ -70,7 +70,7 @@ impl RabbitMqSource {
         address: &AmqpAddress,
         window: u16,
         session: ConsumerHandle,
-        resilience: &OutagePolicy,
+        outage_policy: &OutagePolicy,
     ) -> Self {
         let desk = Arc::new(SharedState::default());
         // A full channel makes whoever settles wait; the supervisor never waits for them.
@@ -80,7 +80,7 @@ impl RabbitMqSource {
             address.clone(),
             window,
             Arc::clone(&desk),
-            resilience.clone(),
+            outage_policy.clone(),
             session,
         );
         tokio::spawn(supervisor.run(to_supervisor));

@@ -90,7 +90,7 @@ pub(super) struct SourceActor {
     address: AmqpAddress,
     window: u16,
     desk: Arc<SharedState>,
-    resilience: OutagePolicy,
+    outage_policy: OutagePolicy,
     link: ConnectState,
     generation: Generation,
     intake: IntakePhase,
@@ -117,19 +117,19 @@ impl SourceActor {
         address: AmqpAddress,
         window: u16,
         desk: Arc<SharedState>,
-        resilience: OutagePolicy,
+        outage_policy: OutagePolicy,
         session: ConsumerHandle,
     ) -> Self {
         let generation = session.generation();
         let now = Instant::now();
         desk.with(|state| state.live = Some((generation, now)));
-        resilience.note(&at, ConnectionState::Up);
+        outage_policy.note(&at, ConnectionState::Up);
         Self {
             at,
             address,
             window,
             desk,
-            resilience,
+            outage_policy,
             link: ConnectState::Up(session),
             generation,
             intake: IntakePhase::Open,
@@ -145,7 +145,7 @@ impl SourceActor {
 
     /// Until the source is closed or dropped.
     pub(super) async fn run(mut self, mut orders: mpsc::Receiver<SourceOrder>) {
-        let mut patience = self.resilience.patience();
+        let mut patience = self.outage_policy.patience();
         loop {
             let wake = self.wake_at();
             let woken = tokio::select! {
@@ -283,7 +283,7 @@ impl SourceActor {
                 self.settle(entry, verdict, None);
             }
         }
-        self.resilience.count(|stats| stats.adopted += 1);
+        self.outage_policy.count(|stats| stats.adopted += 1);
         if deliveries >= MANY_DELIVERIES {
             tracing::warn!(
                 at = %self.at.only(queue), deliveries,
@@ -338,7 +338,7 @@ impl SourceActor {
 
     /// So many events are done and may be run again, here or elsewhere.
     pub(super) fn doubt(&self, events: u64) {
-        self.resilience
+        self.outage_policy
             .count(|stats| stats.unacknowledged += events);
     }
 
@@ -350,8 +350,8 @@ impl SourceActor {
     }
 
     fn retry(&mut self, error: BrokerError) {
-        let limit = self.resilience.reconnect_within();
-        let note = |state| self.resilience.note(&self.at, state);
+        let limit = self.outage_policy.reconnect_within();
+        let note = |state| self.outage_policy.note(&self.at, state);
         note(ConnectionState::Down(error.to_string()));
         let is_hopeless = matches!(error, BrokerError::Unusable { .. });
         if self.wanted && (is_hopeless || self.down_since.elapsed() >= limit) {
@@ -386,7 +386,7 @@ impl SourceActor {
             self.generation,
             StartSignal::given(),
             HasConnected::default(),
-            self.resilience.bodies().clone(),
+            self.outage_policy.bodies().clone(),
         );
         self.link = ConnectState::Opening(Box::pin(opening));
     }
@@ -395,8 +395,8 @@ impl SourceActor {
         let now = Instant::now();
         let (generation, down_secs) = (self.generation, self.down_since.elapsed().as_secs());
         tracing::info!(at = %self.at, generation = generation.0, down_secs, "the incoming queue is back");
-        self.resilience.count(|stats| stats.reconnects += 1);
-        self.resilience.note(&self.at, ConnectionState::Up);
+        self.outage_policy.count(|stats| stats.reconnects += 1);
+        self.outage_policy.note(&self.at, ConnectionState::Up);
         self.link = ConnectState::Up(session);
         self.up_since = now;
         self.recover_until = Some(now + RECOVER_WITHIN);
@@ -430,7 +430,7 @@ impl SourceActor {
             }
         }
         if let Some((_, until)) = &mut self.closing
-            && *self.resilience.patience().borrow() == Patience::Short
+            && *self.outage_policy.patience().borrow() == Patience::Short
         {
             *until = (*until).min(now + RECOVER_IN_A_HURRY);
         }

@@ -133,7 +133,6 @@ struct UnackedEvent {
 pub(super) enum Recognition {
     /// An event that is not in hand.
     New,
-    /// One whose task runs here.
     Running,
     /// One that is worked through; to be settled so.
     Settled(UnackedId, Verdict),
@@ -142,7 +141,6 @@ pub(super) enum Recognition {
 /// What is to be done for a verdict.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Settling {
-    /// Send it with this tag.
     Send(SessionTag),
     /// Its session is lost. The acknowledgement follows when the event is delivered again.
     Deferred,
@@ -150,7 +148,6 @@ pub(super) enum Settling {
     GivenBackAlready,
 }
 
-/// All events in hand.
 #[derive(Debug, Default)]
 pub(super) struct UnackedTable {
     entries: BTreeMap<UnackedId, UnackedEvent>,
@@ -163,7 +160,6 @@ pub(super) struct UnackedTable {
 }
 
 impl UnackedTable {
-    /// An event is handed out.
     pub(super) fn enter(
         &mut self,
         fingerprint: Fingerprint,
@@ -318,7 +314,6 @@ impl UnackedTable {
             .count()
     }
 
-    /// Whether nothing is in hand.
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

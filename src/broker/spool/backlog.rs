@@ -23,7 +23,6 @@ const WARNED_MAX: usize = 1024;
 #[derive(Debug)]
 pub(super) enum Next {
     Claimed(Box<Claim>),
-    /// Nothing there.
     Empty,
     /// Something there that can't be taken just now.
     NotYet,
@@ -70,7 +69,6 @@ impl Backlog {
         !self.found.is_empty() || !self.announced.is_empty()
     }
 
-    /// Claims the next event.
     pub(super) fn claim_next(&mut self, desk: &Arc<ClaimTable>) -> Result<Next, SpoolError> {
         let mut not_yet = false;
         loop {
@@ -100,20 +98,20 @@ impl Backlog {
             return;
         }
         tracing::warn!(
-            path = %desk.layout.waiting.join(name).display(),
+            path = %desk.paths.waiting.join(name).display(),
             "this is {}, no file, and is not taken for an event; put files here", kind_of(kind)
         );
     }
 
     /// Remembers the first names of the directory.
     fn look(&mut self, desk: &ClaimTable) -> Result<(), SpoolError> {
-        let waiting = &desk.layout.waiting;
+        let waiting = &desk.paths.waiting;
         let mut first = BinaryHeap::new();
         self.more = false;
         for entry in fs::read_dir(waiting).map_err(SpoolError::on("read directory", waiting))? {
             let entry = entry.map_err(SpoolError::on("read directory", waiting))?;
             let name = entry.file_name();
-            if !is_event_name(&name) || desk.layout.is_own(&name) {
+            if !is_event_name(&name) || desk.paths.is_own(&name) {
                 continue;
             }
             // Whose type can't be told is gone.

@@ -32,7 +32,6 @@ const SETTLED_AFTER: Duration = Duration::from_millis(300);
 pub(super) enum FileState {
     /// The kernel said that it was closed or moved here: it is complete.
     Announced,
-    /// It was in the directory.
     Found,
 }
 
@@ -44,21 +43,19 @@ pub(super) enum ClaimOutcome {
     Gone,
     /// It is something else than a file.
     NoFile(fs::FileType),
-    /// Look again in a moment.
     NotYet,
 }
 
 /// A pilot's claims and where they are. Shared by its claims.
 #[derive(Debug)]
 pub(super) struct ClaimTable {
-    pub(super) layout: SpoolPaths,
-    pub(super) holder: Lease,
+    pub(super) paths: SpoolPaths,
+    pub(super) own_lease: Lease,
     /// Names now in the holder's directory. A second event of the same name has to wait, since
     /// its rename would replace the first.
     names: Mutex<HashSet<OsString>>,
 }
 
-/// One claimed event.
 #[derive(Debug)]
 pub(super) struct Claim {
     desk: Arc<ClaimTable>,
@@ -69,11 +66,11 @@ pub(super) struct Claim {
 
 impl ClaimTable {
     /// A holder of its own in the queue.
-    pub(super) fn open(layout: SpoolPaths, generation: Generation) -> Result<Self, SpoolError> {
-        let holder = Lease::create(&layout, generation)?;
+    pub(super) fn open(paths: SpoolPaths, generation: Generation) -> Result<Self, SpoolError> {
+        let own_lease = Lease::create(&paths, generation)?;
         Ok(Self {
-            layout,
-            holder,
+            paths,
+            own_lease,
             names: Mutex::default(),
         })
     }
@@ -88,13 +85,13 @@ impl ClaimTable {
         name: &OsStr,
         sighting: FileState,
     ) -> Result<ClaimOutcome, SpoolError> {
-        let from = self.layout.waiting.join(name);
+        let from = self.paths.waiting.join(name);
         let found = match fs::symlink_metadata(&from) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(ClaimOutcome::Gone),
             found => found.map_err(SpoolError::on("look at", &from))?,
         };
         if !found.is_file() {
-            return Ok(if self.layout.is_own(name) {
+            return Ok(if self.paths.is_own(name) {
                 ClaimOutcome::Gone
             } else {
                 ClaimOutcome::NoFile(found.file_type())
@@ -105,20 +102,20 @@ impl ClaimTable {
         }
         if !self.names().insert(name.to_owned()) {
             // Ours, unless we were taken for dead and it is back in the queue.
-            return match self.holder.directory.try_exists() {
+            return match self.own_lease.directory.try_exists() {
                 Ok(false) => Err(SpoolError::on("claim", &from)(
                     io::ErrorKind::NotFound.into(),
                 )),
                 _ => Ok(ClaimOutcome::NotYet),
             };
         }
-        let to = self.holder.directory.join(name);
+        let to = self.own_lease.directory.join(name);
         match fs::rename(&from, &to) {
             Ok(()) => {}
             Err(error) => {
                 self.names().remove(name);
                 // Without a directory to claim into, we were taken for dead.
-                if error.kind() == io::ErrorKind::NotFound && self.holder.directory.exists() {
+                if error.kind() == io::ErrorKind::NotFound && self.own_lease.directory.exists() {
                     return Ok(ClaimOutcome::Gone);
                 }
                 return Err(SpoolError::on("claim", &from)(error));
@@ -138,7 +135,7 @@ impl ClaimTable {
     /// The file beside the queue that counts an event's failures. It names the inode, since
     /// another event may come under the same name.
     fn tries_file(&self, name: &OsStr) -> PathBuf {
-        self.layout.tries.join(name)
+        self.paths.tries.join(name)
     }
 
     fn failures(&self, name: &OsStr, inode: u64) -> u64 {
@@ -174,10 +171,9 @@ impl Claim {
     }
 
     fn path(&self) -> PathBuf {
-        self.desk.holder.directory.join(&self.name)
+        self.desk.own_lease.directory.join(&self.name)
     }
 
-    /// The event's data.
     pub(super) fn read(&self) -> Result<Content, SpoolError> {
         let path = self.path();
         let mut file = File::open(&path).map_err(SpoolError::on("read", &path))?;
@@ -203,18 +199,18 @@ impl Claim {
 
     /// Moves the event to where its verdict says.
     pub(super) fn settle(self, verdict: &Verdict) -> Result<(), SpoolError> {
-        let layout = &self.desk.layout;
+        let paths = &self.desk.paths;
         match verdict {
             Verdict::Done => {
-                move_beside(&self.path(), &layout.done, &self.name)?;
+                move_beside(&self.path(), &paths.done, &self.name)?;
                 self.forget_failures();
             }
             Verdict::Rejected => {
-                move_beside(&self.path(), &layout.failed, &self.name)?;
+                move_beside(&self.path(), &paths.failed, &self.name)?;
                 self.forget_failures();
             }
             Verdict::Released => {
-                let name = move_beside(&self.path(), &layout.waiting, &self.name)?;
+                let name = move_beside(&self.path(), &paths.waiting, &self.name)?;
                 self.rename_failures(&name)?;
             }
             Verdict::Failed { reason } if self.failures + 1 < TRIES_MAX => {
@@ -222,12 +218,12 @@ impl Claim {
                 let file = self.desk.tries_file(&self.name);
                 let text = format!("{} {}\n{reason}\n", self.inode, self.failures + 1);
                 fs::write(&file, text).map_err(SpoolError::on("write", &file))?;
-                let name = move_beside(&self.path(), &layout.waiting, &self.name)?;
+                let name = move_beside(&self.path(), &paths.waiting, &self.name)?;
                 self.rename_failures(&name)?;
             }
             Verdict::Failed { reason } => {
-                let name = move_beside(&self.path(), &layout.failed, &self.name)?;
-                let file = layout.failed.join(error_name(&name));
+                let name = move_beside(&self.path(), &paths.failed, &self.name)?;
+                let file = paths.failed.join(error_name(&name));
                 let text = format!(
                     "failed {} times; the last time:\n{reason}\n",
                     self.failures + 1
@@ -264,7 +260,7 @@ impl Drop for Claim {
     fn drop(&mut self) {
         let name = std::mem::take(&mut self.name);
         // A claim dropped unsettled still has its file here, and so its name.
-        if !self.desk.holder.directory.join(&name).exists() {
+        if !self.desk.own_lease.directory.join(&name).exists() {
             self.desk.names().remove(&name);
         }
     }

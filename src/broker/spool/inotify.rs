@@ -20,7 +20,6 @@ impl AsRawFd for Watch {
     }
 }
 
-/// One report.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum DirectoryEvent {
     /// A file was closed after writing, or moved here.

@@ -27,19 +27,16 @@ use crate::ids::Generation;
 
 /// A lease that was not set for so long belongs to a dead pilot. Six refreshes may fail before.
 pub(super) const STALE_AFTER: Duration = Duration::from_mins(1);
-/// How often it is set.
 pub(super) const REFRESH_EVERY: Duration = Duration::from_secs(10);
 
 const LEASE: &str = ".lease";
 /// Taken directories inside one's own. No event is called so: events are files.
 const TAKEN: &str = "taken-";
 
-/// Whose claims to look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LeaseScope {
     /// Those of this machine, where the lock tells at once.
     ThisMachine,
-    /// All.
     Everyone,
 }
 
@@ -83,10 +80,10 @@ impl Mark {
 impl Lease {
     /// Makes the directory, complete with its lease, under a hidden name first: nobody ever sees
     /// a holder without one.
-    pub(super) fn create(layout: &SpoolPaths, generation: Generation) -> Result<Self, SpoolError> {
+    pub(super) fn create(paths: &SpoolPaths, generation: Generation) -> Result<Self, SpoolError> {
         let id = Uuid::new_v4().simple().to_string();
-        let directory = layout.claimed.join(&id);
-        let hidden = layout.claimed.join(format!(".new-{id}"));
+        let directory = paths.claimed.join(&id);
+        let hidden = paths.claimed.join(format!(".new-{id}"));
         fs::create_dir(&hidden).map_err(SpoolError::on("create directory", &hidden))?;
         let lease = hidden.join(LEASE);
         let mut file = File::create_new(&lease).map_err(SpoolError::on("create", &lease))?;
@@ -136,7 +133,7 @@ impl Lease {
     /// Puts dead pilots' events back into the queue. Returns how many.
     pub(super) fn take_back(
         &self,
-        layout: &SpoolPaths,
+        paths: &SpoolPaths,
         whose: LeaseScope,
     ) -> Result<usize, SpoolError> {
         let now = match whose {
@@ -144,7 +141,7 @@ impl Lease {
             LeaseScope::Everyone => Some(self.refresh()?),
         };
         let mut events = 0;
-        let claimed = &layout.claimed;
+        let claimed = &paths.claimed;
         for entry in fs::read_dir(claimed).map_err(SpoolError::on("read directory", claimed))? {
             let entry = entry.map_err(SpoolError::on("read directory", claimed))?;
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -161,9 +158,9 @@ impl Lease {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(SpoolError::on("take back", &path)(error)),
                 Ok(()) => {
-                    let returned = put_back(layout, &taken)?;
+                    let returned = put_back(paths, &taken)?;
                     tracing::info!(
-                        holder = name,
+                        own_lease = name,
                         events = returned,
                         "took back the events of a pilot that is dead"
                     );
@@ -175,8 +172,8 @@ impl Lease {
     }
 
     /// Puts back what is left of our own claims, and removes the directory.
-    pub(super) fn retire(&self, layout: &SpoolPaths) -> Result<usize, SpoolError> {
-        put_back(layout, &self.directory)
+    pub(super) fn retire(&self, paths: &SpoolPaths) -> Result<usize, SpoolError> {
+        put_back(paths, &self.directory)
     }
 
     fn proof_of_death(&self, path: &Path, now: Option<SystemTime>) -> Option<Proof> {
@@ -212,8 +209,9 @@ impl Lease {
 enum Proof {
     /// Its lock was free. Held until its directory is taken, so that no other pilot of this
     /// machine gets there at the same time.
-    Lock { _held: File },
-    /// Its lease is old.
+    Lock {
+        _held: File,
+    },
     Lease,
 }
 
@@ -223,15 +221,15 @@ fn is_stale(written: io::Result<fs::Metadata>, now: Option<SystemTime>) -> bool 
 }
 
 /// Moves every event in a holder's directory, and in those that it had taken, into the queue.
-fn put_back(layout: &SpoolPaths, directory: &Path) -> Result<usize, SpoolError> {
+fn put_back(paths: &SpoolPaths, directory: &Path) -> Result<usize, SpoolError> {
     let mut events = 0;
     for entry in fs::read_dir(directory).map_err(SpoolError::on("read directory", directory))? {
         let entry = entry.map_err(SpoolError::on("read directory", directory))?;
         let (path, name) = (entry.path(), entry.file_name());
         if path.is_dir() {
-            events += put_back(layout, &path)?;
+            events += put_back(paths, &path)?;
         } else if name != LEASE {
-            match move_beside(&path, &layout.waiting, &name) {
+            match move_beside(&path, &paths.waiting, &name) {
                 Ok(_) => events += 1,
                 // Its holder lives after all and has just settled it.
                 Err(trouble) if trouble.error.kind() == io::ErrorKind::NotFound => {}

@@ -25,7 +25,7 @@ pub(super) struct LeaseRenewer {
 impl LeaseRenewer {
     pub(super) fn start(desk: Arc<ClaimTable>) -> Result<Self, BrokerError> {
         let (alive, owner) = mpsc::channel::<()>();
-        let at = desk.layout.at.clone();
+        let at = desk.paths.at.clone();
         let thread = thread::Builder::new()
             .name("spool-lease".into())
             .spawn(move || {
@@ -33,10 +33,10 @@ impl LeaseRenewer {
                 while owner.recv_timeout(KEEP_EVERY) == Err(RecvTimeoutError::Timeout) {
                     round = round.wrapping_add(1);
                     if let Err(trouble) = keep(&desk, round) {
-                        let error = trouble.into_broker(&desk.layout.at);
+                        let error = trouble.into_broker(&desk.paths.at);
                         tracing::warn!(%error, "the spool's lease or claims can't be looked after");
                     }
-                    if !desk.holder.directory.exists() {
+                    if !desk.own_lease.directory.exists() {
                         break;
                     }
                 }
@@ -58,7 +58,7 @@ impl LeaseRenewer {
 fn keep(desk: &ClaimTable, round: u32) -> Result<(), SpoolError> {
     let refresh_every = u32::try_from(REFRESH_EVERY.as_secs() / KEEP_EVERY.as_secs()).unwrap_or(1);
     if round.is_multiple_of(refresh_every) {
-        desk.holder.refresh()?;
+        desk.own_lease.refresh()?;
     }
     let everyone = round.is_multiple_of(EVERYONE_EVERY);
     let whose = if everyone {
@@ -66,5 +66,7 @@ fn keep(desk: &ClaimTable, round: u32) -> Result<(), SpoolError> {
     } else {
         LeaseScope::ThisMachine
     };
-    desk.holder.take_back(&desk.layout, whose).map(|_events| ())
+    desk.own_lease
+        .take_back(&desk.paths, whose)
+        .map(|_events| ())
 }

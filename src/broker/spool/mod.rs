@@ -51,16 +51,16 @@ pub(super) async fn look(
     queue: &str,
     directory: &Path,
 ) -> Result<QueueLook, BrokerError> {
-    let layout = Arc::new(SpoolPaths::new(direction, queue, directory)?);
-    let looking = Arc::clone(&layout);
+    let paths = Arc::new(SpoolPaths::new(direction, queue, directory)?);
+    let looking = Arc::clone(&paths);
     let look = match off_the_loop(move || looking.look()).await {
-        Ok(looked) => looked.map_err(|trouble| trouble.into_broker(&layout.at))?,
-        Err(error) => return Err(died(&layout.at, error)),
+        Ok(looked) => looked.map_err(|trouble| trouble.into_broker(&paths.at))?,
+        Err(error) => return Err(died(&paths.at, error)),
     };
     if let (QueueLook::There { .. }, Direction::Outgoing | Direction::DeadLetters) =
         (look, direction)
     {
-        sink::try_to_write(&layout).await?;
+        sink::try_to_write(&paths).await?;
     }
     Ok(look)
 }

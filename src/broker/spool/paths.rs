@@ -81,7 +81,6 @@ impl SpoolError {
     }
 }
 
-/// A queue's directories.
 #[derive(Debug, Clone)]
 pub(super) struct SpoolPaths {
     pub(super) at: Endpoint,
@@ -89,7 +88,6 @@ pub(super) struct SpoolPaths {
     pub(super) waiting: PathBuf,
     /// A directory for each pilot that holds events.
     pub(super) claimed: PathBuf,
-    /// Events that were worked through.
     pub(super) done: PathBuf,
     /// Events given up, each with a `.error.txt` beside it.
     pub(super) failed: PathBuf,
@@ -177,13 +175,13 @@ impl SpoolPaths {
         let is_event = |entry: &fs::DirEntry| {
             is_event_name(&entry.file_name()) && entry.file_type().is_ok_and(|kind| kind.is_file())
         };
-        let holders = match read(&self.claimed) {
+        let leases = match read(&self.claimed) {
             Err(trouble) if trouble.error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            holders => holders?,
+            leases => leases?,
         };
         Ok(QueueLook::There {
             waiting: count(entries.iter().filter(|entry| is_event(entry)).count()),
-            consumers: count(holders.len()),
+            consumers: count(leases.len()),
         })
     }
 }
@@ -400,9 +398,9 @@ mod tests {
     #[test]
     fn names_that_are_no_directory_are_refused() {
         for queue in ["", ".", "..", "a/b"] {
-            let layout = SpoolPaths::new(Direction::Incoming, queue, Path::new("/spool"));
+            let paths = SpoolPaths::new(Direction::Incoming, queue, Path::new("/spool"));
             assert!(
-                matches!(layout, Err(BrokerError::SpoolName { .. })),
+                matches!(paths, Err(BrokerError::SpoolName { .. })),
                 "{queue}"
             );
         }

@@ -22,34 +22,33 @@ use crate::ids::QueueIndex;
 const PUBLISHES_MAX: usize = 32;
 const PUBLISH_BYTES_MAX: u32 = 64 * 1024 * 1024;
 
-/// Results into a directory.
 pub struct SpoolSink {
-    layout: Arc<SpoolPaths>,
+    paths: Arc<SpoolPaths>,
     slots: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
     refuses: RefusesSince,
-    resilience: OutagePolicy,
+    outage_policy: OutagePolicy,
 }
 
 impl SpoolSink {
     pub(in crate::broker) async fn open(
         queue: &str,
         directory: &Path,
-        resilience: &OutagePolicy,
+        outage_policy: &OutagePolicy,
     ) -> Result<Self, BrokerError> {
-        let layout = create(Direction::Outgoing, queue, directory).await?;
-        try_to_write(&layout).await?;
+        let paths = create(Direction::Outgoing, queue, directory).await?;
+        try_to_write(&paths).await?;
         let slots = Arc::new(Semaphore::new(PUBLISHES_MAX));
         let bytes = Arc::new(Semaphore::new(PUBLISH_BYTES_MAX as usize));
         let sink = Self {
-            layout,
+            paths,
             slots,
             bytes,
             refuses: RefusesSince::default(),
-            resilience: resilience.clone(),
+            outage_policy: outage_policy.clone(),
         };
         let publish = async |_queue, result| sink.publish_kept(result).await;
-        outbox::send_all(&sink.layout.at, resilience, publish).await;
+        outbox::send_all(&sink.paths.at, outage_policy, publish).await;
         Ok(sink)
     }
 
@@ -64,7 +63,7 @@ impl SpoolSink {
     }
 
     pub(in crate::broker) fn place(&self) -> &Endpoint {
-        &self.layout.at
+        &self.paths.at
     }
 
     pub(in crate::broker) fn publish(
@@ -88,15 +87,15 @@ impl SpoolSink {
         event: Option<OsString>,
         otherwise: WhenUndeliverable,
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
-        let layout = Arc::clone(&self.layout);
+        let paths = Arc::clone(&self.paths);
         let (slots, room) = (Arc::clone(&self.slots), Arc::clone(&self.bytes));
-        let (refuses, resilience) = (self.refuses.clone(), self.resilience.clone());
+        let (refuses, outage_policy) = (self.refuses.clone(), self.outage_policy.clone());
         async move {
             let gone = || PublishError::SessionLost {
                 detail: "the spool was closed".into(),
             };
             // A file has no limit; one that is larger than all the room takes all of it.
-            let at = layout.at.clone();
+            let at = paths.at.clone();
             let weight = u32::try_from(body.len())
                 .unwrap_or(u32::MAX)
                 .min(PUBLISH_BYTES_MAX);
@@ -109,15 +108,15 @@ impl SpoolSink {
             let permits = Arc::new((slot, room));
             let mut waiting = None;
             loop {
-                let layout = Arc::clone(&layout);
+                let paths = Arc::clone(&paths);
                 let (event_name, bytes) = (event.clone(), body.clone());
                 let permits = Arc::clone(&permits);
                 // A directory that was deleted is made again, as a queue is.
                 let is_again = waiting.is_some();
                 let written = off_the_loop(move || {
                     let _while_writing = permits;
-                    let made = if is_again { layout.create() } else { Ok(()) };
-                    made.and_then(|()| write_result(&layout, event_name.as_deref(), format, &bytes))
+                    let made = if is_again { paths.create() } else { Ok(()) };
+                    made.and_then(|()| write_result(&paths, event_name.as_deref(), format, &bytes))
                         .map_err(SpoolError::into_publish)
                 });
                 let error = match written.await {
@@ -131,12 +130,17 @@ impl SpoolSink {
                 if otherwise == WhenUndeliverable::Forget {
                     return Err(error);
                 }
-                let waiting = waiting.get_or_insert_with(|| RefusedResult::new(&resilience));
+                let waiting = waiting.get_or_insert_with(|| RefusedResult::new(&outage_policy));
                 if waiting.next_try(&at, &refuses, &error).await == NextTry::None {
                     let event = event.and_then(|name| name.into_string().ok());
                     let file = Some(UnsentFile { format, event });
-                    outbox::keep(&at, QueueIndex(0), UnsentResult { file, body }, &resilience)
-                        .await;
+                    outbox::keep(
+                        &at,
+                        QueueIndex(0),
+                        UnsentResult { file, body },
+                        &outage_policy,
+                    )
+                    .await;
                     return Err(error);
                 }
             }
@@ -150,21 +154,21 @@ pub(super) async fn create(
     queue: &str,
     directory: &Path,
 ) -> Result<Arc<SpoolPaths>, BrokerError> {
-    let layout = Arc::new(SpoolPaths::new(direction, queue, directory)?);
+    let paths = Arc::new(SpoolPaths::new(direction, queue, directory)?);
     let created = {
-        let layout = Arc::clone(&layout);
-        off_the_loop(move || layout.create()).await
+        let paths = Arc::clone(&paths);
+        off_the_loop(move || paths.create()).await
     };
     match created {
-        Ok(Ok(())) => Ok(layout),
-        Ok(Err(trouble)) => Err(trouble.into_broker(&layout.at)),
-        Err(error) => Err(died(&layout.at, error)),
+        Ok(Ok(())) => Ok(paths),
+        Ok(Err(trouble)) => Err(trouble.into_broker(&paths.at)),
+        Err(error) => Err(died(&paths.at, error)),
     }
 }
 
 /// Whether results could be written, before a task runs for one.
-pub(super) async fn try_to_write(layout: &Arc<SpoolPaths>) -> Result<(), BrokerError> {
-    let trying = Arc::clone(layout);
+pub(super) async fn try_to_write(paths: &Arc<SpoolPaths>) -> Result<(), BrokerError> {
+    let trying = Arc::clone(paths);
     let tried = off_the_loop(move || {
         let hidden = trying.waiting.join(format!(".{}", Uuid::new_v4().simple()));
         File::create_new(&hidden)
@@ -172,20 +176,20 @@ pub(super) async fn try_to_write(layout: &Arc<SpoolPaths>) -> Result<(), BrokerE
             .map_err(SpoolError::on("write", &hidden))
     });
     match tried.await {
-        Ok(tried) => tried.map_err(|trouble| trouble.into_broker(&layout.at)),
-        Err(error) => Err(died(&layout.at, error)),
+        Ok(tried) => tried.map_err(|trouble| trouble.into_broker(&paths.at)),
+        Err(error) => Err(died(&paths.at, error)),
     }
 }
 
 /// On disk first, then visible, then the name on disk too. The result of an event without a name gets one
 /// in the order of time.
 fn write_result(
-    layout: &SpoolPaths,
+    paths: &SpoolPaths,
     event: Option<&OsStr>,
     format: FileFormat,
     body: &Body,
 ) -> Result<(), SpoolError> {
-    let directory = &layout.waiting;
+    let directory = &paths.waiting;
     let nameless = OsString::from(Uuid::now_v7().to_string());
     let event = event.unwrap_or(&nameless);
     let hidden = directory.join(format!(".{}", Uuid::new_v4().simple()));

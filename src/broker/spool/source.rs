@@ -43,13 +43,11 @@ pub(super) enum TakeOutcome {
 
 pub(super) type TakeWork = blocking::BlockingWork<(Backlog, Result<TakeOutcome, SpoolError>)>;
 
-/// Events from a directory.
 pub struct SpoolSource {
     pub(super) desk: Arc<ClaimTable>,
     keeper: LeaseRenewer,
-    notices: DirectoryWatch,
+    directory_watch: DirectoryWatch,
     window: Arc<Semaphore>,
-    /// Room for the next event.
     room: Option<OwnedSemaphorePermit>,
     backlog: Backlog,
     /// Here and not on [`Source::recv`]'s stack, so that cancelling it loses no claim.
@@ -59,7 +57,6 @@ pub struct SpoolSource {
     stopped: bool,
 }
 
-/// One claim.
 pub(in crate::broker) struct SpoolReceipt {
     claim: Box<Claim>,
     /// None when the event was set aside.
@@ -72,16 +69,17 @@ impl SpoolSource {
         directory: &Path,
         window: NonZeroU32,
     ) -> Result<Self, BrokerError> {
-        let layout = SpoolPaths::new(Direction::Incoming, queue, directory)?;
-        let at = layout.at.clone();
+        let paths = SpoolPaths::new(Direction::Incoming, queue, directory)?;
+        let at = paths.at.clone();
         let opened = off_the_loop({
             let at = at.clone();
             move || {
                 let open = || {
-                    layout.create()?;
+                    paths.create()?;
                     // Watched before the first look, so that nothing comes between.
-                    let desk = ClaimTable::open(layout, Generation(1))?;
-                    desk.holder.take_back(&desk.layout, LeaseScope::Everyone)?;
+                    let desk = ClaimTable::open(paths, Generation(1))?;
+                    desk.own_lease
+                        .take_back(&desk.paths, LeaseScope::Everyone)?;
                     Ok(desk)
                 };
                 open().map_err(|trouble: SpoolError| trouble.into_broker(&at))
@@ -93,7 +91,7 @@ impl SpoolSource {
         };
         Ok(Self {
             keeper: LeaseRenewer::start(Arc::clone(&desk))?,
-            notices: DirectoryWatch::watch(&desk.layout.waiting),
+            directory_watch: DirectoryWatch::watch(&desk.paths.waiting),
             desk,
             window: Arc::new(Semaphore::new(window.get() as usize)),
             room: None,
@@ -106,7 +104,7 @@ impl SpoolSource {
     }
 
     pub(in crate::broker) fn place(&self) -> &Endpoint {
-        &self.desk.layout.at
+        &self.desk.paths.at
     }
 
     pub(in crate::broker) async fn recv(&mut self) -> Result<Delivery, BrokerError> {
@@ -130,7 +128,7 @@ impl SpoolSource {
                 tokio::select! {
                     biased;
                     () = sleep_until(self.look_at) => self.backlog.look_again(),
-                    notices = self.notices.next() => self.note(notices),
+                    directory_watch = self.directory_watch.next() => self.note(directory_watch),
                 }
             }
             let (mut backlog, desk) = (std::mem::take(&mut self.backlog), Arc::clone(&self.desk));
@@ -141,8 +139,8 @@ impl SpoolSource {
         }
     }
 
-    fn note(&mut self, notices: Vec<DirectoryEvent>) {
-        for notice in notices {
+    fn note(&mut self, directory_watch: Vec<DirectoryEvent>) {
+        for notice in directory_watch {
             match notice {
                 DirectoryEvent::Complete(name) => self.backlog.announce(name),
                 DirectoryEvent::Unclear => self.backlog.look_again(),
@@ -156,7 +154,7 @@ impl SpoolSource {
         };
         let worked = work.await;
         self.work = None;
-        let (backlog, taken) = worked.map_err(|error| died(&self.desk.layout.at, error))?;
+        let (backlog, taken) = worked.map_err(|error| died(&self.desk.paths.at, error))?;
         self.backlog = backlog;
         let wait = match taken {
             Ok(TakeOutcome::Event(claim, content)) => {
@@ -173,7 +171,7 @@ impl SpoolSource {
                 self.renew().await?;
                 Duration::ZERO
             }
-            Err(trouble) => return Err(trouble.into_broker(&self.desk.layout.at)),
+            Err(trouble) => return Err(trouble.into_broker(&self.desk.paths.at)),
         };
         self.look_at = Instant::now() + wait;
         Ok(None)
@@ -184,7 +182,7 @@ impl SpoolSource {
             // Work is only started with room for its event.
             let detail = "an event without room for it".into();
             return Err(BrokerError::Thread {
-                at: self.desk.layout.at.clone(),
+                at: self.desk.paths.at.clone(),
                 detail,
             });
         };
@@ -203,20 +201,20 @@ impl SpoolSource {
     }
 
     fn was_taken_for_dead(&self, trouble: &SpoolError) -> bool {
-        trouble.error.kind() == io::ErrorKind::NotFound && !self.desk.holder.directory.exists()
+        trouble.error.kind() == io::ErrorKind::NotFound && !self.desk.own_lease.directory.exists()
     }
 
     /// A new holder. Claims of the old one are other pilots' by now.
     async fn renew(&mut self) -> Result<(), BrokerError> {
-        let layout = self.desk.layout.clone();
-        let at = layout.at.clone();
-        let generation = Generation(self.desk.holder.generation.0 + 1);
+        let paths = self.desk.paths.clone();
+        let at = paths.at.clone();
+        let generation = Generation(self.desk.own_lease.generation.0 + 1);
         tracing::warn!(
             %at, generation = generation.0,
             "other pilots took this one for dead, as it did not run for a minute; its events are \
              theirs now"
         );
-        let desk = match off_the_loop(move || ClaimTable::open(layout, generation)).await {
+        let desk = match off_the_loop(move || ClaimTable::open(paths, generation)).await {
             Ok(desk) => Arc::new(desk.map_err(|trouble| trouble.into_broker(&at))?),
             Err(error) => return Err(died(&at, error)),
         };
@@ -228,7 +226,7 @@ impl SpoolSource {
 
     pub(in crate::broker) async fn stop(&mut self) -> Result<(), BrokerError> {
         self.stopped = true;
-        let at = self.desk.layout.at.clone();
+        let at = self.desk.paths.at.clone();
         let give_back = async {
             if let Some((claim, _content)) = self.finish_work().await? {
                 let settled = off_the_loop(move || claim.settle(&Verdict::Released)).await;
@@ -243,7 +241,7 @@ impl SpoolSource {
             .unwrap_or_else(|_elapsed| {
                 let (step, after) = ("giving an event back", STOP_WITHIN);
                 Err(BrokerError::TimedOut {
-                    at: self.desk.layout.at.clone(),
+                    at: self.desk.paths.at.clone(),
                     step,
                     after,
                 })
@@ -255,10 +253,10 @@ impl SpoolSource {
             tracing::warn!(%error, "the incoming spool was not closed in order");
         }
         let Self { desk, keeper, .. } = self;
-        let at = desk.layout.at.clone();
+        let at = desk.paths.at.clone();
         let retire = off_the_loop(move || {
             keeper.stop();
-            desk.holder.retire(&desk.layout)
+            desk.own_lease.retire(&desk.paths)
         });
         match timeout(STOP_WITHIN, retire).await {
             Ok(Ok(Ok(0))) => {}
@@ -299,7 +297,7 @@ pub(super) fn take(
 
 impl SpoolReceipt {
     pub(in crate::broker) fn generation(&self) -> Generation {
-        self.claim.desk().holder.generation
+        self.claim.desk().own_lease.generation
     }
 
     pub(in crate::broker) fn set_aside(&mut self) {

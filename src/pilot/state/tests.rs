@@ -285,12 +285,12 @@ fn last_failure(error: TaskError, earlier: u64) -> (PilotState, TaskId, Vec<Pilo
 #[test]
 fn an_event_that_failed_too_often_is_put_away_before_it_is_settled() {
     let (mut state, id, failed) = last_failure(broken(), 2);
-    let obituary = FailureNote {
+    let failure_note = FailureNote {
         error: broken(),
         deliveries: 3,
     };
     assert_eq!(settles(&failed), []);
-    assert!(failed.contains(&PilotAction::PutAway(id, obituary)));
+    assert!(failed.contains(&PilotAction::PutAway(id, failure_note)));
     let away = state.on_event(PilotEvent::PutAway(id, Ok(Disposition::DeadLettered)));
     assert_eq!(settles(&away), [(id, Verdict::Done)]);
     assert_eq!((state.tally().failed, state.tally().dead_lettered), (1, 1));
@@ -517,9 +517,9 @@ fn an_event_that_would_fail_each_time_is_put_away_the_first_time_if_that_was_ask
     let failed = PilotEvent::TaskEnded(id, TaskOutcome::Failed(error.clone()));
     let actions = state.on_event(failed);
     let deliveries = 3;
-    let obituary = FailureNote { error, deliveries };
+    let failure_note = FailureNote { error, deliveries };
     assert!(
-        actions.contains(&PilotAction::PutAway(id, obituary)),
+        actions.contains(&PilotAction::PutAway(id, failure_note)),
         "{actions:?}"
     );
     state.on_event(PilotEvent::IntakeStopped);

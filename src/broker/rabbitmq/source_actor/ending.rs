@@ -8,7 +8,6 @@ use tokio::time::Instant;
 use super::{ConnectState, IntakePhase, SourceActor};
 use crate::broker::BrokerError;
 
-/// The good-byes of one session.
 pub(super) const CLOSE_SESSION_WITHIN: Duration = Duration::from_secs(25);
 
 impl SourceActor {
@@ -68,7 +67,8 @@ impl SourceActor {
                  their outputs may be there twice"
             );
             let owed = u64::try_from(owed).unwrap_or(u64::MAX);
-            self.resilience.count(|stats| stats.unacknowledged += owed);
+            self.outage_policy
+                .count(|stats| stats.unacknowledged += owed);
         }
         if let Some((done, _)) = self.closing.take() {
             let _gone = done.send(());

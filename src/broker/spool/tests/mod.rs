@@ -54,10 +54,10 @@ impl Spool {
             .unwrap()
     }
 
-    fn layout(&self) -> SpoolPaths {
-        let layout = SpoolPaths::new(Direction::Incoming, "q", self.root.path()).unwrap();
-        layout.create().unwrap();
-        layout
+    fn paths(&self) -> SpoolPaths {
+        let paths = SpoolPaths::new(Direction::Incoming, "q", self.root.path()).unwrap();
+        paths.create().unwrap();
+        paths
     }
 
     fn names(&self, directory: &str) -> BTreeSet<String> {
@@ -95,8 +95,8 @@ async fn nothing(source: &mut SpoolSource) {
 }
 
 /// Makes a holder look as if its pilot, on another machine, had died long ago.
-fn bury(holder: &Lease) {
-    let lease = holder.directory.join(".lease");
+fn bury(own_lease: &Lease) {
+    let lease = own_lease.directory.join(".lease");
     let long_ago = SystemTime::now() - Duration::from_mins(10);
     fs::write(&lease, "boot=another\ndevice=1\nlock=flock\n").unwrap();
     File::options()

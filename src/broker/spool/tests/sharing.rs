@@ -19,8 +19,8 @@ use crate::ids::Generation;
 async fn a_dead_pilots_claims_are_back_at_once_on_the_same_machine() {
     let spool = Spool::new();
     spool.put("x", "x");
-    let layout = spool.layout();
-    let dead = Arc::new(ClaimTable::open(layout.clone(), Generation(1)).unwrap());
+    let paths = spool.paths();
+    let dead = Arc::new(ClaimTable::open(paths.clone(), Generation(1)).unwrap());
     let claim = dead.claim("x".as_ref(), claim::FileState::Found).unwrap();
     assert!(
         matches!(claim, claim::ClaimOutcome::Claimed(_)),
@@ -43,19 +43,19 @@ async fn a_dead_pilots_claims_are_back_at_once_on_the_same_machine() {
 #[test]
 fn a_pilot_of_another_machine_is_dead_only_when_its_lease_is_old() {
     let spool = Spool::new();
-    let layout = spool.layout();
-    let me = Lease::create(&layout, Generation(1)).unwrap();
-    let other = Lease::create(&layout, Generation(1)).unwrap();
+    let paths = spool.paths();
+    let me = Lease::create(&paths, Generation(1)).unwrap();
+    let other = Lease::create(&paths, Generation(1)).unwrap();
     fs::write(
         other.directory.join(".lease"),
         "boot=another\ndevice=1\nlock=flock\n",
     )
     .unwrap();
     fs::write(other.directory.join("x"), "x").unwrap();
-    assert_eq!(me.take_back(&layout, LeaseScope::Everyone).unwrap(), 0);
+    assert_eq!(me.take_back(&paths, LeaseScope::Everyone).unwrap(), 0);
     bury(&other);
-    assert_eq!(me.take_back(&layout, LeaseScope::ThisMachine).unwrap(), 0);
-    assert_eq!(me.take_back(&layout, LeaseScope::Everyone).unwrap(), 1);
+    assert_eq!(me.take_back(&paths, LeaseScope::ThisMachine).unwrap(), 0);
+    assert_eq!(me.take_back(&paths, LeaseScope::Everyone).unwrap(), 1);
     assert_eq!(spool.names(""), set(["x"]));
     assert_eq!(
         other.refresh().unwrap_err().error.kind(),
@@ -66,27 +66,27 @@ fn a_pilot_of_another_machine_is_dead_only_when_its_lease_is_old() {
 #[test]
 fn claims_that_a_dead_pilot_had_taken_from_another_dead_one_come_back_too() {
     let spool = Spool::new();
-    let layout = spool.layout();
-    let first = Lease::create(&layout, Generation(1)).unwrap();
-    let second = Lease::create(&layout, Generation(1)).unwrap();
+    let paths = spool.paths();
+    let first = Lease::create(&paths, Generation(1)).unwrap();
+    let second = Lease::create(&paths, Generation(1)).unwrap();
     fs::write(first.directory.join("a"), "a").unwrap();
     fs::write(second.directory.join("b"), "b").unwrap();
     // It died between taking the directory and putting its events back.
     fs::rename(&first.directory, second.directory.join("taken-x")).unwrap();
     drop((first, second));
-    let me = Lease::create(&layout, Generation(1)).unwrap();
-    assert_eq!(me.take_back(&layout, LeaseScope::ThisMachine).unwrap(), 2);
+    let me = Lease::create(&paths, Generation(1)).unwrap();
+    assert_eq!(me.take_back(&paths, LeaseScope::ThisMachine).unwrap(), 2);
     assert_eq!(spool.names(""), set(["a", "b"]));
-    assert_eq!(fs::read_dir(&layout.claimed).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(&paths.claimed).unwrap().count(), 1);
 }
 
 #[test]
 fn of_many_who_take_back_at_once_each_event_is_taken_once() {
     let spool = Spool::new();
-    let layout = spool.layout();
+    let paths = spool.paths();
     for round in 0..10 {
         for number in 0..5 {
-            let dead = Lease::create(&layout, Generation(1)).unwrap();
+            let dead = Lease::create(&paths, Generation(1)).unwrap();
             fs::write(dead.directory.join(format!("{round}-{number}")), "x").unwrap();
             // Some by their lock, some by their lease.
             if number % 2 == 0 {
@@ -97,9 +97,9 @@ fn of_many_who_take_back_at_once_each_event_is_taken_once() {
             let takers: Vec<_> = (0..6)
                 .map(|_| {
                     scope.spawn(|| {
-                        let me = Lease::create(&layout, Generation(1)).unwrap();
-                        let taken = me.take_back(&layout, LeaseScope::Everyone).unwrap();
-                        me.retire(&layout).unwrap();
+                        let me = Lease::create(&paths, Generation(1)).unwrap();
+                        let taken = me.take_back(&paths, LeaseScope::Everyone).unwrap();
+                        me.retire(&paths).unwrap();
                         taken
                     })
                 })
@@ -109,7 +109,7 @@ fn of_many_who_take_back_at_once_each_event_is_taken_once() {
         assert_eq!(taken, 5, "round {round}");
     }
     assert_eq!(spool.names("").len(), 50);
-    assert_eq!(fs::read_dir(&layout.claimed).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(&paths.claimed).unwrap().count(), 0);
 }
 
 #[tokio::test]
@@ -119,10 +119,10 @@ async fn a_pilot_that_was_taken_for_dead_learns_it_and_goes_on() {
     let mut source = spool.source(2).await;
     let held = next(&mut source).await;
     assert_eq!(held.receipt.generation(), Some(Generation(1)));
-    bury(&source.desk.holder);
-    let layout = spool.layout();
-    let other = Lease::create(&layout, Generation(1)).unwrap();
-    assert_eq!(other.take_back(&layout, LeaseScope::Everyone).unwrap(), 1);
+    bury(&source.desk.own_lease);
+    let paths = spool.paths();
+    let other = Lease::create(&paths, Generation(1)).unwrap();
+    assert_eq!(other.take_back(&paths, LeaseScope::Everyone).unwrap(), 1);
     let again = next(&mut source).await;
     assert_eq!(
         (text(&again), again.receipt.generation()),

@@ -10,13 +10,11 @@ use crate::ids::ProcessGroup;
 /// A child that must not outlive the pilot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ChildId {
-    /// Its session.
     pub(super) leader: ProcessGroup,
     /// Tells it from another process that is given the same pid later.
     pub(super) start: StartTime,
 }
 
-/// One message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum GuardianMessage {
     /// From now on it is to be killed when the pilot is gone.
@@ -34,14 +32,14 @@ const GONE: u32 = 2;
 impl GuardianMessage {
     /// Allocates nothing: it is sent between fork and exec.
     pub(super) fn to_bytes(self) -> [u8; SIZE] {
-        let (kind, ward) = match self {
-            Self::Born(ward) => (BORN, ward),
-            Self::Gone(ward) => (GONE, ward),
+        let (kind, child_id) = match self {
+            Self::Born(child_id) => (BORN, child_id),
+            Self::Gone(child_id) => (GONE, child_id),
         };
         let mut bytes = [0; SIZE];
         bytes[..4].copy_from_slice(&kind.to_ne_bytes());
-        bytes[4..8].copy_from_slice(&ward.leader.0.as_raw().to_ne_bytes());
-        bytes[8..].copy_from_slice(&ward.start.0.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&child_id.leader.0.as_raw().to_ne_bytes());
+        bytes[8..].copy_from_slice(&child_id.start.0.to_ne_bytes());
         bytes
     }
 
@@ -49,14 +47,14 @@ impl GuardianMessage {
     pub(super) fn from_bytes(bytes: [u8; SIZE]) -> Option<Self> {
         let [k0, k1, k2, k3, p0, p1, p2, p3, start @ ..] = bytes;
         let pid = i32::from_ne_bytes([p0, p1, p2, p3]);
-        let ward = ChildId {
+        let child_id = ChildId {
             leader: ProcessGroup(Pid::from_raw(pid)),
             start: StartTime(u64::from_ne_bytes(start)),
         };
         // 0, 1 and negative numbers mean many processes to kill(2).
         match u32::from_ne_bytes([k0, k1, k2, k3]) {
-            BORN if pid > 1 => Some(Self::Born(ward)),
-            GONE if pid > 1 => Some(Self::Gone(ward)),
+            BORN if pid > 1 => Some(Self::Born(child_id)),
+            GONE if pid > 1 => Some(Self::Gone(child_id)),
             _ => None,
         }
     }
@@ -66,7 +64,7 @@ impl GuardianMessage {
 mod tests {
     use super::*;
 
-    fn ward(pid: i32) -> ChildId {
+    fn child_id(pid: i32) -> ChildId {
         ChildId {
             leader: ProcessGroup(Pid::from_raw(pid)),
             start: StartTime(u64::MAX - 1),
@@ -75,11 +73,14 @@ mod tests {
 
     #[test]
     fn what_is_read_is_what_was_written() {
-        for notice in [
-            GuardianMessage::Born(ward(4711)),
-            GuardianMessage::Gone(ward(i32::MAX)),
+        for message in [
+            GuardianMessage::Born(child_id(4711)),
+            GuardianMessage::Gone(child_id(i32::MAX)),
         ] {
-            assert_eq!(GuardianMessage::from_bytes(notice.to_bytes()), Some(notice));
+            assert_eq!(
+                GuardianMessage::from_bytes(message.to_bytes()),
+                Some(message)
+            );
         }
     }
 
@@ -87,7 +88,7 @@ mod tests {
     fn a_pid_that_would_kill_many_is_no_notice() {
         for pid in [1, 0, -1, -4711] {
             assert_eq!(
-                GuardianMessage::from_bytes(GuardianMessage::Born(ward(pid)).to_bytes()),
+                GuardianMessage::from_bytes(GuardianMessage::Born(child_id(pid)).to_bytes()),
                 None
             );
         }
