@@ -128,7 +128,7 @@ impl Pool {
     ) -> BlockingWork<T> {
         let (done, result) = oneshot::channel();
         self.submit(Box::new(move || {
-            // Whoever wanted it may have stopped waiting.
+            // The caller may have stopped waiting.
             let _ = done.send(work());
         }));
         BlockingWork(result)
@@ -166,7 +166,7 @@ impl Pool {
     }
 
     fn add_thread(&'static self, leaves: ThreadLifetime) -> io::Result<()> {
-        // Counted before it is there, so that nobody takes this pool for one without threads.
+        // Counted before it runs: without threads, work would be done in place.
         self.lock().threads += 1;
         let started = thread::Builder::new()
             .name("blocking".into())

@@ -1,4 +1,4 @@
-//! The command line: arguments in, a [`Command`] out. clap stops here; nothing below knows it.
+//! The command line: arguments in, a [`Command`] out. No other module uses clap.
 //!
 //! To add a subcommand, add a variant to `Words` and to [`Command`], and the row between them.
 

@@ -1,5 +1,4 @@
-//! What the pilot's exit code says. HTCondor policies and people read it, so a code never changes
-//! its meaning. Uses nothing of the crate.
+//! The pilot's exit codes. HTCondor policies and people read them, so a code never changes its meaning.
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {

@@ -1,4 +1,4 @@
-//! Newtypes for identities, so that no tag is taken for another. Uses nothing of the crate.
+//! Newtypes for identities, so that one kind of number is never taken for another.
 
 use std::fmt;
 

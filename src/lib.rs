@@ -84,7 +84,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Status(request) => show_status(&request),
         Command::Print(text) => {
-            // Nobody left to read is no failure.
+            // A closed stdout is no failure.
             let _unread = io::stdout().write_all(&text);
             Ok(ExitCode::SUCCESS)
         }

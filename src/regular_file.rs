@@ -1,6 +1,6 @@
-//! Opens files whose path came from outside: settings, HTCondor, a shared directory. A FIFO would make
-//! the reader wait for a writer that never comes, and a device may do anything when it is opened. Knows
-//! nothing of what is in a file.
+//! Opens files whose path came from outside: settings, HTCondor, a shared directory. Opening a FIFO would
+//! wait for a writer that never comes, and opening a device may do anything, so only regular files are
+//! opened.
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{self, Read};

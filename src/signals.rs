@@ -1,9 +1,8 @@
-//! The signals that people and HTCondor send to the pilot itself, as a stream. What is done about
-//! them is the event loop's business; signals to containers are the process module's.
+//! The signals that people and HTCondor send to the pilot itself, as a stream.
 //!
-//! `SIGHUP` and `SIGINT` that the pilot's parent had set to "ignore" stay ignored: that is how
-//! `nohup` and a shell's `&` say that a terminal's end or Ctrl-C is not meant for us. `SIGTERM` is
-//! always taken, since eviction depends on it.
+//! `SIGHUP` and `SIGINT` that the pilot's parent set to "ignore" stay ignored: that is how `nohup` and a
+//! shell's `&` keep the end of a terminal and Ctrl-C from their children. `SIGTERM` is always taken, since
+//! eviction depends on it.
 
 use std::future::pending;
 use std::io;
@@ -98,7 +97,7 @@ impl Signals {
     }
 }
 
-/// Waits for one signal; for ever when there is none to come.
+/// Waits for one signal.
 async fn next(stream: Option<&mut unix::Signal>) {
     if let Some(stream) = stream
         && stream.recv().await.is_some()

@@ -1,4 +1,4 @@
-//! What the board says is due, told the time.
+//! Which updates are due at which time.
 
 use super::Urgency::{AtOnce, WithinInterval};
 use super::*;

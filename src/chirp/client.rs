@@ -1,5 +1,5 @@
-//! One connection to the starter's I/O proxy: let in by the cookie, a command at a time, each wait
-//! with a deadline. Apart from [`super::protocol`], which is the same without a network.
+//! One connection to the starter's chirp server: authenticates with the cookie, sends a command at a time,
+//! waits with a deadline.
 
 use std::io;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! A fake chirp server for tests: speaks the wire as the starter does, answers as it is told, and
-//! remembers what it was sent. It proves nothing about HTCondor.
+//! A fake chirp server for tests: speaks the starter's protocol, answers as it is told, and remembers what it
+//! was sent. It proves nothing about HTCondor.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -64,7 +64,7 @@ impl FakeServer {
         }
     }
 
-    /// As [`FakeServer::settings`], but with a port on which nobody listens.
+    /// As [`FakeServer::settings`], but with a port without a listener.
     pub(super) fn settings_of_the_dead(&self) -> ChirpSettings {
         std::fs::write(config(&self.directory), format!("127.0.0.1 1 {COOKIE}\n")).unwrap();
         self.settings(Destination::JobAttr, Duration::ZERO)

@@ -1,13 +1,13 @@
-//! Chirp: how a pilot tells HTCondor what it is doing, in the job ad or in the job event log.
+//! Chirp: tells HTCondor what the pilot is doing, through attributes of the job ad or of the job event log.
 //!
-//! Talks TCP to the starter's I/O proxy and to nothing else. Apart from the rest because nothing
-//! here may ever slow or end a pilot: the pilot sets values, [`reporter`] sends them when it can.
+//! Chirp never slows or ends a pilot: the pilot sets values, and [`reporter`] sends them to the starter when
+//! it can.
 //!
-//! - [`value`]: a value as ClassAd text, quoted as HTCondor quotes it and cut to its budget; pure.
-//! - [`protocol`]: the wire: the server's address, commands, replies.
+//! - [`value`]: a value as ClassAd text, quoted as HTCondor quotes it and cut to its budget.
+//! - [`protocol`]: the server's address, commands, replies.
 //! - [`client`]: one connection.
-//! - `board`: what is yet to be sent, and when; pure.
-//! - [`reporter`]: the actor that does the sending, and its handle.
+//! - `update_queue`: what is yet to be sent, and when.
+//! - [`reporter`]: the actor that sends, and its handle.
 
 pub mod client;
 #[cfg(test)]

@@ -1,8 +1,7 @@
-//! The wire between a job and the starter's I/O proxy: one line a command, one number a reply.
+//! The protocol between a job and the starter's chirp server: one line a command, one number a reply.
 //!
-//! Encodes, decodes and reads the configuration file; no network. Knows nothing of pilots, intervals
-//! or retries. The cookie in the configuration file is a secret: it is in no error and in no `Debug`
-//! output, and a reply's text, which could be an echo of it, isn't either.
+//! The cookie in the configuration file is a secret: it is in no error and in no `Debug` output, and neither
+//! is a reply's text, which could be an echo of it.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -30,7 +29,6 @@ pub enum ChirpError {
         "can't read the chirp configuration `{path}`: {source}; does the job have `+WantIOProxy = true`?"
     )]
     Unreadable { path: PathBuf, source: io::Error },
-    /// The configuration file isn't one.
     #[error(
         "the chirp configuration `{path}` is not `host port cookie`; its writer, HTCondor's starter, may be at fault"
     )]
@@ -38,10 +36,7 @@ pub enum ChirpError {
     #[error("can't connect to the chirp server at `{address}`: {source}; see the starter's log")]
     Unreachable { address: String, source: io::Error },
     #[error("the chirp server did not answer within `{}` s; see the starter's log", patience.as_secs_f64())]
-    Silent {
-        /// How long we waited.
-        patience: Duration,
-    },
+    Silent { patience: Duration },
     #[error("the connection to the chirp server broke: {0}; see the starter's log")]
     Broken(#[from] io::Error),
     #[error("the chirp server closed the connection instead of answering; see the starter's log")]

@@ -1,8 +1,8 @@
-//! The reporter: takes values from the pilot without ever making it wait, and sends them to the
-//! chirp server in rounds, each over a connection of its own.
+//! The reporter: takes values from the pilot without making it wait, and sends them to the chirp server in
+//! rounds, each over a connection of its own.
 //!
-//! A connection lives for one round because rounds are rare (one an interval, and one a status):
-//! none can have gone stale in between, and a restarted starter's new configuration is found.
+//! Rounds are rare (one an interval, one a status). With a connection for each, none is stale, and a
+//! restarted starter's new configuration is found.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -178,7 +178,7 @@ impl ReporterActor {
                 ReporterEvent::Due => self.round(Scope::Due).await,
                 ReporterEvent::Flush(done) => {
                     self.round(Scope::Everything).await;
-                    // Whoever asked may have stopped waiting.
+                    // The caller may have stopped waiting.
                     let _ = done.send(());
                 }
                 ReporterEvent::NobodyReports => return,

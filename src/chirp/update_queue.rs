@@ -1,5 +1,5 @@
-//! What HTCondor is yet to be told, and when: the newest value of each attribute, and the last few
-//! of those that go at once, in their order. Pure: it is told the time and does no I/O.
+//! The updates that HTCondor has yet to get: the newest value of each attribute, and the last few of those
+//! that go out at once, in their order. Is told the time and does no I/O.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! A value as ClassAd text: quoted byte for byte as HTCondor's own library quotes it, and cut to
-//! the budget of one report. Pure; knows nothing of connections.
+//! ClassAd values: quoted byte for byte as HTCondor's own library quotes them, and cut to the budget of one
+//! report.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;

@@ -1,6 +1,6 @@
-//! Which bytes a JSON string can't hold as they are, and a text made into one where it lies. Works on
-//! bytes; uses nothing of the crate. Apart, because results of hundreds of megabytes go through it: what
-//! needs no escape is only looked at, 64 bytes at a time, and nothing is copied.
+//! JSON string escapes: finds the bytes that a JSON string can't hold as they are, and escapes a text in
+//! place. Results of hundreds of megabytes go through it, so a text without such bytes is only looked at, 64
+//! bytes at a time, and not copied.
 
 use std::io::{self, Write};
 

@@ -1,9 +1,7 @@
-//! Payload ⇄ files: a task's infile and outfile, and the files of a spool directory. Uses
-//! [`super::json`] and the crate's faults.
+//! Payload ⇄ files: a task's infile and outfile, and the files of a spool directory.
 //!
-//! An outfile is written by a program that we don't trust, in a directory that it can fill with
-//! whatever it likes: it is opened without following links and without waiting, must be a regular
-//! file, and is read up to a limit.
+//! An outfile is written by an untrusted program in a directory that it can fill with anything. So it is
+//! opened without following links and without waiting, must be a regular file, and is read up to a limit.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -106,12 +104,7 @@ pub enum OutfileError {
         "task wrote `{size}` bytes, and at most `{limit}` can be sent; write less, or put the data \
          where others can fetch it and send its address for outfile"
     )]
-    TooLarge {
-        /// Its size in bytes.
-        size: u64,
-        /// The limit in bytes.
-        limit: u64,
-    },
+    TooLarge { size: u64, limit: u64 },
     /// It is not UTF-8, so no JSON string can carry it.
     #[error("data is not UTF-8 from byte {at} on; write text, or encode it (base64) for outfile")]
     NotUtf8 {
@@ -291,7 +284,7 @@ impl Outfile {
     }
 }
 
-/// A pipe would block until somebody writes, a link leads out of the task's directory.
+/// Opening a FIFO would block, and a link leads out of the task's directory.
 fn open_untrusted(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)

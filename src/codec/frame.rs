@@ -1,5 +1,5 @@
 //! Message body ⇄ payload: one zstd frame around `{"headers": …, "data": …}`, exactly as Python's
-//! `oms-mqclient` writes and reads it. Uses [`super::json`], [`super::escape`] and the crate's faults.
+//! `oms-mqclient` writes and reads it.
 
 use std::io::{self, Read};
 use std::ops::Range;
@@ -21,14 +21,11 @@ pub(super) const AFTER_JSON: &[u8] = b"}";
 pub enum DecodeError {
     /// Decompressed, it would be longer than is allowed.
     #[error("event has more than `{limit}` bytes when decompressed; split it into smaller ones")]
-    TooLarge {
-        /// The limit in bytes.
-        limit: u64,
-    },
+    TooLarge { limit: u64 },
     /// It is not compressed, or it is damaged.
     #[error("message body is no zstd frame ({0}); send events with oms-mqclient")]
     Zstd(String),
-    /// It can only be unpacked by whoever holds more of it in memory than the pilot does.
+    /// Unpacking it takes a larger zstd window than the pilot allows.
     #[error(
         "message body was compressed with a window of more than `{window}` bytes; compress events \
          with zstd's level 20 or a lower one"
@@ -37,13 +34,11 @@ pub enum DecodeError {
         /// The largest that is taken, in bytes.
         window: u64,
     },
-    /// Its text is not UTF-8.
     #[error("event is not UTF-8 from byte {at} on; encode its text as UTF-8")]
     NotUtf8 {
         /// Offset of the first byte that is not.
         at: usize,
     },
-    /// Its text is not JSON.
     #[error("event is not JSON: {0}")]
     Json(#[from] SyntaxError),
     /// The message lacks one of its two parts.
@@ -102,7 +97,7 @@ impl From<std::string::FromUtf8Error> for DecodeError {
 
 /// Where the data of a message are.
 pub(super) fn data_of(found: Envelope) -> Result<Range<usize>, DecodeError> {
-    // `headers` may carry tracing links, which are nobody's here; a message without is not one.
+    // `headers` may carry tracing links, which the pilot ignores; a message must have it nevertheless.
     found.headers.ok_or(DecodeError::MissingKey("headers"))?;
     found.data.ok_or(DecodeError::MissingKey("data"))
 }

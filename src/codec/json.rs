@@ -1,11 +1,10 @@
-//! JSON as Python reads it, checked without being understood: where a value starts and ends, and
-//! what a string says. Works on text that is known to be UTF-8, all of it in memory or in pieces of
-//! [`super::stream`]; uses [`super::escape`].
+//! Checks JSON as Python reads it without parsing it into values: where a value starts and ends, and what a
+//! string says. Works on UTF-8 text in memory, or on the pieces of [`super::stream`].
 //!
-//! Why not `serde_json`: it rejects `NaN`, `Infinity` and strings with lone surrogates, all of which
-//! Python writes and reads, and its `Value` changes huge integers. Here a value is never taken
-//! apart, so nothing about it can change. Nesting costs a bit a level on the heap and no stack, so
-//! that an event of a million brackets is just an event.
+//! `serde_json` rejects `NaN`, `Infinity` and strings with lone surrogates, all of which Python writes and
+//! reads, and its `Value` changes huge integers. Here a value is never taken apart, so nothing about it can
+//! change. A level of nesting costs a bit on the heap and no stack, so that an event of a million brackets is
+//! just an event.
 
 use std::ops::Range;
 

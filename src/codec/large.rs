@@ -1,9 +1,8 @@
-//! Events and results too large for memory: from a reader into an infile, from an outfile into a writer.
-//! Holds some hundred kilobytes of them at a time, and zstd's window. Uses the parts of the codec that
-//! work on pieces; who reads and writes, and what a result may have, is the caller's.
+//! Events and results too large for memory: from a reader into an infile, from an outfile into a writer. Some
+//! hundred kilobytes are in memory at a time, and zstd's window.
 //!
-//! An event is read twice: to check it and find its data, and to write them. Nothing lies on the disk
-//! but the infile, and of an event that is no event not even that.
+//! An event is read twice: to check it and find its data, and to write them. Only the infile is on disk, and
+//! nothing of an event that is not valid.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
@@ -87,7 +86,6 @@ impl UnpackError {
 /// Why a result was not packed.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
-    /// It can't be one.
     #[error(transparent)]
     Outfile(#[from] OutfileError),
     /// What it was to be written to takes no more, or zstd gave up.
@@ -235,7 +233,7 @@ pub fn pack_outfile(outfile: Outfile, sink: impl Write) -> Result<(), PackError>
         kind,
         ..
     } = outfile;
-    // It may have been read before.
+    // The reader may not be at its start.
     rewind(&mut file)?;
     let (before, surplus, after) = match kind {
         FileKind::Json => (BEFORE_JSON, 0, AFTER_JSON),

@@ -1,15 +1,13 @@
-//! Message body ⇄ payload ⇄ infile and outfile. Knows formats only: nothing of queues, tasks or
-//! containers. Apart, because every obvious way to do it changes somebody's data.
+//! Message body ⇄ payload ⇄ infile and outfile.
 //!
-//! A value is never parsed into a tree and written out again: `json` checks it and says where it
-//! lies, and its text travels as it is. So `NaN`, `-Infinity`, integers of any size, the order and
-//! repetition of keys, lone surrogates in strings and the last digit of a number all survive.
+//! A value is never parsed into a tree and written out again: `json` checks it and finds its ends, and its
+//! text travels as it is. So `NaN`, `-Infinity`, integers of any size, the order and repetition of keys, lone
+//! surrogates in strings and the last digit of a number all survive.
 //!
-//! What fits into memory is worked on there in one piece, which is fastest. What does not goes through
-//! readers and writers ([`unpack_frame`], [`pack_outfile`]), to the same result, byte for byte.
+//! What fits into memory is converted there in one piece, which is fastest. Larger events and results go
+//! through readers and writers ([`unpack_frame`], [`pack_outfile`]), to the same result, byte for byte.
 //!
-//! What Python's `oms-mqclient` writes and reads is the measure on the wire; what the Python pilot
-//! writes into an infile and reads from an outfile is the measure for files.
+//! On the wire, Python's `oms-mqclient` is the reference; for infiles and outfiles, the Python pilot is.
 //!
 //! | data | infile | outfile → data |
 //! | --- | --- | --- |

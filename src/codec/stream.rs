@@ -1,12 +1,10 @@
-//! A text in pieces: read from anything, checked to be UTF-8 as it comes, in a buffer of one size. For
-//! what is too large for memory; knows nothing of what the text says.
+//! A text that is read in pieces through a buffer of one size and checked to be UTF-8 as it comes.
 
 use std::io::{self, Read, Write};
 use std::str::from_utf8;
 
 use super::json::{ESCAPE_BYTES_MAX, Input, LoneSurrogate, unescape};
 
-/// What is read at once.
 const CHUNK: usize = 64 * 1024;
 
 /// Why a text ended before its end.
@@ -20,7 +18,6 @@ pub(super) enum Fault {
     NotUtf8 { at: usize },
 }
 
-/// See the module.
 pub(super) struct Text<R> {
     source: R,
     buffer: Box<[u8]>,

@@ -1,6 +1,5 @@
-//! Which directories may be bound into a container, and where. Talks to the file system only to
-//! resolve a source. Apart from the command line, because these rules guard the machine: a `Bind`
-//! that exists has passed them.
+//! Binds: which directories a container may see, and at which path. Every [`Bind`] that exists has passed the
+//! rules that protect the machine. Resolves links of a source; reads nothing else.
 
 use std::collections::HashSet;
 use std::fs;
@@ -52,7 +51,6 @@ pub enum BindError {
         "bind source `{path}` can't be used: {source}; make the directory, or remove it from the binds"
     )]
     Source { path: PathBuf, source: io::Error },
-    /// The source isn't a directory.
     #[error("bind source `{path}` is no directory; name the directory that holds it")]
     NoDirectory { path: PathBuf },
     /// The source shows parts of the machine that no container may see.

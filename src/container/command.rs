@@ -1,8 +1,8 @@
-//! Apptainer's command line and environment. Pure, but for the search of its program.
+//! Apptainer's command line and environment, and the search for its program.
 //!
-//! Every flag of Apptainer has variables of its own that stay active whatever is on the command
-//! line, and inside a container job `HTCondor` sets some of them. So nothing of the pilot's environment
-//! is passed on: it is rebuilt from a short list.
+//! Every flag of Apptainer has environment variables that stay active whatever is on the command line, and
+//! HTCondor sets some of them inside a container job. So the environment is built from a short list, and
+//! nothing else of the pilot's own is passed on.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

@@ -1,4 +1,4 @@
-//! The command line as it was seen to work with the real Apptainer.
+//! The command lines that the real Apptainer was seen to accept.
 
 use std::fs;
 

@@ -1,10 +1,9 @@
-//! Trees of directories that containers or builders wrote: what one takes on disk, and removing it. Talks
-//! to the file system only; blocks.
+//! Directory trees that containers or builders wrote: their size on disk, and their removal. Blocks.
 //!
-//! A task may leave any tree: deeper than a stack, a path (`PATH_MAX`) or a table of descriptors allows,
-//! and directories that not even their owner may enter. So nothing here recurses or makes a path: one
-//! directory is open at a time, entries are named relative to it, and the way up is `..`, which is
-//! compared with where the way down began.
+//! A task may leave any tree: deeper than a stack, a path (`PATH_MAX`) or a table of descriptors allows, with
+//! directories that not even their owner may enter. So nothing here recurses or builds a path: one directory
+//! is open at a time, entries are named relative to it, and the way up is `..`, which is compared with where
+//! the way down began.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -49,7 +48,7 @@ impl Identity {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Removal {
     Done,
-    /// Somebody else was faster.
+    /// Another process removed it first.
     WasGone,
     /// It is a directory with something in it.
     NotEmpty,
@@ -177,7 +176,7 @@ pub fn tree_bytes(path: &Path) -> u64 {
         return 0;
     };
     let mut bytes = bytes_of(&found);
-    // What fails here fails for whoever removes the tree too, and is told then.
+    // The removal of the tree fails on it too, and reports it.
     let _incomplete = add_below(path, &mut bytes);
     bytes
 }

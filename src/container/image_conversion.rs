@@ -1,10 +1,10 @@
-//! Whether an image can be used as it is, and turning it into a sandbox directory when not. Talks to
-//! the file system; the conversion itself is a command that the caller runs.
+//! Image conversion: decides whether an image can be used as it is, and turns it into a sandbox directory if
+//! not. The caller runs the command that converts.
 //!
-//! Apptainer's builder removes its target first and two at once both report success. So one builder at
-//! a time holds a file lock, builds under a name of its own beside the target, and renames the result,
-//! which is the only way a target comes to be: one that exists is complete. The lock also says that
-//! whatever has a builder's name was left by a builder that died.
+//! Apptainer's builder removes its target first, and of two builders of one target both report success. So a
+//! builder holds a file lock, builds under a name of its own beside the target, and renames the result. A
+//! target is made in no other way, so one that exists is complete. A builder's own name that is found under
+//! the lock was left by a builder that died.
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
@@ -51,7 +51,7 @@ pub struct Conversion {
 #[derive(Debug)]
 pub enum LockOutcome {
     Done(PathBuf),
-    /// We convert it; nobody else does meanwhile.
+    /// This pilot converts it, alone.
     Ours(ConversionLock),
 }
 
@@ -78,7 +78,6 @@ pub enum ImageError {
     /// A directory without anything in it.
     #[error("image `{image}` is an empty directory; check that its file system is mounted")]
     Empty { image: String },
-    /// Only directories are accepted.
     #[error(
         "image `{image}` is no sandbox directory here; name one, or set \
          _EWMS_PILOT_APPTAINER_IMAGE_DIRECTORY_MUST_BE_PRESENT=False to have it converted"
@@ -101,18 +100,13 @@ pub enum ImageError {
     #[error(
         "another pilot still converts `{image}` after {seconds} s; look for a hanging `apptainer build`"
     )]
-    Busy {
-        image: String,
-        /// How long we waited.
-        seconds: u64,
-    },
+    Busy { image: String, seconds: u64 },
     /// Apptainer gave it a runscript that runs nothing, and the source's can't be read.
     #[error(
         "image `{image}` lost its runscript when it was converted, as Apptainer 1.3.4 and 1.3.5 do; name a \
          sandbox directory that another version made, or ask the site for one"
     )]
     Runscript { image: String },
-    /// Apptainer couldn't convert it.
     #[error("image `{image}` can't be converted: {reason}")]
     Build {
         image: String,
@@ -191,7 +185,7 @@ impl Resolution {
 
 /// Apptainer would run what is no image.
 fn check_format(image: &str, path: &Path) -> Result<(), ImageError> {
-    // Whoever opens a pipe waits.
+    // Opening a FIFO would block.
     let found = path.is_file().then(|| is_image(path)).transpose();
     match found {
         Ok(Some(true)) => Ok(()),

@@ -1,8 +1,8 @@
-//! Whether a file is an image, by its first bytes. Reads the file only.
+//! Recognises image files by their first bytes.
 //!
-//! `apptainer build` takes whatever it doesn't know for a definition, and runs its `%pre` and `%setup` here,
-//! outside of any container. So only what begins as an image does is ever given to it. Of such a beginning no
-//! definition can be made: its second line would have to be a keyword, and is not.
+//! `apptainer build` takes a file that it doesn't recognise for a definition, and runs its `%pre` and
+//! `%setup` outside of any container. So only a file that begins as an image is given to it. No definition
+//! can begin so: its second line would have to be a keyword.
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -1,5 +1,5 @@
-//! What a sandbox directory must have so that Apptainer can make a container of it and give it its
-//! variables, beside a runscript. Looks at the file system only.
+//! What a sandbox directory must contain, beside a runscript, so that Apptainer can start a container of it
+//! and set its variables.
 
 use std::fs;
 use std::io;

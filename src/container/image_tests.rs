@@ -1,4 +1,4 @@
-//! Everything around the conversion; the conversion itself is tested with the real Apptainer.
+//! Locks, names and left-overs of a conversion. Integration tests convert with the real Apptainer.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 

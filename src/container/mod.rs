@@ -1,7 +1,5 @@
-//! Apptainer: how it is called, what may be bound into a container, how an image becomes a directory,
-//! and what its stderr means. Starts no process itself: it gives an [`Invocation`], and who has it
-//! runs it. Apart, so that everything learned about Apptainer stands in one place and is tested
-//! without it.
+//! Apptainer: its command line, binds, images, and what its stderr means. Starts no process: it makes an
+//! [`Invocation`] for the caller to run, so that all of it is tested without Apptainer.
 
 mod apptainer_faults;
 mod bind;

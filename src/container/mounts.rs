@@ -1,6 +1,6 @@
-//! The mount table of this process, from `/proc/self/mountinfo` (proc(5)): what is mounted below a
-//! directory and can be written there, and by which other mount a directory may show a file. Asks no
-//! file system, so that a dead one can't hang it.
+//! The mount table of this process, from `/proc/self/mountinfo` (proc(5)): what is mounted below a directory
+//! and is writable, and through which other mounts a directory's files can be reached. Asks no file system,
+//! so that a hung one can't hang it.
 
 use std::collections::HashMap;
 use std::ffi::OsString;

@@ -1,10 +1,9 @@
-//! What a probe's container finds out from inside, and what that means. Pure: the script, and how to read
-//! what it says.
+//! The script that a probe container runs, and the meaning of what it prints.
 //!
-//! Apptainer sources every `/.singularity.d/env/*.sh` of an image, in name order, in a shell of its own,
-//! before it starts anything of the image. A script bound there under the last name is so run in every
-//! image, even one without a shell, after the image's own environment was made. It uses what is built into
-//! that shell alone, and its lines on stdout begin with a word that no image knows.
+//! Apptainer sources every `/.singularity.d/env/*.sh` of an image, in the order of their names, in a shell of
+//! its own, before it starts anything of the image. A script that is bound there under the last name runs in
+//! every image, even one without a shell, after the image's own environment was set. It uses built-in
+//! commands of that shell only, and its lines on stdout begin with a word that no image can know.
 
 use super::apptainer_faults::ProbeResult;
 use super::runscript::{Needs, SHELL};

@@ -1,5 +1,5 @@
-//! What a probe's script says, and what is made of it. The script itself is run by Apptainer's shell only in
-//! the integration tests; here a shell of this machine runs it, which has the same built-ins.
+//! The probe script's output and its meaning. A shell of this machine runs the script here; Apptainer's own
+//! runs it in the integration tests.
 
 use std::process::Command;
 

@@ -1,5 +1,5 @@
-//! What a user's word for an image means: a directory, a file, or something to be fetched. Looks at
-//! the file system, changes nothing.
+//! Image references: what a user's word for an image means, a directory, a file or something to be fetched.
+//! Looks at the file system, changes nothing.
 
 use std::fs;
 use std::io;

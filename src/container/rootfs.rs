@@ -1,5 +1,5 @@
-//! Paths inside a sandbox directory, resolved as a container resolves them: a link of the image never
-//! leads to a file of the machine. Looks at the file system only; knows nothing of what the files mean.
+//! Paths inside a sandbox directory, resolved as a container resolves them: a link of the image never leads
+//! to a file of the machine.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;

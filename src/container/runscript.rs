@@ -1,6 +1,6 @@
-//! What `apptainer run` starts in a sandbox directory, read from its files: which runscript, by which
-//! program it is read, and whether it can start at all. Starts nothing, so that no code of the user's runs;
-//! what only a container can tell is left as [`Needs`].
+//! The runscript that `apptainer run` starts in a sandbox directory: which one it is, its interpreter, and
+//! whether it can start at all. Reads files and starts nothing, so that no code of the user's runs; [`Needs`]
+//! lists what only a container can tell.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -29,40 +29,22 @@ pub struct Needs {
 /// Why a runscript can't start, or does nothing. Always the image's fault.
 #[derive(Debug, thiserror::Error)]
 pub enum RunscriptError {
-    /// It is Apptainer's default.
     #[error(
         "`{path}` of the image is the default one of Apptainer, which runs no task and exits with 0"
     )]
-    Default {
-        /// Inside the image.
-        path: &'static str,
-    },
+    Default { path: &'static str },
     /// It has no command in it.
     #[error("`{path}` of the image has no command in it: it runs no task and exits with 0")]
-    Idle {
-        /// Inside the image.
-        path: &'static str,
-    },
+    Idle { path: &'static str },
     /// Its first line ends as lines do on Windows.
     #[error(
         "`{path}` of the image has lines that end in CR LF, so `{line}` can't be found to run it"
     )]
-    CarriageReturn {
-        /// Inside the image.
-        path: &'static str,
-        line: String,
-    },
-    /// `#!` without a program.
+    CarriageReturn { path: &'static str, line: String },
     #[error("`{path}` of the image begins with `#!` and names no interpreter")]
-    NoInterpreter {
-        /// Inside the image.
-        path: &'static str,
-    },
+    NoInterpreter { path: &'static str },
     #[error("`{path}` of the image is no file")]
-    NoFile {
-        /// Inside the image.
-        path: &'static str,
-    },
+    NoFile { path: &'static str },
 }
 
 /// Reads what starts a task in `image`.

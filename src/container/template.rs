@@ -1,8 +1,7 @@
-//! A container's arguments: one string with placeholders, as users write it, to a list of words.
-//! Pure.
+//! Task arguments: a string with placeholders, as users write it, becomes a list of words.
 //!
-//! Placeholders are replaced first, so that one inside quotes stays inside them; then the string is
-//! split as a POSIX shell splits words, without any expansion. No shell ever sees it.
+//! Placeholders are replaced first, so that one inside quotes stays inside them. Then the string is split as
+//! a POSIX shell splits words, without any expansion. No shell ever sees it.
 
 /// The arguments as configured, known to be splittable.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +23,6 @@ pub struct Places<'a> {
 /// Why arguments can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
-    /// A quote isn't closed.
     #[error("a quote in `{args}` is never closed; close it, or escape it with a backslash")]
     Quote { args: String },
     /// A NUL character, which no argument can hold.

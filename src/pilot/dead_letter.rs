@@ -1,6 +1,6 @@
-//! Where an event goes that failed too often, or would fail each time: into the dead-letter queue, or into `rejected/` beside
-//! the pilot data before the broker is told that nobody wants it. Talks to the broker and the file
-//! system; what is poison is decided in `state`.
+//! Dead letters: an event that failed too often, or would fail each time, goes into the dead-letter queue, or
+//! into `rejected/` beside the pilot data, before the broker is told to drop it. `state` decides which event
+//! that is.
 
 use std::fs::{self, File};
 use std::io::{self, Write};

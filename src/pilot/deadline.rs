@@ -1,5 +1,5 @@
-//! When a pilot whose wall time is limited must begin to end. Pure: it is told the time. Wall time runs
-//! on while a pilot is suspended, as it does for HTCondor.
+//! The deadline of a pilot whose wall time is limited, and the steps before it. Is told the time. Wall time
+//! runs on while a pilot is suspended, as it does for HTCondor.
 
 use std::time::{Duration, Instant, SystemTime};
 

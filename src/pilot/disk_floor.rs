@@ -1,4 +1,4 @@
-//! Watches the free space of the disk that the pilot data is on. Off the loop, because a file system
+//! Watches the free space of the disk that holds the pilot data. Off the event loop, because a file system
 //! that hangs would hold it up.
 
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! What ends a pilot, and the exit code and last line it ends with.
+//! Errors that end a pilot, with the exit code and last line of each.
 
 use thiserror::Error;
 
@@ -18,7 +18,6 @@ pub enum PilotError {
     /// The machine can't do what a pilot needs.
     #[error("RuntimeError: {0}")]
     ExecutionPoint(String),
-    /// The image can't be used.
     #[error("ContainerSetupError: {0}")]
     Image(String),
     #[error("{}: {}", .0.name(), .0.message())]

@@ -1,4 +1,4 @@
-//! What can happen to the event loop, and what it can decide to do. Data only.
+//! What can happen to the event loop ([`PilotEvent`]), and what it can decide to do ([`PilotAction`]).
 
 use super::dead_letter::{Disposition, FailureNote, NotPutAway};
 use super::deadline::DeadlineStep;
@@ -30,7 +30,7 @@ pub enum PilotEvent {
     Rested(TaskId),
     /// It has waited for as long as it was to.
     PauseOver(TaskId),
-    /// An event that failed too often is where nobody gets it again, or could not be put there.
+    /// An event that failed too often is a dead letter now, or could not become one.
     PutAway(TaskId, Result<Disposition, NotPutAway>),
     /// Results are refused for now, or taken again.
     Outlet(Outlet),
@@ -67,24 +67,24 @@ pub enum PilotAction {
     Start(TaskId),
     /// Make everything ready for its container while others run: it waits for [`PilotAction::Start`].
     Prepare(TaskId),
-    /// Never start it after all; answered by [`Event::TaskEnded`].
+    /// Never start it after all; answered by [`PilotEvent::TaskEnded`].
     CallOff(TaskId),
-    /// Take no more events, give back what was sent ahead; answered by [`Event::IntakeStopped`].
+    /// Take no more events, give back what was sent ahead; answered by [`PilotEvent::IntakeStopped`].
     StopIntake,
-    /// Send a task's result; answered by [`Event::Published`].
+    /// Send a task's result; answered by [`PilotEvent::Published`].
     Publish(TaskId),
-    /// Settle a task's event; answered by [`Event::Settled`].
+    /// Settle a task's event; answered by [`PilotEvent::Settled`].
     Settle(TaskId, Verdict),
-    /// Hold a task's event for so long, beside those that the broker may send: [`Event::Rested`], if it
-    /// takes longer than that, and [`Event::PauseOver`] follow.
+    /// Hold a task's event for so long, beside those that the broker may send: [`PilotEvent::Rested`], if it
+    /// takes longer than that, and [`PilotEvent::PauseOver`] follow.
     SetAside(TaskId, Duration),
-    /// Put an event away that failed too often; answered by [`Event::PutAway`].
+    /// Put an event away that failed too often; answered by [`PilotEvent::PutAway`].
     PutAway(TaskId, FailureNote),
     /// Make every running task know the pilot's will.
     Tell(ShutdownPhase),
-    /// Fire [`Event::IdleTimeout`] after this long, instead of when it was to fire before.
+    /// Fire [`PilotEvent::IdleTimeout`] after this long, instead of when it was to fire before.
     StartIdleTimer(Duration),
-    /// Do not fire [`Event::IdleTimeout`].
+    /// Do not fire [`PilotEvent::IdleTimeout`].
     StopIdleTimer,
     Report(Status),
 }

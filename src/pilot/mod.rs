@@ -54,7 +54,6 @@ use state::Rules;
 pub struct Queues {
     pub source: Source,
     pub sink: Sink,
-    /// What both share.
     pub outage_policy: OutagePolicy,
 }
 
@@ -65,7 +64,7 @@ pub struct PilotExit {
     pub exit: Exit,
     /// `RuntimeError: …` and its like.
     pub last_line: Option<String>,
-    /// More about it than a line holds, for whoever looks into it.
+    /// Details that the last line has no room for.
     pub details: Option<String>,
 }
 

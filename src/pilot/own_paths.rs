@@ -1,5 +1,5 @@
-//! Lists what on the execution point is the pilot's own, as the settings and HTCondor say. Looks at nothing
-//! but the names in the data's parent; how it is kept from tasks is the business of `task::own`.
+//! Lists the pilot's own paths on the execution point, from the settings and HTCondor's variables.
+//! `task::own` keeps them from tasks.
 
 use std::fs;
 use std::path::{Path, PathBuf};

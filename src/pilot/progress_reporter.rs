@@ -1,5 +1,4 @@
-//! Where the pilot's progress is told: the log, the terminal's progress line, the status file, and
-//! HTCondor.
+//! Reports the pilot's progress to the log, the terminal's progress line, the status file and HTCondor.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

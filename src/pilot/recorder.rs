@@ -1,6 +1,5 @@
-//! Keeps the books: a record for each event from its arrival until it is settled, and the pilot's own.
-//! Told by the driver what happens, it decides nothing; which tasks run, it tells the status file. The statistics at the end are made of the same
-//! records that go to the file.
+//! Writes the records: one for each event, from its arrival until it is settled, and the pilot's own. The
+//! driver tells it what happens. The statistics at the end are made of the same records.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -205,7 +204,6 @@ impl Recorder {
         }
     }
 
-    /// The broker confirmed its result.
     pub fn published(&mut self, id: TaskId) {
         if let Some(record) = self.open.get_mut(&id) {
             record.published_unix_secs = Some(UnixTime::now());
@@ -252,7 +250,7 @@ impl Recorder {
         self.end.duplicates = stats.possible_duplicates();
     }
 
-    /// The pilot ends: its last line. Tasks that nobody settled get theirs before it.
+    /// The pilot ends: its last line. Unsettled tasks get theirs before it.
     pub fn close(&mut self, tally: Tally, ended: &PilotExit) {
         self.write_open();
         let end = &mut self.end;

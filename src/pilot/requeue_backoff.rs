@@ -1,7 +1,6 @@
-//! How fast a failed event goes back while more are taken. RabbitMQ puts it in front of its queue, so
-//! this pilot is likely to get it again at once; and since version 4.0 it deletes an event that was
-//! delivered 20 times more. Without a pause a task that fails at once would bring that about in
-//! seconds, whatever the reason of its failure is and however soon it would have passed.
+//! The pause before a failed event goes back to its queue. RabbitMQ puts it in front, so this pilot is likely
+//! to get it again at once; and since version 4.0 it deletes an event after 20 deliveries. Without a pause a
+//! task that fails at once would reach them in seconds, although the reason of its failure may soon pass.
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
-//! Failed events that wait before they go back, beside the window in which events are run: which of them
-//! waits where, and which goes back when there are too many. Pure: it knows no clock, and is told when a
-//! pause is over.
+//! Failed events that wait before they go back, beside the window in which events run: which of them waits,
+//! and which goes back when there are too many. Has no clock; is told when a pause is over.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -38,7 +37,6 @@ pub(super) enum Step {
     GoBack(TaskId, Verdict),
 }
 
-/// See the module.
 #[derive(Debug, Default)]
 pub(super) struct FailedEvents {
     /// Those without a place, the oldest first.

@@ -1,14 +1,13 @@
-//! The event loop's decisions: an event in, actions out. Pure and synchronous; it starts nothing,
-//! reads no clock and talks to nobody, so that every rule about acks is tested without a process.
+//! The event loop's decisions: an event in, actions out. Synchronous, without I/O or a clock, so that every
+//! rule about acknowledgements is tested without a process.
 //!
 //! The rules about an event:
 //! - it is acknowledged only when its task succeeded and its result, if any, is confirmed;
 //! - a failed one goes back to the queue, after a pause if it failed before, in which it takes no place
-//!   from others; and if the failure closes the intake, only after the
-//!   intake is closed, so that this pilot does not get it again;
-//! - one that failed for the last time that it may, or would fail each time, is put where nobody gets it
-//!   again, and only then taken out of the queue; but only if the operator asked for that. If it can't be
-//!   put there it is given back, and the intake closes;
+//!   from others; and if the failure closes the intake, only after the intake is closed, so that this pilot
+//!   does not get it again;
+//! - one that failed for the last time that it may, or would fail each time, becomes a dead letter, and only then leaves
+//!   the queue; but only if the operator asked for that. If it can't become one it is given back, and the intake closes;
 //! - while results are refused no event is taken and no task is started: the results wait, and when they
 //!   waited in vain their events are given back, once the intake is closed;
 //! - one that failed through no fault of its own or its task's is given back, which is no mark against
@@ -51,7 +50,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Whether an event that failed so is to come to nobody any more.
+    /// Whether an event that failed so becomes a dead letter.
     fn is_over(&self, error: &TaskError, earlier_deliveries: Option<u64>) -> bool {
         let was_last_try = self
             .max_deliveries
@@ -98,7 +97,7 @@ enum EventStage {
     Waiting,
     Running,
     Publishing,
-    /// On its way to where nobody gets it again.
+    /// On its way to the dead letters.
     Leaving,
     /// It failed, and waits before it goes back.
     Pausing,
@@ -146,7 +145,7 @@ impl PilotState {
         (state, first)
     }
 
-    /// Whether another event is of use now, be it only to be made ready.
+    /// Whether another event is of use now, to run or to be made ready.
     #[must_use]
     pub fn wants_event(&self) -> bool {
         matches!(self.intake, IntakeState::Open)
@@ -406,7 +405,7 @@ impl PilotState {
         self.failures.record(error);
         let earlier = self.earlier.get(&id).copied().flatten();
         if self.rules.is_over(error, earlier) {
-            // It comes back to nobody, so it needs not wait for the intake to close.
+            // No pilot gets it again, so it need not wait for the intake to close.
             self.tasks.insert(id, EventStage::Leaving);
             let (error, deliveries) = (error.clone(), earlier.unwrap_or(0).saturating_add(1));
             actions.push(PilotAction::PutAway(id, FailureNote { error, deliveries }));
@@ -471,7 +470,7 @@ impl PilotState {
         self.tasks.insert(id, EventStage::Settling);
     }
 
-    /// Whoever is set aside makes room in the window, so that the queue's silence counts again.
+    /// An event that is set aside makes room in the window, so that the queue's silence counts again.
     fn take_steps(&mut self, steps: Vec<Step>, actions: &mut Vec<PilotAction>) {
         for step in steps {
             match step {
@@ -504,7 +503,7 @@ impl PilotState {
             }
             self.intake = IntakeState::Stopping(held);
             actions.push(PilotAction::StopIdleTimer);
-            // None may remain; whoever reads along knows the sequence, and a pilot with no event skips it.
+            // Services know this sequence of statuses, even if no task remains; a pilot without an event skips it.
             if self.tally.received > 0 {
                 actions.push(PilotAction::Report(Status::PendingRemainingTasks));
             }

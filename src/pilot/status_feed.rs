@@ -1,5 +1,4 @@
-//! What `ewms-pilot status` can see of this pilot: brings what changes to the status file's keeper.
-//! Decides nothing, waits for nothing.
+//! Feeds the status file: passes each change that `ewms-pilot status` shows to its writer, without waiting.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -9,7 +8,7 @@ use crate::records::{PilotIdentity, UnixTime};
 use crate::status::{PilotFacts, ProcessId, QueueState, QueueStatus, Snapshot, StatusWriter};
 use crate::task::ActiveContainers;
 
-/// Starts with what is known from the beginning.
+/// Starts with what is known before the first event.
 pub(super) fn start(config: &Config, source: &PilotIdentity) -> StatusWriter {
     let facts = PilotFacts {
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -1,4 +1,4 @@
-//! The end of a pilot: what its log says last, and its exit code.
+//! The end of a pilot: its last log lines and its exit code.
 
 use tracing::{error, info, warn};
 
@@ -60,7 +60,7 @@ pub(super) fn log_outages(stats: BrokerStats) {
     );
 }
 
-/// Failed tasks first: whoever reads the last line wants to know of them whatever else happened.
+/// Failed tasks first: readers of the last line look for them, whatever else happened.
 pub(super) fn ended(conclusion: &Conclusion) -> Result<PilotExit, PilotError> {
     let failed = conclusion.failures.fatal_line();
     let exit = match (&conclusion.fatal, conclusion.signal) {

@@ -1,5 +1,4 @@
-//! Run times as a text histogram: round numbers on the axis, few enough lines for a log. Apart,
-//! because choosing bins is its own small art. Uses the run times of this module only.
+//! Run times as a text histogram: round numbers on the axis, few enough lines for a log.
 
 use super::{Runtimes, as_float};
 

@@ -1,7 +1,5 @@
-//! What a pilot says about itself at its end: tallies, statistics of the successful tasks' run
-//! times, and their histogram. Uses nothing of the crate; memory is flat over any number of tasks.
-//!
-//! The lines are those of the Python pilot, whose readers know them.
+//! The pilot's statistics: tallies, the successful tasks' run times, and their histogram. Memory is flat over
+//! any number of tasks. The lines are those of the Python pilot, whose readers know them.
 
 mod histogram;
 
@@ -26,7 +24,6 @@ pub struct Tally {
     pub dead_lettered: u64,
     /// Failed events that were rejected for good and kept in `rejected/`.
     pub rejected: u64,
-    /// Results that the broker confirmed.
     pub published: u64,
     /// Successful tasks that wrote no outfile.
     pub no_output: u64,

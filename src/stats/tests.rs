@@ -1,4 +1,4 @@
-//! What the tallies, statistics and histogram claim. Expected numbers were computed with Python.
+//! Tallies, statistics and histogram. Expected numbers were computed with Python.
 
 use super::*;
 

@@ -92,7 +92,7 @@ fn payloads_survive_a_round_trip_verbatim() {
     }
 }
 
-/// A JSON string that a task wrote as JSON is a string to whoever receives it.
+/// A JSON string that a task wrote as JSON is a string for its receiver.
 #[test]
 fn a_string_from_a_json_outfile_arrives_as_text() {
     let body = encode_frame(json(" \"caf\\u00e9\"\n")).unwrap();

@@ -1,4 +1,4 @@
-//! The loop's rules, a claim each.
+//! The event loop's rules, a test each.
 
 use super::*;
 use crate::fault::{ContainerRole, FaultClass};
