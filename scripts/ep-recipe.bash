@@ -41,7 +41,7 @@ build_root() {
 
   cat >"$root/etc/rabbitmq/rabbitmq-env.conf" <<<'NODENAME=rabbit@localhost'
   cat >"$root/etc/rabbitmq/rabbitmq.conf" <<<'listeners.tcp.local = 127.0.0.1:5672'
-  # Open to everybody, because nobody but this machine's loopback is there.
+  # Open to all: only this machine's loopback reaches it.
   cat >"$root/etc/condor/config.d/ep" <<'END'
 CONDOR_HOST = 127.0.0.1
 NETWORK_INTERFACE = 127.0.0.1
@@ -122,7 +122,7 @@ install_python() {
   done
 }
 
-# Only for measuring against it, so that nobody else waits for it. Mounted where it will be used, because a
+# Only for measuring against it, so that other runs do not wait for it. Mounted where it will be used, because a
 # virtual environment knows its own path.
 build_python_pilot() {
   local out=$1 root=$2
