@@ -12,9 +12,10 @@ use clap_mangen::Man;
 
 use crate::config::help_table;
 use crate::exit;
+use crate::human::OutputFormat;
 use crate::preflight;
 use crate::process::GUARDIAN;
-use crate::report::{ReportOutput, ReportRequest};
+use crate::report::ReportRequest;
 use crate::status;
 use crate::task::path_probe::{self, ProbeDepth};
 
@@ -26,7 +27,7 @@ pub enum Command {
     /// Be the guardian of a pilot's containers. Started by the pilot, not by people.
     Guardian,
     /// Check the machine as a pilot would, and say what was found.
-    Check(Format),
+    Check(OutputFormat),
     /// Look at paths that may hang. Started by the pilot, not by people.
     Look(Vec<PathBuf>, ProbeDepth),
     /// Make a container's namespaces. Started by the pilot, not by people.
@@ -37,15 +38,6 @@ pub enum Command {
     Status(status::StatusRequest),
     /// Print this: what was made of the definition of the command line itself.
     Print(Vec<u8>),
-}
-
-/// For whom `check` says what it found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// A person: a line each.
-    Lines,
-    /// A machine: one JSON array.
-    Json,
 }
 
 /// Takes events from a queue, runs a container image once for each, publishes what it wrote, and only then acknowledges the event.
@@ -137,9 +129,11 @@ fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, 
     Ok(match words {
         None | Some(Words::Run) => Command::Run,
         Some(Words::Guardian) => Command::Guardian,
-        Some(Words::Check { json }) => {
-            Command::Check(if json { Format::Json } else { Format::Lines })
-        }
+        Some(Words::Check { json }) => Command::Check(if json {
+            OutputFormat::Json
+        } else {
+            OutputFormat::Text
+        }),
         Some(Words::Look { through, paths }) => Command::Look(
             paths,
             if through {
@@ -153,17 +147,17 @@ fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, 
             paths,
             page: html,
             output: if json {
-                ReportOutput::Json
+                OutputFormat::Json
             } else {
-                ReportOutput::Table
+                OutputFormat::Text
             },
         }),
         Some(Words::Status { path, json }) => Command::Status(status::StatusRequest {
             path,
             output: if json {
-                ReportOutput::Json
+                OutputFormat::Json
             } else {
-                ReportOutput::Table
+                OutputFormat::Text
             },
         }),
         Some(Words::Completions { shell }) => Command::Print(completions(shell)),

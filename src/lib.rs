@@ -18,6 +18,7 @@
 //! | [`records`] | the file of what each task, and the pilot, did |
 //! | [`report`] | what the records of any number of pilots add up to |
 //! | [`status`] | what a person on the execution point sees of a running pilot, and the file for it |
+//! | [`human`] | numbers and texts as people read them |
 //! | [`stats`] | tallies, run-time statistics and their histogram |
 //! | [`telemetry`] | logging and the progress line |
 //! | [`blocking`] | threads for work that may block |
@@ -36,6 +37,7 @@ pub mod config;
 pub mod container;
 pub mod exit;
 pub mod fault;
+pub mod human;
 pub mod ids;
 pub mod pilot;
 pub mod preflight;
@@ -53,14 +55,17 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, BufWriter, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use color_eyre::eyre::{Result, WrapErr};
 use tracing::{debug, info, warn};
 
-use cli::{Command, Format};
+use cli::Command;
 use exit::Exit;
+use human::OutputFormat;
 use preflight::{Check, Findings};
+use records::PilotIdentity;
 use signals::Signals;
 
 /// Does what the command line asks for.
@@ -121,16 +126,34 @@ fn run_pilot() -> Result<ExitCode> {
         .enable_all()
         .build()
         .wrap_err("can't start the event loop")?;
-    let ended = runtime.block_on(async {
+    let task_log = config.task_log.clone();
+    let (ended, identity) = runtime.block_on(async {
         let signals = Signals::install().wrap_err("can't take signals over")?;
         Ok::<_, color_eyre::Report>(pilot::run(config, signals, telemetry.progress).await)
     })?;
+    log_records(task_log.as_deref(), &identity);
     // A call that hangs in the system, on a dead network or file system, must not hold up the end.
     runtime.shutdown_background();
     if let Some(line) = &ended.last_line {
         say(line);
     }
     Ok(ended.exit.code().into())
+}
+
+/// The end of the log: what the pilot's records add up to, as `ewms-pilot report` has it.
+fn log_records(task_log: Option<&Path>, pilot: &PilotIdentity) {
+    // A device or a pipe takes records and gives none back, or never ends.
+    let Some(file) = task_log.filter(|file| file.is_file()) else {
+        return;
+    };
+    match report::of_pilot(file, &pilot.pilot_id) {
+        Ok(lines) => {
+            for line in lines {
+                info!("{line}");
+            }
+        }
+        Err(error) => warn!(%error, "the pilot's records can't be reported"),
+    }
 }
 
 /// Says it on stderr if that can be written: on a full disk, or with nobody left to read, the exit
@@ -154,7 +177,7 @@ fn show_status(request: &status::StatusRequest) -> Result<ExitCode> {
 }
 
 /// Checks the machine and the brokers, and says on stdout what was found.
-fn check(format: Format) -> Result<ExitCode> {
+fn check(format: OutputFormat) -> Result<ExitCode> {
     process::keep_memory_private();
     process::survive_file_size_limit();
     let cwd = std::env::current_dir()
@@ -178,8 +201,8 @@ fn check(format: Format) -> Result<ExitCode> {
         }
     };
     let said = match format {
-        Format::Lines => findings.to_string(),
-        Format::Json => format!("{}\n", serde_json::to_string_pretty(&findings)?),
+        OutputFormat::Text => findings.to_string(),
+        OutputFormat::Json => format!("{}\n", serde_json::to_string_pretty(&findings)?),
     };
     io::stdout()
         .write_all(said.as_bytes())

@@ -22,7 +22,6 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "chirp",
             "config",
             "records",
-            "report",
             "stats",
             "telemetry",
             "signals",
@@ -39,7 +38,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "status",
         &[
-            "task", "process", "records", "report", "stats", "blocking", "exit", "ids",
+            "task", "process", "records", "stats", "blocking", "human", "exit", "ids",
         ],
     ),
     (
@@ -72,11 +71,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("config", &["fault", "exit", "ids", "regular_file"]),
     ("telemetry", &["config", "stats", "fault", "exit", "ids"]),
-    ("report", &["records", "stats", "exit"]),
+    ("report", &["records", "stats", "human", "exit"]),
     ("records", &["fault", "exit", "ids"]),
     ("stats", &["fault", "exit", "ids"]),
     ("signals", &["fault", "exit", "ids"]),
     ("fault", &["exit", "ids"]),
+    ("human", &[]),
     ("exit", &[]),
     ("ids", &[]),
     ("regular_file", &[]),

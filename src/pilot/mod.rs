@@ -34,7 +34,7 @@ use crate::config::{BrokerConfig, Config};
 use crate::exit::Exit;
 use crate::preflight::{Check, Findings};
 use crate::process::{GuardianHandle, StopSignals};
-use crate::report;
+use crate::records::PilotIdentity;
 use crate::signals::Signals;
 use crate::stats::Tally;
 use crate::task::staging::scratch_of;
@@ -78,8 +78,12 @@ impl From<PilotError> for PilotExit {
     }
 }
 
-/// Runs a pilot to its end.
-pub async fn run(config: Config, mut signals: Signals, progress: Progress) -> PilotExit {
+/// Runs a pilot to its end. The identity is that of the records it wrote.
+pub async fn run(
+    config: Config,
+    mut signals: Signals,
+    progress: Progress,
+) -> (PilotExit, PilotIdentity) {
     let mut recorder = Recorder::open(&config);
     let keeper = recorder.keeper().clone();
     let progress_reporter = ProgressReporter::start(&config, progress.clone(), keeper.clone());
@@ -106,25 +110,7 @@ pub async fn run(config: Config, mut signals: Signals, progress: Progress) -> Pi
         progress_reporter.flush().await;
     }
     keeper.close().await;
-    log_records(&config, &recorder);
-    ended
-}
-
-/// The end of the log: what the pilot's records add up to, as `ewms-pilot report` has it.
-fn log_records(config: &Config, recorder: &Recorder) {
-    let Some(file) = &config.task_log else { return };
-    // A device or a pipe takes records, but gives none back, or no end of something else.
-    if !file.is_file() {
-        return;
-    }
-    match report::of_pilot(file, &recorder.source().pilot_id) {
-        Ok(lines) => {
-            for line in lines {
-                info!("{line}");
-            }
-        }
-        Err(error) => warn!(%error, "the pilot's records can't be reported"),
-    }
+    (ended, recorder.source().clone())
 }
 
 /// Keeps the slot, so that a broken EP eats no more pilots. A signal ends it.

@@ -1,11 +1,11 @@
 //! The charts of numbers: run times, throughput, failures by site. Drawn small enough for a phone.
 
-use super::distribution::{Values, as_float, to_integer};
+use super::distribution::Values;
 use super::failure_reasons::Class;
-use super::format::{count, percent, round_seconds, seconds, utc};
 use super::sites::Site;
 use super::svg::{Anchor, Drawing, Shape, multiples, round_step, time_step};
 use super::timeline_data::{Fate, TimelineData};
+use crate::human::{as_float, count, one_line, percent, round_seconds, seconds, to_integer, utc};
 
 /// Units of a small chart; about a phone's width.
 const WIDTH: f64 = 440.0;
@@ -241,7 +241,7 @@ pub(super) fn sites(places: &[Site]) -> Option<String> {
     let mut drawing = Drawing::new(WIDTH, TOP + ROW * as_float(worst.len() as u64));
     for (row, place) in worst.iter().enumerate() {
         let y = TOP / 2.0 + ROW * as_float(row as u64);
-        let name = super::format::one_line(place.name(), 16);
+        let name = one_line(place.name(), 16);
         drawing.text((NAME - 6.0, y + 16.0), Anchor::End, &name);
         let mut x = NAME;
         let parts = Class::ALL.into_iter().map(|class| {

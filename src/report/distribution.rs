@@ -1,5 +1,6 @@
 //! How a quantity spreads: exact for a few values, within 0.1 % and in flat memory for many.
 
+use crate::human::{as_float, to_integer};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
@@ -136,23 +137,6 @@ impl Values {
 fn record(many: &mut Histogram<u64>, value: u64) {
     // Fails only where `usize` has 16 bits; then the quantiles would miss this one.
     let _ = many.record(value);
-}
-
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "values stay far below 2^53, or a rounded last digit does no harm"
-)]
-pub(super) fn as_float(number: u64) -> f64 {
-    number as f64
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "rounding is what is wanted, and `as` saturates"
-)]
-pub(super) fn to_integer(number: f64) -> u64 {
-    number.round() as u64
 }
 
 #[cfg(test)]

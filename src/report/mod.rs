@@ -19,7 +19,6 @@ mod aggregate;
 mod charts;
 mod distribution;
 mod failure_reasons;
-pub(crate) mod format;
 mod input;
 mod numbers;
 mod page;
@@ -48,6 +47,7 @@ pub use sites::Site;
 pub use suspects::{Suspect, SuspectReason};
 
 use crate::exit::Exit;
+use crate::human::{OutputFormat, counted};
 use aggregate::Aggregate;
 use input::Piece;
 use record_line::ReadLine;
@@ -64,14 +64,8 @@ pub struct ReportRequest {
     pub paths: Vec<PathBuf>,
     /// Where a page is to be written.
     pub page: Option<PathBuf>,
-    pub output: ReportOutput,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReportOutput {
-    Table,
-    /// [`Report`] for machines.
-    Json,
+    /// As JSON, [`ReportNumbers`].
+    pub output: OutputFormat,
 }
 
 /// Reads, writes and says what couldn't be done.
@@ -96,7 +90,7 @@ pub fn run(request: &ReportRequest, out: &mut impl Write, complaints: &mut impl 
     if report.input.records == 0 {
         complain(format!(
             "no record in {}; pilots write theirs to a file that ends in .jsonl, one each",
-            format::counted(report.input.files, "file")
+            counted(report.input.files, "file")
         ));
     }
     if let Some(path) = &request.page
@@ -117,13 +111,13 @@ pub fn run(request: &ReportRequest, out: &mut impl Write, complaints: &mut impl 
     Exit::Success
 }
 
-fn show(report: &ReportNumbers, output: ReportOutput, out: &mut impl Write) -> io::Result<()> {
+fn show(report: &ReportNumbers, output: OutputFormat, out: &mut impl Write) -> io::Result<()> {
     match output {
-        ReportOutput::Json => {
+        OutputFormat::Json => {
             serde_json::to_writer_pretty(&mut *out, report)?;
             writeln!(out)?;
         }
-        ReportOutput::Table => {
+        OutputFormat::Text => {
             for line in text(report, Audience::Terminal) {
                 writeln!(out, "{line}")?;
             }

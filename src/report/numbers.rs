@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::aggregate::Aggregate;
-use super::distribution::{Distribution, as_float, to_integer};
+use super::distribution::Distribution;
 use super::failure_reasons::Reason;
 use super::sites::{self, Site, by_name};
 use super::totals::Used;
+use crate::human::{as_float, to_integer};
 
 /// So many different errors are named.
 const REASONS: usize = 20;

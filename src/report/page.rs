@@ -6,13 +6,13 @@ use std::fmt::Write as _;
 use super::aggregate::Aggregate;
 use super::charts::{self, look};
 use super::failure_reasons::Class;
-use super::format::{count, percent, round_seconds, seconds};
 use super::numbers::ReportNumbers;
 use super::sections;
 use super::svg::{Drawing, Escaped};
 use super::tables::{self, Audience, Table};
 use super::timeline;
 use super::timeline_data::Fate;
+use crate::human::{count, percent, round_seconds, seconds};
 
 /// Tables of no more columns stand side by side.
 const FACT_COLUMNS: usize = 3;

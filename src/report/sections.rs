@@ -2,12 +2,12 @@
 
 use super::distribution::Distribution;
 use super::failure_reasons::Reason;
-use super::format::{bytes, count, counted, one_line, percent, seconds, share};
 use super::numbers::{ReportNumbers, Resource};
 use super::sites::Site;
 use super::suspects::SuspectReason;
 use super::tables::{Audience, Table};
 use crate::exit;
+use crate::human::{bytes, count, counted, one_line, percent, seconds, share};
 
 /// All tables that have something to say to this audience.
 pub(super) fn tables(report: &ReportNumbers, audience: Audience) -> Vec<Table> {

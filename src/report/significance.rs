@@ -1,7 +1,7 @@
 //! Is a place worse than the rest by more than chance? The two textbook tools for it, and nothing of
 //! records: Fisher's exact test for one comparison, Holm's correction for having made many.
 
-use super::distribution::as_float;
+use crate::human::as_float;
 
 /// Natural logarithm of the factorial.
 fn ln_factorial(n: u64) -> f64 {

@@ -3,8 +3,8 @@
 
 use std::fmt::Write as _;
 
-use super::format::{counted, seconds, utc};
 use super::numbers::ReportNumbers;
+use crate::human::{counted, seconds, utc};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Audience {

@@ -6,11 +6,10 @@ use std::fmt::Write as _;
 
 use super::aggregate::Aggregate;
 use super::charts::{look, time_ticks};
-use super::distribution::{as_float, to_integer};
 use super::failure_reasons::Class;
-use super::format::{count, one_line, round_seconds, utc};
 use super::svg::{Anchor, Drawing, time_step};
 use super::timeline_data::{Fate, TimelineBar};
+use crate::human::{as_float, count, one_line, round_seconds, to_integer, utc};
 
 const WIDTH: f64 = 1000.0;
 const NAMES: f64 = 170.0;

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::format::{bytes, one_line, seconds, utc};
 use super::record_line::{JsonText, RecordLine};
+use crate::human::{as_float, bytes, one_line, seconds, utc};
 
 /// The longest line of an error.
 const ERROR_COLUMNS: usize = 240;
@@ -41,7 +41,7 @@ pub(super) fn words(line: &RecordLine<'_>) -> String {
         .cpu_user_secs
         .map(|user| user + line.cpu_system_secs.unwrap_or(0.0));
     let memory = line.container_memory_bytes.max(line.max_rss_bytes);
-    let size = |size: Option<u64>| size.map(|size| bytes(super::distribution::as_float(size)));
+    let size = |size: Option<u64>| size.map(|size| bytes(as_float(size)));
     let facts = [
         ("ran", line.wall_time_secs.map(seconds)),
         ("CPU", cpu.map(seconds)),

@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use super::discover::{self, FoundPilot, Liveness};
 use super::{PilotFacts, TaskStatus};
+use crate::human::one_line;
 use crate::records::UnixTime;
-use crate::report;
 use crate::task::disk;
 use crate::task::process_tree::{self, ProcessTable, ProcessTree};
 use crate::task::staging::outputs_of;
@@ -200,7 +200,7 @@ fn last_line(text: &str) -> Option<String> {
     let line = text
         .rsplit(['\n', '\r'])
         .find(|line| !line.trim().is_empty())?;
-    Some(report::format::one_line(&without_colours(line), LINE_MAX))
+    Some(one_line(&without_colours(line), LINE_MAX))
 }
 
 /// Leaves out what a terminal takes for colours and the like: `ESC [`, parameters, a letter. Nobody could

@@ -50,12 +50,12 @@ mod writer;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
-pub use crate::report::ReportOutput;
 pub use file::PREFIX as FILE_PREFIX;
 pub use snapshot::{PilotFacts, ProcessId, QueueState, QueueStatus, Snapshot, TaskStatus};
 pub use writer::StatusWriter;
 
 use crate::exit::Exit;
+use crate::human::OutputFormat;
 use discover::Liveness;
 
 /// Where no terminal says how wide it is.
@@ -65,14 +65,14 @@ const WIDTH: usize = 120;
 pub struct StatusRequest {
     /// A directory to look in, or a status file; otherwise where pilots keep their data.
     pub path: Option<PathBuf>,
-    pub output: ReportOutput,
+    pub output: OutputFormat,
 }
 
 /// Shows the pilots whose files are in `places`. Succeeds when one of them runs, or may run where that
 /// can't be told from here.
 pub fn run(
     places: &[PathBuf],
-    output: ReportOutput,
+    output: OutputFormat,
     out: &mut impl Write,
     complaints: &mut impl Write,
 ) -> Exit {
@@ -88,10 +88,10 @@ pub fn run(
         complain(discover::nothing(places));
     }
     let text = match output {
-        ReportOutput::Json => serde_json::to_string_pretty(&views)
+        OutputFormat::Json => serde_json::to_string_pretty(&views)
             .map(|text| text + "\n")
             .map_err(io::Error::from),
-        ReportOutput::Table => Ok(render::text(&views, width())),
+        OutputFormat::Text => Ok(render::text(&views, width())),
     };
     match text.and_then(|text| out.write_all(text.as_bytes()).and_then(|()| out.flush())) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

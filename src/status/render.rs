@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use super::discover::Liveness;
 use super::measure::{MOMENT, PilotView, TaskView};
 use super::{QueueState, QueueStatus};
+use crate::human::{as_float, bytes, count, counted, one_line, round_seconds, seconds};
 use crate::records::UnixTime;
-use crate::report::format::{bytes, count, counted, one_line, round_seconds, seconds};
 
 /// A line of output is shown with at least so many characters, however narrow the terminal.
 const LINE_MIN: usize = 10;
@@ -72,7 +72,7 @@ fn facts(view: &PilotView) -> Vec<(&str, String)> {
         let directory = super::discover::directory_of(&view.file).display();
         lines.push((
             "disk",
-            format!("{} free in `{directory}`", bytes(float(free))),
+            format!("{} free in `{directory}`", bytes(as_float(free))),
         ));
     }
     lines
@@ -192,18 +192,13 @@ fn row(task: &TaskView, view: &PilotView) -> [String; 7] {
         id,
         known(age),
         known(task.cpu_percent.map(|percent| format!("{percent:.0} %"))),
-        known(task.memory_bytes.map(|memory| bytes(float(memory)))),
+        known(task.memory_bytes.map(|memory| bytes(as_float(memory)))),
         known(
             task.last_output_secs_ago
                 .map(|secs| format!("{} ago", seconds(secs))),
         ),
         task.last_line.clone().unwrap_or_default(),
     ]
-}
-
-#[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
-fn float(number: u64) -> f64 {
-    number as f64
 }
 
 #[cfg(test)]

@@ -1,6 +1,13 @@
-//! Numbers as people read them: grouped digits, seconds as hours, bytes as GiB, times in UTC.
+//! Numbers and texts as people read them: grouped digits, seconds as hours, bytes as GiB, times in UTC, a
+//! text of several lines as one. Shared by the commands that print them.
 
-use super::distribution::{as_float, to_integer};
+/// What a command prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputFormat {
+    /// Lines or tables for a person.
+    Text,
+    Json,
+}
 
 /// `1,234,567`
 pub(crate) fn count(number: u64) -> String {
@@ -22,7 +29,7 @@ pub(crate) fn counted(number: u64, noun: &str) -> String {
 }
 
 /// `34 %`, with a decimal where the number is small.
-pub(super) fn percent(share: f64) -> String {
+pub(crate) fn percent(share: f64) -> String {
     let percent = share * 100.0;
     let exact = percent == 0.0 || (percent - 100.0).abs() < 1e-9;
     match percent {
@@ -37,7 +44,7 @@ pub(super) fn percent(share: f64) -> String {
 }
 
 /// A part of a whole; nothing where there is no whole.
-pub(super) fn share(part: u64, whole: u64) -> String {
+pub(crate) fn share(part: u64, whole: u64) -> String {
     if whole == 0 {
         String::new()
     } else {
@@ -88,7 +95,7 @@ pub(crate) fn bytes(bytes: f64) -> String {
 }
 
 /// `2026-11-23 17:31:10`, from seconds since 1970.
-pub(super) fn utc(unix_secs: f64) -> String {
+pub(crate) fn utc(unix_secs: f64) -> String {
     let (year, month, day, second) = civil(unix_secs);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
     format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
@@ -143,6 +150,23 @@ fn cut(text: &str, most: usize) -> String {
     }
     let kept: String = text.chars().take(most.saturating_sub(1)).collect();
     format!("{}…", kept.trim_end())
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "values stay far below 2^53, or a rounded last digit does no harm"
+)]
+pub(crate) fn as_float(number: u64) -> f64 {
+    number as f64
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "rounding is what is wanted, and `as` saturates"
+)]
+pub(crate) fn to_integer(number: f64) -> u64 {
+    number.round() as u64
 }
 
 #[cfg(test)]
