@@ -1,11 +1,38 @@
 //! Reads a RabbitMQ address exactly as `oms-mqclient` does, so that an address that works for the
 //! producers and consumers of a workflow works here: nothing is percent-decoded, the host is
-//! lower-cased, leading slashes of the virtual host don't count. A URL library would decode. Pure.
+//! lower-cased, leading slashes of the virtual host don't count. A URL library would decode.
 
 use std::net::Ipv6Addr;
 
+use super::credentials::{CaCertificates, Secret, TokenFile};
 use super::python_values::is_space;
-use super::{AmqpAddress, CaCertificates, Secret, Transport};
+
+/// Where a RabbitMQ server is and who we are there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AmqpAddress {
+    pub transport: Transport,
+    /// Host name or address, lower-case, an IPv6 literal without brackets.
+    pub host: String,
+    pub port: u16,
+    pub vhost: String,
+    /// User name; empty when only a token is given.
+    pub user: String,
+    /// Password or token; the one that was read at the start if there is a file.
+    pub password: Secret,
+    /// Where a newer one is to be had.
+    pub token_file: Option<TokenFile>,
+    /// Whom to believe that a server is who it says, besides whom the machine does.
+    pub authorities: CaCertificates,
+}
+
+/// How bytes travel to RabbitMQ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// `amqp://`
+    Tcp,
+    /// `amqps://`
+    Tls,
+}
 
 /// Why an address can't be used. No text holds a part of the address: any part may be a piece of a
 /// password that has a `/`, `@` or `:` in it.

@@ -1,15 +1,16 @@
-//! What HTCondor says of the job that the pilot is: found, not configured. Outside of HTCondor all of
-//! it is absent, and nothing depends on it.
+//! What HTCondor says about the job that the pilot is: its environment variables, and the ads that it
+//! leaves beside the job. Outside of HTCondor all of it is absent, and nothing depends on it.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::classad::{ClassAd, JOB_AD, MACHINE_AD};
-use super::envfile::SCRATCH;
-use super::load::Environment;
+use super::environment::{ENV_FILE_NAME, Environment, SCRATCH};
 use super::problem::one_line;
+use super::python_values;
+use crate::regular_file;
 
 #[derive(Debug, Clone, Default)]
 pub struct CondorJob {
@@ -30,6 +31,8 @@ pub struct CondorJob {
     pub wall_time: Option<Duration>,
     /// How long HTCondor waits between SIGTERM and SIGKILL.
     pub vacate_time: Option<Duration>,
+    /// Cores of the slot.
+    pub cpus: Option<NonZeroU32>,
     /// Memory of the slot, in bytes.
     pub memory: Option<u64>,
     /// `ClusterId.ProcId`
@@ -69,7 +72,7 @@ impl JobRequest {
 const OWN_FILES: [&str; 4] = [
     "ewms-pilot",
     "ewms-pilot-wrapper",
-    super::ENV_FILE_NAME,
+    ENV_FILE_NAME,
     "condor_exec.exe",
 ];
 
@@ -116,6 +119,10 @@ impl CondorJob {
                 .chain(job.integer("JobMaxVacateTime"))
                 .min()
                 .and_then(seconds),
+            cpus: machine
+                .integer("Cpus")
+                .and_then(|cpus| u32::try_from(cpus).ok())
+                .and_then(NonZeroU32::new),
             memory: machine
                 .integer("Memory")
                 .and_then(|mebibytes| u64::try_from(mebibytes).ok())
@@ -268,6 +275,109 @@ fn names_in(scratch: &Path) -> Vec<OsString> {
         .collect()
 }
 
+/// The cores of the slot: those of the machine ad (`Cpus = 4`), else what HTCondor told `OpenMP`, else
+/// what the system lets this process use, which may be more than the slot has.
+pub(super) fn allotted_cores(condor: &CondorJob, environment: &Environment) -> NonZeroU32 {
+    let openmp = environment
+        .get(OsStr::new("OMP_NUM_THREADS"))
+        .and_then(|value| value.to_str());
+    condor
+        .cpus
+        .or_else(|| openmp.and_then(|value| value.split(',').next()?.trim().parse().ok()))
+        .or_else(|| {
+            u32::try_from(std::thread::available_parallelism().ok()?.get())
+                .ok()?
+                .try_into()
+                .ok()
+        })
+        .unwrap_or(NonZeroU32::MIN)
+}
+
+/// Names the file of the job's ad.
+const JOB_AD: &str = "_CONDOR_JOB_AD";
+/// Names the file of the slot's ad.
+const MACHINE_AD: &str = "_CONDOR_MACHINE_AD";
+
+/// One ad, or an empty one where there is none.
+#[derive(Debug, Default)]
+struct ClassAd(String);
+
+impl ClassAd {
+    /// The ad of the slot that the job runs in. One that can't be read is warned of, and empty.
+    fn of_machine(environment: &Environment, warnings: &mut Vec<String>) -> Self {
+        Self::named_by(environment, MACHINE_AD, warnings)
+    }
+
+    /// The ad of the job. One that can't be read is warned of, and empty.
+    fn of_job(environment: &Environment, warnings: &mut Vec<String>) -> Self {
+        Self::named_by(environment, JOB_AD, warnings)
+    }
+
+    fn named_by(environment: &Environment, variable: &str, warnings: &mut Vec<String>) -> Self {
+        let Some(path) = environment.get(OsStr::new(variable)).map(Path::new) else {
+            return Self::default();
+        };
+        match regular_file::read(path) {
+            Ok(ad) => Self(String::from_utf8_lossy(&ad).into_owned()),
+            Err(error) => {
+                warnings.push(format!(
+                    "`{variable}` is `{}`, which can't be read: {error}; what this ad says is not known, \
+                     so limits that depend on it must be set",
+                    one_line(&path.to_string_lossy())
+                ));
+                Self::default()
+            }
+        }
+    }
+
+    fn expression(&self, wanted: &str) -> Option<&str> {
+        self.0
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .find(|(name, _)| name.trim().eq_ignore_ascii_case(wanted))
+            .map(|(_, expression)| expression.trim())
+    }
+
+    /// A number literal; of a real one, as `3600.0` or `3.6E3`, what is before its point.
+    fn integer(&self, name: &str) -> Option<i64> {
+        let literal = self.expression(name)?;
+        literal.parse().ok().or_else(|| whole_part(literal))
+    }
+
+    /// A string literal.
+    fn string(&self, name: &str) -> Option<String> {
+        let quoted = self
+            .expression(name)?
+            .strip_prefix('"')?
+            .strip_suffix('"')?;
+        let mut text = String::new();
+        let mut letters = quoted.chars();
+        while let Some(letter) = letters.next() {
+            match letter {
+                '"' => return None,
+                '\\' if letters.as_str().starts_with('"') => text.extend(letters.next()),
+                other => text.push(other),
+            }
+        }
+        Some(text)
+    }
+}
+
+/// Nothing for what only Python takes for a number, and for what is beyond all sense.
+fn whole_part(literal: &str) -> Option<i64> {
+    let is_plain = |byte: u8| byte.is_ascii_digit() || b"+-.eE".contains(&byte);
+    if !literal.bytes().all(is_plain) {
+        return None;
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the fraction is to go, and the range is checked"
+    )]
+    python_values::float(literal)
+        .filter(|number| number.abs() < 1e15)
+        .map(|number| number as i64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -409,5 +519,91 @@ mod tests {
         );
         assert_eq!(job.wall_time, Some(Duration::from_hours(1)));
         assert_eq!(job.vacate_time, Some(Duration::from_secs(20)));
+    }
+
+    fn allotted(environment: &Environment) -> NonZeroU32 {
+        allotted_cores(&CondorJob::find(environment, &mut Vec::new()), environment)
+    }
+
+    #[test]
+    fn the_machine_ad_counts_before_openmp() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(
+            file.path(),
+            "TotalCpus = 64\nDetectedCpus = 64\ncpus = 4\nName = \"slot1\"\n",
+        )
+        .expect("written");
+        let mut environment = Environment::new();
+        environment.insert("OMP_NUM_THREADS".into(), "3,2".into());
+        assert_eq!(allotted(&environment).get(), 3);
+        environment.insert("_CONDOR_MACHINE_AD".into(), file.path().into());
+        assert_eq!(allotted(&environment).get(), 4);
+    }
+
+    #[test]
+    fn nonsense_is_passed_over() {
+        let mut environment = Environment::new();
+        let alone = allotted(&environment);
+        environment.insert("OMP_NUM_THREADS".into(), "0".into());
+        environment.insert("_CONDOR_MACHINE_AD".into(), "/nowhere/at/all".into());
+        assert_eq!(allotted(&environment), alone);
+    }
+
+    fn ad(text: &str) -> ClassAd {
+        ClassAd(text.to_owned())
+    }
+
+    #[test]
+    fn literals_are_found_whatever_the_case_of_their_name() {
+        let ad = ad("TotalCpus = 64\ncpus = 4\nTransferInput = \"a,b\"\n");
+        assert_eq!(ad.integer("Cpus"), Some(4));
+        assert_eq!(ad.string("transferinput").as_deref(), Some("a,b"));
+    }
+
+    #[test]
+    fn only_quotes_are_escaped_in_a_string() {
+        // As HTCondor 23.9 wrote the names of files that were to be transferred.
+        for (written, meant) in [
+            (r#""x\"y""#, r#"x"y"#),
+            (r#""a\b.txt,data/x\y.txt""#, r"a\b.txt,data/x\y.txt"),
+            (r#""x\\y""#, r"x\\y"),
+        ] {
+            let ad = ad(&format!("A = {written}"));
+            assert_eq!(ad.string("A").as_deref(), Some(meant));
+        }
+        assert_eq!(ad(r#"A = "x" + "y""#).string("A"), None);
+    }
+
+    #[test]
+    fn real_literals_are_numbers_too() {
+        for (literal, number) in [
+            ("3600", Some(3600)),
+            ("3600.0", Some(3600)),
+            ("1e3", Some(1000)),
+            ("3.6E3", Some(3600)),
+            ("3.6e+03", Some(3600)),
+            ("-1.5", Some(-1)),
+            ("1e400", None),
+            ("1e15", None),
+            ("inf", None),
+            ("NaN", None),
+            ("real(\"INF\")", None),
+            ("3600.0 * 2", None),
+            ("3600 + 60", None),
+            ("\"3600\"", None),
+            ("", None),
+            (".", None),
+        ] {
+            let ad = ad(&format!("OriginalTime = {literal}\n"));
+            assert_eq!(ad.integer("OriginalTime"), number, "{literal}");
+        }
+    }
+
+    #[test]
+    fn expressions_are_as_good_as_nothing() {
+        let ad = ad("Cpus = ifThenElse(true, 1, 2)\nSite = strcat(\"a\", \"b\")\n");
+        assert_eq!(ad.integer("Cpus"), None);
+        assert_eq!(ad.string("Site"), None);
+        assert_eq!(ad.string("Missing"), None);
     }
 }

@@ -1,5 +1,5 @@
-//! Reads the JSON object of variables for a container. Checks what Apptainer would lose silently.
-//! Pure; no text it returns holds a value, since users pass secrets to their tasks this way.
+//! Reads the JSON object of variables for a container, and refuses what Apptainer would lose silently.
+//! No text of an error holds a value, since users pass secrets to their tasks this way.
 
 use std::fmt;
 
@@ -7,8 +7,9 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-/// What Apptainer or the image's shell sets itself, whatever it is told; and what Apptainer's start script
-/// uses for itself, and so loses or changes (each seen with 1.4.5).
+/// Variables that no container can be given: those that Apptainer or the image's shell sets itself, whatever
+/// it is told, and those that Apptainer's start script uses for itself, and so loses or changes (each seen
+/// with 1.4.5).
 const FIXED: [&str; 25] = [
     "UID",
     "GID",
@@ -99,7 +100,7 @@ fn members(text: &str) -> Result<Vec<(String, Box<RawValue>)>, String> {
         .map_err(|error| format!("expected a JSON object, but it is broken: {error}"))
 }
 
-/// A name that can't be set, and why.
+/// Why a variable of this name can't be set.
 fn name_problem(name: &str) -> Option<String> {
     if !is_name(name) {
         return Some(format!(
@@ -107,7 +108,7 @@ fn name_problem(name: &str) -> Option<String> {
             name.escape_debug()
         ));
     }
-    FIXED.contains(&name).then(|| {
+    (!is_settable(name)).then(|| {
         format!(
             "`{name}` can't be set in a container, Apptainer or its shell sets it: leave it out, or choose another \
              name"
@@ -115,8 +116,15 @@ fn name_problem(name: &str) -> Option<String> {
     })
 }
 
+/// Whether a container can be given this variable, if [`is_name`] holds.
+#[must_use]
+pub fn is_settable(name: &str) -> bool {
+    !FIXED.contains(&name)
+}
+
 /// Whether a variable may have this name. With another one Apptainer silently loses variables.
-pub(super) fn is_name(name: &str) -> bool {
+#[must_use]
+pub fn is_name(name: &str) -> bool {
     let mut bytes = name.bytes();
     bytes
         .next()

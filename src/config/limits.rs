@@ -1,10 +1,11 @@
-//! The limits that a pilot keeps to: time, memory, disk, output, deliveries. Read as one, because what
-//! `auto` means depends on the slot that HTCondor gave. Touches nothing.
+//! The limits that a pilot keeps to: time, memory, disk, output, deliveries, and the grace of a container
+//! that was told to end. Some of them depend on the slot and the time that HTCondor gave.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::CondorJob;
-use super::reader::VariableReader;
+use super::reader::{MemoryLimit, VariableReader};
 use super::variables as var;
 
 /// Everything that the pilot ends a task, or itself, for.
@@ -32,50 +33,70 @@ pub struct PilotLimits {
 /// Apptainer's own, and the distance in which a growing task is noticed before HTCondor does.
 const TASKS_SHARE_PERCENT: u64 = 95;
 
-/// A limit on memory as the user gave it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum MemoryLimit {
-    /// The slot's, divided by the number of tasks.
-    Auto,
-    /// This many bytes.
-    Bytes(u64),
+/// The part of an eviction's time that the pilot itself needs: killing what did not end (up to 3 s),
+/// giving events back, telling HTCondor.
+const OWN_PART: Duration = Duration::from_secs(5);
+
+/// How long a container that was told to end may take: what the user says, else the default or what fits
+/// into the time that HTCondor gives an evicted job (`vacate_time`). A value that was set counts even if
+/// it doesn't fit, with a warning: not every pool ends a job when its ad says.
+pub(super) fn kill_grace(
+    reader: &mut VariableReader<'_>,
+    vacate_time: Option<Duration>,
+) -> Duration {
+    let is_set = reader.set(&var::KILL_GRACE).is_some();
+    let grace = reader.duration(&var::KILL_GRACE);
+    let Some(vacate_time) = vacate_time else {
+        return grace;
+    };
+    let most = vacate_time.saturating_sub(OWN_PART);
+    if !is_set {
+        return grace.min(most);
+    }
+    if grace > most {
+        reader.warnings.push(format!(
+            "`{}` is `{}`, but HTCondor kills an evicted job after {} s: set at most {} to be sure that \
+             events are given back in order",
+            var::KILL_GRACE.name,
+            grace.as_secs_f64(),
+            vacate_time.as_secs(),
+            most.as_secs()
+        ));
+    }
+    grace
 }
 
 pub(super) fn limits(
     reader: &mut VariableReader<'_>,
-) -> impl FnOnce(&CondorJob, u32) -> PilotLimits + use<> {
-    let task_memory = reader.memory(&var::TASK_MEMORY);
-    let min_free_disk = reader.size(&var::MIN_FREE_DISK).filter(|bytes| *bytes > 0);
-    let task_stall = reader.seconds(&var::TASK_STALL);
-    let max_runtime = reader.seconds(&var::MAX_RUNTIME);
-    let task_output = reader.size(&var::TASK_OUTPUT_MAX).unwrap_or(u64::MAX);
-    let kept_files = reader.size(&var::KEPT_FILES_MAX).unwrap_or(u64::MAX);
-    let message = reader
-        .size_above_zero(&var::BROKER_MAX_MESSAGE_SIZE)
-        .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-    let max_deliveries = reader.count(&var::MAX_DELIVERIES).map(u64::from);
-    move |condor, slots| PilotLimits {
-        task_memory: match task_memory {
+    condor: &CondorJob,
+    slots: NonZeroU32,
+) -> PilotLimits {
+    PilotLimits {
+        task_memory: match reader.memory(&var::TASK_MEMORY) {
             None => None,
             Some(MemoryLimit::Bytes(bytes)) => Some(bytes),
             Some(MemoryLimit::Auto) => condor
                 .memory
-                .map(|bytes| bytes / 100 * TASKS_SHARE_PERCENT / u64::from(slots.max(1))),
+                .map(|bytes| bytes / 100 * TASKS_SHARE_PERCENT / u64::from(slots.get())),
         },
-        min_free_disk,
-        task_stall,
-        max_runtime: max_runtime.or(condor.wall_time),
-        task_output,
-        kept_files,
-        message,
-        max_deliveries,
+        min_free_disk: reader.size(&var::MIN_FREE_DISK).filter(|bytes| *bytes > 0),
+        task_stall: reader.seconds(&var::TASK_STALL),
+        max_runtime: reader.seconds(&var::MAX_RUNTIME).or(condor.wall_time),
+        task_output: reader.size(&var::TASK_OUTPUT_MAX).unwrap_or(u64::MAX),
+        kept_files: reader.size(&var::KEPT_FILES_MAX).unwrap_or(u64::MAX),
+        message: reader
+            .size_above_zero(&var::BROKER_MAX_MESSAGE_SIZE)
+            .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+        max_deliveries: reader
+            .count(&var::MAX_DELIVERIES)
+            .map(|count| u64::from(count.get())),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::load::Environment;
+    use crate::config::Environment;
 
     fn read(variables: &[(&str, &str)], condor: &CondorJob, slots: u32) -> PilotLimits {
         let environment: Environment = variables
@@ -83,9 +104,10 @@ mod tests {
             .map(|&(name, value)| (name.into(), value.into()))
             .collect();
         let mut reader = VariableReader::new(&environment, Vec::new());
-        let limits = limits(&mut reader);
+        let slots = NonZeroU32::new(slots).expect("not zero");
+        let limits = limits(&mut reader, condor, slots);
         assert!(reader.problems.is_empty(), "{:?}", reader.problems);
-        limits(condor, slots)
+        limits
     }
 
     #[test]
@@ -131,6 +153,49 @@ mod tests {
         assert_eq!(
             read(set, &condor, 1).max_runtime,
             Some(Duration::from_mins(1))
+        );
+    }
+
+    fn grace(value: Option<&str>, vacate_secs: Option<u64>) -> (f64, Vec<String>) {
+        let mut environment = Environment::new();
+        if let Some(value) = value {
+            environment.insert(var::KILL_GRACE.name.into(), value.into());
+        }
+        let mut reader = VariableReader::new(&environment, Vec::new());
+        let vacate_time = vacate_secs.map(Duration::from_secs);
+        let grace = kill_grace(&mut reader, vacate_time);
+        assert!(reader.problems.is_empty(), "{:?}", reader.problems);
+        (grace.as_secs_f64(), reader.warnings)
+    }
+
+    #[test]
+    fn the_default_fits_what_htcondor_gives() {
+        for (vacate_secs, expected) in [
+            (None, 10.0),
+            (Some(600), 10.0),
+            (Some(15), 10.0),
+            (Some(8), 3.0),
+            (Some(5), 0.0),
+            (Some(0), 0.0),
+        ] {
+            assert_eq!(
+                grace(None, vacate_secs),
+                (expected, Vec::new()),
+                "{vacate_secs:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_set_value_wins_and_is_warned_of_when_it_is_too_long() {
+        assert_eq!(grace(Some("10"), Some(15)), (10.0, Vec::new()));
+        assert_eq!(grace(Some("300"), None), (300.0, Vec::new()));
+        let (grace, warnings) = grace(Some("10.5"), Some(15));
+        assert!((grace - 10.5).abs() < f64::EPSILON);
+        assert_eq!(warnings.len(), 1);
+        assert!(
+            warnings[0].contains("`10.5`") && warnings[0].contains("at most 10 "),
+            "{warnings:?}"
         );
     }
 }

@@ -1,30 +1,26 @@
-//! Makes a [`Config`] of the environment: reads every variable, whatever was wrong with the ones
-//! before, and checks what concerns more than one of them. Touches the file system only to read the
-//! env file and HTCondor's machine ad.
+//! Makes a [`Config`] of the environment and the job's env file. Every variable is read, whatever was
+//! wrong with the ones before, so that all problems are reported at once. Reads the env file, the files
+//! that variables name (tokens, CA certificates) and the ads that HTCondor leaves beside a job.
 
-use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::ca_certs::authorities;
-use super::chirp::{ChirpConfig, DESTINATIONS};
-use super::grace::kill_grace;
-use super::limits::limits;
+use super::condor::allotted_cores;
+use super::environment::with_env_file;
+use super::limits::{kill_grace, limits};
 use super::problem::{ConfigErrors, ConfigProblem, MissingSetting, one_line};
-use super::queues::{INCOMING, OUTGOING, dead_letter, queues, refuse_mixed_kinds, trust};
+use super::queues::{both_directions, dead_letter, token_end};
 use super::reader::{VariableReader, shown};
 use super::variables::{self as var, ALL, DefaultValue, Variable};
 use super::{
-    CondorJob, Config, ContainerConfig, DumpOutput, HostVariables, ImagePolicy, KeepFiles,
-    LogLevels, OnTaskError, Preflight, QueueConfig, Verbosity, cores, envfile, python_values,
-    token,
+    ChirpConfig, ChirpDestination, CondorJob, Config, ContainerConfig, DumpOutput, Environment,
+    HostVariables, ImagePolicy, KeepFiles, LogLevels, OnTaskError, Preflight, Verbosity,
+    python_values,
 };
 
-pub type Environment = BTreeMap<OsString, OsString>;
-
-/// What every name of a variable of ours starts with, an optional `_` aside.
+/// What the name of every variable of this pilot starts with, an optional `_` aside.
 const PREFIX: &str = "EWMS_PILOT_";
 
 /// Reads the settings from the environment and the job's env file. Relative paths start at `cwd`,
@@ -34,111 +30,86 @@ const PREFIX: &str = "EWMS_PILOT_";
 /// Everything that is wrong with them, at once.
 pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigErrors> {
     let mut problems = Vec::new();
-    let environment = envfile::merge(environment, cwd, &mut problems);
+    let environment = with_env_file(environment, cwd, &mut problems);
     let mut reader = VariableReader::new(&environment, problems);
-    let mut warnings = unknown_variables(&environment);
+    warn_of_unknown_variables(&mut reader);
+    let mut config = read(&mut reader, cwd);
+    if !reader.problems.is_empty() {
+        let missing = missing_setting(&environment);
+        return Err(ConfigErrors::new(reader.problems, missing));
+    }
+    config.token_end = token_end(
+        &[&config.incoming, &config.outgoing],
+        config.first_event_timeout,
+        SystemTime::now(),
+        &mut reader.warnings,
+    );
+    config.warnings = reader.warnings;
+    Ok(config)
+}
 
-    let task = task(&mut reader, &mut warnings);
-    let init = init(&mut reader, &mut warnings);
-    let (incoming, outgoing) = both_directions(&mut reader, cwd);
+/// Reads every variable. After a problem the result holds placeholders and must not be used.
+fn read(reader: &mut VariableReader<'_>, cwd: &Path) -> Config {
+    let task = task(reader);
+    let init = init(reader);
+    let (incoming, outgoing) = both_directions(reader, cwd);
     let data_parent = reader.directory(&var::DATA_DIR_PARENT, cwd);
     let task_log = reader.file(&var::TASK_LOG, &data_parent);
     let infile_ext = reader.suffix(&var::INFILE_EXT);
     let outfile_ext = reader.suffix(&var::OUTFILE_EXT);
     let prefetch = reader.count(&var::PREFETCH);
-    let first = reader.seconds(&var::TIMEOUT_FIRST);
-    let idle = reader.seconds(&var::TIMEOUT_INCOMING).unwrap_or_default();
+    let first_event = reader.seconds(&var::TIMEOUT_FIRST);
+    let idle_timeout = reader.seconds(&var::TIMEOUT_INCOMING).unwrap_or_default();
     let reconnect_timeout = reader.duration(&var::RECONNECT_TIMEOUT);
     let external_directories = reader.directories(&var::EXTERNAL_DIRECTORIES);
-    let slots = reader.cores(&var::MAX_CONCURRENT_TASKS);
-    let on_task_error = on_task_error(&mut reader);
+    let cores = reader.cores(&var::MAX_CONCURRENT_TASKS);
+    let on_task_error = on_task_error(reader);
     let keep_files = reader.policy(&var::KEEP_ALL_TASK_FILES, KeepFiles::All, KeepFiles::Failed);
     let dump_output = reader.policy(&var::DUMP_TASK_OUTPUT, DumpOutput::All, DumpOutput::Failed);
-    let condor = CondorJob::find(&environment, &mut warnings);
-    let kill_grace = kill_grace(&mut reader, condor.vacate_time, &mut warnings);
-    let limits = limits(&mut reader);
-    let dead_letter = dead_letter(&mut reader, incoming.as_deref());
-    let quarantine = quarantine(&mut reader);
-    let log = LogLevels {
-        own: reader.level(&var::CL_LOG),
-        third_party: reader.level(&var::CL_LOG_THIRD_PARTY),
-    };
-    let verbosity = reader.policy(&var::CONTAINER_DEBUG, Verbosity::Debug, Verbosity::Normal);
-    let preflight = reader.policy(&var::PREFLIGHT, Preflight::Check, Preflight::Skip);
-    let chirp = chirp(&mut reader);
-    platform(&mut reader);
-    let images = images(&mut reader, cwd);
-    let ca_file = reader.file(&var::BROKER_CA_FILE, cwd);
-
-    let (task, incoming, outgoing) = match (task, incoming, outgoing) {
-        (Some(task), Some(incoming), Some(outgoing)) if reader.problems.is_empty() => {
-            (task, incoming, outgoing)
-        }
-        _ => return Err(ConfigErrors::new(reader.problems, lacking(&environment))),
-    };
-    let slots = slots.map_or_else(|| cores::allotted(&environment), at_least_one);
-    let limits = limits(&condor, slots.get());
-    let first_event_timeout = first.unwrap_or(idle);
-    let token_end = token::end(
-        &[&incoming, &outgoing],
-        first_event_timeout,
-        SystemTime::now(),
-        &mut warnings,
-    );
-    Ok(Config {
+    let condor = CondorJob::find(reader.environment, &mut reader.warnings);
+    let slots = cores.unwrap_or_else(|| allotted_cores(&condor, reader.environment));
+    Config {
+        kill_grace: kill_grace(reader, condor.vacate_time),
+        limits: limits(reader, &condor, slots),
+        dead_letter: dead_letter(reader, &incoming),
+        quarantine: quarantine(reader),
+        log: LogLevels {
+            own: reader.level(&var::CL_LOG),
+            third_party: reader.level(&var::CL_LOG_THIRD_PARTY),
+        },
+        verbosity: reader.policy(&var::CONTAINER_DEBUG, Verbosity::Debug, Verbosity::Normal),
+        preflight: reader.policy(&var::PREFLIGHT, Preflight::Check, Preflight::Skip),
+        chirp: chirp(reader),
+        images: images(reader, cwd),
+        ca_file: reader.file(&var::BROKER_CA_FILE, cwd),
+        host: host(reader.environment),
+        shown: dump(reader.environment, slots),
+        cwd: cwd.to_owned(),
+        prefetch: prefetch.unwrap_or(NonZeroU32::MIN),
+        first_event_timeout: first_event.unwrap_or(idle_timeout),
+        // Known when all the rest is right.
+        token_end: None,
+        warnings: Vec::new(),
         task,
         init,
         incoming,
         outgoing,
-        cwd: cwd.to_owned(),
         data_parent,
+        task_log,
         infile_ext,
         outfile_ext,
-        prefetch: prefetch.map_or(NonZeroU32::MIN, at_least_one),
-        slots,
-        first_event_timeout,
-        idle_timeout: idle,
+        idle_timeout,
         reconnect_timeout,
         external_directories,
+        slots,
         on_task_error,
-        quarantine,
-        kill_grace,
         keep_files,
-        limits,
-        token_end,
-        dead_letter,
-        task_log,
         dump_output,
-        verbosity,
-        images,
-        preflight,
-        log,
-        host: host(&environment),
-        ca_file,
         condor,
-        chirp,
-        warnings,
-        shown: dump(&environment, slots),
-    })
+    }
 }
 
-/// Where events come from and results go.
-fn both_directions(
-    reader: &mut VariableReader<'_>,
-    cwd: &Path,
-) -> (Option<Vec<QueueConfig>>, Option<Vec<QueueConfig>>) {
-    let mut incoming = queues(reader, &INCOMING, cwd);
-    let mut outgoing = queues(reader, &OUTGOING, cwd);
-    let authorities = authorities(reader, cwd);
-    for queues in [&mut incoming, &mut outgoing].into_iter().flatten() {
-        trust(queues, &authorities);
-    }
-    if let Some(outgoing) = &outgoing {
-        refuse_mixed_kinds(reader, &OUTGOING, outgoing);
-    }
-    (incoming, outgoing)
-}
-
+/// What Apptainer is given of the pilot's own environment.
 fn host(environment: &Environment) -> HostVariables {
     const PROXIES: [&str; 8] = [
         "http_proxy",
@@ -162,22 +133,21 @@ fn host(environment: &Environment) -> HostVariables {
     }
 }
 
-fn task(reader: &mut VariableReader<'_>, warnings: &mut Vec<String>) -> Option<ContainerConfig> {
-    let image = reader.required(&var::TASK_IMAGE).map(str::to_owned);
-    let args = reader.arguments(&var::TASK_ARGS);
-    let env = reader.env_json(&var::TASK_ENV_JSON);
-    let timeout = task_timeout(reader, warnings);
-    Some(ContainerConfig {
-        image: image?,
-        args,
-        env,
-        timeout,
-    })
+fn task(reader: &mut VariableReader<'_>) -> ContainerConfig {
+    ContainerConfig {
+        image: reader
+            .required(&var::TASK_IMAGE)
+            .unwrap_or_default()
+            .to_owned(),
+        args: reader.arguments(&var::TASK_ARGS),
+        env: reader.env_json(&var::TASK_ENV_JSON),
+        timeout: task_timeout(reader),
+    }
 }
 
 /// The old variable counts only when the new one isn't set, and, as in the Python pilot, not when
 /// it is empty.
-fn task_timeout(reader: &mut VariableReader<'_>, warnings: &mut Vec<String>) -> Option<Duration> {
+fn task_timeout(reader: &mut VariableReader<'_>) -> Option<Duration> {
     let (new, old) = (&var::TASK_TIMEOUT, &var::SUBPROC_TIMEOUT);
     if reader.set(old).is_none_or(str::is_empty) {
         return reader.seconds(new);
@@ -185,39 +155,36 @@ fn task_timeout(reader: &mut VariableReader<'_>, warnings: &mut Vec<String>) -> 
     if reader.set(new).is_some() {
         // A value that has no effect is checked all the same: it is a mistake in either case.
         reader.seconds(old);
-        warnings.push(format!(
+        reader.warnings.push(format!(
             "`{}` is ignored, since `{}` is set",
             old.name, new.name
         ));
         return reader.seconds(new);
     }
-    warnings.push(format!(
+    reader.warnings.push(format!(
         "`{}` is an old name: set `{}` instead",
         old.name, new.name
     ));
     reader.seconds(old)
 }
 
-fn init(reader: &mut VariableReader<'_>, warnings: &mut Vec<String>) -> Option<ContainerConfig> {
-    let image = reader.text(&var::INIT_IMAGE);
-    let args = reader.arguments(&var::INIT_ARGS);
-    let env = reader.env_json(&var::INIT_ENV_JSON);
-    let timeout = reader.seconds(&var::INIT_TIMEOUT);
-    if image.is_empty() {
-        if !args.is_empty() || !env.is_empty() {
-            warnings.push(format!(
-                "`{}` is not set, so no init container runs, though it has arguments or variables",
-                var::INIT_IMAGE.name
-            ));
-        }
-        return None;
+fn init(reader: &mut VariableReader<'_>) -> Option<ContainerConfig> {
+    let init = ContainerConfig {
+        image: reader.text(&var::INIT_IMAGE),
+        args: reader.arguments(&var::INIT_ARGS),
+        env: reader.env_json(&var::INIT_ENV_JSON),
+        timeout: reader.seconds(&var::INIT_TIMEOUT),
+    };
+    if !init.image.is_empty() {
+        return Some(init);
     }
-    Some(ContainerConfig {
-        image,
-        args,
-        env,
-        timeout,
-    })
+    if !init.args.is_empty() || !init.env.is_empty() {
+        reader.warnings.push(format!(
+            "`{}` is not set, so no init container runs, though it has arguments or variables",
+            var::INIT_IMAGE.name
+        ));
+    }
+    None
 }
 
 fn on_task_error(reader: &mut VariableReader<'_>) -> OnTaskError {
@@ -229,8 +196,8 @@ fn on_task_error(reader: &mut VariableReader<'_>) -> OnTaskError {
     }
 }
 
-/// A pilot that goes on after failures has no fatal end that a quarantine could follow: whoever
-/// sets both means something else.
+/// How long a failed pilot keeps its slot. A pilot that goes on after failures has no fatal end for a
+/// quarantine to follow, so setting both is refused.
 fn quarantine(reader: &mut VariableReader<'_>) -> Duration {
     let quarantine = reader.seconds(&var::QUARANTINE_TIME).unwrap_or_default();
     let goes_on = reader
@@ -251,7 +218,13 @@ fn quarantine(reader: &mut VariableReader<'_>) -> Duration {
 
 fn chirp(reader: &mut VariableReader<'_>) -> Option<ChirpConfig> {
     let enabled = reader.boolean(&var::HTCHIRP);
-    let destination = reader.choice(&var::HTCHIRP_DEST, &DESTINATIONS);
+    let destination = reader.choice(
+        &var::HTCHIRP_DEST,
+        &[
+            ("JOB_ATTR", ChirpDestination::JobAttributes),
+            ("JOB_EVENT_LOG", ChirpDestination::JobEventLog),
+        ],
+    );
     let interval = reader.duration(&var::HTCHIRP_INTERVAL);
     enabled.then_some(ChirpConfig {
         destination: destination?,
@@ -259,16 +232,13 @@ fn chirp(reader: &mut VariableReader<'_>) -> Option<ChirpConfig> {
     })
 }
 
-fn platform(reader: &mut VariableReader<'_>) {
-    let text = reader.text(&var::CONTAINER_PLATFORM);
-    if text.to_lowercase() != "apptainer" {
+fn images(reader: &mut VariableReader<'_>, cwd: &Path) -> ImagePolicy {
+    let platform = reader.text(&var::CONTAINER_PLATFORM);
+    if platform.to_lowercase() != "apptainer" {
         let advice =
             "this pilot is Apptainer-native: leave the variable out, or set it to `apptainer`";
-        reader.refuse(&var::CONTAINER_PLATFORM, &text, advice);
+        reader.refuse(&var::CONTAINER_PLATFORM, &platform, advice);
     }
-}
-
-fn images(reader: &mut VariableReader<'_>, cwd: &Path) -> ImagePolicy {
     let workdir = reader.directory(&var::BUILD_WORKDIR, cwd);
     if reader.boolean(&var::DIRECTORY_MUST_BE_PRESENT) {
         ImagePolicy::DirectoryOnly
@@ -277,15 +247,11 @@ fn images(reader: &mut VariableReader<'_>, cwd: &Path) -> ImagePolicy {
     }
 }
 
-fn at_least_one(number: u16) -> NonZeroU32 {
-    NonZeroU32::new(u32::from(number)).unwrap_or(NonZeroU32::MIN)
-}
-
 /// Which of the settings with a well-known error is missing.
-fn lacking(environment: &Environment) -> MissingSetting {
+fn missing_setting(environment: &Environment) -> MissingSetting {
     let missing = |variable: &Variable| {
         environment
-            .get(&OsString::from(variable.name))
+            .get(OsStr::new(variable.name))
             .is_none_or(|value| value.is_empty())
     };
     if missing(&var::TASK_IMAGE) {
@@ -297,11 +263,12 @@ fn lacking(environment: &Environment) -> MissingSetting {
     }
 }
 
+/// Every variable with its value or default, fit for a log.
 fn dump(environment: &Environment, slots: NonZeroU32) -> Vec<(&'static str, String)> {
     ALL.iter()
         .map(|&variable| {
             let value = environment
-                .get(&OsString::from(variable.name))
+                .get(OsStr::new(variable.name))
                 .and_then(|value| value.to_str());
             let text = match (value, variable.otherwise) {
                 (Some("auto"), _) if variable.name == var::MAX_CONCURRENT_TASKS.name => {
@@ -316,15 +283,14 @@ fn dump(environment: &Environment, slots: NonZeroU32) -> Vec<(&'static str, Stri
         .collect()
 }
 
-/// A warning for each variable that looks like ours and isn't: most are misspelt.
-fn unknown_variables(environment: &Environment) -> Vec<String> {
+/// Most variables that look like the pilot's and aren't are misspelt: each warning names the nearest.
+fn warn_of_unknown_variables(reader: &mut VariableReader<'_>) {
     let bare = |name: &str| {
         name.trim_start_matches('_')
             .strip_prefix(PREFIX)
             .map(str::to_owned)
     };
-    let mut warnings = Vec::new();
-    for name in environment.keys().map(|name| name.to_string_lossy()) {
+    for name in reader.environment.keys().map(|name| name.to_string_lossy()) {
         let Some(rest) = bare(&name) else { continue };
         if ALL.iter().any(|variable| variable.name == name) {
             continue;
@@ -338,14 +304,13 @@ fn unknown_variables(environment: &Environment) -> Vec<String> {
             .min_by_key(|&(distance, _)| distance)
             .filter(|&(distance, _)| distance <= 2.max(rest.len() / 3));
         let help = nearest.map_or(String::new(), |(_, name)| format!("; is `{name}` meant?"));
-        warnings.push(format!(
+        reader.warnings.push(format!(
             "`{}` is no variable of this pilot and has no effect{help}",
             one_line(&name)
         ));
     }
-    warnings
 }
 
 #[cfg(test)]
-#[path = "load_tests/mod.rs"]
+#[path = "load_tests.rs"]
 mod tests;

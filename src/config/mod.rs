@@ -1,43 +1,32 @@
-//! The pilot's settings, read once from the environment and the job's env file, validated as a
-//! whole. Below this module nobody reads an environment variable.
+//! The pilot's settings, read once from the environment and the job's env file, and validated as a whole.
+//! No other module reads an environment variable.
 //!
 //! Here are the types that the rest of the pilot sees. [`variables`] is the one definition of every
 //! variable, for the parser, `--help` and the README; [`load`] turns text into these types.
 
 mod address;
-mod ca_certs;
-mod chirp;
-mod classad;
 mod condor;
-mod cores;
-mod data_dirs;
+mod credentials;
 mod env_json;
-mod envfile;
-mod grace;
+mod environment;
 pub mod help_table;
-mod jwt;
 mod limits;
-mod list;
 mod load;
 mod problem;
 mod python_values;
 mod queues;
 mod reader;
-mod token;
-mod token_file;
 pub mod variables;
 
-pub use address::AddressError;
-pub use ca_certs::CaCertificates;
-pub use chirp::{ChirpConfig, ChirpDestination};
+pub use address::{AddressError, AmqpAddress, Transport};
 pub use condor::CondorJob;
-pub use data_dirs::data_parents;
-pub use envfile::FILE_NAME as ENV_FILE_NAME;
-pub use jwt::expiry;
+pub use credentials::{CaCertificates, Secret, TokenFile, expiry};
+pub use env_json::{is_name, is_settable};
+pub use environment::{ENV_FILE_NAME, Environment, data_parents};
 pub use limits::PilotLimits;
-pub use load::{Environment, load};
+pub use load::load;
 pub use problem::{ConfigErrors, ConfigProblem};
-pub use token_file::TokenFile;
+pub use queues::{BrokerConfig, QueueConfig};
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -45,36 +34,6 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
-
-/// A token or password. Printing it in any form gives `***`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps a value that must reach no log.
-    #[must_use]
-    pub fn new(value: String) -> Self {
-        Self(value)
-    }
-
-    /// The value itself, for the broker's handshake and nothing else.
-    #[must_use]
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-impl fmt::Display for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
 
 /// Everything that decides what a pilot does.
 #[derive(Debug, Clone)]
@@ -183,48 +142,6 @@ impl fmt::Debug for ContainerConfig {
     }
 }
 
-/// A queue and the broker that holds it.
-#[derive(Debug, Clone)]
-pub struct QueueConfig {
-    /// The queue's name.
-    pub name: String,
-    pub broker: BrokerConfig,
-}
-
-#[derive(Debug, Clone)]
-pub enum BrokerConfig {
-    RabbitMq(AmqpAddress),
-    /// A directory; the queue is the subdirectory of its name.
-    Spool(PathBuf),
-}
-
-/// Where a RabbitMQ server is and who we are there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AmqpAddress {
-    pub transport: Transport,
-    /// Host name or address, lower-case, an IPv6 literal without brackets.
-    pub host: String,
-    pub port: u16,
-    pub vhost: String,
-    /// User name; empty when only a token is given.
-    pub user: String,
-    /// Password or token; the one that was read at the start if there is a file.
-    pub password: Secret,
-    /// Where a newer one is to be had.
-    pub token_file: Option<TokenFile>,
-    /// Whom to believe that a server is who it says, besides whom the machine does.
-    pub authorities: CaCertificates,
-}
-
-/// How bytes travel to RabbitMQ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Transport {
-    /// `amqp://`
-    Tcp,
-    /// `amqps://`
-    Tls,
-}
-
 /// What a failed task means for further events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OnTaskError {
@@ -294,6 +211,23 @@ impl LogLevels {
         own: tracing::level_filters::LevelFilter::ERROR,
         third_party: tracing::level_filters::LevelFilter::ERROR,
     };
+}
+
+/// How HTCondor is told what the pilot does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChirpConfig {
+    /// Where HTCondor puts it.
+    pub destination: ChirpDestination,
+    /// The least time between two reports of the counters; status and errors go at once.
+    pub interval: Duration,
+}
+
+/// Where HTCondor puts what the pilot reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChirpDestination {
+    /// The job's attributes, which `condor_q` shows.
+    JobAttributes,
+    JobEventLog,
 }
 
 impl Config {

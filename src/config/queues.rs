@@ -1,14 +1,31 @@
-//! Puts the variables of a direction's queues together: name, token or its file, kind of broker, address.
-//! They are checked against each other here, since each is fine alone.
+//! Puts the variables of the queues together: name, token or its file, kind of broker, address, CA
+//! certificates. Variables that are fine alone may not fit together; that is checked here.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
+use super::address::AmqpAddress;
+use super::credentials::{CaCertificates, TokenFile, expiry};
 use super::problem::ConfigProblem;
 use super::reader::VariableReader;
 use super::variables::{self, Variable};
-use super::{AmqpAddress, BrokerConfig, CaCertificates, QueueConfig, TokenFile};
 
-pub(super) struct QueueVariables {
+/// A queue and the broker that holds it.
+#[derive(Debug, Clone)]
+pub struct QueueConfig {
+    /// The queue's name.
+    pub name: String,
+    pub broker: BrokerConfig,
+}
+
+#[derive(Debug, Clone)]
+pub enum BrokerConfig {
+    RabbitMq(AmqpAddress),
+    /// A directory; the queue is the subdirectory of its name.
+    Spool(PathBuf),
+}
+/// The variables of the queues of one direction.
+struct QueueVariables {
     name: &'static Variable,
     token: &'static Variable,
     token_file: &'static Variable,
@@ -16,7 +33,7 @@ pub(super) struct QueueVariables {
     address: &'static Variable,
 }
 
-pub(super) const INCOMING: QueueVariables = QueueVariables {
+const INCOMING: QueueVariables = QueueVariables {
     name: &variables::QUEUE_INCOMING,
     token: &variables::QUEUE_INCOMING_AUTH_TOKEN,
     token_file: &variables::QUEUE_INCOMING_AUTH_TOKEN_FILE,
@@ -24,7 +41,7 @@ pub(super) const INCOMING: QueueVariables = QueueVariables {
     address: &variables::QUEUE_INCOMING_BROKER_ADDRESS,
 };
 
-pub(super) const OUTGOING: QueueVariables = QueueVariables {
+const OUTGOING: QueueVariables = QueueVariables {
     name: &variables::QUEUE_OUTGOING,
     token: &variables::QUEUE_OUTGOING_AUTH_TOKEN,
     token_file: &variables::QUEUE_OUTGOING_AUTH_TOKEN_FILE,
@@ -32,9 +49,27 @@ pub(super) const OUTGOING: QueueVariables = QueueVariables {
     address: &variables::QUEUE_OUTGOING_BROKER_ADDRESS,
 };
 
-/// The queues, or nothing when something is wrong with one, which the reader then knows. Several are
-/// given as lists with `;` between the items, in step.
-pub(super) fn queues(
+/// The incoming and the outgoing queues. Those of a direction with a problem, which the reader then
+/// knows, are left out.
+pub(super) fn both_directions(
+    reader: &mut VariableReader<'_>,
+    cwd: &Path,
+) -> (Vec<QueueConfig>, Vec<QueueConfig>) {
+    let mut incoming = queues(reader, &INCOMING, cwd).unwrap_or_default();
+    let mut outgoing = queues(reader, &OUTGOING, cwd).unwrap_or_default();
+    let certificates = ca_certificates(reader, cwd);
+    for queue in incoming.iter_mut().chain(&mut outgoing) {
+        if let BrokerConfig::RabbitMq(address) = &mut queue.broker {
+            address.authorities = certificates.clone();
+        }
+    }
+    refuse_mixed_kinds(reader, &outgoing);
+    (incoming, outgoing)
+}
+
+/// The queues of one direction, or `None` when something is wrong with one, which the reader then knows.
+/// Several are given as lists with `;` between the items, in step.
+fn queues(
     reader: &mut VariableReader<'_>,
     from: &QueueVariables,
     cwd: &Path,
@@ -42,7 +77,7 @@ pub(super) fn queues(
     let name = reader.required(from.name).unwrap_or_default();
     let token = reader.text(from.token);
     let file = reader.text(from.token_file);
-    // Whatever is wrong already, the rest is looked at too, as far as it can be told what belongs together.
+    // Whatever is wrong already, the rest is checked too, as far as it is clear what belongs together.
     let has_one_token = refuse_two_tokens(reader, from, &token, &file);
     let address = reader.text(from.address);
     let word = reader.required(from.kind).unwrap_or_default();
@@ -113,6 +148,7 @@ fn refuse_repeated(reader: &mut VariableReader<'_>, from: &QueueVariables, queue
     }
 }
 
+/// Whether both are the same queue of the same broker, whatever user and token they are opened with.
 fn is_same(one: &QueueConfig, other: &QueueConfig) -> bool {
     let is_same_broker = match (&one.broker, &other.broker) {
         (BrokerConfig::RabbitMq(one), BrokerConfig::RabbitMq(other)) => {
@@ -152,7 +188,7 @@ fn queue(
 /// first one's. A spool has a place of its own for them.
 pub(super) fn dead_letter(
     reader: &mut VariableReader<'_>,
-    incoming: Option<&[QueueConfig]>,
+    incoming: &[QueueConfig],
 ) -> Option<QueueConfig> {
     let variable = &variables::QUEUE_DEAD_LETTER;
     let name = reader.text(variable);
@@ -167,14 +203,13 @@ pub(super) fn dead_letter(
         )));
     }
     refuse_long_name(reader, variable, &name)?;
-    let queues = incoming?;
-    let incoming = queues.first()?;
-    if matches!(incoming.broker, BrokerConfig::Spool(_)) {
+    let first = incoming.first()?;
+    if matches!(first.broker, BrokerConfig::Spool(_)) {
         let advice = "expected none: a spool keeps what failed too often in its `failed/`";
         reader.refuse(variable, &name, advice);
         return None;
     }
-    if queues.iter().any(|queue| queue.name == name) {
+    if incoming.iter().any(|queue| queue.name == name) {
         reader.refuse(
             variable,
             &name,
@@ -183,27 +218,38 @@ pub(super) fn dead_letter(
     }
     Some(QueueConfig {
         name,
-        broker: incoming.broker.clone(),
+        broker: first.broker.clone(),
     })
 }
 
-/// Results are written in the way of the broker that gets them, once for all.
-pub(super) fn refuse_mixed_kinds(
-    reader: &mut VariableReader<'_>,
-    from: &QueueVariables,
-    queues: &[QueueConfig],
-) {
-    let spools = queues
+/// A result is packed once, in the way of the kind of broker that gets it.
+fn refuse_mixed_kinds(reader: &mut VariableReader<'_>, outgoing: &[QueueConfig]) {
+    let spools = outgoing
         .iter()
         .filter(|queue| matches!(queue.broker, BrokerConfig::Spool(_)))
         .count();
-    if spools > 0 && spools < queues.len() {
-        let words = reader.text(from.kind);
+    if spools > 0 && spools < outgoing.len() {
+        let words = reader.text(OUTGOING.kind);
         let advice = "results go to queues of one kind only: give the same for each queue";
-        reader.refuse(from.kind, &words, advice);
+        reader.refuse(OUTGOING.kind, &words, advice);
     }
 }
 
+/// The certificates of `EWMS_PILOT_BROKER_CA_FILE`, if it is set.
+fn ca_certificates(reader: &mut VariableReader<'_>, cwd: &Path) -> CaCertificates {
+    let variable = &variables::BROKER_CA_FILE;
+    let Some(path) = reader.file(variable, cwd) else {
+        return CaCertificates::default();
+    };
+    CaCertificates::read(&path).unwrap_or_else(|advice| {
+        let path = path.display().to_string();
+        let problem = ConfigProblem::value(variable.name, &path, advice);
+        reader.problems.push(problem);
+        CaCertificates::default()
+    })
+}
+
+/// A token is given as it is or in a file.
 fn refuse_two_tokens(
     reader: &mut VariableReader<'_>,
     from: &QueueVariables,
@@ -233,17 +279,8 @@ fn token_file(
         .ok()
 }
 
-/// Lets the RabbitMQ servers among them be believed on these authorities' word as well.
-pub(super) fn trust(queues: &mut [QueueConfig], authorities: &CaCertificates) {
-    for queue in queues {
-        if let BrokerConfig::RabbitMq(address) = &mut queue.broker {
-            address.authorities = authorities.clone();
-        }
-    }
-}
-
-/// Lists of different lengths are refused. The texts are token, token file, kind and address; one that is empty
-/// is so for all queues.
+/// Refuses lists of different lengths. The texts are token, token file, kind and address; one that is
+/// empty is empty for all queues.
 fn refuse_out_of_step(
     reader: &mut VariableReader<'_>,
     from: &QueueVariables,
@@ -350,4 +387,96 @@ fn spool(
         return None;
     }
     Some(BrokerConfig::Spool(cwd.join(address)))
+}
+
+/// The first end of the tokens that can't be renewed and have not ended yet. A warning is made for
+/// each that is past its end, or ends while the first event may still be waited for.
+pub(super) fn token_end(
+    queues: &[&[QueueConfig]],
+    first_event_timeout: Duration,
+    now: SystemTime,
+    warnings: &mut Vec<String>,
+) -> Option<SystemTime> {
+    let mut first = None;
+    for queue in queues.iter().copied().flatten() {
+        let BrokerConfig::RabbitMq(AmqpAddress {
+            password,
+            token_file,
+            ..
+        }) = &queue.broker
+        else {
+            continue;
+        };
+        let Some(end) = expiry(password.reveal()) else {
+            continue;
+        };
+        let name = &queue.name;
+        let Ok(left) = end.duration_since(now) else {
+            warnings.push(format!(
+                "the token for queue `{name}` is past its end: the broker will refuse it, give a new one"
+            ));
+            continue;
+        };
+        if token_file.is_some() {
+            continue;
+        }
+        if left < first_event_timeout {
+            warnings.push(format!(
+                "the token for queue `{name}` ends in `{}` s, before the first event has been waited \
+                 for: give one that lives longer, or a file that is kept up to date",
+                left.as_secs()
+            ));
+        }
+        first = Some(first.map_or(end, |first: SystemTime| first.min(end)));
+    }
+    first
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+
+    use super::*;
+
+    const NOW: Duration = Duration::from_hours(500_000);
+
+    fn queue(end: u64) -> QueueConfig {
+        let claims = BASE64_URL_SAFE_NO_PAD.encode(format!("{{\"exp\":{end}}}"));
+        let address = AmqpAddress::parse("mq", &format!("e30.{claims}.x")).unwrap();
+        QueueConfig {
+            name: "q".into(),
+            broker: BrokerConfig::RabbitMq(address),
+        }
+    }
+
+    fn check(queue: QueueConfig) -> (Option<u64>, Vec<String>) {
+        let now = SystemTime::UNIX_EPOCH + NOW;
+        let mut warnings = Vec::new();
+        let end = token_end(&[&[queue]], Duration::from_mins(1), now, &mut warnings);
+        let left = end.map(|end| end.duration_since(now).unwrap().as_secs());
+        (left, warnings)
+    }
+
+    #[test]
+    fn a_token_that_is_past_its_end_or_ends_too_soon_is_warned_of() {
+        let (left, warnings) = check(queue(NOW.as_secs() - 1));
+        assert_eq!((left, warnings.len()), (None, 1));
+        assert!(warnings[0].contains("is past its end"), "{warnings:?}");
+        let (left, warnings) = check(queue(NOW.as_secs() + 59));
+        assert_eq!((left, warnings.len()), (Some(59), 1));
+        assert!(warnings[0].contains("ends in `59` s"), "{warnings:?}");
+        assert_eq!(check(queue(NOW.as_secs() + 61)), (Some(61), Vec::new()));
+    }
+
+    #[test]
+    fn a_token_that_can_be_renewed_limits_nothing() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "x").unwrap();
+        let mut queue = queue(NOW.as_secs() + 5);
+        if let BrokerConfig::RabbitMq(address) = &mut queue.broker {
+            address.token_file = Some(TokenFile::open(file.path().to_owned()).unwrap());
+        }
+        assert_eq!(check(queue), (None, Vec::new()));
+    }
 }

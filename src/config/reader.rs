@@ -1,7 +1,8 @@
-//! Takes variables out of an environment one by one, as their kinds say, and collects what is wrong
-//! instead of stopping at it. Knows no single variable.
+//! Reads variables out of an environment, each as its [`ValueKind`] says, and collects what is wrong
+//! with them instead of stopping at it.
 
 use std::ffi::OsStr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,18 +10,25 @@ use tracing::level_filters::LevelFilter;
 
 use super::address;
 use super::env_json;
-use super::limits::MemoryLimit;
-use super::list::list;
-use super::load::Environment;
+use super::environment::Environment;
 use super::problem::{ConfigProblem, one_line};
-use super::python_values;
-use super::variables::{DefaultValue, MOST, MOST_SECONDS, ValueKind, Variable};
+use super::python_values::{self, list};
+use super::variables::{DefaultValue, MOST_SECONDS, ValueKind, Variable};
 
-/// An environment and the problems found in it so far. After a problem a reading function returns
-/// something harmless, which nobody sees: with a problem there is no configuration.
+/// An environment, and what was found wrong or odd in it so far. After a problem a reading function
+/// returns a placeholder: with a problem there is no configuration.
 pub(super) struct VariableReader<'a> {
-    environment: &'a Environment,
+    pub(super) environment: &'a Environment,
     pub(super) problems: Vec<ConfigProblem>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// The value of a limit on memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MemoryLimit {
+    /// The slot's memory, divided by the number of tasks.
+    Auto,
+    Bytes(u64),
 }
 
 impl<'a> VariableReader<'a> {
@@ -28,6 +36,7 @@ impl<'a> VariableReader<'a> {
         Self {
             environment,
             problems,
+            warnings: Vec::new(),
         }
     }
 
@@ -108,12 +117,12 @@ impl<'a> VariableReader<'a> {
             .unwrap_or_default()
     }
 
-    pub(super) fn count(&mut self, variable: &Variable) -> Option<u16> {
+    pub(super) fn count(&mut self, variable: &Variable) -> Option<NonZeroU32> {
         self.parse(variable, count)
     }
 
-    /// Nothing stands for `auto`.
-    pub(super) fn cores(&mut self, variable: &Variable) -> Option<u16> {
+    /// `None` stands for `auto`.
+    pub(super) fn cores(&mut self, variable: &Variable) -> Option<NonZeroU32> {
         let cores = |text: &str| {
             if text == "auto" {
                 Some(None)
@@ -222,7 +231,7 @@ impl<'a> VariableReader<'a> {
         }
     }
 
-    /// As [`Reader::directory`], but empty means none.
+    /// As [`VariableReader::directory`], but empty means none.
     pub(super) fn file(&mut self, variable: &Variable, base: &Path) -> Option<PathBuf> {
         self.text_or_default(variable)
             .filter(|text| !text.is_empty())
@@ -270,9 +279,8 @@ pub(super) fn shown(variable: &Variable, text: &str) -> String {
     one_line(&text)
 }
 
-fn count(text: &str) -> Option<u16> {
-    let number = python_values::integer(text)?;
-    u16::try_from(number)
-        .ok()
-        .filter(|number| (1..=MOST).contains(number))
+/// The type gives the upper end, [`MOST`](super::variables::MOST).
+fn count(text: &str) -> Option<NonZeroU32> {
+    let number = u16::try_from(python_values::integer(text)?).ok()?;
+    NonZeroU32::new(u32::from(number))
 }

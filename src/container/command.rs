@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::Bind;
-use crate::config::Verbosity;
+use crate::config::{Verbosity, is_name, is_settable};
 
 /// What the kernel takes as one argument or variable, its final NUL included (`MAX_ARG_STRLEN`).
 const LONGEST: usize = 128 * 1024;
@@ -242,24 +242,9 @@ fn debug(verbosity: Verbosity) -> Vec<OsString> {
     }
 }
 
-/// Whether Apptainer lets a container have this variable. `HOME`, `UID` and `GID` it sets itself, so
-/// [`run`] leaves them out; a user who wants one deserves a warning.
-#[must_use]
-pub fn is_settable(name: &str) -> bool {
-    !["HOME", "UID", "GID"].contains(&name)
-}
-
-/// Checks one variable for a container, as [`run`] does, at configuration time.
-///
-/// # Errors
-/// When Apptainer or the kernel wouldn't pass it on.
-pub fn check_variable(name: &str, value: &str) -> Result<(), CommandError> {
-    let mut letters = name.bytes();
-    let is_name = letters
-        .next()
-        .is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
-        && letters.all(|letter| letter.is_ascii_alphanumeric() || letter == b'_');
-    if !is_name {
+/// Refuses a variable that Apptainer or the kernel wouldn't pass on.
+fn check_variable(name: &str, value: &str) -> Result<(), CommandError> {
+    if !is_name(name) {
         return Err(CommandError::Name {
             name: name.to_owned(),
         });

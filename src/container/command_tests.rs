@@ -193,7 +193,8 @@ fn variables_travel_under_apptainers_prefix_and_the_last_one_wins() {
 
 #[test]
 fn what_apptainer_sets_itself_is_left_out() {
-    let env = [("HOME", "/x"), ("UID", "0"), ("GID", "0"), ("HOMER", "doh")];
+    let fixed = ["HOME", "UID", "GID", "SHLVL"].map(|name| (name, "1"));
+    let env = [&fixed[..], &[("HOMER", "doh")]].concat();
     let invocation = run_with(&[], &env, &[]).expect("is allowed");
     assert_eq!(variables(&invocation), [("APPTAINERENV_HOMER", "doh")]);
 }

@@ -20,7 +20,7 @@ pub use apptainer_faults::{NO_COMMAND, NextStep, ProbeResult, answer, find_cause
 pub use bind::{Access, Bind, BindError, check_distinct};
 pub use command::{
     Apptainer, ApptainerEnvironment, CommandError, Invocation, LocateError, ProcMount, RunSpec,
-    check_variable, exec, is_settable, run,
+    exec, run,
 };
 pub use fs_util::{remove_tree, tree_bytes};
 pub use image_conversion::{Conversion, ConversionLock, ImageError, LockOutcome, Resolution};

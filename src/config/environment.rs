@@ -1,26 +1,29 @@
-//! Reads the env file that the submitting service ships with a job: `export NAME=<quoted>` lines
-//! between `set -x` and `set +x`. It is parsed, never run: what a shell would expand or execute is
-//! an error. Touches the file system to find and read that one file. No text that leaves here holds
-//! a value, since tokens are in it.
+//! The environment of a pilot: that of its process and, where a variable isn't in it, the env file that the
+//! submitting service ships with a job: `export NAME=<quoted>` lines between `set -x` and `set +x`. The file
+//! is parsed, never run: what a shell would expand or execute is an error. It holds tokens, so no text that
+//! leaves here holds a value.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::env_json::is_name;
-use super::load::Environment;
 use super::problem::ConfigProblem;
+use super::variables::DATA_DIR_PARENT;
 use crate::regular_file;
 
-/// The file's name, in the working directory or in HTCondor's scratch directory.
-pub const FILE_NAME: &str = "ewms_htcondor_envfile.sh";
+pub type Environment = BTreeMap<OsString, OsString>;
+
+/// The env file's name, in the working directory or in HTCondor's scratch directory.
+pub const ENV_FILE_NAME: &str = "ewms_htcondor_envfile.sh";
 
 /// Where HTCondor puts a job's files.
 pub(super) const SCRATCH: &str = "_CONDOR_SCRATCH_DIR";
 
 /// The environment and, where it doesn't have a variable, the env file's. What is wrong with the
 /// file is added to `problems`; no file is fine.
-pub(super) fn merge(
+pub(super) fn with_env_file(
     environment: &Environment,
     cwd: &Path,
     problems: &mut Vec<ConfigProblem>,
@@ -28,7 +31,7 @@ pub(super) fn merge(
     let mut merged = environment.clone();
     let scratch = environment.get(OsStr::new(SCRATCH)).map(Path::new);
     for directory in [Some(cwd), scratch].into_iter().flatten() {
-        let path = directory.join(FILE_NAME);
+        let path = directory.join(ENV_FILE_NAME);
         let file = path.display().to_string();
         let unreadable = |reason: String| ConfigProblem::UnreadableEnvFile {
             file: file.clone(),
@@ -79,6 +82,32 @@ pub(super) fn merge(
         break;
     }
     merged
+}
+
+/// The directories in which a pilot with these settings may keep `ewms-pilot-data/`: the working directory,
+/// HTCondor's scratch directory, and the one that the environment or the job's env file names. `cwd` is
+/// absolute. Settings that are wrong count as not set: reporting them is the pilot's business.
+#[must_use]
+pub fn data_parents(environment: &Environment, cwd: &Path) -> Vec<PathBuf> {
+    let merged = with_env_file(environment, cwd, &mut Vec::new());
+    let named = |name: &str| {
+        let value = merged.get(OsStr::new(name))?;
+        (!value.is_empty()).then(|| PathBuf::from(value))
+    };
+    let mut places = vec![cwd.to_owned()];
+    places.extend(named(SCRATCH));
+    if let Some(parent) = named(DATA_DIR_PARENT.name) {
+        // Relative to the pilot's working directory, which is one of these.
+        let joined: Vec<PathBuf> = places.iter().map(|base| base.join(&parent)).collect();
+        places.extend(joined);
+    }
+    let mut different: Vec<PathBuf> = Vec::new();
+    for place in places {
+        if !different.contains(&place) {
+            different.push(place);
+        }
+    }
+    different
 }
 
 /// One command of the file, which may span lines inside of quotes.
@@ -341,12 +370,12 @@ mod tests {
     fn variables_already_set_win_over_the_file() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         std::fs::write(
-            directory.path().join(FILE_NAME),
+            directory.path().join(ENV_FILE_NAME),
             "export A=file\nexport B=1\nexport B=2\n",
         )
         .expect("written");
         let mut problems = Vec::new();
-        let merged = merge(
+        let merged = with_env_file(
             &environment(&[("A", "set")]),
             directory.path(),
             &mut problems,
@@ -359,25 +388,50 @@ mod tests {
     fn the_scratch_directory_is_looked_at_when_the_working_directory_has_no_file() {
         let scratch = tempfile::tempdir().expect("a temporary directory");
         let cwd = tempfile::tempdir().expect("a temporary directory");
-        std::fs::write(scratch.path().join(FILE_NAME), "export A=scratch\n").expect("written");
+        std::fs::write(scratch.path().join(ENV_FILE_NAME), "export A=scratch\n").expect("written");
         let mut base = Environment::new();
         base.insert(SCRATCH.into(), scratch.path().into());
-        let a =
-            |base: &Environment| merge(base, cwd.path(), &mut Vec::new()).remove(OsStr::new("A"));
+        let a = |base: &Environment| {
+            with_env_file(base, cwd.path(), &mut Vec::new()).remove(OsStr::new("A"))
+        };
         assert_eq!(a(&base), Some("scratch".into()));
-        std::fs::write(cwd.path().join(FILE_NAME), "export A=cwd\n").expect("written");
+        std::fs::write(cwd.path().join(ENV_FILE_NAME), "export A=cwd\n").expect("written");
         assert_eq!(a(&base), Some("cwd".into()));
     }
 
     #[test]
     fn a_file_that_is_no_text_is_a_problem() {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        std::fs::write(directory.path().join(FILE_NAME), b"export A='\xff'\n").expect("written");
+        std::fs::write(directory.path().join(ENV_FILE_NAME), b"export A='\xff'\n")
+            .expect("written");
         let mut problems = Vec::new();
-        merge(&Environment::new(), directory.path(), &mut problems);
+        with_env_file(&Environment::new(), directory.path(), &mut problems);
         assert!(
             problems[0].to_string().contains("not UTF-8"),
             "{problems:?}"
         );
+    }
+
+    #[test]
+    fn a_pilot_is_looked_for_where_it_may_have_been_told_to_keep_its_data() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let scratch = scratch.path();
+        let set = |variables: &[(&str, &str)]| -> Environment {
+            let variables = variables.iter();
+            variables
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect()
+        };
+        let cwd = Path::new("/here");
+        assert_eq!(data_parents(&set(&[]), cwd), [cwd]);
+        let scratch_text = scratch.to_str().expect("text");
+        let both = set(&[(SCRATCH, scratch_text), (DATA_DIR_PARENT.name, "data")]);
+        let expected = [cwd, scratch, Path::new("/here/data"), &scratch.join("data")];
+        assert_eq!(data_parents(&both, cwd), expected);
+        let line = format!("export {}=/elsewhere\n", DATA_DIR_PARENT.name);
+        std::fs::write(scratch.join(ENV_FILE_NAME), line).expect("written");
+        let of_file = set(&[(SCRATCH, scratch_text)]);
+        let expected = [cwd, scratch, Path::new("/elsewhere")];
+        assert_eq!(data_parents(&of_file, cwd), expected);
     }
 }
