@@ -45,6 +45,20 @@ pub fn start<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Bl
     POOL.start(work)
 }
 
+/// As [`start`], for `limit` at most. After that the work goes on, and its result is dropped.
+///
+/// # Errors
+/// When it takes longer, or panics.
+pub async fn within<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, NotDone> {
+    match tokio::time::timeout(limit, start(work)).await {
+        Ok(done) => Ok(done?),
+        Err(_) => Err(NotDone::InTime(limit)),
+    }
+}
+
 /// The addresses of a host, as the system's resolver knows them.
 ///
 /// # Errors
@@ -62,6 +76,25 @@ pub struct BlockingWork<T>(oneshot::Receiver<T>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("work on files panicked")]
 pub struct Panicked;
+
+/// Why there is no result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotDone {
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
+    #[error("no answer within {} s", .0.as_secs())]
+    InTime(Duration),
+}
+
+impl From<NotDone> for io::Error {
+    fn from(error: NotDone) -> Self {
+        let kind = match error {
+            NotDone::Panicked(_) => io::ErrorKind::Other,
+            NotDone::InTime(_) => io::ErrorKind::TimedOut,
+        };
+        Self::new(kind, error)
+    }
+}
 
 impl From<Panicked> for io::Error {
     fn from(panicked: Panicked) -> Self {

@@ -63,7 +63,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["config", "blocking", "fault", "exit", "ids", "regular_file"],
     ),
     ("container", &["config", "fault", "exit", "ids"]),
-    ("process", &["fault", "exit", "ids"]),
+    ("process", &["blocking", "fault", "exit", "ids"]),
     ("codec", &["fault", "exit", "ids"]),
     (
         "chirp",

@@ -38,6 +38,7 @@ mod report;
 mod report_page;
 mod results_refused;
 mod several_queues;
+mod spawn;
 mod spool;
 mod spool_shared;
 mod startup;

@@ -207,7 +207,7 @@ fn a_guardian_that_dies_is_replaced_and_its_successor_guards_what_runs() {
     kill(Pid::from_raw(first), Signal::SIGKILL).expect("it is ours");
     let line = pilot.wait_for_line("guardian", SOON);
     assert!(
-        line.contains("replaced") && line.contains("wards=1"),
+        line.contains("replaced") && line.contains("children=1"),
         "{line}"
     );
     let second = guardian_of(&pilot).expect("another one");

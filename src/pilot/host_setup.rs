@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::{error, info};
 
@@ -18,6 +18,7 @@ use crate::container::{
     self, Access, Apptainer, ApptainerEnvironment, Bind, BindError, MountTable, ProcMount,
     Template, check_distinct,
 };
+use crate::fault::Cause;
 use crate::preflight::{self, Check, CheckNote, CheckProblem, Findings};
 use crate::process::{GuardianHandle, ShutdownSender};
 use crate::task::disk::Budget;
@@ -160,7 +161,7 @@ async fn look_around(
         Err(fatal) => Err(fatal),
     };
     let runtime = async {
-        let apptainer = locate(config, &dirs)?;
+        let apptainer = locate(config, &dirs).await?;
         let trying = async {
             let (binds, _) = external.clone().ok()?;
             let context = task_context(config, progress, &guard, &dirs, apptainer.clone(), binds);
@@ -353,15 +354,25 @@ async fn file_work<T: Send + 'static>(
     })
 }
 
-fn locate(config: &Config, dirs: &DataDirs) -> Result<Apptainer, PilotError> {
-    Apptainer::locate(ApptainerEnvironment {
+/// A directory of `PATH` may be on a file system that hangs.
+const LOCATE_WITHIN: Duration = Duration::from_secs(30);
+
+async fn locate(config: &Config, dirs: &DataDirs) -> Result<Apptainer, PilotError> {
+    let environment = ApptainerEnvironment {
         path: config.host.path.clone(),
         home: config.host.home.clone(),
         lang: config.host.lang.clone(),
         scratch: dirs.apptainer(),
         proxies: config.host.proxies.clone(),
-    })
-    .map_err(|error| PilotError::ExecutionPoint(error.to_string()))
+    };
+    match blocking::within(LOCATE_WITHIN, || Apptainer::locate(environment)).await {
+        Ok(located) => located.map_err(|error| PilotError::ExecutionPoint(error.to_string())),
+        Err(error) => {
+            let path = config.host.path.display();
+            let seen = format!("`apptainer` is looked for in PATH `{path}`: {error}");
+            Err(CheckProblem::of(Cause::Hanging, seen).into())
+        }
+    }
 }
 
 async fn version(

@@ -134,7 +134,12 @@ async fn live(
     tally: &mut Tally,
 ) -> Result<PilotExit, PilotError> {
     threads()?;
-    let guard = guard(signals)?;
+    let stops = if signals.ignores_stop() {
+        StopSignals::Ignored
+    } else {
+        StopSignals::Handled
+    };
+    let guard = startup::unless_signalled(signals, guard(stops)).await?;
     let outage_policy = OutagePolicy::new(
         config.reconnect_timeout,
         config.data_parent.join(own_paths::UNSENT_DIR),
@@ -237,14 +242,9 @@ fn threads() -> Result<(), PilotError> {
 }
 
 /// From here on no container outlives the pilot.
-fn guard(signals: &Signals) -> Result<GuardianHandle, PilotError> {
+async fn guard(stops: StopSignals) -> Result<GuardianHandle, PilotError> {
     let refused = |error| unguarded(&error);
-    let guard = GuardianHandle::start().map_err(refused)?;
-    let stops = if signals.ignores_stop() {
-        StopSignals::Ignored
-    } else {
-        StopSignals::Handled
-    };
+    let guard = GuardianHandle::start().await.map_err(refused)?;
     // Until the runtime ends.
     tokio::spawn(guard.maintain(stops).map_err(refused)?);
     Ok(guard)
@@ -262,7 +262,7 @@ pub async fn check(config: &Config, progress: &Progress, findings: &mut Findings
         findings.failed(Check::Scratch, &fatal.message());
         return fatal.exit();
     }
-    let laid = match GuardianHandle::start() {
+    let laid = match GuardianHandle::start().await {
         Ok(guard) => check_ground(config, guard, progress, findings).await.err(),
         Err(error) => Some(unguarded(&error)),
     };

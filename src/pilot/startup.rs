@@ -171,7 +171,7 @@ async fn initialize(
 }
 
 /// Gives up on `work` when a signal comes; nothing is held yet that would have to be given back.
-async fn unless_signalled<T>(
+pub(super) async fn unless_signalled<T>(
     signals: &mut Signals,
     work: impl Future<Output = Result<T, PilotError>>,
 ) -> Result<T, PilotError> {

@@ -6,7 +6,10 @@ use std::time::Duration;
 use super::{CheckNote, CheckProblem};
 use crate::container::Apptainer;
 use crate::fault::Cause;
-use crate::process::{ChildLimits, GuardianHandle, Query, ShutdownSender, StopCause, capture};
+use crate::process::{
+    CaptureError, ChildLimits, GuardianHandle, Query, ShutdownSender, StopCause, capture,
+};
+use crate::task::probe_container::{cause_of_io, cause_of_spawn};
 
 /// The first version that has `--no-eval`, without which an image's own shell would expand arguments and
 /// variables; also the first that needs no setuid program.
@@ -38,7 +41,13 @@ pub async fn version(
     };
     let said = capture(guard, query, limits, ShutdownSender::new().subscribe())
         .await
-        .map_err(|error| CheckProblem::of(Cause::Unknown, error.to_string()))?;
+        .map_err(|error| {
+            let cause = match &error {
+                CaptureError::Spawn(error) => cause_of_spawn(error),
+                CaptureError::Output { source, .. } => cause_of_io(source),
+            };
+            CheckProblem::of(cause, error.to_string())
+        })?;
     if said.ended_by == StopCause::Timeout {
         let seen = format!(
             "`{program} --version` gave no answer within {} s",

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 
 use tokio::sync::{oneshot, watch};
 
-use super::child::{ChildLimits, ChildSpec, ExitStatus, Leftovers, SpawnError, StopCause};
-use super::guard::GuardianHandle;
+use super::child::{ChildLimits, ChildSpec, Leftovers, SpawnError, StopCause};
+use super::guardian::client::GuardianHandle;
 use super::output::tail_of;
 use super::shutdown::ShutdownPhase;
+use super::signal::ExitStatus;
 use super::supervise::supervise;
 
 /// How much of each stream is given back: its end, because errors stand there.

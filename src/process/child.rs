@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
-use super::spawn::Usage;
+use super::signal::{ExitStatus, Usage};
 
 #[derive(Debug)]
 pub struct ChildSpec {
@@ -33,13 +33,6 @@ pub struct ChildLimits {
     pub timeout: Option<Duration>,
     /// Time between being told and being killed.
     pub grace: Duration,
-}
-
-/// How the child's first process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExitStatus {
-    Code(i32),
-    Signal(i32),
 }
 
 /// Who wanted the end. When it wasn't the child, its exit status says nothing.
@@ -94,6 +87,12 @@ pub enum SpawnError {
     /// The directory to start in is missing.
     #[error("can't start in `{cwd}`: {source}; make the directory first")]
     Directory { cwd: PathBuf, source: io::Error },
+    /// The child is not a program yet after this long.
+    #[error(
+        "`{program}` could not be started within {} s: its file system gives no answer",
+        after.as_secs()
+    )]
+    Hanging { program: PathBuf, after: Duration },
     /// Arguments and environment are longer than the kernel takes.
     #[error(
         "arguments and environment of `{program}` have {bytes} bytes, more than the kernel takes; \

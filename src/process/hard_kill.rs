@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use nix::libc::SIGKILL;
 use nix::unistd::Pid;
 
-use super::guardian_message::ChildId;
+use super::guardian::protocol::ChildId;
 use super::procfs::{ProcessStat, container_init, members};
-use super::spawn::send;
+use super::signal::send;
 
 /// How long the runtime may clean up after the container's first process was killed.
 pub(super) const CLEAN_UP: Duration = Duration::from_secs(3);

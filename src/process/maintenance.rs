@@ -1,5 +1,5 @@
-//! What the pilot does for all of its children while it runs: keeps a guardian, lets them stop and go on
-//! with the pilot, and as pid 1 of a container waits for orphans. Sleeps until a signal comes.
+//! What the pilot does for all of its children while it runs: it keeps a guardian, stops the containers and
+//! lets them go on when it is itself stopped, and reaps orphans. It sleeps until a signal comes.
 
 use std::io;
 use std::time::Duration;
@@ -7,17 +7,19 @@ use std::time::Duration;
 use nix::libc;
 use nix::unistd::{Pid, getpid};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
-use super::guard::{GuardianHandle, GuardianHealth, adopts_orphans};
-use super::spawn;
+use super::guardian::client::{GuardianHandle, GuardianHealth, START_WITHIN};
+use super::signal::send;
+use crate::blocking;
 
 /// When to try again to make a guardian.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// `SIGTSTP`: the pilot stops its containers, then itself, and lets them go on when it does. Any other
 /// stop comes without a notice; then it is the sender's part to stop the containers too, as HTCondor
-/// does, and [`Countdown`](super::Countdown) sees to the time limits.
+/// does, and [`SuspendAwareTimer`](super::SuspendAwareTimer) sees to the time limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopSignals {
     Handled,
@@ -42,13 +44,10 @@ impl GuardianHandle {
         } else {
             None
         };
-        let adopts = adopts_orphans();
         Ok(async move {
             loop {
-                let present = guard.look_after_guardian();
-                if adopts {
-                    guard.reap_orphans();
-                }
+                let present = guard.look_after_guardian().await;
+                guard.reap_orphans();
                 tokio::select! {
                     biased;
                     () = next(stops.as_mut()) => guard.stop_with_the_pilot(),
@@ -59,14 +58,25 @@ impl GuardianHandle {
         })
     }
 
-    fn look_after_guardian(&self) -> bool {
-        match self.check() {
+    async fn look_after_guardian(&self) -> bool {
+        if self.guardian_lives() {
+            return true;
+        }
+        let handle = self.clone();
+        let checking = blocking::start(move || handle.check());
+        let health = match timeout(START_WITHIN, checking).await {
+            Ok(checked) => {
+                checked.unwrap_or_else(|panicked| GuardianHealth::Missing(panicked.into()))
+            }
+            Err(_) => GuardianHealth::Missing(io::ErrorKind::TimedOut.into()),
+        };
+        match health {
             GuardianHealth::Well => true,
-            GuardianHealth::Replaced { pid, child_ids } => {
+            GuardianHealth::Replaced { pid, children } => {
                 let pid = pid.map(Pid::as_raw);
                 warn!(
                     pid,
-                    child_ids, "the guardian of the containers died and was replaced"
+                    children, "the guardian of the containers died and was replaced"
                 );
                 true
             }
@@ -81,7 +91,7 @@ impl GuardianHandle {
         warn!("SIGTSTP received: stopping, containers first");
         self.suspend();
         // Returns when somebody lets us go on.
-        spawn::send(getpid(), libc::SIGSTOP);
+        send(getpid(), libc::SIGSTOP);
         self.resume();
         info!("going on, containers too");
     }

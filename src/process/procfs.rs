@@ -1,8 +1,11 @@
-//! What `/proc` tells about processes that need not be our children: who is in a session, who is the
-//! first process of a container, when a process began. Reads only; kills nobody.
+//! Reads `/proc`: when a process began, who its parent, session and children are, and what it used. For
+//! processes of any kind, also such as aren't children of the pilot.
+//!
+//! A process that ends while it is looked at counts as not there.
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -20,26 +23,31 @@ pub(super) struct SessionMember {
 /// When a process began, in the kernel's ticks since boot. With the pid it names one process for
 /// good: a pid alone may be given to another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct StartTime(pub(super) u64);
+pub struct StartTime(pub(super) u64);
 
-/// What we need of `/proc/PID/stat` (`proc_pid_stat(5)`).
+/// The fields of `/proc/PID/stat` that the pilot needs (`proc_pid_stat(5)`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ProcessStat {
-    pub(super) parent: Pid,
-    pub(super) start: StartTime,
-    pub(super) is_zombie: bool,
+pub struct ProcessStat {
+    pub parent: Pid,
+    pub session: Pid,
+    /// Clock ticks of CPU time, those of children that were waited for included.
+    pub cpu_ticks: u64,
+    pub start: StartTime,
+    pub rss_pages: u64,
+    pub is_zombie: bool,
 }
 
 impl ProcessStat {
-    /// `None` when there is no such process, or it can't be told.
-    pub(super) fn of(pid: Pid) -> Option<Self> {
+    /// `None` when there is no such process, or it can't be read.
+    #[must_use]
+    pub fn of(pid: Pid) -> Option<Self> {
         Self::read(pid).ok().flatten()
     }
 
     /// `None` when there is no such process.
     ///
     /// # Errors
-    /// When it can't be told: no more files may be open, for example.
+    /// When it can't be read: no more files may be open, for example.
     pub(super) fn read(pid: Pid) -> io::Result<Option<Self>> {
         match fs::read(format!("/proc/{pid}/stat")) {
             Ok(line) => Self::parse(&line)
@@ -52,37 +60,51 @@ impl ProcessStat {
         }
     }
 
-    /// Allocates nothing, because a child between fork and exec must not.
+    /// Allocates nothing, because a child between clone and exec must not.
     pub(super) fn parse(line: &[u8]) -> Option<Self> {
         // The command may hold spaces and parentheses; what follows its last one may not.
         let after_command = line.iter().rposition(|byte| *byte == b')')? + 1;
         let mut fields = std::str::from_utf8(&line[after_command..])
             .ok()?
             .split_ascii_whitespace();
-        // Fields 3, 4, 20 and 22 there.
+        // Fields 3, 4, 6, 14 to 17, 20, 22 and 24 there.
         let state = fields.next()?;
         let parent = fields.next()?.parse().ok()?;
-        let threads: i64 = fields.nth(15)?.parse().ok()?;
+        let session = fields.nth(1)?.parse().ok()?;
+        fields.nth(6)?;
+        let mut cpu_ticks = 0_u64;
+        for _ in 0..4 {
+            // Of children, it may be negative on some old kernels.
+            let ticks: i64 = fields.next()?.parse().ok()?;
+            cpu_ticks += u64::try_from(ticks).unwrap_or(0);
+        }
+        let threads: i64 = fields.nth(2)?.parse().ok()?;
         let start = fields.nth(1)?.parse().ok()?;
+        let rss_pages: i64 = fields.nth(1)?.parse().ok()?;
         Some(Self {
             parent: Pid::from_raw(parent),
+            session: Pid::from_raw(session),
+            cpu_ticks,
             start: StartTime(start),
+            rss_pages: u64::try_from(rss_pages).unwrap_or(0),
             // A zombie with other threads is only a main thread that ended.
             is_zombie: matches!(state, "Z" | "X") && threads <= 1,
         })
     }
 }
 
-/// When the process `pid` began, in the kernel's ticks since boot, if it runs: with its pid that names
-/// it for good. `None` for one that has ended, whether somebody waited for it or not.
+/// When the process `pid` began, in the kernel's ticks since boot, if it runs. `None` for one that has ended,
+/// whether it was waited for or not.
 #[must_use]
 pub fn start_ticks(pid: i32) -> Option<u64> {
     let stat = ProcessStat::of(Pid::from_raw(pid))?;
     (!stat.is_zombie).then_some(stat.start.0)
 }
 
-/// Every number in `/proc` that is a process.
-fn pids() -> impl Iterator<Item = Pid> {
+/// All processes of the machine.
+pub fn pids() -> impl Iterator<Item = Pid> {
+    #[cfg(test)]
+    tests::LOOKS_AT_ALL.set(tests::LOOKS_AT_ALL.get() + 1);
     fs::read_dir("/proc")
         .into_iter()
         .flatten()
@@ -90,11 +112,47 @@ fn pids() -> impl Iterator<Item = Pid> {
         .map(Pid::from_raw)
 }
 
-/// The processes of the leader's session that still run, the leader aside. Such as fell to us as
-/// zombies (we may be pid 1 of a container) are reaped on the way.
+/// The children of `parent`, as the kernel lists them, or where it doesn't (before 4.2 it was a rare build
+/// option), by looking at all processes.
+#[must_use]
+pub fn children(parent: Pid) -> Vec<Pid> {
+    let threads = fs::read_dir(format!("/proc/{parent}/task")).into_iter();
+    let lists = threads
+        .flatten()
+        .flatten()
+        .map(|thread| children_in(&thread.path()));
+    if let Some(lists) = lists.collect::<Option<Vec<_>>>() {
+        return lists.concat();
+    }
+    pids()
+        .filter(|pid| ProcessStat::of(*pid).is_some_and(|stat| stat.parent == parent))
+        .collect()
+}
+
+/// The children of this process's main thread: those that it made, and all that fell to this process since,
+/// for the kernel gives orphans to the main thread while there is one. Those that other threads made are
+/// left out until their thread ends. `None` where the kernel doesn't list children.
+///
+/// One read is the whole truth only while none of them is reaped: the kernel finds its place in the list by
+/// counting.
+pub(super) fn own_children() -> Option<Vec<Pid>> {
+    let pid = getpid();
+    children_in(Path::new(&format!("/proc/self/task/{pid}")))
+}
+
+fn children_in(thread: &Path) -> Option<Vec<Pid>> {
+    let list = fs::read_to_string(thread.join("children")).ok()?;
+    let pids = list
+        .split_ascii_whitespace()
+        .filter_map(|pid| pid.parse().ok());
+    Some(pids.map(Pid::from_raw).collect())
+}
+
+/// The processes of the leader's session that still run, without the leader. Zombies among them that are
+/// this process's children are reaped.
 ///
 /// `getsid` for every number in `/proc` and no file read for strangers: a tenth of the cost of
-/// reading `/proc/PID/stat`, which matters after every task on a machine with thousands of processes.
+/// reading `/proc/PID/stat`. Still 10 ms on a machine with thousands of processes.
 pub(super) fn members(leader: ProcessGroup) -> Vec<SessionMember> {
     pids()
         .filter(|pid| *pid != leader.0 && getsid(Some(*pid)) == Ok(leader.0))
@@ -125,24 +183,25 @@ pub(super) fn process_tree(leader: ProcessGroup) -> Vec<Pid> {
     let all: Vec<(Pid, Pid)> = pids()
         .filter_map(|pid| Some((pid, ProcessStat::of(pid)?.parent)))
         .collect();
-    let mut family = vec![leader.0];
+    let mut tree = vec![leader.0];
     let mut next = 0;
-    while let Some(&parent) = family.get(next) {
-        family.extend(
+    while let Some(&parent) = tree.get(next) {
+        tree.extend(
             all.iter()
                 .filter(|(_, of)| *of == parent)
                 .map(|(pid, _)| pid),
         );
         next += 1;
     }
-    family
+    tree
 }
 
-/// Our zombies: children of ours that have ended and that nobody waited for.
-pub(super) fn zombies_of_ours() -> impl Iterator<Item = Pid> {
-    pids().filter(|pid| {
-        ProcessStat::of(*pid).is_some_and(|stat| stat.is_zombie && stat.parent == getpid())
-    })
+/// Children of this process that have ended and were not waited for, by looking at all processes.
+pub(super) fn zombie_children() -> Vec<Pid> {
+    let is_ours = |stat: ProcessStat| stat.is_zombie && stat.parent == getpid();
+    pids()
+        .filter(|pid| ProcessStat::of(*pid).is_some_and(is_ours))
+        .collect()
 }
 
 /// The first process of the container that `leader` made: its child that is pid 1 of a pid namespace
@@ -172,7 +231,14 @@ fn namespace_pids(pid: Pid) -> Option<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    thread_local! {
+        /// How often this thread looked at all processes.
+        pub(in crate::process) static LOOKS_AT_ALL: Cell<u32> = const { Cell::new(0) };
+    }
 
     #[test]
     fn stat_survives_a_command_full_of_parentheses() {
@@ -181,6 +247,9 @@ mod tests {
             ProcessStat::parse(line),
             Some(ProcessStat {
                 parent: Pid::from_raw(7),
+                session: Pid::from_raw(42),
+                cpu_ticks: 26,
+                rss_pages: 0,
                 start: StartTime(99),
                 is_zombie: false
             })
@@ -189,8 +258,9 @@ mod tests {
 
     #[test]
     fn a_zombie_with_living_threads_is_not_gone() {
-        let line =
-            |threads: u32| format!("42 (x) Z 7 42 42 0 -1 0 0 0 0 0 0 0 0 0 20 0 {threads} 0 99");
+        let line = |threads: u32| {
+            format!("42 (x) Z 7 42 42 0 -1 0 0 0 0 0 0 0 0 0 20 0 {threads} 0 99 0 0")
+        };
         let zombie =
             |threads| ProcessStat::parse(line(threads).as_bytes()).map(|stat| stat.is_zombie);
         assert_eq!(zombie(1), Some(true));

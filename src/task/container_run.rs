@@ -91,9 +91,10 @@ async fn start_to_end(
     ];
     let ([stdout, stderr], outputs) =
         OutputCapture::start(files, context.output_limit).map_err(|error| {
-            used_up(&format!(
-                "no pipe or thread could be made for the task's outputs: {error}"
-            ))
+            machines_fault(
+                Cause::Limits,
+                &format!("no pipe or thread could be made for the task's outputs: {error}"),
+            )
         })?;
     let (started, leader) = oneshot::channel();
     let signs = ProgressSources {
@@ -132,8 +133,8 @@ async fn start_to_end(
     let (ended, breach) = guarded(run, watched, shutdown.clone(), &own_shutdown, trace).await;
     drop(entered);
     let ended = ended.map_err(|error| match cause_of_spawn(&error) {
-        Cause::Limits => used_up(&error.to_string()),
-        _ => setup_error(&error, FaultClass::Ep),
+        Cause::Unknown => setup_error(&error, FaultClass::Ep),
+        cause => machines_fault(cause, &error.to_string()),
     })?;
     outputs.finish(["stdoutfile", "stderrfile"]).await;
 
@@ -364,9 +365,7 @@ pub(super) fn staging_error(what: &'static str, error: &io::Error) -> TaskError 
     ))
 }
 
-/// The machine, or the job, has none left of what every task needs.
-fn used_up(said: &str) -> TaskError {
-    let cause = Cause::Limits;
+fn machines_fault(cause: Cause, said: &str) -> TaskError {
     TaskError::ContainerSetup {
         message: format!(
             "{said}; the execution point's fault, not the task's ({cause}): {}",

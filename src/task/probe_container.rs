@@ -122,6 +122,7 @@ impl From<ProbeError> for ContainerProbeOutcome {
 pub fn cause_of_spawn(error: &SpawnError) -> Cause {
     match error {
         SpawnError::Exhausted { .. } | SpawnError::Unguarded(_) => Cause::Limits,
+        SpawnError::Hanging { .. } => Cause::Hanging,
         _ => Cause::Unknown,
     }
 }

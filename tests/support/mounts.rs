@@ -26,18 +26,37 @@ impl Mounted {
         Self::at(point)
     }
 
-    /// A file system whose server never says a word.
+    /// A file system whose server never says a word. Who waits for it can be killed.
     pub(crate) fn mute(point: &Path) -> Self {
-        const SERVER: &str = "import ctypes, os, sys, time\n\
+        Self::served(point, "")
+    }
+
+    /// A file system whose server takes every request and answers none. Who waits for it can't be killed
+    /// while the server lives.
+    pub(crate) fn deaf(point: &Path) -> Self {
+        // FUSE_INIT is answered: protocol 7.31, as the kernel's `fuse_kernel.h` has it.
+        const SERVE: &str = "import struct, threading\n\
+            def serve():\n\
+            \x20   while True:\n\
+            \x20       request = os.read(fuse, 1 << 20)\n\
+            \x20       opcode, unique = struct.unpack_from('<IQ', request, 4)\n\
+            \x20       if opcode == 26:\n\
+            \x20           answer = struct.pack('<IIIIHHIIHHI7I', 7, 31, 65536, 0, 12, 9, 65536, 1, 0, 0, 0, *[0] * 7)\n\
+            \x20           os.write(fuse, struct.pack('<IiQ', 16 + len(answer), 0, unique) + answer)\n\
+            threading.Thread(target=serve, daemon=True).start()\n";
+        Self::served(point, SERVE)
+    }
+
+    fn served(point: &Path, serve: &str) -> Self {
+        const MOUNT: &str = "import ctypes, os, sys, time\n\
             fuse = os.open('/dev/fuse', os.O_RDWR)\n\
             options = f'fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other'.encode()\n\
             libc = ctypes.CDLL(None, use_errno=True)\n\
             if libc.mount(b'mute', sys.argv[1].encode(), b'fuse', 0, options):\n\
-            \x20   sys.exit(os.strerror(ctypes.get_errno()))\n\
-            print('mounted', flush=True)\n\
-            sys.stdin.read()\n";
+            \x20   sys.exit(os.strerror(ctypes.get_errno()))\n";
+        let server = format!("{MOUNT}{serve}sys.stdin.read()\nos._exit(0)\n");
         let server = Command::new("sudo")
-            .args(["python3", "-c", SERVER])
+            .args(["python3", "-c", &server])
             .arg(point)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -1,37 +1,40 @@
-//! What the guardian is told, and by whom: a child says itself, between fork and exec, that it is
-//! born; the pilot says when nothing is left of it. One size for all, small enough that the kernel
-//! never cuts or mixes two of them in a pipe.
+//! The messages to the guardian: a child announces itself between clone and exec, the pilot says when
+//! nothing is left of it. All have one size, small enough that the kernel never cuts or mixes two of them
+//! in a pipe.
 
 use nix::unistd::Pid;
 
-use super::procfs::StartTime;
 use crate::ids::ProcessGroup;
+use crate::process::procfs::StartTime;
+
+/// The word by which the binary is told to be a guardian.
+pub const GUARDIAN: &str = "guardian";
 
 /// A child that must not outlive the pilot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ChildId {
-    pub(super) leader: ProcessGroup,
+pub(in crate::process) struct ChildId {
+    pub(in crate::process) leader: ProcessGroup,
     /// Tells it from another process that is given the same pid later.
-    pub(super) start: StartTime,
+    pub(in crate::process) start: StartTime,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum GuardianMessage {
+pub(in crate::process) enum GuardianMessage {
     /// From now on it is to be killed when the pilot is gone.
     Born(ChildId),
     /// Nothing of it is left; the pid may become another's.
     Gone(ChildId),
 }
 
-/// The size of every notice; `PIPE_BUF`, up to which a write is atomic, is at least 512 bytes.
-pub(super) const SIZE: usize = 16;
+/// The size of every message; `PIPE_BUF`, up to which a write is atomic, is at least 512 bytes.
+pub(in crate::process) const SIZE: usize = 16;
 
 const BORN: u32 = 1;
 const GONE: u32 = 2;
 
 impl GuardianMessage {
-    /// Allocates nothing: it is sent between fork and exec.
-    pub(super) fn to_bytes(self) -> [u8; SIZE] {
+    /// Allocates nothing: it is sent between clone and exec.
+    pub(in crate::process) fn to_bytes(self) -> [u8; SIZE] {
         let (kind, child_id) = match self {
             Self::Born(child_id) => (BORN, child_id),
             Self::Gone(child_id) => (GONE, child_id),
@@ -44,7 +47,7 @@ impl GuardianMessage {
     }
 
     /// `None` for what no pilot writes.
-    pub(super) fn from_bytes(bytes: [u8; SIZE]) -> Option<Self> {
+    pub(in crate::process) fn from_bytes(bytes: [u8; SIZE]) -> Option<Self> {
         let [k0, k1, k2, k3, p0, p1, p2, p3, start @ ..] = bytes;
         let pid = i32::from_ne_bytes([p0, p1, p2, p3]);
         let child_id = ChildId {
