@@ -27,8 +27,6 @@ pub enum ChirpValue {
     Int(i64),
     /// A number of tasks; zero is never sent, because readers take a missing count for zero.
     Count(u64),
-    /// A number with a fraction.
-    Real(f64),
 }
 
 impl ChirpValue {
@@ -42,7 +40,6 @@ impl ChirpValue {
             Self::Text(text) => return Some(quote_within(&readable(&text), room)),
             Self::Int(number) => number.to_string(),
             Self::Count(number) => number.to_string(),
-            Self::Real(number) => real(number),
         };
         Some(match destination {
             Destination::JobAttr => number,
@@ -92,19 +89,6 @@ fn readable(text: &str) -> Cow<'_, str> {
         Cow::Owned(text.replace('\0', "\u{fffd}"))
     } else {
         Cow::Borrowed(text)
-    }
-}
-
-/// A number as ClassAd reads it: never without a point or an exponent, which would make it an
-/// integer; `NaN` and infinity are function calls.
-fn real(number: f64) -> String {
-    if number.is_nan() {
-        r#"real("NaN")"#.to_owned()
-    } else if number.is_infinite() {
-        let sign = if number > 0.0 { "" } else { "-" };
-        format!(r#"{sign}real("INF")"#)
-    } else {
-        format!("{number:?}")
     }
 }
 
@@ -268,11 +252,6 @@ mod tests {
             (ChirpValue::Int(0), "0"),
             (ChirpValue::Int(-5), "-5"),
             (ChirpValue::Count(7), "7"),
-            (ChirpValue::Real(1.0), "1.0"),
-            (ChirpValue::Real(-0.25), "-0.25"),
-            (ChirpValue::Real(1e21), "1e21"),
-            (ChirpValue::Real(f64::NAN), r#"real("NaN")"#),
-            (ChirpValue::Real(f64::NEG_INFINITY), r#"-real("INF")"#),
         ] {
             let ad = value.clone().render("A", Destination::JobAttr);
             assert_eq!(ad.as_deref(), Some(in_ad));

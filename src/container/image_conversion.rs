@@ -217,12 +217,6 @@ fn holds_something(directory: &Path) -> io::Result<bool> {
 }
 
 impl Conversion {
-    /// What is converted, as `apptainer build` takes it.
-    #[must_use]
-    pub fn source(&self) -> &str {
-        &self.source
-    }
-
     #[must_use]
     pub fn target(&self) -> PathBuf {
         self.store.join(format!("{}.sandbox", self.name))
