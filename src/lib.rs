@@ -21,13 +21,14 @@
 //! | [`human`] | numbers and texts as people read them |
 //! | [`stats`] | tallies, run-time statistics and their histogram |
 //! | [`telemetry`] | logging and the progress line |
-//! | [`blocking`] | threads for work that may block |
+//! | [`blocking`], [`mailbox`], [`backoff`] | threads for work that may block; state for an actor that may be slow; pauses between tries |
 //! | [`fault`], [`exit`], [`ids`], [`signals`] | error names, exit codes, identities, signals of the pilot |
 //! | [`regular_file`] | opens files that came from outside, and nothing that only looks like one |
 //!
 //! A module uses only those below it: `cli` → `pilot` → `preflight`, `status` → `task` → `broker`, `container`, `process`,
 //! `codec`, `chirp` (which never import each other) → `ids`, `fault`, `exit`. A test holds them to it.
 
+pub mod backoff;
 pub mod blocking;
 pub mod broker;
 pub mod chirp;
@@ -39,6 +40,7 @@ pub mod exit;
 pub mod fault;
 pub mod human;
 pub mod ids;
+pub mod mailbox;
 pub mod pilot;
 pub mod preflight;
 pub mod process;

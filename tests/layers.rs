@@ -25,6 +25,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "stats",
             "telemetry",
             "signals",
+            "backoff",
             "blocking",
             "fault",
             "exit",
@@ -38,7 +39,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "status",
         &[
-            "task", "process", "records", "stats", "blocking", "human", "exit", "ids",
+            "task", "process", "records", "stats", "mailbox", "blocking", "human", "exit", "ids",
         ],
     ),
     (
@@ -60,14 +61,30 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "broker",
-        &["config", "blocking", "fault", "exit", "ids", "regular_file"],
+        &[
+            "config",
+            "backoff",
+            "blocking",
+            "fault",
+            "exit",
+            "ids",
+            "regular_file",
+        ],
     ),
     ("container", &["config", "fault", "exit", "ids"]),
     ("process", &["blocking", "fault", "exit", "ids"]),
     ("codec", &["fault", "exit", "ids"]),
     (
         "chirp",
-        &["blocking", "fault", "exit", "ids", "regular_file"],
+        &[
+            "mailbox",
+            "backoff",
+            "blocking",
+            "fault",
+            "exit",
+            "ids",
+            "regular_file",
+        ],
     ),
     ("config", &["fault", "exit", "ids", "regular_file"]),
     ("telemetry", &["config", "stats", "fault", "exit", "ids"]),
@@ -80,6 +97,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("exit", &[]),
     ("ids", &[]),
     ("regular_file", &[]),
+    ("mailbox", &[]),
+    ("backoff", &[]),
     ("blocking", &[]),
 ];
 

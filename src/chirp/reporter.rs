@@ -5,17 +5,17 @@
 //! restarted starter's new configuration is found.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::client::Client;
 use super::protocol::{ChirpCommand, ChirpError, ChirpServer};
 use super::update_queue::{QueuedUpdate, Refusal, Scope, UpdateQueue, Urgency};
 use super::{ChirpSettings, ChirpValue, Destination};
+use crate::backoff;
+use crate::mailbox::{Mail, Mailbox, MailboxSender, mailbox};
 
 /// Begins every attribute's name; services pick ours out by it.
 const PREFIX: &str = "HTChirpEWMSPilot";
@@ -40,12 +40,11 @@ const PACE: Pace = Pace {
 
 impl Pace {
     fn pause(&self, failures: u32) -> Duration {
-        let doublings = failures.saturating_sub(1).min(16);
-        (self.first_pause * 2_u32.pow(doublings)).min(self.longest_pause)
+        backoff::exponential(self.first_pause, self.longest_pause, failures.into())
     }
 }
 
-/// The pilot's end: sets values, and never waits but in [`Reporter::flush`]. When the last clone
+/// The pilot's end: sets values, and never waits but in [`ChirpReporter::flush`]. When the last clone
 /// is dropped, the sending ends.
 #[derive(Debug, Clone)]
 pub struct ChirpReporter(Option<Handle>);
@@ -53,22 +52,7 @@ pub struct ChirpReporter(Option<Handle>);
 #[derive(Debug, Clone)]
 struct Handle {
     destination: Destination,
-    shared: Arc<ReporterState>,
-    flushes: mpsc::Sender<oneshot::Sender<()>>,
-}
-
-/// What pilot and actor share. The lock is held for moves in memory only, never across an await.
-#[derive(Debug)]
-struct ReporterState {
-    board: Mutex<UpdateQueue>,
-    changed: Notify,
-}
-
-impl ReporterState {
-    fn board(&self) -> MutexGuard<'_, UpdateQueue> {
-        // A board is consistent after every line of its methods.
-        self.board.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    sender: MailboxSender<UpdateQueue>,
 }
 
 impl ChirpReporter {
@@ -78,7 +62,7 @@ impl ChirpReporter {
     }
 
     /// Starts the sending on the current tokio runtime; there must be one. Without a configuration
-    /// file it is [`Reporter::off`] and says so in the log.
+    /// file it is [`ChirpReporter::off`] and says so in the log.
     #[must_use]
     pub fn start(settings: ChirpSettings) -> Self {
         Self::start_at(settings, PACE)
@@ -90,17 +74,12 @@ impl ChirpReporter {
             info!(%path, %error, "no chirp configuration: nothing is reported to HTCondor; a job with `+WantIOProxy = true` has one");
             return Self::off();
         }
-        let shared = Arc::new(ReporterState {
-            board: Mutex::new(UpdateQueue::new(settings.interval)),
-            changed: Notify::new(),
-        });
-        let (flushes, requests) = mpsc::channel(1);
+        let (sender, mailbox) = mailbox(UpdateQueue::new(settings.interval));
         let actor = ReporterActor {
             destination: settings.destination,
             config_file: settings.config_file,
             pace,
-            shared: Arc::clone(&shared),
-            requests,
+            mailbox,
             failures: 0,
             not_before: None,
             timestamp: Timestamp::Current,
@@ -108,8 +87,7 @@ impl ChirpReporter {
         tokio::spawn(actor.run());
         Self(Some(Handle {
             destination: settings.destination,
-            shared,
-            flushes,
+            sender,
         }))
     }
 
@@ -119,22 +97,16 @@ impl ChirpReporter {
         let Some(text) = value.render(&prefixed(attribute), handle.destination) else {
             return;
         };
-        handle.shared.board().set(attribute, text, urgency);
-        handle.shared.changed.notify_one();
+        handle
+            .sender
+            .change(|queue| queue.set(attribute, text, urgency));
     }
 
     /// Tries once to send all that is left, whatever the interval and past failures say; returns
     /// when it is sent, when that failed, or at the `deadline`.
     pub async fn flush(&self, deadline: Duration) {
         let Some(handle) = &self.0 else { return };
-        let (done, is_done) = oneshot::channel();
-        let flush = async {
-            if handle.flushes.send(done).await.is_ok() {
-                // An error means that the actor is gone, and with it any reason to wait.
-                let _ = is_done.await;
-            }
-        };
-        if timeout(deadline, flush).await.is_err() {
+        if handle.sender.request(deadline).await.is_err() {
             debug!(?deadline, "the last chirp did not arrive in time");
         }
     }
@@ -147,22 +119,13 @@ enum Timestamp {
     Owed,
 }
 
-#[derive(Debug)]
-enum ReporterEvent {
-    Flush(oneshot::Sender<()>),
-    Changed,
-    Due,
-    NobodyReports,
-}
-
 /// The only one that talks to the server.
 #[derive(Debug)]
 struct ReporterActor {
     destination: Destination,
     config_file: PathBuf,
     pace: Pace,
-    shared: Arc<ReporterState>,
-    requests: mpsc::Receiver<oneshot::Sender<()>>,
+    mailbox: Mailbox<UpdateQueue>,
     /// Rounds in a row that failed.
     failures: u32,
     /// After a failure: when to try again.
@@ -173,40 +136,31 @@ struct ReporterActor {
 impl ReporterActor {
     async fn run(mut self) {
         loop {
-            match self.next_event().await {
-                ReporterEvent::Changed => {}
-                ReporterEvent::Due => self.round(Scope::Due).await,
-                ReporterEvent::Flush(done) => {
+            let due = self.due(Instant::now());
+            match self.mailbox.next(due).await {
+                Mail::Changed => {}
+                Mail::Due => self.round(Scope::Due).await,
+                Mail::Request(done) => {
                     self.round(Scope::Everything).await;
                     // The caller may have stopped waiting.
                     let _ = done.send(());
                 }
-                ReporterEvent::NobodyReports => return,
+                Mail::Closed => return,
             }
-        }
-    }
-
-    async fn next_event(&mut self) -> ReporterEvent {
-        let due = self.due(Instant::now());
-        tokio::select! {
-            biased;
-            request = self.requests.recv() => request.map_or(ReporterEvent::NobodyReports, ReporterEvent::Flush),
-            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => ReporterEvent::Due,
-            () = self.shared.changed.notified() => ReporterEvent::Changed,
         }
     }
 
     fn due(&self, now: Instant) -> Option<Instant> {
         let due = match self.timestamp {
             Timestamp::Owed => Some(now),
-            Timestamp::Current => self.shared.board().due(now),
+            Timestamp::Current => self.mailbox.state().due(now),
         };
         due.max(due.and(self.not_before))
     }
 
     /// Sends a batch and notes how that went.
     async fn round(&mut self, scope: Scope) {
-        let batch = self.shared.board().take(scope, Instant::now());
+        let batch = self.mailbox.state().take(scope, Instant::now());
         if batch.is_empty() && self.timestamp == Timestamp::Current {
             return;
         }
@@ -242,10 +196,10 @@ impl ReporterActor {
             match self.put(&mut client, entry.attribute, &entry.text).await {
                 Ok(()) => {
                     self.timestamp = Timestamp::Owed;
-                    self.shared.board().delivered(entry, Instant::now());
+                    self.mailbox.state().delivered(entry, Instant::now());
                 }
                 Err(error @ (ChirpError::Refused { .. } | ChirpError::TooLong { .. })) => {
-                    if self.shared.board().refused(entry) == Refusal::GivenUp {
+                    if self.mailbox.state().refused(entry) == Refusal::GivenUp {
                         debug!(attribute = entry.attribute, %error, "a chirp value is given up");
                     }
                     outcome = Err(error);

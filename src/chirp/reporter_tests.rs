@@ -221,15 +221,17 @@ async fn a_server_that_never_answers_holds_nobody_up() {
 #[tokio::test]
 async fn the_actor_ends_with_the_last_handle() {
     let server = FakeServer::start(OBEY).await;
+    let metrics = tokio::runtime::Handle::current().metrics();
+    let before = metrics.num_alive_tasks();
     let reporter = ChirpReporter::start(server.settings(Destination::JobAttr, MINUTE));
-    let shared = Arc::downgrade(&reporter.0.as_ref().unwrap().shared);
+    assert!(metrics.num_alive_tasks() > before);
     drop(reporter);
     let gone = async {
-        while shared.upgrade().is_some() {
+        while metrics.num_alive_tasks() > before {
             tokio::task::yield_now().await;
         }
     };
-    timeout(MINUTE, gone).await.unwrap();
+    tokio::time::timeout(MINUTE, gone).await.unwrap();
 }
 
 #[test]

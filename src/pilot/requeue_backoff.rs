@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use crate::backoff;
 use crate::broker::Verdict;
 
 /// The pause before the first event goes back that was delivered before.
@@ -20,11 +21,7 @@ const UNKNOWN: Duration = Duration::from_secs(4);
 pub(super) fn before(verdict: &Verdict, earlier_deliveries: Option<u64>) -> Duration {
     match (verdict, earlier_deliveries) {
         (Verdict::Failed { .. }, Some(earlier)) if earlier > 0 => {
-            let doublings = u32::try_from(earlier - 1).unwrap_or(u32::MAX);
-            2_u32
-                .checked_pow(doublings)
-                .and_then(|factor| FIRST.checked_mul(factor))
-                .map_or(LONGEST, |pause| pause.min(LONGEST))
+            backoff::exponential(FIRST, LONGEST, earlier)
         }
         (Verdict::Failed { .. }, None) => UNKNOWN,
         (Verdict::Failed { .. } | Verdict::Done | Verdict::Released | Verdict::Rejected, _) => {

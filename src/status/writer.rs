@@ -2,78 +2,48 @@
 //! something changes; whatever happens to the file, the pilot goes on.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::debounce::Debounce;
 use super::discover::{self, Liveness};
 use super::{Snapshot, file};
 use crate::blocking;
+use crate::mailbox::{Mail, Mailbox, MailboxSender, mailbox};
 
 /// How long the pilot's end waits for the file to go; on a sound disk it takes less than a millisecond.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
 /// A handle to the file. When the last one is dropped the writing ends, and the file stays.
 #[derive(Debug, Clone)]
-pub struct StatusWriter {
-    shared: Arc<StatusState>,
-    closes: mpsc::Sender<oneshot::Sender<()>>,
-}
-
-/// The lock is held for moves in memory only, never across an await.
-#[derive(Debug)]
-struct StatusState {
-    board: Mutex<Debounce>,
-    changed: Notify,
-}
-
-impl StatusState {
-    fn board(&self) -> MutexGuard<'_, Debounce> {
-        self.board.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+pub struct StatusWriter(MailboxSender<Debounce>);
 
 impl StatusWriter {
     /// Starts the writing on the current tokio runtime; there must be one. The file is in `directory`,
-    /// and those of dead pilots that are there go.
+    /// and those of dead pilots that are there are removed.
     #[must_use]
     pub fn start(directory: &Path, first: Snapshot) -> Self {
         let path = file::path(directory, &first.facts.pilot_id);
-        let shared = Arc::new(StatusState {
-            board: Mutex::new(Debounce::new(first)),
-            changed: Notify::new(),
-        });
-        let (closes, requests) = mpsc::channel(1);
+        let (sender, mailbox) = mailbox(Debounce::new(first));
         let actor = StatusActor {
             path,
-            shared: Arc::clone(&shared),
-            requests,
+            mailbox,
             health: Health::Well,
         };
         tokio::spawn(actor.run(directory.to_owned()));
-        Self { shared, closes }
+        Self(sender)
     }
 
     /// Changes what the file is to say.
     pub fn change(&self, change: impl FnOnce(&mut Snapshot)) {
-        self.shared.board().change(change);
-        self.shared.changed.notify_one();
+        self.0.change(|debounce| debounce.change(change));
     }
 
     /// Removes the file; nothing is written any more. Bounded in time.
     pub async fn close(&self) {
-        let (done, is_done) = oneshot::channel();
-        let closing = async {
-            if self.closes.send(done).await.is_ok() {
-                // An error means that the actor is gone, and with it any reason to wait.
-                let _ = is_done.await;
-            }
-        };
-        if timeout(CLOSE_WITHIN, closing).await.is_err() {
+        if self.0.request(CLOSE_WITHIN).await.is_err() {
             warn!("the status file could not be removed in time");
         }
     }
@@ -88,8 +58,7 @@ enum Health {
 #[derive(Debug)]
 struct StatusActor {
     path: PathBuf,
-    shared: Arc<StatusState>,
-    requests: mpsc::Receiver<oneshot::Sender<()>>,
+    mailbox: Mailbox<Debounce>,
     health: Health,
 }
 
@@ -97,25 +66,23 @@ impl StatusActor {
     async fn run(mut self, directory: PathBuf) {
         off_the_loop(move || sweep(&directory)).await;
         loop {
-            let due = self.shared.board().due(Instant::now());
-            tokio::select! {
-                biased;
-                request = self.requests.recv() => {
-                    if let Some(done) = request {
-                        self.remove().await;
-                        // Whoever asked may have stopped waiting.
-                        let _ = done.send(());
-                    }
+            let due = self.mailbox.state().due(Instant::now());
+            match self.mailbox.next(due).await {
+                Mail::Changed => {}
+                Mail::Due => self.write().await,
+                Mail::Request(done) => {
+                    self.remove().await;
+                    // The caller may have stopped waiting.
+                    let _ = done.send(());
                     return;
                 }
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.write().await,
-                () = self.shared.changed.notified() => {}
+                Mail::Closed => return,
             }
         }
     }
 
     async fn write(&mut self) {
-        let snapshot = self.shared.board().take(Instant::now());
+        let snapshot = self.mailbox.state().take(Instant::now());
         let path = self.path.clone();
         let Some(written) = off_the_loop(move || file::write(&path, snapshot)).await else {
             return;
