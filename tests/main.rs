@@ -27,6 +27,8 @@ mod limits;
 mod memory;
 mod oauth;
 mod outages;
+mod outages_end;
+mod outages_repeated;
 mod pool;
 mod preflight;
 mod quarantine;

@@ -10,6 +10,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 
 use crate::support::broker::Broker;
 use crate::support::faults::{OutOfMemory, close_all_connections};
+use crate::support::mounts::Mounted;
 use crate::support::rabbitmq::Queue;
 use crate::support::scene::Scene;
 use crate::support::{SOON, eventually, images, processes};
@@ -99,6 +100,32 @@ fn a_pilot_connects_again_with_the_token_that_the_file_holds_then() {
     let outcome = pilot.wait(LONG);
     outcome.assert_code(0);
     assert!(!outcome.stderr.contains("-secret"), "{}", outcome.stderr);
+    assert_eq!(stage.outgoing.consume(2, Duration::from_secs(1)), [EVENT]);
+    assert_eq!(stage.incoming.depth(), 0);
+}
+
+#[test]
+fn a_pilot_connects_again_with_the_last_token_while_the_files_disk_hangs() {
+    let stage = Stage::with("only-secret");
+    let directory = tempfile::tempdir().expect("a temporary directory can be made");
+    let path = file(&directory, "only-secret");
+    let scene = stage.scene(HELD, "AUTH_TOKEN_FILE", &path);
+    let mut pilot = scene.start();
+    assert!(eventually(SOON, || scene.hub("running").exists()));
+
+    let hung = Mounted::mute(directory.path());
+    close_all_connections(&stage.broker);
+    for queue in ["incoming", "outgoing"] {
+        pilot.wait_for_line(&format!("the {queue} queue is back"), LONG);
+    }
+    assert!(
+        pilot.stderr().contains("no newer token can be read"),
+        "{}",
+        pilot.stderr()
+    );
+    fs::write(scene.hub("release"), "").expect("the hub is writable");
+    pilot.wait(LONG).assert_code(0);
+    drop(hung);
     assert_eq!(stage.outgoing.consume(2, Duration::from_secs(1)), [EVENT]);
     assert_eq!(stage.incoming.depth(), 0);
 }

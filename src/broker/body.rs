@@ -16,6 +16,8 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::blocking;
+
 /// A full window of these is no matter.
 const SMALL_BYTES: usize = 64 * 1024;
 /// The largest that may be in memory, in bytes: 8 MiB.
@@ -123,6 +125,15 @@ impl Body {
         Ok(bytes)
     }
 
+    /// All of its bytes in memory, read on a thread for blocking work.
+    pub(super) fn read_elsewhere(
+        &self,
+    ) -> impl Future<Output = io::Result<Vec<u8>>> + Send + use<> + 'static {
+        let body = self.clone();
+        let read = blocking::start(move || body.read());
+        async move { read.await.unwrap_or_else(|died| Err(died.into())) }
+    }
+
     /// Writes all of it; blocks.
     ///
     /// # Errors
@@ -227,14 +238,33 @@ impl BodyStore {
 
     /// Keeps bytes; blocks where they go to the disk. Where that fails, reading them does.
     #[must_use]
-    pub fn keep(&self, mut bytes: Vec<u8>) -> Body {
+    pub fn keep(&self, bytes: Vec<u8>) -> Body {
+        self.keep_in_memory(bytes)
+            .unwrap_or_else(|bytes| self.spill(&bytes))
+    }
+
+    /// Keeps bytes in memory, or gives them back: they aren't small, and there is no room.
+    pub(super) fn keep_in_memory(&self, mut bytes: Vec<u8>) -> Result<Body, Vec<u8>> {
         let room = self.room(bytes.len());
-        if room.is_some() || bytes.len() <= SMALL_BYTES {
-            // It may have to wait, and was made for more.
-            bytes.shrink_to_fit();
-            return Body(Place::Memory(Arc::new(Bytes { bytes, _room: room })));
+        if room.is_none() && bytes.len() > SMALL_BYTES {
+            return Err(bytes);
         }
-        self.spill(&bytes)
+        // It may have to wait, and was made for more.
+        bytes.shrink_to_fit();
+        Ok(Body(Place::Memory(Arc::new(Bytes { bytes, _room: room }))))
+    }
+
+    /// Keeps bytes on the disk, which may hang: a thread for blocking work waits for it.
+    pub(super) fn keep_on_disk(
+        &self,
+        bytes: Vec<u8>,
+    ) -> impl Future<Output = Body> + Send + use<> + 'static {
+        let (store, length) = (self.clone(), bytes.len());
+        let kept = blocking::start(move || store.spill(&bytes));
+        async move {
+            kept.await
+                .unwrap_or_else(|died| Body::lost(length, &died.into()))
+        }
     }
 
     /// Whether [`BodyStore::put_by`] would.

@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use futures_util::future::Either;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
 use crate::config::AmqpAddress;
 use crate::ids::Generation;
@@ -41,7 +40,7 @@ pub use endpoint::{Direction, Endpoint};
 pub use error::{BrokerError, PublishError, SettleError};
 pub use limit::MessageLimit;
 pub use multi::{MultiSink, MultiSource, open_sinks, open_sources};
-pub use outage_policy::{BrokerStats, OutagePolicy, Patience};
+pub use outage_policy::{BrokerStats, OutagePolicy};
 pub use outlet::{Outlet, OutletWatch};
 pub use start_gate::{StartSender, StartSignal};
 
@@ -266,14 +265,24 @@ impl Source {
         }
     }
 
-    /// When a queue that gave nothing for `wait` may be called idle, if that is later than now: the
-    /// time in which the broker was away tells nothing.
-    #[must_use]
-    pub fn idle_not_before(&self, wait: Duration) -> Option<Instant> {
+    /// Counts the time that queues are silent from now on, see [`Source::idle_left`].
+    pub fn start_idle_clock(&mut self) {
         match self {
-            Self::RabbitMq(source) => source.idle_not_before(wait),
-            Self::Spool(_) => None,
-            Self::Several(sources) => sources.idle_not_before(wait),
+            Self::RabbitMq(source) => source.start_idle_clock(),
+            // There is no connection that could be lost.
+            Self::Spool(_) => {}
+            Self::Several(sources) => sources.start_idle_clock(),
+        }
+    }
+
+    /// What is left of `wait` before a queue that gave nothing may be called idle: time without a connection
+    /// doesn't count, time on all connections since the clock was started does.
+    #[must_use]
+    pub fn idle_left(&self, wait: Duration) -> Duration {
+        match self {
+            Self::RabbitMq(source) => source.idle_left(wait),
+            Self::Spool(_) => Duration::ZERO,
+            Self::Several(sources) => sources.idle_left(wait),
         }
     }
 

@@ -13,7 +13,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::{join_all, select_all, try_join_all};
-use tokio::time::Instant;
 
 use super::{
     Address, BrokerError, ConnectionState, Content, Delivery, Encoding, OutagePolicy, PublishError,
@@ -147,9 +146,15 @@ impl MultiSource {
         delivery
     }
 
-    pub(super) fn idle_not_before(&self, wait: Duration) -> Option<Instant> {
-        let ends = self.sources.iter();
-        ends.filter_map(|source| source.idle_not_before(wait)).max()
+    pub(super) fn start_idle_clock(&mut self) {
+        for source in &mut self.sources {
+            source.start_idle_clock();
+        }
+    }
+
+    pub(super) fn idle_left(&self, wait: Duration) -> Duration {
+        let left = self.sources.iter().map(|source| source.idle_left(wait));
+        left.max().unwrap_or_default()
     }
 
     pub(super) async fn stop(&mut self) -> Result<(), BrokerError> {

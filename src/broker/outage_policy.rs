@@ -7,13 +7,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
 use super::connection_status::{ConnectionState, ConnectionStatus, ConnectionStatuses, Outages};
 use super::outlet::{OutletWatch, RefusedCount};
 use super::{BodyStore, Endpoint, MessageLimit};
 
-/// How long a pilot that was told to end waits for a broker that is away or refuses results.
-pub(super) const IN_A_HURRY: Duration = Duration::from_secs(10);
+/// How long a pilot that was told to end waits for its brokers: with closing it is gone after 5 s, unless a task runs.
+pub(super) const SHORT_WAIT: Duration = Duration::from_secs(3);
+/// What begins later, when the tasks have ended, has at least this long.
+const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 
 /// Policy and counts, shared by all who hold a clone.
 #[derive(Debug, Clone)]
@@ -28,17 +31,10 @@ struct OutageState {
     reconnect_within: Duration,
     unsent: Option<PathBuf>,
     stats: Mutex<BrokerStats>,
-    patience: watch::Sender<Patience>,
+    /// Since when the pilot is told to end.
+    told_to_end: watch::Sender<Option<Instant>>,
     links: ConnectionStatuses,
     refused: RefusedCount,
-}
-
-/// How long the pilot can wait for a broker that is away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
-    Configured,
-    /// Hardly: the pilot was told to end, and will be killed if it doesn't.
-    Short,
 }
 
 /// What outages did to a pilot's queues.
@@ -83,7 +79,7 @@ impl OutagePolicy {
             reconnect_within: self.shared.reconnect_within,
             unsent: None,
             stats: Mutex::default(),
-            patience: self.shared.patience.clone(),
+            told_to_end: self.shared.told_to_end.clone(),
             links: ConnectionStatuses::new(),
             refused: self.shared.refused.clone(),
         };
@@ -106,7 +102,7 @@ impl OutagePolicy {
                 reconnect_within,
                 unsent,
                 stats: Mutex::default(),
-                patience: watch::Sender::new(Patience::Configured),
+                told_to_end: watch::Sender::new(None),
                 links: ConnectionStatuses::new(),
                 refused: RefusedCount::new(),
             }),
@@ -167,9 +163,49 @@ impl OutagePolicy {
         &self.shared.refused
     }
 
-    /// The pilot is to end: from now on nobody waits long for a broker that is away.
+    /// The pilot is to end: from now on no broker is waited for longer than [`SHORT_WAIT`].
     pub fn shorten_waits(&self) {
-        self.shared.patience.send_replace(Patience::Short);
+        self.shared.told_to_end.send_if_modified(|since| {
+            let is_news = since.is_none();
+            since.get_or_insert_with(Instant::now);
+            is_news
+        });
+    }
+
+    /// Since when the pilot is told to end, if it is.
+    #[must_use]
+    pub fn told_to_end_since(&self) -> Option<Instant> {
+        *self.shared.told_to_end.borrow()
+    }
+
+    /// Changes when the pilot is told to end.
+    pub(super) fn told_to_end(&self) -> watch::Receiver<Option<Instant>> {
+        self.shared.told_to_end.subscribe()
+    }
+
+    /// When a wait that began then is over, if the pilot is told to end.
+    pub(super) fn short_wait_ends(&self, began: Instant) -> Option<Instant> {
+        let told = self.told_to_end_since()?;
+        Some((told + SHORT_WAIT).max(began + SHORTEST_WAIT))
+    }
+
+    /// Resolves when a pilot that was told to end has waited enough for what begins now.
+    pub(super) fn short_wait_over(&self) -> impl Future<Output = ()> + Send + use<> + 'static {
+        self.short_wait_over_since(Instant::now())
+    }
+
+    /// The same for what began then.
+    pub(super) fn short_wait_over_since(
+        &self,
+        began: Instant,
+    ) -> impl Future<Output = ()> + Send + use<> + 'static {
+        let policy = self.clone();
+        async move {
+            // The sender lives as long as the policy.
+            let mut told = policy.told_to_end();
+            drop(told.wait_for(Option::is_some).await);
+            sleep_until(policy.short_wait_ends(began).unwrap_or(began)).await;
+        }
     }
 
     pub(super) fn count(&self, change: impl FnOnce(&mut BrokerStats)) {
@@ -186,10 +222,6 @@ impl OutagePolicy {
 
     pub(super) fn unsent(&self) -> Option<&Path> {
         self.shared.unsent.as_deref()
-    }
-
-    pub(super) fn patience(&self) -> watch::Receiver<Patience> {
-        self.shared.patience.subscribe()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BrokerStats> {

@@ -24,6 +24,8 @@ use crate::regular_file;
 const SUFFIX: &str = "unsent";
 /// Names of queues have 255 bytes at most, and so have names of files.
 const LABEL_BYTES_MAX: u64 = 64 * 1024;
+/// For writing one result. The disk may hang, and its event is not lost.
+const KEEP_WITHIN: Duration = Duration::from_mins(2);
 /// For all that is found at the start. What is left then stays for the next pilot.
 const SEND_WITHIN: Duration = Duration::from_mins(2);
 
@@ -89,8 +91,17 @@ pub(super) async fn keep(
         directory.display().to_string(),
         OutboxLabel::of(at, queue, file),
     );
-    let written = blocking::start(move || write(&directory, &label, &body)).await;
-    match written.unwrap_or_else(|died| Err(io::Error::other(died))) {
+    let written = blocking::start(move || write(&directory, &label, &body));
+    let written = tokio::select! {
+        biased;
+        written = timeout(KEEP_WITHIN, written) => written.ok(),
+        () = outage_policy.short_wait_over() => None,
+    };
+    let written = match written {
+        Some(written) => written.unwrap_or_else(|died| Err(died.into())),
+        None => Err(io::ErrorKind::TimedOut.into()),
+    };
+    match written {
         Ok(path) => {
             outage_policy.count(|stats| stats.kept_unsent += 1);
             tracing::error!(
@@ -135,21 +146,25 @@ pub(super) async fn send_all(
         return;
     };
     let shown = directory.display().to_string();
-    let paths = match blocking::start(move || list(&directory)).await {
-        Ok(Ok(paths)) => paths,
-        Ok(Err(error)) => {
-            tracing::warn!(directory = shown, %error, "can't look for unsent results");
-            return;
-        }
-        Err(_died) => return,
-    };
     let sending = async {
+        let listed = blocking::start(move || list(&directory)).await;
+        let paths = match listed.unwrap_or_else(|died| Err(died.into())) {
+            Ok(paths) => paths,
+            Err(error) => {
+                tracing::warn!(directory = shown, %error, "can't look for unsent results");
+                return;
+            }
+        };
         for path in paths {
             send(at, path, outage_policy, &publish).await;
         }
     };
     if timeout(SEND_WITHIN, sending).await.is_err() {
-        tracing::warn!(%at, "unsent results are left for the next pilot: the broker is slow to confirm them");
+        let waited_secs = SEND_WITHIN.as_secs();
+        tracing::warn!(
+            %at, waited_secs,
+            "unsent results are left for the next pilot: the disk is slow to give them or the broker to confirm them"
+        );
     }
 }
 
@@ -164,7 +179,7 @@ async fn send(
         let (path, at) = (path.clone(), at.clone());
         blocking::start(move || claim(&path, &at)).await
     };
-    let (lock, queue, result) = match claimed.unwrap_or_else(|died| Err(io::Error::other(died))) {
+    let (lock, queue, result) = match claimed.unwrap_or_else(|died| Err(died.into())) {
         Ok(Some(claimed)) => claimed,
         Ok(None) => {
             tracing::debug!(file, "an unsent result is for another queue, or being sent");
@@ -179,13 +194,17 @@ async fn send(
         Ok(()) => {
             outage_policy.count(|stats| stats.sent_late += 1);
             tracing::info!(file, "an earlier pilot's result is sent");
-            if let Err(error) = fs::remove_file(&path) {
+            let removed = blocking::start(move || {
+                let removed = fs::remove_file(&path);
+                drop(lock);
+                removed
+            });
+            if let Err(error) = removed.await.unwrap_or_else(|died| Err(died.into())) {
                 tracing::warn!(file, %error, "it can't be removed, and would be sent again");
             }
         }
         Err(error) => tracing::warn!(file, %error, "an unsent result could not be sent"),
     }
-    drop(lock);
 }
 
 fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {

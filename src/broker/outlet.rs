@@ -5,12 +5,12 @@
 //! event's. So such a refusal is borne like a broker that is away.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
 
-use super::outage_policy::IN_A_HURRY;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
 use super::rabbitmq::pause_after;
-use super::{Endpoint, OutagePolicy, Patience, PublishError};
+use super::{Endpoint, OutagePolicy, PublishError};
 
 /// Whether results go out, as far as is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,8 +98,7 @@ pub(super) struct RefusedResult {
     outage_policy: OutagePolicy,
     times: u32,
     next: NextTry,
-    /// When it saw that the pilot must end.
-    hurried: Option<Instant>,
+    began: Instant,
 }
 
 impl RefusedResult {
@@ -111,7 +110,7 @@ impl RefusedResult {
             outage_policy: outage_policy.clone(),
             times: 0,
             next: NextTry::Now,
-            hurried: None,
+            began: Instant::now(),
         }
     }
 
@@ -145,23 +144,13 @@ impl RefusedResult {
         );
         tokio::select! {
             biased;
-            () = shortened_at(&self.outage_policy, &mut self.hurried) => {
-                let waited_secs = IN_A_HURRY.as_secs();
-                tracing::error!(%at, %error, waited_secs, "a result is refused still, and the pilot must end");
+            () = self.outage_policy.short_wait_over_since(self.began) => {
+                tracing::error!(%at, %error, refused_secs, "a result is refused still, and the pilot must end");
                 NextTry::None
             }
             () = sleep(pause) => NextTry::Now,
         }
     }
-}
-
-/// When a pilot that must end has waited enough.
-async fn shortened_at(outage_policy: &OutagePolicy, hurried: &mut Option<Instant>) {
-    let mut patience = outage_policy.patience();
-    // The sender lives as long as `resilience`.
-    drop(patience.wait_for(|now| *now == Patience::Short).await);
-    let since = *hurried.get_or_insert_with(Instant::now);
-    sleep_until(since + IN_A_HURRY).await;
 }
 
 impl Drop for RefusedResult {
@@ -179,6 +168,7 @@ mod tests {
 
     use super::*;
     use crate::broker::Direction;
+    use crate::broker::outage_policy::SHORT_WAIT;
 
     fn at() -> Endpoint {
         Endpoint {
@@ -255,7 +245,7 @@ mod tests {
         outage_policy.shorten_waits();
         let began = Instant::now();
         while refused.next_try(&at(), &since, &nacked()).await == NextTry::Now {
-            assert!(began.elapsed() <= 2 * IN_A_HURRY, "it waits on");
+            assert!(began.elapsed() <= 2 * SHORT_WAIT, "it waits on");
         }
     }
 }

@@ -43,6 +43,7 @@ impl StartSender {
 }
 
 impl StartSignal {
+    #[cfg(test)]
     pub(super) fn given() -> Self {
         Self(watch::channel(StartStage::Given).1)
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::Deserialize;
+use tokio::sync::OwnedMutexGuard;
 use tokio_rustls::rustls::RootCertStore;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
@@ -54,6 +55,7 @@ pub struct TokenFile(Arc<Inner>);
 struct Inner {
     path: PathBuf,
     last: Mutex<Secret>,
+    reading: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl TokenFile {
@@ -65,9 +67,16 @@ impl TokenFile {
         let file = Self(Arc::new(Inner {
             path,
             last: Mutex::new(Secret::new(String::new())),
+            reading: Arc::default(),
         }));
         file.read()?;
         Ok(file)
+    }
+
+    /// Resolves when no other read of it is under way. [`read`](Self::read) on another thread holds its turn: on a
+    /// file system that hangs, one thread hangs and no second one.
+    pub fn turn_to_read(&self) -> impl Future<Output = OwnedMutexGuard<()>> + Send + use<> {
+        Arc::clone(&self.0.reading).lock_owned()
     }
 
     /// Reads it again.

@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -32,6 +33,11 @@ use crate::process::{ShutdownSender, SuspendAwareTimer};
 use crate::records::EventOutcome;
 use crate::signals::{Signal, Signals};
 use crate::task::{EventCopy, Leftover, StartGate, TaskEnd, TaskReport, TaskRunner};
+
+/// A pilot that was told to end while it closes its queues is gone so soon after that.
+const CLOSED_WITHIN: Duration = Duration::from_millis(4_500);
+/// What closing has at least.
+const CLOSED_AT_ONCE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub struct Finished {
@@ -90,7 +96,7 @@ enum Wakeup {
 
 struct Driver<'a> {
     runner: Rc<TaskRunner>,
-    sink: Sink,
+    sink: Option<Sink>,
     /// Absent while the intake is being stopped.
     source: Option<Source>,
     shutdown: ShutdownSender,
@@ -127,7 +133,7 @@ pub async fn run(
     let (mut state, first) = PilotState::new(rules);
     let mut driver = Driver {
         runner,
-        sink,
+        sink: Some(sink),
         source: Some(source),
         shutdown: ShutdownSender::new(),
         held: HashMap::new(),
@@ -158,23 +164,64 @@ pub async fn run(
         progress_reporter.reconnects(driver.outage_policy.stats().reconnects);
     }
     progress_reporter.final_counts(state.tally());
-    driver.sink.close().await;
-    if let Some(source) = driver.source {
-        source.close().await;
-    }
+    driver.close(&mut state, signals).await;
     Finished {
         conclusion: state.conclude(),
     }
 }
 
 impl Driver<'_> {
+    /// Closes the queues. Acknowledgements may still be owed, for minutes; a signal and the wall time end that soon.
+    async fn close(mut self, state: &mut PilotState, signals: &mut Signals) {
+        let began = Instant::now();
+        let (sink, source) = (self.sink.take(), self.source.take());
+        let closing = async {
+            let source_closed = async {
+                if let Some(source) = source {
+                    source.close().await;
+                }
+            };
+            let sink_closed = async {
+                if let Some(sink) = sink {
+                    sink.close().await;
+                }
+            };
+            tokio::join!(source_closed, sink_closed)
+        };
+        let mut closing = pin!(closing);
+        loop {
+            let must_end = self.outage_policy.told_to_end_since();
+            let end = must_end.map(|told| (told + CLOSED_WITHIN).max(began + CLOSED_AT_ONCE));
+            let woken = tokio::select! {
+                biased;
+                _closed = &mut closing => return,
+                signal = signals.recv() => Wakeup::Signal(signal),
+                limit = reached(self.deadline()) => Wakeup::WallTime(limit),
+                () = sleep_until(end.unwrap_or(began)), if end.is_some() => {
+                    warn!("the queues are left unclosed: the pilot must end");
+                    return;
+                }
+            };
+            let event = self.event_of(woken);
+            let is_second = must_end.is_some() && matches!(event, PilotEvent::Signal(_));
+            let actions = state.on_event(event);
+            self.perform_all(actions);
+            if is_second {
+                return;
+            }
+        }
+    }
+
+    fn deadline(&self) -> Option<(Instant, DeadlineStep)> {
+        let slowest = self.recorder.runtimes().slowest();
+        let (at, limit) = self.wall_time.as_ref()?.next(slowest)?;
+        Some((Instant::from_std(at), limit))
+    }
+
     /// Waits; decides nothing. Every future here may be dropped at any await.
     async fn next(&mut self, state: &PilotState, signals: &mut Signals) -> Wakeup {
+        let limit = self.deadline();
         let idle = self.idle.as_mut().map(|(_, countdown)| countdown);
-        let limit = self.wall_time.as_ref().and_then(|wall| {
-            let (at, limit) = wall.next(self.recorder.runtimes().slowest())?;
-            Some((Instant::from_std(at), limit))
-        });
         let source = self.source.as_mut().filter(|_| state.wants_event());
         tokio::select! {
             biased;
@@ -191,9 +238,8 @@ impl Driver<'_> {
     /// away nothing can come.
     fn still_idle(&self) -> Option<(Duration, SuspendAwareTimer)> {
         let (wait, _) = self.idle.as_ref()?;
-        let end = self.source.as_ref()?.idle_not_before(*wait)?;
-        let left = end.saturating_duration_since(Instant::now());
-        Some((*wait, SuspendAwareTimer::new(left)))
+        let left = self.source.as_ref()?.idle_left(*wait);
+        (!left.is_zero()).then(|| (*wait, SuspendAwareTimer::new(left)))
     }
 
     /// Keeps what an event carries and says what it means.
@@ -359,7 +405,10 @@ impl Driver<'_> {
                 let Some(content) = self.take_content(id) else {
                     return;
                 };
-                let confirmed = self.sink.publish_named(content, self.name_of(id));
+                let Some(sink) = &self.sink else {
+                    return;
+                };
+                let confirmed = sink.publish_named(content, self.name_of(id));
                 self.spawn_local(async move { Completion::Published(id, confirmed.await) });
             }
             PilotAction::Settle(id, verdict) => {
@@ -409,6 +458,9 @@ impl Driver<'_> {
                 self.shutdown.advance(shutdown);
             }
             PilotAction::StartIdleTimer(wait) => {
+                if let Some(source) = &mut self.source {
+                    source.start_idle_clock();
+                }
                 self.idle = Some((wait, SuspendAwareTimer::new(wait)));
             }
             PilotAction::StopIdleTimer => self.idle = None,

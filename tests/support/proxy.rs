@@ -1,12 +1,12 @@
-//! A proxy between a pilot and a broker that cuts the connection at the first acknowledgement, when
-//! nothing else would cut it there. Every other connection passes. Knows of AMQP what an acknowledgement
-//! looks like, no more.
+//! A proxy between a pilot and a broker that cuts connections when nothing else would cut them there. It finds frames
+//! of AMQP 0-9-1 in what passes, no more.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use super::{SOON, eventually};
 
@@ -19,62 +19,127 @@ pub(crate) enum FirstAck {
     IsLost,
 }
 
-/// See the module. It ends with the tests.
+/// When every connection is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EachCut {
+    /// So long after it was made.
+    After(Duration),
+    /// Before an event arrives.
+    AtDelivery,
+    /// Before a result arrives. The question whether the pilot may publish passes.
+    AtPublish,
+}
+
+/// Ends with the tests.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     port: u16,
 }
 
-/// The rest of a method frame's header, its size, and the class and method of `basic.ack` (AMQP 0-9-1).
+/// The rest of a method frame's header, its size, and the class and method of `basic.ack`.
 const ACK: [u8; 8] = [0, 0, 0, 13, 0, 60, 0, 80];
+/// Class and method.
+const PUBLISH: [u8; 4] = [0, 60, 0, 40];
+const DELIVER: [u8; 4] = [0, 60, 0, 60];
+/// A frame's type, channel and size, which come before that.
+const HEADER: usize = 7;
+/// In the name of the queue that the pilot asks for permission with.
+const PERMISSION: &[u8] = b"ewms-pilot-permission";
+
+fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
+    bytes.windows(part.len()).position(|window| window == part)
+}
+
+fn holds(bytes: &[u8], part: &[u8]) -> bool {
+    find(bytes, part).is_some()
+}
 
 impl Proxy {
-    /// In front of the broker at `address`, which has taken an acknowledgement when `has_arrived` says so.
+    /// In front of the broker at `address`, which has taken an acknowledgement when `has_arrived` says so. Only the
+    /// connection of the first acknowledgement is cut.
     pub(crate) fn start(
         address: &str,
         first_ack: FirstAck,
         has_arrived: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Self {
+        let has_cut = Arc::new(AtomicBool::new(false));
+        let has_arrived = Arc::new(has_arrived);
+        Self::serve(address, move |server, client| {
+            let Ok((from_server, to_client)) = pair(&server, &client) else {
+                return;
+            };
+            // Of this connection: a later one isn't cut.
+            let is_cut = Arc::new(AtomicBool::new(false));
+            let silenced = Arc::clone(&is_cut);
+            thread::spawn(move || {
+                pass(from_server, to_client, |_| {
+                    if silenced.load(Ordering::SeqCst) {
+                        Next::Hold
+                    } else {
+                        Next::Pass
+                    }
+                });
+            });
+            let (has_cut, has_arrived) = (Arc::clone(&has_cut), Arc::clone(&has_arrived));
+            thread::spawn(move || {
+                pass(client, server, |bytes| {
+                    if !holds(bytes, &ACK) || has_cut.swap(true, Ordering::SeqCst) {
+                        return Next::Pass;
+                    }
+                    is_cut.store(true, Ordering::SeqCst);
+                    match first_ack {
+                        FirstAck::Arrives => Next::PassAndCut(has_arrived.as_ref()),
+                        FirstAck::IsLost => Next::Cut,
+                    }
+                });
+            });
+        })
+    }
+
+    /// In front of the broker at `address`. It cuts every connection.
+    pub(crate) fn cutting_each(address: &str, cut: EachCut) -> Self {
+        Self::serve(address, move |server, client| {
+            let Ok((from_server, to_client)) = pair(&server, &client) else {
+                return;
+            };
+            if let EachCut::After(life) = cut
+                && let Ok((from_server, to_client)) = pair(&server, &client)
+            {
+                thread::spawn(move || {
+                    thread::sleep(life);
+                    end([from_server, to_client]);
+                });
+            }
+            thread::spawn(move || {
+                pass(from_server, to_client, |bytes| {
+                    let delivery = find(bytes, &DELIVER).filter(|_| cut == EachCut::AtDelivery);
+                    // What comes before it arrives: among it is the answer to who asked for events.
+                    delivery.map_or(Next::Pass, |at| Next::PassSomeAndCut(at - HEADER))
+                });
+            });
+            thread::spawn(move || {
+                pass(client, server, |bytes| {
+                    let publishes = holds(bytes, &PUBLISH) && !holds(bytes, PERMISSION);
+                    if publishes && cut == EachCut::AtPublish {
+                        Next::Cut
+                    } else {
+                        Next::Pass
+                    }
+                });
+            });
+        })
+    }
+
+    fn serve(address: &str, connect: impl Fn(TcpStream, TcpStream) + Send + 'static) -> Self {
         let listener =
             TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has free ports");
         let port = listener.local_addr().expect("it is bound").port();
         let broker = address.to_owned();
-        let has_cut = Arc::new(AtomicBool::new(false));
-        let has_arrived = Arc::new(has_arrived);
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                let Ok(server) = TcpStream::connect(&broker) else {
-                    continue;
-                };
-                let Ok((from_server, to_client)) = pair(&server, &client) else {
-                    continue;
-                };
-                // Of this connection: a later one isn't cut.
-                let is_cut = Arc::new(AtomicBool::new(false));
-                let silenced = Arc::clone(&is_cut);
-                thread::spawn(move || {
-                    pass(from_server, to_client, |_| {
-                        if silenced.load(Ordering::SeqCst) {
-                            Next::Hold
-                        } else {
-                            Next::Pass
-                        }
-                    });
-                });
-                let (has_cut, has_arrived) = (Arc::clone(&has_cut), Arc::clone(&has_arrived));
-                thread::spawn(move || {
-                    pass(client, server, |bytes| {
-                        let is_ack = bytes.windows(ACK.len()).any(|part| part == ACK);
-                        if !is_ack || has_cut.swap(true, Ordering::SeqCst) {
-                            return Next::Pass;
-                        }
-                        is_cut.store(true, Ordering::SeqCst);
-                        match first_ack {
-                            FirstAck::Arrives => Next::PassAndCut(has_arrived.as_ref()),
-                            FirstAck::IsLost => Next::Cut,
-                        }
-                    });
-                });
+                if let Ok(server) = TcpStream::connect(&broker) {
+                    connect(server, client);
+                }
             }
         });
         Self { port }
@@ -91,6 +156,8 @@ enum Next<'a> {
     /// Keep it: the connection is about to be cut.
     Hold,
     Cut,
+    /// So many bytes of it.
+    PassSomeAndCut(usize),
     /// Cut when this holds.
     PassAndCut(&'a dyn Fn() -> bool),
 }
@@ -112,6 +179,10 @@ fn pass<'a>(mut from: TcpStream, mut to: TcpStream, next: impl Fn(&[u8]) -> Next
             }
             Next::Hold => {}
             Next::Cut => break,
+            Next::PassSomeAndCut(size) => {
+                let _ = to.write_all(&bytes[..size]);
+                break;
+            }
             Next::PassAndCut(has_arrived) => {
                 // That it failed would show in what `has_arrived` says.
                 let _ = to.write_all(bytes);
@@ -121,7 +192,11 @@ fn pass<'a>(mut from: TcpStream, mut to: TcpStream, next: impl Fn(&[u8]) -> Next
             }
         }
     }
-    for end in [from, to] {
+    end([from, to]);
+}
+
+fn end(ends: [TcpStream; 2]) {
+    for end in ends {
         // Gone is what it may well be.
         let _ = end.shutdown(Shutdown::Both);
     }

@@ -4,13 +4,16 @@
 
 use std::net::Ipv6Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use amqprs::connection::OpenConnectionArguments;
 use amqprs::tls::TlsAdaptor;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+use crate::blocking;
 use crate::broker::{BrokerError, Direction, Endpoint};
 use crate::config::{AmqpAddress, CaCertificates, Secret, Transport};
 
@@ -18,6 +21,8 @@ use crate::config::{AmqpAddress, CaCertificates, Secret, Transport};
 /// 60 would hide a dead connection for two minutes.
 const HEARTBEAT_SECS: u16 = 15;
 
+/// For reading certificates.
+const READ_WITHIN: Duration = Duration::from_secs(5);
 /// AMQP's short strings. amqprs panics on longer ones.
 const SHORT_STRING_MAX: usize = 255;
 
@@ -40,6 +45,7 @@ pub(super) fn arguments(
     address: &AmqpAddress,
     secret: &Secret,
     at: &Endpoint,
+    tls: Option<TlsConnector>,
 ) -> Result<OpenConnectionArguments, BrokerError> {
     let vhost = ("a virtual host", &address.vhost, at.clone());
     let names = at
@@ -62,14 +68,39 @@ pub(super) fn arguments(
         .virtual_host(&address.vhost)
         .heartbeat(HEARTBEAT_SECS)
         .connection_name(&connection_name());
-    if address.transport == Transport::Tls {
-        let connector = tls(&address.authorities).map_err(|detail| BrokerError::Tls {
-            at: at.clone(),
-            detail,
-        })?;
+    if let Some(connector) = tls {
         arguments.tls_adaptor(TlsAdaptor::new(connector, address.host.clone()));
     }
     Ok(arguments)
+}
+
+/// What an address with TLS needs. The system's certificates are read for each connection, from a disk that may hang.
+pub(super) async fn tls_connector(
+    address: &AmqpAddress,
+    at: &Endpoint,
+) -> Result<Option<TlsConnector>, BrokerError> {
+    if address.transport != Transport::Tls {
+        return Ok(None);
+    }
+    let given = address.authorities.clone();
+    let reading = timeout(
+        READ_WITHIN,
+        blocking::start(move || connector_trusting(&given)),
+    );
+    let read = match reading.await {
+        Ok(Ok(connector)) => connector,
+        Ok(Err(died)) => Err(died.to_string()),
+        Err(_elapsed) => {
+            let waited = READ_WITHIN.as_secs();
+            Err(format!(
+                "this machine's CA certificates could not be read within `{waited}` s"
+            ))
+        }
+    };
+    read.map(Some).map_err(|detail| BrokerError::Tls {
+        at: at.clone(),
+        detail,
+    })
 }
 
 /// amqprs joins host and port by a colon; only a bracketed IPv6 literal survives that.
@@ -92,7 +123,7 @@ fn connection_name() -> String {
 
 /// The system's roots and those that were given. The provider is named, because rustls panics when it
 /// has to guess.
-fn tls(given: &CaCertificates) -> Result<TlsConnector, String> {
+fn connector_trusting(given: &CaCertificates) -> Result<TlsConnector, String> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
     let given = given.certificates().iter().cloned();
@@ -135,7 +166,7 @@ mod tests {
     fn vhost_and_host_reach_amqprs_as_they_were_written() {
         let address = address("mq.example", "a%2fb/c");
         let at = place(Direction::Incoming, &["q"], &address);
-        let arguments = arguments(&address, &address.password, &at).unwrap();
+        let arguments = arguments(&address, &address.password, &at, None).unwrap();
         assert_eq!(arguments.get_virtual_host(), "a%2fb/c");
         assert_eq!(arguments.get_host(), "mq.example");
         assert_eq!(arguments.get_heartbeat(), HEARTBEAT_SECS);
@@ -152,7 +183,7 @@ mod tests {
         let address = address("::1", "/");
         let at = place(Direction::Incoming, &["q"], &address);
         assert_eq!(
-            arguments(&address, &address.password, &at)
+            arguments(&address, &address.password, &at, None)
                 .unwrap()
                 .get_host(),
             "[::1]"
@@ -164,7 +195,7 @@ mod tests {
     fn names_that_amqp_cannot_carry_are_refused_before_amqprs_panics() {
         let address = address("mq.example", "/");
         let at = place(Direction::Outgoing, &["q", &"q".repeat(256)], &address);
-        let Err(error) = arguments(&address, &address.password, &at) else {
+        let Err(error) = arguments(&address, &address.password, &at, None) else {
             panic!("accepted")
         };
         assert!(
@@ -177,7 +208,7 @@ mod tests {
     fn no_text_or_debug_form_of_an_error_holds_the_password() {
         let address = address(&"h".repeat(10), &"v".repeat(300));
         let at = place(Direction::Incoming, &["q"], &address);
-        let Err(error) = arguments(&address, &address.password, &at) else {
+        let Err(error) = arguments(&address, &address.password, &at, None) else {
             panic!("accepted")
         };
         assert!(!format!("{error} {error:?}").contains("hush"));

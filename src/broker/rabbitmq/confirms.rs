@@ -32,9 +32,8 @@ pub(super) struct Pending {
     /// Since when.
     pub(super) since: Instant,
     pub(super) bytes: usize,
-    /// What bounds the publishes in flight. Also here, and not only with whoever waits and may stop
-    /// waiting, because the body is in memory until the broker has it. None for what is no result.
-    #[expect(dead_code, reason = "it is held, not read")]
+    /// What bounds the publishes in flight. Held here too, and not only by the publish, which may be dropped: the body
+    /// is in memory until the broker has it. None for a message that is no result.
     pub(super) permits: Option<Arc<[OwnedSemaphorePermit; 2]>>,
 }
 
@@ -48,6 +47,7 @@ pub(super) struct Confirms {
     pending: BTreeMap<u64, (Pending, Option<PublishError>)>,
     lost: Option<String>,
     heard: Option<Instant>,
+    results_confirmed: u64,
 }
 
 impl Confirms {
@@ -59,6 +59,7 @@ impl Confirms {
             pending: BTreeMap::new(),
             lost: None,
             heard: None,
+            results_confirmed: 0,
         }
     }
 
@@ -83,6 +84,9 @@ impl Confirms {
     /// The broker has it, or has returned it before.
     pub(super) fn ack(&mut self, tag: u64, reach: Reach) {
         for (pending, returned) in self.take(tag, reach) {
+            if returned.is_none() && pending.permits.is_some() {
+                self.results_confirmed += 1;
+            }
             settle(pending, returned.map_or(Ok(()), Err));
         }
     }
@@ -163,6 +167,11 @@ impl Confirms {
     /// When the broker last confirmed something.
     pub(super) fn last_heard(&self) -> Option<Instant> {
         self.heard
+    }
+
+    /// How many results the broker has confirmed on this connection.
+    pub(super) fn results_confirmed(&self) -> u64 {
+        self.results_confirmed
     }
 
     fn take(&mut self, tag: u64, reach: Reach) -> Vec<(Pending, Option<PublishError>)> {

@@ -11,16 +11,18 @@ use std::time::{Duration, SystemTime};
 
 use amqprs::FieldTable;
 use amqprs::channel::{BasicQosArguments, Channel, QueueDeclareArguments};
-use amqprs::connection;
+use amqprs::connection::{self, OpenConnectionArguments};
 use amqprs::error::Error;
+use nix::errno::Errno;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::{Instant, timeout};
 
+use super::address::{arguments, dial_host, tls_connector};
 use super::callbacks::{ChannelCallbacks, ChannelEvent, ConnectionCallbacks, SharedConfirms};
 use super::confirms::Confirms;
-use super::dial::dial;
-use super::error_mapping::{self, OpenAttempt};
+use super::error_mapping::{self, OpenAttempt, os_error};
 use super::token::{self, Renewal};
+use crate::blocking;
 use crate::broker::{BrokerError, Direction, Endpoint, QueueLook};
 use crate::config::AmqpAddress;
 use crate::ids::QueueIndex;
@@ -100,7 +102,8 @@ impl Connection {
         publisher: &str,
     ) -> Result<Self, BrokerError> {
         let secret = token::current(address, at).await;
-        let arguments = super::address::arguments(address, &secret, at)?;
+        let tls = tls_connector(address, at).await?;
+        let arguments = arguments(address, &secret, at, tls)?;
         let started = Instant::now();
         let timed_out = || BrokerError::TimedOut {
             at: at.clone(),
@@ -326,4 +329,43 @@ pub(super) async fn look(address: &AmqpAddress, at: &Endpoint) -> Result<QueueLo
         }
         Err(error) => Err(error),
     }
+}
+
+/// Opens a connection to the first address of the host that can be reached. The name is looked up here: amqprs would do it
+/// on a thread that its event loop makes for it, and panic when the system has none.
+///
+/// # Errors
+/// The resolver's, or that of the last address that was tried.
+async fn dial(
+    mut arguments: OpenConnectionArguments,
+    address: &AmqpAddress,
+) -> Result<connection::Connection, Error> {
+    let found = blocking::resolve(&address.host, address.port).await;
+    let addresses = found.map_err(|error| Error::NetworkError(error.to_string()))?;
+    let mut outcome = Err(Error::NetworkError("the host has no address".to_owned()));
+    for found in addresses {
+        arguments.host(&dial_host(&found.ip().to_string()));
+        outcome = connection::Connection::open(&arguments).await;
+        match &outcome {
+            Err(Error::NetworkError(detail)) if is_out_of_reach(detail) => {}
+            _ => break,
+        }
+    }
+    outcome
+}
+
+/// Whether nobody was met at that address; another one may be better.
+fn is_out_of_reach(detail: &str) -> bool {
+    matches!(
+        os_error(detail),
+        Some(
+            Errno::ECONNREFUSED
+                | Errno::EHOSTUNREACH
+                | Errno::ENETUNREACH
+                | Errno::ENETDOWN
+                | Errno::EADDRNOTAVAIL
+                | Errno::EAFNOSUPPORT
+                | Errno::ETIMEDOUT
+        )
+    )
 }

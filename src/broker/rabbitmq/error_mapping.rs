@@ -145,6 +145,17 @@ pub(super) fn of_signal(signal: &ChannelEvent, at: &Endpoint) -> BrokerError {
     }
 }
 
+/// The loss of a connection: a server that has answered before was not given a wrong address.
+pub(super) fn in_mid_life(error: BrokerError) -> BrokerError {
+    match error {
+        BrokerError::TimedOut { at, step, after } => {
+            let detail = format!("no answer within `{}` s ({step})", after.as_secs());
+            BrokerError::ConnectionLost { at, detail }
+        }
+        error => error,
+    }
+}
+
 /// amqprs wraps words of the kernel in its own, and prints the server's as a data structure.
 fn plain(text: &str) -> String {
     if let Some((_, rest)) = text.split_once("reply_text: ShortStr(")

@@ -1,63 +1,64 @@
-//! RabbitMQ through amqprs, which works well until something fails: then it may hang, panic, or
-//! look alive while it isn't. Everything here is arranged so that it can be thrown away at that
-//! moment.
+//! RabbitMQ through amqprs, which works well until something fails: then it may hang, panic, or look alive while it
+//! isn't. So nothing is repaired in place: a connection that failed is thrown away as a whole, with its runtime.
+//!
+//! One actor serves each direction, on a thread of its own, through all connections of its life:
+//!
+//! ```text
+//!            SourceOrder          acks                     acks, qos
+//!   pilot ---------------> source actor ---> Consumer ---> Connection ---> server
+//!         <--------------- (unacked table)   <-----------  (fresh runtime)
+//!         SharedState: prefetch buffer         events
+//!
+//!            Message                         publishes
+//!   pilot ---------------> sink actor -----> Publisher --> Connection ---> server
+//!         <------------------------------------ Confirms (callbacks)
+//!            outcome
+//! ```
 //!
 //! | file | what it is |
 //! | --- | --- |
-//! | `address` | the address as amqprs' arguments, TLS |
-//! | `dial` | from a host's name to a connection |
-//! | `session` | a connection's life on its own thread and runtime; ended as a whole |
-//! | `link` | one connection with one channel, a deadline on every step |
-//! | `token` | the newest token, for new connections and live ones |
-//! | `watch` | amqprs' callbacks, turned into signals |
-//! | `arrival` | an event as the server sent it |
-//! | `intake` | one queue's consumer in a session |
-//! | `consume`, `publish` | what runs in the two kinds of session, on their threads |
-//! | `source`, `sink` | the pilot's ends, through all sessions |
-//! | `supervise`, `keep` | replace a lost session by the next: of a source, of a sink |
-//! | `retry` | when the next try is due |
-//! | `ready` | events that wait to be handed out, the queues in turn |
-//! | `inflight` | the events in hand, and how they are recognised when they come again |
-//! | `unsent` | results on disk that could not be sent |
+//! | `source`, `sink` | the pilot's handles, and the way of one event or result |
+//! | `source_actor`, `sink_actor` | connect, serve, connect again |
+//! | `actor_thread` | an actor's thread, and a fresh runtime for each connection |
+//! | `reconnect` | when the next try is due, and when the broker is given up |
+//! | `consumer`, `publisher` | what one connection does in each direction |
+//! | `connection` | one connection with one channel, a deadline on every step |
+//! | `callbacks` | amqprs' callbacks, turned into events |
+//! | `prefetch` | events that were not handed out yet, the queues in turn |
+//! | `unacked` | the events in hand, and how they are recognised when they come again |
 //! | `confirms` | publishes that wait for their confirm |
-//! | `refusal` | from text and codes to errors with names |
+//! | `address`, `token` | amqprs' arguments, TLS; the newest token, for new connections and live ones |
+//! | `error_mapping` | from text and codes to errors with names |
 //!
-//! A [`Source`] and a [`Sink`] each hold one session at a time. Any fault ends it as a whole; the
-//! next one, of the next [`Generation`](crate::ids::Generation), takes over. A delivery's tag is valid in its own session
-//! only and is never sent through another, where it would acknowledge somebody else's event.
+//! Any fault ends a connection; the next one is of the next [`Generation`](crate::ids::Generation). A delivery's tag is
+//! valid on its own connection only and is never sent through another, where it would acknowledge another event.
 //!
-//! Queues of one direction that are on the same broker, with the same credentials, share a session: one
-//! connection, one thread and one proof of life for all, as thousands of pilots have them. Each keeps its
-//! own window, turn, adoptions, acknowledgements and confirms. What they share is the fault: when one is
-//! deleted, or an acknowledgement for it is late, the session of all is replaced; their tasks run on and
-//! their events are adopted. (RabbitMQ 4.0 looks at the oldest delivery on a channel only, and applies the
-//! `consumer-timeout` of its queue.)
+//! Queues of one direction that are on the same broker, with the same credentials, share a connection, a thread and a
+//! proof of life, as there may be thousands of pilots. Each queue keeps its own window, turn, adoptions, acknowledgements
+//! and confirms. What they share is the fault: when one is deleted, or an acknowledgement for it is late, the connection
+//! of all is replaced; their tasks run on and their events are adopted. (RabbitMQ 4.0 looks at the oldest delivery on a
+//! channel only, and applies the `consumer-timeout` of its queue.)
 //!
 //! # What an outage can do
-//! No event is lost: each is acknowledged only in the session that delivered it, after its result was
-//! confirmed, and one whose acknowledgement is in doubt is never taken for another with an equal body. A task
-//! is run twice when its event, taken back by the broker, went to another pilot, or was in doubt. An
-//! output is there twice when its confirm was lost with a session, or the acknowledgement of its
-//! event never arrived. A result that can't be sent at all is kept on disk, but its event isn't
-//! acknowledged for that, as this disk may be gone with the job: it will be run again, and if the kept
-//! one is sent too, its output is there twice. All of this is counted in
-//! [`BrokerStats`](super::BrokerStats).
+//! No event is lost: each is acknowledged only on the connection that delivered it, after its result was confirmed, and
+//! one whose acknowledgement is in doubt is never taken for another with an equal body. A task is run twice when its
+//! event, taken back by the broker, went to another pilot, or was in doubt. An output is there twice when its confirm was
+//! lost with a connection, or the acknowledgement of its event never arrived. A result that can't be sent at all is kept
+//! on disk, but its event isn't acknowledged for that, as this disk may be gone with the job: it will be run again, and if
+//! the kept one is sent too, its output is there twice. All of this is counted in [`BrokerStats`](super::BrokerStats).
 
 use std::num::NonZeroU32;
 
+mod actor_thread;
 mod address;
-mod backoff;
 mod callbacks;
 mod confirms;
 mod connection;
 mod consumer;
-mod delivery;
-mod dial;
 mod error_mapping;
-mod intake;
 mod prefetch;
 mod publisher;
-mod session_thread;
+mod reconnect;
 mod sink;
 mod sink_actor;
 mod source;
@@ -65,9 +66,8 @@ mod source_actor;
 mod token;
 mod unacked;
 
-use tokio::sync::oneshot;
-
-pub(super) use self::backoff::pause_after;
+use self::reconnect::FirstConnection;
+pub(super) use self::reconnect::pause_after;
 pub use self::sink::RabbitMqSink;
 pub(super) use self::source::RabbitMqReceipt;
 pub use self::source::RabbitMqSource;
@@ -83,31 +83,7 @@ pub(super) async fn open_source(
     start_signal: &StartSignal,
 ) -> Result<RabbitMqSource, BrokerError> {
     let at = address::place(Direction::Incoming, queues, address);
-    // AMQP's prefetch count has 16 bits.
-    let window = u16::try_from(window.get()).unwrap_or(u16::MAX);
-    let first = backoff::at_start(start_signal, outage_policy, async |generation, reached| {
-        let windows = vec![window; queues.len()];
-        let (start_signal, reached) = (start_signal.clone(), reached.clone());
-        let (at, address) = (at.clone(), address.clone());
-        let bodies = outage_policy.bodies().clone();
-        consumer::ConsumerHandle::open(
-            at,
-            address,
-            windows,
-            generation,
-            start_signal,
-            reached,
-            bodies,
-        )
-        .await
-    });
-    Ok(RabbitMqSource::start(
-        &at,
-        address,
-        window,
-        first.await?,
-        outage_policy,
-    ))
+    RabbitMqSource::open(at, address, window, outage_policy, start_signal).await
 }
 
 pub(super) async fn open_sink(
@@ -117,18 +93,8 @@ pub(super) async fn open_sink(
     start_signal: &StartSignal,
 ) -> Result<RabbitMqSink, BrokerError> {
     let at = address::place(Direction::Outgoing, queues, address);
-    let first = backoff::at_start(start_signal, outage_policy, async |generation, reached| {
-        let mut session =
-            publisher::PublisherHandle::open(at.clone(), address.clone(), generation).await?;
-        reached.note();
-        let mut start_signal = start_signal.clone();
-        tokio::select! {
-            biased;
-            error = session.hold.lost() => Err(error),
-            () = start_signal.until_all_else_is_ready() => Ok(session),
-        }
-    });
-    let sink = RabbitMqSink::start(&at, address, first.await?, outage_policy);
+    let first = FirstConnection::of_pilot(start_signal, outage_policy.reconnect_within());
+    let sink = RabbitMqSink::open(at, address, outage_policy, first).await?;
     outbox::send_all(
         &sink.at,
         outage_policy,
@@ -148,24 +114,19 @@ pub(super) async fn look(
     address: &AmqpAddress,
 ) -> Result<QueueLook, BrokerError> {
     let at = address::place(direction, &[queue], address);
-    let look = backoff::briefly(async |generation| {
-        let (seen, is_seen) = oneshot::channel();
+    let mut first = FirstConnection::for_a_moment();
+    let look = loop {
         let (place, address) = (at.clone(), address.clone());
-        let hold = session_thread::start(generation, &at, move |ready, _owner| async move {
-            let looked = connection::look(&address, &place).await;
-            let seen = looked.map(|look| {
-                let _gone = seen.send(look);
-            });
-            let _gone = ready.send(seen);
-            session_thread::SessionEnd::Closed
-        });
-        let _ended = hold.await?;
-        is_seen.await.map_err(|_died| BrokerError::ConnectionLost {
-            at: at.clone(),
-            detail: "the session ended before it saw the queue".into(),
-        })
-    })
-    .await?;
+        let looking = async move || connection::look(&address, &place).await;
+        let error = match actor_thread::once(&at, looking).await {
+            Ok(look) => break look,
+            Err(error) => error,
+        };
+        match first.failed(&error) {
+            Some(before) => before.over().await,
+            None => return Err(error),
+        }
+    };
     if let (QueueLook::There { .. }, Direction::Outgoing | Direction::DeadLetters) =
         (look, direction)
     {
@@ -186,13 +147,13 @@ pub(super) async fn open_for_a_moment(
     outage_policy: &OutagePolicy,
 ) -> Result<RabbitMqSink, BrokerError> {
     let at = address::place(direction, &[queue], address);
-    let first = backoff::briefly(async |generation| {
-        publisher::PublisherHandle::open(at.clone(), address.clone(), generation).await
-    });
-    Ok(RabbitMqSink::start(
-        &at,
-        address,
-        first.await?,
-        outage_policy,
-    ))
+    let first = FirstConnection::for_a_moment();
+    tokio::select! {
+        biased;
+        opened = RabbitMqSink::open(at.clone(), address, outage_policy, first) => opened,
+        () = outage_policy.short_wait_over() => Err(BrokerError::ConnectionLost {
+            at,
+            detail: "the pilot had to end before it was connected".into(),
+        }),
+    }
 }

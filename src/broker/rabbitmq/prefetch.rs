@@ -1,33 +1,106 @@
-//! Events that came and are not handed out yet, kept by queue so that the queues take turns. Pure.
-//! Apart, because a busy queue must not starve the others that share its session.
+//! Events as the broker sent them, and the buffer of those that are not handed out yet.
+//!
+//! The buffer keeps them by queue, and the queues take turns: a busy queue must not starve the others that share its
+//! connection.
 
 use std::collections::VecDeque;
 
-use super::delivery::Arrival;
-use super::unacked::Fingerprint;
-use crate::ids::QueueIndex;
+use amqprs::channel::ConsumerMessage;
+use amqprs::{BasicProperties, FieldValue};
 
-type BufferedEvent = (Fingerprint, Arrival);
+use super::unacked::{Fingerprint, Flag};
+use crate::broker::Body;
+use crate::ids::{DeliveryTag, QueueIndex};
 
-/// See the module. Bounded by the window of each queue.
+/// One delivery, without its body.
+#[derive(Debug, Clone)]
+pub(super) struct Arrival {
+    pub(super) queue: QueueIndex,
+    pub(super) tag: DeliveryTag,
+    pub(super) fingerprint: Fingerprint,
+    pub(super) flag: Flag,
+    pub(super) earlier_deliveries: Option<u64>,
+    pub(super) origin: Origin,
+}
+
+/// What kind of queue it came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    Queue,
+    /// Acknowledgements take nothing out of it: every pilot would run all that was ever sent.
+    Stream,
+}
+
+impl Arrival {
+    /// A delivery and its body. None when amqprs sends an end instead of a message.
+    pub(super) fn of(message: ConsumerMessage, queue: QueueIndex) -> Option<(Self, Vec<u8>)> {
+        let deliver = message.deliver?;
+        let properties = message.basic_properties.as_ref();
+        let counted = properties.and_then(delivery_count);
+        // The producer's, if it set one.
+        let message_id = properties
+            .and_then(|properties| properties.message_id())
+            .filter(|id| !id.is_empty());
+        let flag = if deliver.redelivered() {
+            Flag::Redelivered
+        } else {
+            Flag::First
+        };
+        let first = (flag == Flag::First).then_some(0);
+        let body = message.content.unwrap_or_default();
+        let arrival = Self {
+            fingerprint: Fingerprint::of(queue, &body, message_id.map(String::as_str)),
+            queue,
+            tag: DeliveryTag(deliver.delivery_tag()),
+            flag,
+            earlier_deliveries: counted.or(first),
+            origin: match properties.and_then(|properties| header(properties, "x-stream-offset")) {
+                Some(_) => Origin::Stream,
+                None => Origin::Queue,
+            },
+        };
+        Some((arrival, body))
+    }
+}
+
+fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a FieldValue> {
+    properties.headers()?.get(&name.try_into().ok()?)
+}
+
+/// Quorum queues count deliveries in the header `x-delivery-count`.
+fn delivery_count(properties: &BasicProperties) -> Option<u64> {
+    match header(properties, "x-delivery-count")? {
+        FieldValue::l(count) => u64::try_from(*count).ok(),
+        FieldValue::I(count) => u64::try_from(*count).ok(),
+        FieldValue::s(count) => u64::try_from(*count).ok(),
+        FieldValue::b(count) => u64::try_from(*count).ok(),
+        FieldValue::i(count) => Some(u64::from(*count)),
+        FieldValue::u(count) => Some(u64::from(*count)),
+        FieldValue::B(count) => Some(u64::from(*count)),
+        _ => None,
+    }
+}
+
+/// Events that were not handed out yet, with their bodies. Bounded by the window of each queue.
 #[derive(Debug, Default)]
 pub(super) struct PrefetchBuffer {
     /// In turn: the first is asked first. A queue without events has no place.
-    queues: VecDeque<(QueueIndex, VecDeque<BufferedEvent>)>,
+    queues: VecDeque<(QueueIndex, VecDeque<(Arrival, Body)>)>,
 }
 
 impl PrefetchBuffer {
-    pub(super) fn push(&mut self, fingerprint: Fingerprint, arrival: Arrival) {
-        let event = (fingerprint, arrival);
-        let queue = event.1.queue;
+    pub(super) fn push(&mut self, arrival: Arrival, body: Body) {
+        let queue = arrival.queue;
         match self.queues.iter_mut().find(|(of, _)| *of == queue) {
-            Some((_, events)) => events.push_back(event),
-            None => self.queues.push_back((queue, VecDeque::from([event]))),
+            Some((_, events)) => events.push_back((arrival, body)),
+            None => self
+                .queues
+                .push_back((queue, VecDeque::from([(arrival, body)]))),
         }
     }
 
     /// The next event. Its queue is asked last from now on.
-    pub(super) fn pop(&mut self) -> Option<BufferedEvent> {
+    pub(super) fn pop(&mut self) -> Option<(Arrival, Body)> {
         let (queue, mut events) = self.queues.pop_front()?;
         let event = events.pop_front();
         if !events.is_empty() {
@@ -36,68 +109,65 @@ impl PrefetchBuffer {
         event
     }
 
-    /// All that is there, and none is left.
-    pub(super) fn take(&mut self) -> impl Iterator<Item = BufferedEvent> + use<> {
+    /// Empties it.
+    pub(super) fn take(&mut self) -> impl Iterator<Item = Arrival> + use<> {
         std::mem::take(&mut self.queues)
             .into_iter()
             .flat_map(|(_, events)| events)
+            .map(|(arrival, _)| arrival)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::rabbitmq::delivery::Origin;
-    use crate::broker::rabbitmq::unacked::Flag;
-    use crate::ids::DeliveryTag;
 
-    fn arrive(ready: &mut PrefetchBuffer, queue: usize, tag: u64) {
+    fn arrive(buffer: &mut PrefetchBuffer, queue: usize, tag: u64) {
         let arrival = Arrival {
             queue: QueueIndex(queue),
             tag: DeliveryTag(tag),
             fingerprint: Fingerprint::of(QueueIndex(queue), &[], None),
-            body: Vec::new().into(),
             flag: Flag::First,
             earlier_deliveries: None,
             origin: Origin::Queue,
         };
-        ready.push(arrival.fingerprint, arrival);
+        buffer.push(arrival, Vec::new().into());
     }
 
-    fn tags(ready: &mut PrefetchBuffer) -> Vec<u64> {
-        std::iter::from_fn(|| ready.pop())
-            .map(|(_, arrival)| arrival.tag.0)
+    fn tags(buffer: &mut PrefetchBuffer) -> Vec<u64> {
+        std::iter::from_fn(|| buffer.pop())
+            .map(|(arrival, _)| arrival.tag.0)
             .collect()
     }
 
     #[test]
     fn queues_take_turns_and_each_keeps_its_order() {
-        let mut ready = PrefetchBuffer::default();
+        let mut buffer = PrefetchBuffer::default();
         for (queue, tag) in [(0, 1), (0, 2), (0, 3), (2, 4), (1, 5), (1, 6)] {
-            arrive(&mut ready, queue, tag);
+            arrive(&mut buffer, queue, tag);
         }
-        assert_eq!(tags(&mut ready), [1, 4, 5, 2, 6, 3]);
+        assert_eq!(tags(&mut buffer), [1, 4, 5, 2, 6, 3]);
     }
 
     #[test]
     fn an_event_that_comes_to_an_empty_queue_waits_for_no_more_than_one_of_each_other() {
-        let mut ready = PrefetchBuffer::default();
+        let mut buffer = PrefetchBuffer::default();
         for tag in 1..=4 {
-            arrive(&mut ready, 0, tag);
+            arrive(&mut buffer, 0, tag);
         }
-        let first = ready.pop().map(|(_, arrival)| arrival.tag.0);
+        let first = buffer.pop().map(|(arrival, _)| arrival.tag.0);
         assert_eq!(first, Some(1));
-        arrive(&mut ready, 1, 5);
-        assert_eq!(tags(&mut ready), [2, 5, 3, 4]);
+        arrive(&mut buffer, 1, 5);
+        assert_eq!(tags(&mut buffer), [2, 5, 3, 4]);
     }
 
     #[test]
     fn taking_all_leaves_none() {
-        let mut ready = PrefetchBuffer::default();
+        let mut buffer = PrefetchBuffer::default();
         for (queue, tag) in [(0, 1), (1, 2), (0, 3)] {
-            arrive(&mut ready, queue, tag);
+            arrive(&mut buffer, queue, tag);
         }
-        assert_eq!(ready.take().count(), 3);
-        assert!(ready.pop().is_none());
+        assert_eq!(buffer.take().count(), 3);
+        assert!(buffer.pop().is_none());
     }
 }

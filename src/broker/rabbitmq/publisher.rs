@@ -1,37 +1,38 @@
-//! The session that publishes results: what runs on its thread, and the handle by which it is held.
-//! Talks to amqprs through a [`Link`] and to the [`Sink`](super::Sink) through channels.
+//! The publishing side of one connection: confirms, the question whether the server lives before a result is sent into
+//! a silent connection, and the permission to publish.
 //!
-//! Only this task assigns tags and publishes, in one go: amqprs counts publishes in the order in
-//! which they reach its writer, so two publishers at once would confirm each other's messages.
+//! Only the actor's thread assigns tags and publishes, in one go: amqprs counts publishes in the order in which they
+//! reach its writer, so two publishers at once would confirm each other's messages.
 
-use std::future::Future;
+use std::future::pending;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use amqprs::channel::{BasicPublishArguments, BasicQosArguments, ConfirmSelectArguments};
 use amqprs::{BasicProperties, FieldTable, FieldValue};
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use super::callbacks::{ChannelEvent, SharedConfirms, with};
 use super::confirms::Pending;
 use super::connection::Connection;
 use super::error_mapping;
-use super::session_thread::{self, SessionEnd, SessionThread};
+use super::reconnect::ConnectionLife;
 use crate::broker::{Body, BrokerError, Direction, Endpoint, PublishError};
 use crate::config::AmqpAddress;
 use crate::ids::{Generation, QueueIndex};
 
-/// How often somebody who waits for a confirm is told so in the log.
+/// How often results that wait for their confirm are told of in the log.
 const LATE_EVERY: Duration = Duration::from_mins(1);
-/// A broker out of memory or disk confirms nothing until it is well again; giving up early would
-/// publish results twice. A dead connection is noticed by its heartbeats long before.
+/// A broker out of memory or disk confirms nothing until it is well again; giving up early would publish results
+/// twice. A dead connection is noticed by its heartbeats long before.
 const CONFIRM_WITHIN: Duration = Duration::from_mins(15);
-/// A server from which nothing was heard for so long is asked whether it lives before it is sent a
-/// result. What is sent into a connection that is dead or stuck may arrive or not, and would have to
-/// be sent again; what waits is there once.
+/// A server from which nothing was heard for so long is asked whether it lives before it is sent a result. What is
+/// sent into a connection that is dead or stuck may arrive or not, and would have to be sent again; what waits is there
+/// once.
 const FRESH: Duration = Duration::from_secs(1);
 /// For the answer whether we may publish. A broker out of memory or disk gives none until it is well.
 const PERMISSION_WITHIN: Duration = Duration::from_secs(3);
@@ -42,105 +43,81 @@ const PERSISTENT: u8 = 2;
 /// One message; its outcome is told by `pending`. No outcome: it was not sent.
 #[derive(Debug)]
 pub(super) struct Message {
+    /// The connection that it is for.
+    pub(super) generation: Generation,
     pub(super) body: Body,
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) pending: Pending,
 }
 
-/// What the session can be told.
-#[derive(Debug)]
-pub(super) enum PublisherCommand {
-    Publish(Message),
-    Close { done: oneshot::Sender<()> },
+/// What a message waits for before it is sent. The next one waits for it.
+pub(super) enum PendingSend {
+    Nothing,
+    /// The answer to a liveness probe; a server short of memory answers when it has some again. Never cancelled while
+    /// the connection is used: amqprs may panic then.
+    Probe {
+        answer: Pin<Box<dyn Future<Output = Result<(), amqprs::error::Error>>>>,
+        since: Instant,
+        message: Box<Message>,
+    },
+    /// Its body, which is on the disk.
+    Body {
+        bytes: Pin<Box<dyn Future<Output = io::Result<Vec<u8>>>>>,
+        message: Box<Message>,
+    },
 }
 
-/// The holder's side of a session that publishes. Dropping it ends the session at once.
-#[derive(Debug)]
-pub(super) struct PublisherHandle {
-    pub(super) hold: SessionThread,
-    pub(super) commands: mpsc::Sender<PublisherCommand>,
+/// What [`PendingSend`] has come to.
+pub(super) enum PendingSendDone {
+    Answered(Result<(), amqprs::error::Error>),
+    Read(io::Result<Vec<u8>>),
 }
 
-impl PublisherHandle {
-    /// Connects, declares the queues and switches confirms on.
-    pub(super) async fn open(
-        at: Endpoint,
-        address: AmqpAddress,
-        generation: Generation,
-    ) -> Result<Self, BrokerError> {
-        let (commands, to_session) = mpsc::channel(16);
-        let place = at.clone();
-        let hold = session_thread::start(generation, &at, move |ready, owner| async move {
-            let name = Uuid::new_v4().simple().to_string();
-            let publisher = async {
-                let link = Connection::open(&address, &place, &name).await?;
-                let confirms = Arc::clone(&link.confirms);
-                Publisher::start(link, confirms).await
-            };
-            match publisher.await {
-                Ok(publisher) => {
-                    // Nobody waits any more: the owner's signal ends it at once.
-                    let _gone = ready.send(Ok(()));
-                    publisher.run(to_session, owner).await
-                }
-                Err(error) => {
-                    let _gone = ready.send(Err(error));
-                    SessionEnd::Abandoned
-                }
-            }
-        })
-        .await?;
-        Ok(Self { hold, commands })
+impl PendingSend {
+    pub(super) fn is_nothing(&self) -> bool {
+        matches!(self, Self::Nothing)
     }
 
-    /// Ends it. Whoever waits for a confirm learns nothing more.
-    pub(super) async fn close(self, within: Duration) {
-        let (done, is_done) = oneshot::channel();
-        let closing = async {
-            self.commands
-                .send(PublisherCommand::Close { done })
-                .await
-                .is_ok()
-                && is_done.await.is_ok()
-        };
-        if !timeout(within, closing).await.unwrap_or(false) {
-            let (at, error) = (&self.hold.at, self.hold.loss());
-            let error = error.map(|error| error.to_string());
-            tracing::debug!(%at, error, "the outgoing queue was not closed in order");
+    /// Cancel-safe.
+    pub(super) async fn done(&mut self) -> PendingSendDone {
+        match self {
+            Self::Probe { answer, .. } => PendingSendDone::Answered(answer.as_mut().await),
+            Self::Body { bytes, .. } => PendingSendDone::Read(bytes.as_mut().await),
+            Self::Nothing => pending().await,
         }
     }
 }
 
-/// The question, since when it is asked, and the publish that waits for its answer.
-struct LivenessProbe {
-    answer: Pin<Box<dyn Future<Output = Result<(), amqprs::error::Error>>>>,
-    since: Instant,
-    message: Message,
-}
-
-/// A session that publishes, on its own thread.
-struct Publisher {
-    link: Connection,
+/// A connection that publishes.
+pub(super) struct Publisher {
+    pub(super) connection: Connection,
+    pub(super) waiting: PendingSend,
     confirms: SharedConfirms,
     heard: Instant,
-    /// Whether the server lives; one short of memory answers when it has some again. Never
-    /// cancelled: amqprs may panic then.
-    probe: Option<LivenessProbe>,
+    opened: Instant,
+    late_at: Instant,
 }
 
 impl Publisher {
-    async fn start(mut link: Connection, confirms: SharedConfirms) -> Result<Self, BrokerError> {
-        let channel = link.channel.clone();
+    /// Connects, declares the queues, switches confirms on and asks for permission.
+    pub(super) async fn open(at: &Endpoint, address: &AmqpAddress) -> Result<Self, BrokerError> {
+        let name = Uuid::new_v4().simple().to_string();
+        let mut connection = Connection::open(address, at, &name).await?;
+        let channel = connection.channel.clone();
         let arguments = ConfirmSelectArguments::new(false);
-        link.ask("switching confirms on", channel.confirm_select(arguments))
+        connection
+            .ask("switching confirms on", channel.confirm_select(arguments))
             .await?;
+        let now = Instant::now();
         let mut publisher = Self {
-            link,
-            confirms,
-            heard: Instant::now(),
-            probe: None,
+            confirms: Arc::clone(&connection.confirms),
+            connection,
+            waiting: PendingSend::Nothing,
+            heard: now,
+            opened: now,
+            late_at: now + LATE_EVERY,
         };
-        match publisher.link.at.direction {
+        match publisher.connection.at.direction {
             Direction::Outgoing | Direction::DeadLetters => publisher.ask_permission().await?,
             // It is only visited.
             Direction::Incoming => {}
@@ -148,8 +125,8 @@ impl Publisher {
         Ok(publisher)
     }
 
-    /// Publishes to a queue that can't exist. That needs the same permission as a result does, and leaves
-    /// nothing, for it is not mandatory: the broker confirms it and forgets it.
+    /// Publishes to a queue that can't exist. That needs the same permission as a result does, and leaves nothing, for
+    /// it is not mandatory: the broker confirms it and forgets it.
     async fn ask_permission(&mut self) -> Result<(), BrokerError> {
         let (outcome, answered) = oneshot::channel();
         let nothing = Pending {
@@ -159,15 +136,13 @@ impl Publisher {
             bytes: 0,
             permits: None,
         };
-        // No channel, no permission: the signal tells.
+        // No channel, no permission: the event tells.
         let _lost = with(&self.confirms, |confirms| confirms.insert(nothing));
         let nowhere = format!("ewms-pilot-permission-{}", Uuid::new_v4().simple());
         let arguments = BasicPublishArguments::new("", &nowhere);
         let properties = BasicProperties::default();
-        let published = self
-            .link
-            .channel
-            .basic_publish(properties, Vec::new(), arguments);
+        let channel = &self.connection.channel;
+        let published = channel.basic_publish(properties, Vec::new(), arguments);
         let asking = async {
             published.await.map_err(|error| error.to_string())?;
             match answered.await {
@@ -178,112 +153,97 @@ impl Publisher {
         };
         let asked = tokio::select! {
             biased;
-            signal = self.link.signals.recv() => {
-                let signal = signal.unwrap_or(ChannelEvent::Dropped);
-                return Err(error_mapping::of_signal(&signal, &self.link.at));
+            event = self.connection.signals.recv() => {
+                let event = event.unwrap_or(ChannelEvent::Dropped);
+                return Err(error_mapping::of_signal(&event, &self.connection.at));
             }
             asked = timeout(PERMISSION_WITHIN, asking) => asked,
         };
         match asked {
-            Ok(Err(detail)) => Err(BrokerError::ConnectionLost {
-                at: self.link.at.clone(),
-                detail,
-            }),
-            // Should it be denied later, that ends the session.
+            Ok(Err(detail)) => Err(self.lost(detail)),
+            // Should it be denied later, that ends the connection.
             Ok(Ok(())) | Err(_) => Ok(()),
         }
     }
 
-    /// Serves until the session ends.
-    async fn run(
-        mut self,
-        mut commands: mpsc::Receiver<PublisherCommand>,
-        mut owner: oneshot::Receiver<()>,
-    ) -> SessionEnd {
-        let mut late = interval(LATE_EVERY);
-        late.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        late.reset();
-        loop {
-            let step = tokio::select! {
-                biased;
-                signal = self.link.signals.recv() => {
-                    let signal = signal.unwrap_or(ChannelEvent::Dropped);
-                    Err(error_mapping::of_signal(&signal, &self.link.at))
-                }
-                _ = &mut owner => return SessionEnd::Abandoned,
-                answered = answer(&mut self.probe) => self.publish_probed(answered).await,
-                Some(command) = commands.recv(), if self.probe.is_none() => match command {
-                    PublisherCommand::Publish(message) => self.probe_or_publish(message).await,
-                    PublisherCommand::Close { done } => {
-                        self.link.close().await;
-                        // Whoever asked may have stopped waiting.
-                        let _gone = done.send(());
-                        return SessionEnd::Closed;
-                    }
-                },
-                _ = late.tick() => self.look_for_late_confirms(),
-            };
-            if let Err(error) = step {
-                with(&self.confirms, |confirms| {
-                    confirms.lose_all(&error.to_string());
-                });
-                return SessionEnd::Lost(error);
-            }
+    pub(super) fn life(&self) -> ConnectionLife {
+        ConnectionLife {
+            lasted: self.opened.elapsed(),
+            work: with(&self.confirms, |confirms| confirms.results_confirmed()),
         }
     }
 
-    async fn probe_or_publish(&mut self, message: Message) -> Result<(), BrokerError> {
+    /// Sends a message, at once if the server was heard of just now and the body is in memory.
+    pub(super) async fn send(&mut self, message: Message) -> Result<(), BrokerError> {
         let confirmed = with(&self.confirms, |confirms| confirms.last_heard());
         self.heard = self.heard.max(confirmed.unwrap_or(self.heard));
         if self.heard.elapsed() < FRESH {
-            return self.publish(message).await;
+            return self.read(message).await;
         }
-        let channel = self.link.channel.clone();
+        let channel = self.connection.channel.clone();
         let probe = async move { channel.basic_qos(BasicQosArguments::new(0, 0, false)).await };
-        self.probe = Some(LivenessProbe {
+        self.waiting = PendingSend::Probe {
             answer: Box::pin(probe),
             since: Instant::now(),
-            message,
-        });
+            message: Box::new(message),
+        };
         Ok(())
     }
 
-    async fn publish_probed(
-        &mut self,
-        answered: Result<(), amqprs::error::Error>,
-    ) -> Result<(), BrokerError> {
-        let waiting = self.probe.take();
-        answered.map_err(|error| BrokerError::ConnectionLost {
-            at: self.link.at.clone(),
-            detail: error.to_string(),
-        })?;
-        self.heard = Instant::now();
-        match waiting {
-            Some(LivenessProbe { message, .. }) => self.publish(message).await,
-            None => Ok(()),
+    /// What the message waited for is there.
+    pub(super) async fn go_on(&mut self, done: PendingSendDone) -> Result<(), BrokerError> {
+        match (
+            std::mem::replace(&mut self.waiting, PendingSend::Nothing),
+            done,
+        ) {
+            (PendingSend::Probe { message, .. }, PendingSendDone::Answered(answer)) => {
+                answer.map_err(|error| self.lost(error.to_string()))?;
+                self.heard = Instant::now();
+                self.read(*message).await
+            }
+            (PendingSend::Body { message, .. }, PendingSendDone::Read(bytes)) => {
+                self.publish_read(*message, bytes).await
+            }
+            (PendingSend::Nothing | PendingSend::Probe { .. } | PendingSend::Body { .. }, _) => {
+                Ok(())
+            }
         }
     }
 
-    async fn publish(&mut self, message: Message) -> Result<(), BrokerError> {
-        let Message {
-            body,
-            headers,
-            pending,
-        } = message;
-        let queue = pending.queue;
-        // All of it in memory, for as long as amqprs needs it. From the disk here, on the session's
-        // thread, where only the session waits for it.
-        let body = match body.read() {
-            Ok(body) => body,
+    /// All of a body must be in memory, for as long as amqprs needs it. A disk may hang: it is read on another thread.
+    async fn read(&mut self, message: Message) -> Result<(), BrokerError> {
+        if let Some(bytes) = message.body.in_memory() {
+            let bytes = bytes.to_vec();
+            return self.publish(message, bytes).await;
+        }
+        let bytes = Box::pin(message.body.read_elsewhere());
+        let message = Box::new(message);
+        self.waiting = PendingSend::Body { bytes, message };
+        Ok(())
+    }
+
+    async fn publish_read(
+        &mut self,
+        message: Message,
+        bytes: io::Result<Vec<u8>>,
+    ) -> Result<(), BrokerError> {
+        match bytes {
+            Ok(bytes) => self.publish(message, bytes).await,
             Err(error) => {
                 let detail = error.to_string();
-                // Nobody may wait any more: the pilot was told to stop.
-                let _gone = pending
-                    .outcome
-                    .send(Err(PublishError::Unreadable { detail }));
-                return Ok(());
+                let unreadable = PublishError::Unreadable { detail };
+                // Its sender may have stopped waiting: the pilot was told to end.
+                let _gone = message.pending.outcome.send(Err(unreadable));
+                Ok(())
             }
-        };
+        }
+    }
+
+    async fn publish(&mut self, message: Message, body: Vec<u8>) -> Result<(), BrokerError> {
+        let Message {
+            headers, pending, ..
+        } = message;
+        let queue = pending.queue;
         // First the entry, then the message: its confirm may be faster than our next line.
         let Some(id) = with(&self.confirms, |confirms| confirms.insert(pending)) else {
             return Ok(());
@@ -296,26 +256,30 @@ impl Publisher {
             properties.with_headers(table(headers));
         }
         // Without `mandatory` a message to a queue that is gone would be confirmed and lost.
-        let arguments = BasicPublishArguments::new("", self.link.at.name(queue))
+        let arguments = BasicPublishArguments::new("", self.connection.at.name(queue))
             .mandatory(true)
             .finish();
-        let published = self.link.channel.basic_publish(properties, body, arguments);
+        let channel = &self.connection.channel;
+        let published = channel.basic_publish(properties, body, arguments);
         match timeout(WRITE_WITHIN, published).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(BrokerError::ConnectionLost {
-                at: self.link.at.clone(),
-                detail: error.to_string(),
-            }),
+            Ok(Err(error)) => Err(self.lost(error.to_string())),
             Err(_elapsed) => Err(self.timed_out("sending a result", WRITE_WITHIN)),
         }
     }
 
-    fn look_for_late_confirms(&self) -> Result<(), BrokerError> {
+    /// When confirms that are late are looked for.
+    pub(super) fn late_at(&self) -> Instant {
+        self.late_at
+    }
+
+    pub(super) fn look_for_late_confirms(&mut self) -> Result<(), BrokerError> {
+        self.late_at = Instant::now() + LATE_EVERY;
         let waiting = with(&self.confirms, |confirms| confirms.waiting());
-        let probed = self
-            .probe
-            .as_ref()
-            .map(|probe| (1, probe.message.pending.bytes, probe.since));
+        let probed = match &self.waiting {
+            PendingSend::Probe { since, message, .. } => Some((1, message.pending.bytes, *since)),
+            PendingSend::Nothing | PendingSend::Body { .. } => None,
+        };
         let Some((results, bytes, since)) = waiting.or(probed) else {
             return Ok(());
         };
@@ -324,7 +288,7 @@ impl Publisher {
             return Err(self.timed_out("confirming a result", CONFIRM_WITHIN));
         }
         if waited >= LATE_EVERY {
-            let at = &self.link.at;
+            let at = &self.connection.at;
             let waited_secs = waited.as_secs();
             tracing::warn!(
                 %at, results, bytes, waited_secs,
@@ -335,9 +299,30 @@ impl Publisher {
         Ok(())
     }
 
+    /// The connection is lost: results that wait for their confirm learn so.
+    pub(super) fn lose(&self, error: &BrokerError) {
+        with(&self.confirms, |confirms| {
+            confirms.lose_all(&error.to_string());
+        });
+    }
+
+    /// Says good-bye, unless the server owes an answer: one call at a time.
+    pub(super) async fn close(self) {
+        if !matches!(self.waiting, PendingSend::Probe { .. }) {
+            self.connection.close().await;
+        }
+    }
+
+    fn lost(&self, detail: String) -> BrokerError {
+        BrokerError::ConnectionLost {
+            at: self.connection.at.clone(),
+            detail,
+        }
+    }
+
     fn timed_out(&self, step: &'static str, after: Duration) -> BrokerError {
         BrokerError::TimedOut {
-            at: self.link.at.clone(),
+            at: self.connection.at.clone(),
             step,
             after,
         }
@@ -353,12 +338,4 @@ fn table(headers: Vec<(&'static str, String)>) -> FieldTable {
         }
     }
     table
-}
-
-/// The answer to the question, if one was asked.
-async fn answer(probe: &mut Option<LivenessProbe>) -> Result<(), amqprs::error::Error> {
-    match probe {
-        Some(probe) => probe.answer.as_mut().await,
-        None => std::future::pending().await,
-    }
 }

@@ -1,79 +1,93 @@
-//! The pilot's end of queues that results go to, through all the sessions of its life. Talks to the
-//! live session and to its [`Keeper`](super::keep) through channels. Apart from
-//! [`publish`](super::publish), because that runs on the session's thread and this on the pilot's.
+//! The pilot's handle of queues that results go to, and the way of one result: into a live connection, again after
+//! each loss, and to the outbox when there is no hope.
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
+use super::actor_thread;
 use super::confirms::Pending;
-use super::publisher::{Message, PublisherCommand, PublisherHandle};
-use super::sink_actor::{SinkActor, SinkConnection, SinkOrder};
+use super::publisher::Message;
+use super::reconnect::FirstConnection;
+use super::sink_actor::{SinkActor, SinkConnection};
 use crate::broker::body::SENDING_BYTES;
-use crate::broker::outage_policy::IN_A_HURRY;
 use crate::broker::outbox::{self, UnsentResult, WhenUndeliverable};
 use crate::broker::outlet::{NextTry, RefusedResult, RefusesSince};
 use crate::broker::{
-    Body, BrokerError, ConnectionState, Content, Endpoint, OutagePolicy, Patience, PublishError,
+    Body, BrokerError, ConnectionState, Content, Endpoint, OutagePolicy, PublishError,
 };
 use crate::config::AmqpAddress;
 use crate::ids::{Generation, QueueIndex};
 
 /// Results in flight; 100 are enough for the most that one connection gives, 23,600 a second.
 const PUBLISHES_MAX: u32 = 128;
-
-/// For the last confirms before closing; whoever cared has waited for them already.
+/// Messages between the results and the actor; each result waits for its own.
+const MESSAGES: usize = 16;
+/// For the last confirms before closing; each was waited for already by its event.
 const LAST_CONFIRMS_WITHIN: Duration = Duration::from_secs(5);
+/// For the good-byes.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
+/// A result that was lost with so many connections is given up after the time that an outage is borne, though others
+/// were confirmed meanwhile: it may be what ends them.
+const LOST_WITH: u32 = 3;
 
-/// Results into the queues that share a session, each into all.
+/// Results into the queues that share a connection, each into all.
 pub struct RabbitMqSink {
     pub(super) at: Endpoint,
-    line: watch::Receiver<SinkConnection>,
-    orders: mpsc::Sender<SinkOrder>,
+    connection: watch::Receiver<SinkConnection>,
+    messages: mpsc::Sender<Message>,
+    /// Dropped, it ends the actor at once.
+    closing: oneshot::Sender<oneshot::Sender<()>>,
     slots: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
     /// Since when each queue refuses results, by its index.
     refuses: Vec<RefusesSince>,
-    outage_policy: OutagePolicy,
-}
-
-/// Whether the broker may have a result already.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sent {
-    No,
-    Perhaps,
+    outages: OutagePolicy,
 }
 
 impl RabbitMqSink {
-    /// Takes over the first session. To be called within a runtime.
-    pub(super) fn start(
-        at: &Endpoint,
+    /// Connects, as patiently as `first` says.
+    pub(super) async fn open(
+        at: Endpoint,
         address: &AmqpAddress,
-        session: PublisherHandle,
-        outage_policy: &OutagePolicy,
-    ) -> Self {
-        let (orders, to_keeper) = mpsc::channel(1);
-        let (keeper, line) =
-            SinkActor::new(at.clone(), address.clone(), session, outage_policy.clone());
-        tokio::spawn(keeper.run(to_keeper));
-        Self {
-            at: at.clone(),
-            line,
-            orders,
+        outages: &OutagePolicy,
+        first: FirstConnection,
+    ) -> Result<Self, BrokerError> {
+        let (messages, to_actor) = mpsc::channel(MESSAGES);
+        let (closing, is_closing) = oneshot::channel();
+        let (ready, is_ready) = oneshot::channel();
+        let (connection, connections) = watch::channel(SinkConnection::Down);
+        let actor = SinkActor::new(
+            at.clone(),
+            address.clone(),
+            outages.clone(),
+            connection,
+            (to_actor, is_closing),
+            (first, ready),
+        );
+        actor_thread::spawn("amqp-out", &at, actor)?;
+        let sink = Self {
+            connection: connections,
+            messages,
+            closing,
             slots: Arc::new(Semaphore::new(PUBLISHES_MAX as usize)),
-            bytes: outage_policy.bodies().sending(),
+            bytes: outages.bodies().sending(),
             refuses: at.indices().map(|_| RefusesSince::default()).collect(),
-            outage_policy: outage_policy.clone(),
-        }
+            outages: outages.clone(),
+            at,
+        };
+        let connected = is_ready.await;
+        connected.unwrap_or_else(|_ended| Err(actor_thread::vanished(&sink.at)))?;
+        Ok(sink)
     }
 
-    /// Resolves when the last queue has it. When one does not, the event is as good as not done: it
-    /// will be run again, and the other queues get its result twice.
+    /// Resolves when the last queue has it. When one does not, the event is as good as not done: it will be run again,
+    /// and the other queues get its result twice.
     pub(in crate::broker) fn publish(
         &self,
         content: Content,
@@ -93,132 +107,229 @@ impl RabbitMqSink {
         async move { publishing?.await.into_iter().collect() }
     }
 
-    /// The same to one of the queues. After an outage only those are sent again that the broker did not
-    /// confirm. One that the queue does not take for now is sent again, unless it is on disk already.
+    /// The same to one of the queues. After an outage only those are sent again that the broker did not confirm. One
+    /// that the queue does not take for now is sent again, unless it is on disk already.
     pub(super) fn publish_to(
         &self,
         queue: QueueIndex,
         body: Body,
         headers: Vec<(&'static str, String)>,
-        otherwise: WhenUndeliverable,
+        when_undeliverable: WhenUndeliverable,
     ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
+        let result = OutgoingResult {
+            at: self.at.clone(),
+            queue,
+            body,
+            headers,
+            when_undeliverable,
+            connection: self.connection.clone(),
+            messages: self.messages.clone(),
+            refuses: self.refuses.get(queue.0).cloned().unwrap_or_default(),
+            outages: self.outages.clone(),
+            tried: Generation(0),
+            sent: Sent::No,
+            losses: None,
+        };
         let (slots, bytes) = (Arc::clone(&self.slots), Arc::clone(&self.bytes));
-        let (mut line, outage_policy) = (self.line.clone(), self.outage_policy.clone());
-        let at = self.at.clone();
-        let refuses = self.refuses.get(queue.0).cloned().unwrap_or_default();
-        async move {
-            let size = usize::try_from(body.len()).unwrap_or(usize::MAX);
-            // One byte more would close the channel, after all of them were sent.
-            let limit = outage_policy.message_limit().bytes();
-            if size > limit {
-                return Err(PublishError::TooLarge { bytes: size, limit });
+        async move { result.deliver(slots, bytes).await }
+    }
+
+    pub(in crate::broker) async fn close(self) {
+        let all = timeout(LAST_CONFIRMS_WITHIN, self.slots.acquire_many(PUBLISHES_MAX));
+        let confirmed = tokio::select! {
+            biased;
+            confirmed = all => confirmed.is_ok(),
+            () = self.outages.short_wait_over() => false,
+        };
+        if !confirmed {
+            tracing::warn!(at = %self.at, "closing although results wait for their confirm");
+        }
+        let (done, is_done) = oneshot::channel();
+        // The actor logs what it could not do.
+        let _gone = self.closing.send(done);
+        if timeout(CLOSE_WITHIN, is_done).await.is_err() {
+            tracing::debug!(at = %self.at, "the outgoing queue was not closed in order");
+        }
+    }
+}
+
+/// Whether the broker may have a result already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    No,
+    Perhaps,
+}
+
+type Permits = Arc<[OwnedSemaphorePermit; 2]>;
+
+/// One result on its way to one queue.
+struct OutgoingResult {
+    at: Endpoint,
+    queue: QueueIndex,
+    body: Body,
+    headers: Vec<(&'static str, String)>,
+    when_undeliverable: WhenUndeliverable,
+    connection: watch::Receiver<SinkConnection>,
+    messages: mpsc::Sender<Message>,
+    refuses: RefusesSince,
+    outages: OutagePolicy,
+    /// The last connection that is of no use to it.
+    tried: Generation,
+    sent: Sent,
+    /// Connections that were lost while it waited for its confirm, and since when.
+    losses: Option<(u32, Instant)>,
+}
+
+impl OutgoingResult {
+    async fn deliver(
+        mut self,
+        slots: Arc<Semaphore>,
+        bytes: Arc<Semaphore>,
+    ) -> Result<(), PublishError> {
+        let size = usize::try_from(self.body.len()).unwrap_or(usize::MAX);
+        // One byte more would close the channel, after all of them were sent.
+        let limit = self.outages.message_limit().bytes();
+        if size > limit {
+            return Err(PublishError::TooLarge { bytes: size, limit });
+        }
+        let mut must_end = pin!(self.outages.short_wait_over());
+        let permits = tokio::select! {
+            biased;
+            permits = room_for(size, slots, bytes) => permits?,
+            // Those before it wait for a broker that confirms nothing.
+            () = &mut must_end => {
+                return self.keep("the pilot had to end before it could be sent".into()).await;
             }
-            let permits = tokio::select! {
+        };
+        let mut refused: Option<RefusedWait> = None;
+        loop {
+            let before = self.tried;
+            let outcome = tokio::select! {
                 biased;
-                permits = room_for(size, slots, bytes) => permits?,
-                // Those before it wait for a broker that confirms nothing.
-                () = patience_ends(&outage_policy) => {
-                    if otherwise == WhenUndeliverable::Keep {
-                        outbox::keep(&at, queue, message(body), &outage_policy).await;
-                    }
-                    let detail = "the pilot had to end before it could be sent".into();
-                    return Err(PublishError::SessionLost { detail });
+                outcome = self.send(size, &permits) => outcome,
+                () = &mut must_end => {
+                    let detail = "the pilot had to end before the broker confirmed";
+                    return self.keep(detail.into()).await;
                 }
             };
-            let mut tried = Generation(0);
-            let mut sent = Sent::No;
-            let mut waiting: Option<Refused> = None;
-            loop {
-                let (generation, commands) = match live(&mut line, tried).await {
-                    Ok(session) => session,
-                    Err(detail) => {
-                        if otherwise == WhenUndeliverable::Keep {
-                            outbox::keep(&at, queue, message(body), &outage_policy).await;
-                        }
-                        return Err(PublishError::SessionLost { detail });
+            match outcome {
+                SendOutcome::NotSent => {}
+                SendOutcome::Hopeless(detail) => return self.keep(detail).await,
+                SendOutcome::Answered(Err(PublishError::SessionLost { detail })) => {
+                    self.sent = Sent::Perhaps;
+                    if self.is_lost_too_often() {
+                        return self.keep(detail).await;
                     }
-                };
-                if sent == Sent::Perhaps {
-                    outage_policy.count(|stats| stats.published_again += 1);
                 }
-                let before = std::mem::replace(&mut tried, generation);
-                let (outcome, is_settled) = oneshot::channel();
-                let pending = Pending {
-                    queue,
-                    outcome,
-                    since: Instant::now(),
-                    bytes: size,
-                    permits: Some(Arc::clone(&permits)),
-                };
-                let command = PublisherCommand::Publish(Message {
-                    body: body.clone(),
-                    headers: headers.clone(),
-                    pending,
-                });
-                if commands.send(command).await.is_err() {
-                    continue;
+                SendOutcome::Answered(Err(
+                    error @ (PublishError::Nacked { .. } | PublishError::Unroutable { .. }),
+                )) if self.when_undeliverable == WhenUndeliverable::Keep => {
+                    (self.sent, self.losses) = (Sent::No, None);
+                    if matches!(error, PublishError::Nacked { .. }) {
+                        // The connection is as good as before. After a return only the next one will do, which
+                        // declares the queue again.
+                        self.tried = before;
+                    }
+                    let refused = refused.get_or_insert_with(|| RefusedWait::new(&self));
+                    if refused.next_try(&error).await == NextTry::None {
+                        self.store().await;
+                        return Err(error);
+                    }
                 }
-                let settled = tokio::select! {
-                    biased;
-                    settled = is_settled => settled,
-                    () = patience_ends(&outage_policy) => {
-                        if otherwise == WhenUndeliverable::Keep {
-                            outbox::keep(&at, queue, message(body), &outage_policy).await;
-                        }
-                        let detail = "the pilot had to end before the broker confirmed".into();
-                        return Err(PublishError::SessionLost { detail });
-                    }
-                };
-                match settled {
-                    Ok(Err(PublishError::SessionLost { .. })) => sent = Sent::Perhaps,
-                    Ok(Err(
-                        error @ (PublishError::Nacked { .. } | PublishError::Unroutable { .. }),
-                    )) if otherwise == WhenUndeliverable::Keep => {
-                        sent = Sent::No;
-                        if matches!(error, PublishError::Nacked { .. }) {
-                            // The session is as good as before. After a return only the next one will
-                            // do, which declares the queue again.
-                            tried = before;
-                        }
-                        let waiting = waiting.get_or_insert_with(|| {
-                            Refused::new(&at, queue, &refuses, &line, &outage_policy)
-                        });
-                        if waiting.next_try(&error).await == NextTry::None {
-                            outbox::keep(&at, queue, message(body), &outage_policy).await;
-                            return Err(error);
-                        }
-                    }
-                    Ok(outcome) => {
-                        if outcome.is_ok() {
-                            refuses.takes();
-                        }
-                        if let Err(PublishError::TooLarge { limit, .. }) = outcome {
-                            outage_policy.message_limit().lower(limit);
-                        }
-                        return outcome;
-                    }
-                    Err(_was_not_sent) => {}
-                }
+                SendOutcome::Answered(outcome) => return self.finished(outcome),
             }
         }
     }
 
-    pub(in crate::broker) async fn close(self) {
-        let all = self.slots.acquire_many(PUBLISHES_MAX);
-        if timeout(LAST_CONFIRMS_WITHIN, all).await.is_err() {
-            tracing::warn!(at = %self.at, "closing although results wait for their confirm");
-        }
-        let (done, is_done) = oneshot::channel();
-        let closing = async {
-            if self.orders.send(SinkOrder::Close { done }).await.is_ok() {
-                // The keeper logs what it could not do.
-                let _gone = is_done.await;
-            }
+    /// Sends it through the live connection, once, and waits for the broker's answer.
+    async fn send(&mut self, bytes: usize, permits: &Permits) -> SendOutcome {
+        let generation = match self.next_connection().await {
+            Ok(generation) => generation,
+            Err(detail) => return SendOutcome::Hopeless(detail),
         };
-        if timeout(CLOSE_WITHIN, closing).await.is_err() {
-            tracing::debug!(at = %self.at, "the outgoing queue was not closed in order");
+        if self.sent == Sent::Perhaps {
+            self.outages.count(|stats| stats.published_again += 1);
+        }
+        self.tried = generation;
+        let (outcome, answered) = oneshot::channel();
+        let message = Message {
+            generation,
+            body: self.body.clone(),
+            headers: self.headers.clone(),
+            pending: Pending {
+                queue: self.queue,
+                outcome,
+                since: Instant::now(),
+                bytes,
+                permits: Some(Arc::clone(permits)),
+            },
+        };
+        if self.messages.send(message).await.is_err() {
+            return SendOutcome::NotSent;
+        }
+        match answered.await {
+            Ok(outcome) => SendOutcome::Answered(outcome),
+            Err(_was_dropped) => SendOutcome::NotSent,
         }
     }
+
+    /// The live connection, if it is a later one than the last that was tried; waits for it as long as there is hope.
+    async fn next_connection(&mut self) -> Result<Generation, String> {
+        let tried = self.tried;
+        let settled = self.connection.wait_for(|connection| match connection {
+            SinkConnection::Up(generation) => *generation > tried,
+            SinkConnection::Down => false,
+            SinkConnection::GivenUp(_) => true,
+        });
+        match settled.await.as_deref() {
+            Ok(SinkConnection::Up(generation)) => Ok(*generation),
+            Ok(SinkConnection::GivenUp(error)) => Err(format!(
+                "{error}; waited for it as long as EWMS_PILOT_BROKER_RECONNECT_TIMEOUT says"
+            )),
+            Ok(SinkConnection::Down) | Err(_) => Err("it was closed".into()),
+        }
+    }
+
+    /// Counts a connection that was lost before it confirmed.
+    fn is_lost_too_often(&mut self) -> bool {
+        let (times, since) = self.losses.get_or_insert_with(|| (0, Instant::now()));
+        *times += 1;
+        *times >= LOST_WITH && since.elapsed() >= self.outages.reconnect_within()
+    }
+
+    fn finished(&self, outcome: Result<(), PublishError>) -> Result<(), PublishError> {
+        if outcome.is_ok() {
+            self.refuses.takes();
+        }
+        if let Err(PublishError::TooLarge { limit, .. }) = outcome {
+            self.outages.message_limit().lower(limit);
+        }
+        outcome
+    }
+
+    async fn keep(&self, detail: String) -> Result<(), PublishError> {
+        if self.when_undeliverable == WhenUndeliverable::Keep {
+            self.store().await;
+        }
+        Err(PublishError::SessionLost { detail })
+    }
+
+    async fn store(&self) {
+        let result = UnsentResult {
+            file: None,
+            body: self.body.clone(),
+        };
+        outbox::keep(&self.at, self.queue, result, &self.outages).await;
+    }
+}
+
+/// What came of one try to send a result.
+enum SendOutcome {
+    /// Its connection ended before it was sent.
+    NotSent,
+    Answered(Result<(), PublishError>),
+    /// There is no connection, and none is waited for any more.
+    Hopeless(String),
 }
 
 /// Waits until so much more may be on its way.
@@ -226,7 +337,7 @@ async fn room_for(
     size: usize,
     slots: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
-) -> Result<Arc<[OwnedSemaphorePermit; 2]>, PublishError> {
+) -> Result<Permits, PublishError> {
     let weight = u32::try_from(size).unwrap_or(SENDING_BYTES);
     let closed = |_| PublishError::SessionLost {
         detail: "it was closed".into(),
@@ -236,79 +347,39 @@ async fn room_for(
     Ok(Arc::new([slot, room.await.map_err(closed)?]))
 }
 
-/// A result that is to be kept.
-fn message(body: Body) -> UnsentResult {
-    UnsentResult { file: None, body }
-}
-
-/// A result that was refused, also for whoever looks at the state of the queues.
-struct Refused<'a> {
-    all: &'a Endpoint,
+/// The wait of a result that was refused. While it lasts, the state of the queues says so.
+struct RefusedWait {
+    all: Endpoint,
     at: Endpoint,
     result: RefusedResult,
     since: RefusesSince,
-    line: watch::Receiver<SinkConnection>,
-    outage_policy: &'a OutagePolicy,
+    connection: watch::Receiver<SinkConnection>,
+    outages: OutagePolicy,
 }
 
-impl<'a> Refused<'a> {
-    fn new(
-        all: &'a Endpoint,
-        queue: QueueIndex,
-        since: &RefusesSince,
-        line: &watch::Receiver<SinkConnection>,
-        outage_policy: &'a OutagePolicy,
-    ) -> Self {
+impl RefusedWait {
+    fn new(result: &OutgoingResult) -> Self {
         Self {
-            all,
-            at: all.only(queue),
-            result: RefusedResult::new(outage_policy),
-            since: since.clone(),
-            line: line.clone(),
-            outage_policy,
+            all: result.at.clone(),
+            at: result.at.only(result.queue),
+            result: RefusedResult::new(&result.outages),
+            since: result.refuses.clone(),
+            connection: result.connection.clone(),
+            outages: result.outages.clone(),
         }
     }
 
     async fn next_try(&mut self, error: &PublishError) -> NextTry {
         let state = ConnectionState::Down(error.to_string());
-        self.outage_policy.note(self.all, state);
+        self.outages.note(&self.all, state);
         self.result.next_try(&self.at, &self.since, error).await
     }
 }
 
-impl Drop for Refused<'_> {
+impl Drop for RefusedWait {
     fn drop(&mut self) {
-        if !self.since.refuses() && matches!(*self.line.borrow(), SinkConnection::Up(..)) {
-            self.outage_policy.note(self.all, ConnectionState::Up);
+        if !self.since.refuses() && matches!(*self.connection.borrow(), SinkConnection::Up(_)) {
+            self.outages.note(&self.all, ConnectionState::Up);
         }
     }
-}
-
-/// The live session, if it is a later one than `tried`; waits for it as long as there is hope.
-async fn live(
-    line: &mut watch::Receiver<SinkConnection>,
-    tried: Generation,
-) -> Result<(Generation, mpsc::Sender<PublisherCommand>), String> {
-    let settled = line.wait_for(|line| match line {
-        SinkConnection::Up(generation, _) => *generation > tried,
-        SinkConnection::Down => false,
-        SinkConnection::GivenUp(_) => true,
-    });
-    match settled.await.as_deref() {
-        Ok(SinkConnection::Up(generation, commands)) => Ok((*generation, commands.clone())),
-        Ok(SinkConnection::GivenUp(error)) => Err(given_up(error)),
-        Ok(SinkConnection::Down) | Err(_) => Err("it was closed".into()),
-    }
-}
-
-/// When a pilot that was told to end has waited enough for a confirm.
-async fn patience_ends(outage_policy: &OutagePolicy) {
-    let mut patience = outage_policy.patience();
-    // The sender lives as long as `resilience`.
-    drop(patience.wait_for(|now| *now == Patience::Short).await);
-    sleep(IN_A_HURRY).await;
-}
-
-fn given_up(error: &BrokerError) -> String {
-    format!("{error}; waited for it as long as EWMS_PILOT_BROKER_RECONNECT_TIMEOUT says")
 }

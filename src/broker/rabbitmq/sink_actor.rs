@@ -1,175 +1,313 @@
-//! Keeps a publishing session up: replaces a lost one, and says when there is no hope. Talks to
-//! sessions, and to the [`Sink`](super::Sink)'s publishes through a watched value. Apart from the
-//! sink, because a queue may be without publishes for hours and must be there when one comes.
+//! The actor of the queues that results go to. It lives as long as its [`RabbitMqSink`](super::RabbitMqSink), on a
+//! thread of its own, through all connections: a queue may be without results for hours and must be there when one
+//! comes.
+//!
+//! Results come on one channel, which outlives the connections, and each says through which connection it is to be
+//! sent. One that comes too late for it is dropped: its sender learns that it was not sent, and waits for the next
+//! connection.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
-use super::backoff;
-use super::publisher::{PublisherCommand, PublisherHandle};
-use crate::broker::outage_policy::IN_A_HURRY;
-use crate::broker::{BrokerError, ConnectionState, Endpoint, OutagePolicy, Patience};
+use super::actor_thread::{ConnectionActor, Following};
+use super::callbacks::ChannelEvent;
+use super::error_mapping::{self, in_mid_life};
+use super::publisher::{Message, Publisher};
+use super::reconnect::{BeforeTry, ConnectionLife, FirstConnection, Reconnect};
+use crate::broker::{BrokerError, ConnectionState, Endpoint, OutagePolicy};
 use crate::config::AmqpAddress;
 use crate::ids::Generation;
 
+/// For the good-byes.
 const CLOSE_WITHIN: Duration = Duration::from_secs(8);
-/// A session that ends sooner counts as a vain try.
-const LIVED: Duration = Duration::from_secs(30);
+/// The same for a pilot that was told to end.
+const CLOSE_IN_A_HURRY: Duration = Duration::from_secs(1);
 
-/// The state of the connection, for publishes.
+/// The state of the connection, for results.
 #[derive(Debug)]
 pub(super) enum SinkConnection {
-    Up(Generation, mpsc::Sender<PublisherCommand>),
-    /// Wait.
+    /// This one takes messages.
+    Up(Generation),
     Down,
-    /// There was no connection, or none that took results, for as long as was configured. A later
-    /// one is used nevertheless.
+    /// There was no healthy connection for as long as was configured. A later one is used nevertheless.
     GivenUp(BrokerError),
 }
 
-/// What the pilot's end asks for.
-#[derive(Debug)]
-pub(super) enum SinkOrder {
-    /// End the session in order.
-    Close { done: oneshot::Sender<()> },
+/// The handle was closed, and what is told when the last connection is; or it was dropped.
+type Closing = oneshot::Receiver<oneshot::Sender<()>>;
+
+/// The first connection, until results may come.
+struct Starting {
+    first: FirstConnection,
+    before: Option<BeforeTry>,
+    ready: oneshot::Sender<Result<(), BrokerError>>,
 }
 
-/// See the module.
 pub(super) struct SinkActor {
     at: Endpoint,
     address: AmqpAddress,
-    session: PublisherHandle,
-    line: watch::Sender<SinkConnection>,
-    outage_policy: OutagePolicy,
+    outages: OutagePolicy,
+    connection: watch::Sender<SinkConnection>,
+    messages: mpsc::Receiver<Message>,
+    closing: Closing,
+    starting: Option<Starting>,
+    reconnect: Reconnect,
+    pause: Duration,
+    last_error: Option<BrokerError>,
+    generation: Generation,
+}
+
+/// Why the service of a connection ended.
+enum ServiceEnd {
+    /// The handle was closed, or dropped without a word.
+    Closing(Option<oneshot::Sender<()>>),
+    Lost(BrokerError),
+}
+
+impl From<BrokerError> for ServiceEnd {
+    fn from(error: BrokerError) -> Self {
+        Self::Lost(error)
+    }
+}
+
+impl ConnectionActor for SinkActor {
+    async fn serve_next(&mut self) -> Following {
+        let mut publisher = match self.open().await {
+            Ok(publisher) => publisher,
+            // Nothing is there that could be closed in order: dropping the answer says so.
+            Err(ServiceEnd::Closing(_)) => return Following::End,
+            Err(ServiceEnd::Lost(error)) => return self.not_opened(error),
+        };
+        self.connected();
+        match self.serve(&mut publisher).await {
+            ServiceEnd::Closing(done) => {
+                if let Some(done) = done {
+                    self.close(publisher).await;
+                    let _gone = done.send(());
+                }
+                Following::End
+            }
+            ServiceEnd::Lost(error) => {
+                let life = publisher.life();
+                publisher.lose(&error);
+                self.lost(error, life)
+            }
+        }
+    }
+
+    fn fail(&mut self, error: BrokerError) -> Following {
+        if !matches!(
+            self.closing.try_recv(),
+            Err(oneshot::error::TryRecvError::Empty)
+        ) {
+            return Following::End;
+        }
+        while let Ok(message) = self.messages.try_recv() {
+            drop(message);
+        }
+        let was_up = matches!(*self.connection.borrow(), SinkConnection::Up(_));
+        let following = if was_up {
+            let life = ConnectionLife {
+                lasted: Duration::ZERO,
+                work: 0,
+            };
+            self.lost(error, life)
+        } else {
+            self.not_opened(error)
+        };
+        self.give_up_when_due();
+        following
+    }
 }
 
 impl SinkActor {
     pub(super) fn new(
         at: Endpoint,
         address: AmqpAddress,
-        session: PublisherHandle,
-        outage_policy: OutagePolicy,
-    ) -> (Self, watch::Receiver<SinkConnection>) {
-        let (line, lines) = watch::channel(up(&session));
-        outage_policy.note(&at, ConnectionState::Up);
-        let keeper = Self {
+        outages: OutagePolicy,
+        connection: watch::Sender<SinkConnection>,
+        (messages, closing): (mpsc::Receiver<Message>, Closing),
+        (first, ready): (FirstConnection, oneshot::Sender<Result<(), BrokerError>>),
+    ) -> Self {
+        Self {
             at,
             address,
-            session,
-            line,
-            outage_policy,
-        };
-        (keeper, lines)
-    }
-
-    /// Until the sink is closed or dropped.
-    pub(super) async fn run(mut self, mut orders: mpsc::Receiver<SinkOrder>) {
-        let mut tried = 0;
-        // Since when the broker lets us connect but takes no result.
-        let mut denied_since = None;
-        loop {
-            let since = Instant::now();
-            let error = tokio::select! {
-                biased;
-                order = orders.recv() => {
-                    if let Some(SinkOrder::Close { done }) = order {
-                        self.session.close(CLOSE_WITHIN).await;
-                        // Whoever asked may have stopped waiting.
-                        let _gone = done.send(());
-                    }
-                    return;
-                }
-                error = self.session.hold.lost() => error,
-            };
-            let lived = since.elapsed() >= LIVED;
-            tried = if lived { 0 } else { tried + 1 };
-            denied_since = match error {
-                BrokerError::Permission { .. } => {
-                    let earlier = denied_since.filter(|_| !lived);
-                    Some(earlier.unwrap_or_else(Instant::now))
-                }
-                _ => None,
-            };
-            tracing::warn!(%error, "the outgoing queue's session is lost; results wait");
-            self.line.send_replace(SinkConnection::Down);
-            self.note(ConnectionState::Down(error.to_string()));
-            tokio::select! {
-                biased;
-                // Nothing is there that could be closed in order: dropping `done` says so.
-                _ = orders.recv() => return,
-                session = self.reopen(error, &mut tried, denied_since) => self.session = session,
-            }
-            self.line.send_replace(up(&self.session));
-            self.note(ConnectionState::Up);
+            reconnect: Reconnect::within(outages.reconnect_within()),
+            outages,
+            connection,
+            messages,
+            closing,
+            starting: Some(Starting {
+                first,
+                before: None,
+                ready,
+            }),
+            pause: Duration::ZERO,
+            last_error: None,
+            generation: Generation(0),
         }
     }
 
-    fn note(&self, state: ConnectionState) {
-        self.outage_policy.note(&self.at, state);
+    /// Waits until a connection is due, and makes it.
+    async fn open(&mut self) -> Result<Publisher, ServiceEnd> {
+        let before = match &mut self.starting {
+            Some(starting) => starting.before.take(),
+            None => Some(BeforeTry::Pause(self.pause)),
+        };
+        if let Some(before) = before {
+            self.meanwhile(before.over()).await?;
+        }
+        self.generation = Generation(self.generation.0 + 1);
+        let (at, address) = (self.at.clone(), self.address.clone());
+        let opening = async move { Publisher::open(&at, &address).await };
+        Ok(self.meanwhile(opening).await??)
     }
 
-    async fn reopen(
-        &self,
-        mut error: BrokerError,
-        tried: &mut u32,
-        denied_since: Option<Instant>,
-    ) -> PublisherHandle {
-        let down_since = Instant::now();
-        let mut generation = self.session.hold.generation.0;
-        let mut patience = self.outage_policy.patience();
-        let useless_since = denied_since.unwrap_or(down_since);
-        let mut give_up_at = useless_since + self.outage_policy.reconnect_within();
+    /// Sends results away until `work` is done: they wait for the next connection.
+    async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Result<T, ServiceEnd> {
+        let mut work = pin!(work);
         loop {
-            generation += 1;
-            let pause = backoff::pause_after(*tried);
-            let opening = async {
-                sleep(pause).await;
-                PublisherHandle::open(
-                    self.at.clone(),
-                    self.address.clone(),
-                    Generation(generation),
-                )
-                .await
-            };
-            let mut opening = std::pin::pin!(opening);
-            let opened = loop {
-                let is_given_up = matches!(*self.line.borrow(), SinkConnection::GivenUp(_));
-                tokio::select! {
-                    biased;
-                    opened = &mut opening => break opened,
-                    Ok(now) = patience.wait_for(|now| *now == Patience::Short),
-                        if give_up_at > Instant::now() + IN_A_HURRY =>
-                    {
-                        drop(now);
-                        give_up_at = Instant::now() + IN_A_HURRY;
-                    }
-                    () = sleep_until(give_up_at), if !is_given_up => {
-                        self.line.send_replace(SinkConnection::GivenUp(error.clone()));
-                        self.note(ConnectionState::GivenUp(error.to_string()));
-                    }
-                }
-            };
-            match opened {
-                Ok(session) => {
-                    let down_secs = down_since.elapsed().as_secs();
-                    tracing::info!(at = %self.at, generation, down_secs, "the outgoing queue is back");
-                    self.outage_policy.count(|stats| stats.reconnects += 1);
-                    return session;
-                }
-                Err(failed) => {
-                    *tried = tried.saturating_add(1);
-                    let down_secs = down_since.elapsed().as_secs();
-                    tracing::warn!(error = %failed, down_secs, tried, "the outgoing queue can't be reached yet");
-                    self.note(ConnectionState::Down(failed.to_string()));
-                    error = failed;
+            let give_up_at = self.give_up_at();
+            tokio::select! {
+                biased;
+                done = &mut work => return Ok(done),
+                closing = &mut self.closing => return Err(ServiceEnd::Closing(closing.ok())),
+                Some(message) = self.messages.recv() => drop(message),
+                () = sleep_until(give_up_at.unwrap_or_else(Instant::now)), if give_up_at.is_some() => {
+                    self.give_up_when_due();
                 }
             }
+        }
+    }
+
+    async fn serve(&mut self, publisher: &mut Publisher) -> ServiceEnd {
+        loop {
+            let late_at = publisher.late_at();
+            let step = tokio::select! {
+                biased;
+                event = publisher.connection.signals.recv() => {
+                    let event = event.unwrap_or(ChannelEvent::Dropped);
+                    Err(error_mapping::of_signal(&event, &self.at))
+                }
+                closing = &mut self.closing => return ServiceEnd::Closing(closing.ok()),
+                done = publisher.waiting.done() => publisher.go_on(done).await,
+                Some(message) = self.messages.recv(), if publisher.waiting.is_nothing() => {
+                    // One that came too late for its connection, or that nobody waits for, is dropped.
+                    if message.generation == self.generation && !message.pending.outcome.is_closed() {
+                        publisher.send(message).await
+                    } else {
+                        Ok(())
+                    }
+                }
+                () = sleep_until(late_at) => publisher.look_for_late_confirms(),
+                () = all_else_is_ready(&mut self.starting) => {
+                    self.started();
+                    Ok(())
+                }
+            };
+            if let Err(error) = step {
+                return ServiceEnd::Lost(error);
+            }
+        }
+    }
+
+    fn connected(&mut self) {
+        self.connection
+            .send_replace(SinkConnection::Up(self.generation));
+        if let Some(starting) = &mut self.starting {
+            starting.first.reached();
+            return;
+        }
+        self.outages.note(&self.at, ConnectionState::Up);
+        let generation = self.generation.0;
+        let down_secs = self.reconnect.unhealthy_for().as_secs();
+        tracing::info!(at = %self.at, generation, down_secs, "the outgoing queue is back");
+        self.outages.count(|stats| stats.reconnects += 1);
+    }
+
+    /// The first connection is there, and all else.
+    fn started(&mut self) {
+        if let Some(starting) = self.starting.take() {
+            self.outages.note(&self.at, ConnectionState::Up);
+            // The pilot may have stopped waiting: then the handle is dropped.
+            let _gone = starting.ready.send(Ok(()));
+        }
+    }
+
+    fn lost(&mut self, error: BrokerError, life: ConnectionLife) -> Following {
+        let error = in_mid_life(error);
+        self.connection.send_replace(SinkConnection::Down);
+        if self.starting.is_some() {
+            return self.not_opened(error);
+        }
+        tracing::warn!(%error, "the outgoing queue's session is lost; results wait");
+        self.pause = self.reconnect.lost(life);
+        self.down(error);
+        Following::NextConnection
+    }
+
+    fn not_opened(&mut self, error: BrokerError) -> Following {
+        if let Some(mut starting) = self.starting.take() {
+            let Some(before) = starting.first.failed(&error) else {
+                // The pilot may have stopped waiting.
+                let _gone = starting.ready.send(Err(error));
+                return Following::End;
+            };
+            starting.before = Some(before);
+            self.starting = Some(starting);
+            return Following::NextConnection;
+        }
+        self.pause = self.reconnect.failed();
+        let down_secs = self.reconnect.unhealthy_for().as_secs();
+        let tried = self.reconnect.attempts();
+        tracing::warn!(%error, down_secs, tried, "the outgoing queue can't be reached yet");
+        self.down(error);
+        Following::NextConnection
+    }
+
+    fn down(&mut self, error: BrokerError) {
+        let state = ConnectionState::Down(error.to_string());
+        self.outages.note(&self.at, state);
+        self.last_error = Some(error);
+    }
+
+    /// When results have waited enough, unless they were told so.
+    fn give_up_at(&self) -> Option<Instant> {
+        let is_given_up = matches!(*self.connection.borrow(), SinkConnection::GivenUp(_));
+        let end = self.reconnect.give_up_at();
+        end.filter(|_| !is_given_up && self.starting.is_none())
+    }
+
+    fn give_up_when_due(&mut self) {
+        if self.give_up_at().is_some_and(|end| end <= Instant::now())
+            && let Some(error) = self.last_error.clone()
+        {
+            let state = ConnectionState::GivenUp(error.to_string());
+            self.outages.note(&self.at, state);
+            self.connection.send_replace(SinkConnection::GivenUp(error));
+        }
+    }
+
+    async fn close(&mut self, publisher: Publisher) {
+        let in_a_hurry = self.outages.told_to_end_since().is_some();
+        let within = if in_a_hurry {
+            CLOSE_IN_A_HURRY
+        } else {
+            CLOSE_WITHIN
+        };
+        if timeout(within, publisher.close()).await.is_err() {
+            tracing::debug!(at = %self.at, "the outgoing queue was not closed in order");
         }
     }
 }
 
-fn up(session: &PublisherHandle) -> SinkConnection {
-    SinkConnection::Up(session.hold.generation, session.commands.clone())
+/// When all but the brokers is ready, for a connection that waits for it; or never.
+async fn all_else_is_ready(starting: &mut Option<Starting>) {
+    match starting {
+        Some(starting) => starting.first.all_else_is_ready().await,
+        None => std::future::pending().await,
+    }
 }

@@ -1,95 +1,147 @@
-//! The pilot's end of queues that events come from, through all the sessions of its life. Talks to
-//! its [`Supervisor`](super::supervise) only. Apart from it, because that runs whether the pilot
-//! looks or not.
+//! The pilot's handle of queues that events come from, and the state that it shares with the
+//! [actor](super::source_actor).
 
+use std::future::Future;
+use std::num::NonZeroU32;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
-use super::consumer::ConsumerHandle;
-use super::prefetch::PrefetchBuffer;
+use super::actor_thread;
+use super::prefetch::{Arrival, PrefetchBuffer};
 use super::source_actor::{CLOSE_WITHIN, SourceActor, SourceOrder};
 use super::unacked::{SessionTag, UnackedId, UnackedTable};
 use crate::broker::{
-    BrokerError, Content, Delivery, Endpoint, OutagePolicy, ReceiptKind, SettleError, Verdict,
+    Body, BrokerError, Content, Delivery, Endpoint, OutagePolicy, ReceiptKind, SettleError,
+    StartSignal, Verdict,
 };
 use crate::config::AmqpAddress;
 use crate::ids::Generation;
 
 /// Stopping is one call to the server.
 const STOP_WITHIN: Duration = Duration::from_secs(12);
+/// A full channel makes whoever settles wait; the actor never waits for them.
+const ORDERS: usize = 64;
+/// What a connection that was just made has for its first event, before its silence means something.
+const FIRST_EVENT_WITHIN: Duration = Duration::from_secs(1);
 
-/// What the two ends share. No await happens under its lock.
+/// What handle and actor share. No await happens under its lock.
 #[derive(Debug, Default)]
 pub(super) struct SharedState {
     state: Mutex<SourceState>,
-    changed: Notify,
+    /// An event can be handed out, or none will come.
+    news: Notify,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct SourceState {
-    /// Events that came and are not handed out yet. All of the live session.
-    pub(super) ready: PrefetchBuffer,
-    pub(super) in_flight: UnackedTable,
-    /// The live session, and since when.
-    pub(super) live: Option<(Generation, Instant)>,
+    /// All of the live connection.
+    pub(super) prefetched: PrefetchBuffer,
+    pub(super) unacked: UnackedTable,
+    /// The live connection, and since when.
+    live: Option<(Generation, Instant)>,
+    /// How long earlier ones lived.
+    connected_before: Duration,
     /// Why no more events are to be expected.
-    pub(super) given_up: Option<BrokerError>,
+    given_up: Option<BrokerError>,
 }
 
 impl SharedState {
-    /// Changes the state and wakes whoever waits for an event.
     pub(super) fn with<T>(&self, change: impl FnOnce(&mut SourceState) -> T) -> T {
-        let changed = change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
-        self.changed.notify_one();
-        changed
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn hand_out(&self, arrival: Arrival, body: Body) {
+        self.with(|state| state.prefetched.push(arrival, body));
+        self.news.notify_one();
+    }
+
+    pub(super) fn give_up(&self, error: BrokerError) {
+        self.with(|state| state.given_up = Some(error));
+        self.news.notify_one();
     }
 }
 
-/// Events from the queues that share a session.
+impl SourceState {
+    pub(super) fn connected(&mut self, generation: Generation) {
+        self.live = Some((generation, Instant::now()));
+    }
+
+    pub(super) fn disconnected(&mut self) {
+        if let Some((_, since)) = self.live.take() {
+            self.connected_before += since.elapsed();
+        }
+        drop(self.prefetched.take());
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.live.is_some()
+    }
+
+    /// All the time in which events could come.
+    fn connected_for(&self) -> Duration {
+        let now = self.live.map(|(_, since)| since.elapsed());
+        self.connected_before + now.unwrap_or_default()
+    }
+}
+
+/// Events from the queues that share a connection.
 pub struct RabbitMqSource {
     at: Endpoint,
-    desk: Arc<SharedState>,
+    shared: Arc<SharedState>,
     orders: mpsc::Sender<SourceOrder>,
+    outages: OutagePolicy,
     stopped: bool,
+    /// What [`SourceState::connected_for`] was when the idle clock was started.
+    idle_from: Duration,
 }
 
 /// An event in hand, whichever delivery stands for it.
 pub(in crate::broker) struct RabbitMqReceipt {
-    entry: UnackedId,
+    event: UnackedId,
     generation: Generation,
     orders: mpsc::Sender<SourceOrder>,
+    outages: OutagePolicy,
 }
 
 impl RabbitMqSource {
-    /// Takes over the first session. To be called within a runtime.
-    pub(super) fn start(
-        at: &Endpoint,
+    /// Connects; consumes from when `start` allows it.
+    pub(super) async fn open(
+        at: Endpoint,
         address: &AmqpAddress,
-        window: u16,
-        session: ConsumerHandle,
-        outage_policy: &OutagePolicy,
-    ) -> Self {
-        let desk = Arc::new(SharedState::default());
-        // A full channel makes whoever settles wait; the supervisor never waits for them.
-        let (orders, to_supervisor) = mpsc::channel(64);
-        let supervisor = SourceActor::new(
+        window: NonZeroU32,
+        outages: &OutagePolicy,
+        start: &StartSignal,
+    ) -> Result<Self, BrokerError> {
+        let shared = Arc::new(SharedState::default());
+        let (orders, to_actor) = mpsc::channel(ORDERS);
+        let (ready, is_ready) = oneshot::channel();
+        // AMQP's prefetch count has 16 bits.
+        let window = u16::try_from(window.get()).unwrap_or(u16::MAX);
+        let actor = SourceActor::new(
             at.clone(),
-            address.clone(),
-            window,
-            Arc::clone(&desk),
-            outage_policy.clone(),
-            session,
+            (address.clone(), window),
+            Arc::clone(&shared),
+            outages.clone(),
+            to_actor,
+            (start.clone(), ready),
         );
-        tokio::spawn(supervisor.run(to_supervisor));
-        Self {
-            at: at.clone(),
-            desk,
+        actor_thread::spawn("amqp-in", &at, actor)?;
+        // Dropped before it is ready, it ends the actor.
+        let source = Self {
+            at,
+            shared,
             orders,
+            outages: outages.clone(),
             stopped: false,
-        }
+            idle_from: Duration::ZERO,
+        };
+        let ready = is_ready.await;
+        ready.unwrap_or_else(|_ended| Err(actor_thread::vanished(&source.at)))?;
+        Ok(source)
     }
 
     pub(in crate::broker) async fn recv(&mut self) -> Result<Delivery, BrokerError> {
@@ -97,55 +149,46 @@ impl RabbitMqSource {
             return std::future::pending().await;
         }
         loop {
-            let changed = self.desk.changed.notified();
+            let news = self.shared.news.notified();
             if let Some(next) = self.take() {
                 return next;
             }
-            changed.await;
+            news.await;
         }
     }
 
     /// The next event, which is in hand from now on.
     fn take(&self) -> Option<Result<Delivery, BrokerError>> {
-        let mut state = self
-            .desk
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(error) = &state.given_up {
-            return Some(Err(error.clone()));
-        }
-        let (generation, _) = state.live?;
-        let (fingerprint, arrival) = state.ready.pop()?;
-        let owner = SessionTag {
-            generation,
-            tag: arrival.tag,
-        };
-        let entry = state.in_flight.enter(fingerprint, owner, arrival.flag);
-        let receipt = RabbitMqReceipt {
-            entry,
-            generation,
-            orders: self.orders.clone(),
-        };
-        Some(Ok(Delivery {
-            name: None,
-            content: Content::Frame(arrival.body),
-            earlier_deliveries: arrival.earlier_deliveries,
-            receipt: crate::broker::Receipt::new(ReceiptKind::RabbitMq(receipt)),
+        let taken = self.shared.with(SourceState::take)?;
+        Some(taken.map(|taken| {
+            let receipt = RabbitMqReceipt {
+                event: taken.event,
+                generation: taken.generation,
+                orders: self.orders.clone(),
+                outages: self.outages.clone(),
+            };
+            Delivery {
+                name: None,
+                content: Content::Frame(taken.body),
+                earlier_deliveries: taken.arrival.earlier_deliveries,
+                receipt: crate::broker::Receipt::new(ReceiptKind::RabbitMq(receipt)),
+            }
         }))
     }
 
-    /// When a queue that gave nothing for `wait` may be called idle, if that is later than now: the
-    /// time in which the broker was away tells nothing.
-    pub(in crate::broker) fn idle_not_before(&self, wait: Duration) -> Option<Instant> {
-        let state = self
-            .desk
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let since = state.live.map_or(now, |(_, since)| since);
-        Some(since + wait).filter(|end| *end > now)
+    /// See [`Source::start_idle_clock`](crate::broker::Source::start_idle_clock).
+    pub(in crate::broker) fn start_idle_clock(&mut self) {
+        self.idle_from = self.shared.with(|state| state.connected_for());
+    }
+
+    /// See [`Source::idle_left`](crate::broker::Source::idle_left).
+    pub(in crate::broker) fn idle_left(&self, wait: Duration) -> Duration {
+        let (connected, live) = self
+            .shared
+            .with(|state| (state.connected_for(), state.live));
+        let left = wait.saturating_sub(connected.saturating_sub(self.idle_from));
+        let lived = live.map(|(_, since)| since.elapsed()).unwrap_or_default();
+        left.max(FIRST_EVENT_WITHIN.min(wait).saturating_sub(lived))
     }
 
     pub(in crate::broker) async fn stop(&mut self) -> Result<(), BrokerError> {
@@ -153,17 +196,23 @@ impl RabbitMqSource {
         let (done, is_done) = oneshot::channel();
         let stopping = async {
             if self.orders.send(SourceOrder::Stop { done }).await.is_ok() {
-                // Its end without an answer is that of the runtime.
+                // Its end without an answer is that of the actor.
                 let _gone = is_done.await;
             }
         };
-        timeout(STOP_WITHIN, stopping)
-            .await
-            .map_err(|_elapsed| BrokerError::TimedOut {
-                at: self.at.clone(),
-                step: "giving events back",
-                after: STOP_WITHIN,
-            })
+        let stopped = tokio::select! {
+            biased;
+            stopped = timeout(STOP_WITHIN, stopping) => stopped.is_ok(),
+            () = self.outages.short_wait_over() => false,
+        };
+        if stopped {
+            return Ok(());
+        }
+        Err(BrokerError::TimedOut {
+            at: self.at.clone(),
+            step: "giving events back",
+            after: STOP_WITHIN,
+        })
     }
 
     pub(in crate::broker) async fn close(mut self) {
@@ -172,7 +221,8 @@ impl RabbitMqSource {
         }
         let (done, is_done) = oneshot::channel();
         let closing = async {
-            self.orders.send(SourceOrder::Close { done }).await.is_ok() && is_done.await.is_ok()
+            let ordered = self.orders.send(SourceOrder::Close { done }).await;
+            ordered.is_ok() && is_done.await.is_ok()
         };
         if !timeout(CLOSE_WITHIN, closing).await.unwrap_or(false) {
             tracing::warn!(
@@ -184,6 +234,35 @@ impl RabbitMqSource {
     }
 }
 
+/// An event that is handed out.
+struct TakenEvent {
+    event: UnackedId,
+    generation: Generation,
+    arrival: Arrival,
+    body: Body,
+}
+
+impl SourceState {
+    fn take(&mut self) -> Option<Result<TakenEvent, BrokerError>> {
+        if let Some(error) = &self.given_up {
+            return Some(Err(error.clone()));
+        }
+        let (generation, _) = self.live?;
+        let (arrival, body) = self.prefetched.pop()?;
+        let tag = SessionTag {
+            generation,
+            tag: arrival.tag,
+        };
+        let event = self.unacked.enter(arrival.fingerprint, tag, arrival.flag);
+        Some(Ok(TakenEvent {
+            event,
+            generation,
+            arrival,
+            body,
+        }))
+    }
+}
+
 impl RabbitMqReceipt {
     pub(in crate::broker) fn generation(&self) -> Generation {
         self.generation
@@ -191,26 +270,33 @@ impl RabbitMqReceipt {
 
     /// Resolves when the order is given.
     pub(in crate::broker) fn set_aside(&self) -> impl Future<Output = ()> + Send + use<> + 'static {
-        let (orders, entry) = (self.orders.clone(), self.entry);
+        let (orders, event) = (self.orders.clone(), self.event);
         async move {
             // Closed: nothing more is to come.
-            let _closed = orders.send(SourceOrder::SetAside { entry }).await;
+            let _closed = orders.send(SourceOrder::SetAside { event }).await;
         }
     }
 
     pub(in crate::broker) async fn settle(self, verdict: Verdict) -> Result<(), SettleError> {
         let (done, is_done) = oneshot::channel();
         let order = SourceOrder::Settle {
-            entry: self.entry,
+            event: self.event,
             verdict,
             done,
         };
-        self.orders
-            .send(order)
-            .await
-            .map_err(|_closed| SettleError::SessionLost)?;
-        // No answer: the session was lost over it, and the event is settled when it comes again.
-        let _deferred = is_done.await;
+        let mut must_end = pin!(self.outages.short_wait_over());
+        tokio::select! {
+            biased;
+            sent = self.orders.send(order) => sent.map_err(|_closed| SettleError::SessionLost)?,
+            () = &mut must_end => return Err(SettleError::SessionLost),
+        }
+        // No answer: the connection was lost over it, and the event is settled when it comes again. Nor is one waited
+        // for in a pilot that was told to end: the actor may wait for a server that is silent.
+        tokio::select! {
+            biased;
+            _deferred = is_done => {}
+            () = must_end => {}
+        }
         Ok(())
     }
 
@@ -218,9 +304,9 @@ impl RabbitMqReceipt {
         if self.orders.is_closed() {
             return;
         }
-        let (entry, generation) = (self.entry, self.generation.0);
+        let (event, generation) = (self.event, self.generation.0);
         tracing::error!(
-            ?entry,
+            ?event,
             generation,
             "a delivery was dropped unsettled; the broker holds its event until this pilot ends"
         );

@@ -1,289 +1,478 @@
-//! Keeps the consuming sessions of queues that share them: replaces a lost one, recognises events that
-//! are in hand when they come again, and settles each with the tag that is valid at that time. Talks to
-//! sessions and to the [`Source`](super::Source)'s desk. Apart from the source, because events are to be
-//! recognised while the pilot is busy with others, and after it stopped listening.
+//! The actor of the queues that events come from. It lives as long as its [`RabbitMqSource`](super::RabbitMqSource) and
+//! that one's receipts, on a thread of its own, through all connections: it makes each connection, recognises events
+//! that are in hand when they come again, and settles each with the tag that is valid at that time.
 //!
-//! While events are without an owner a new session asks their queue for so many more than the window, so
-//! that they can come although others came first. After [`RECOVER_WITHIN`] no more of them are expected.
-//! Queues that were stopped get a new session only for their sake, and what else comes with them waits
-//! until then, to be given back once instead of over and over: each return brings an event closer to
-//! the broker's delivery limit.
+//! Orders come on one channel, which outlives the connections. An acknowledgement is two messages: the order and its
+//! answer.
+//!
+//! While events have lost their delivery with a connection, the next one asks their queue for so many more than the
+//! window, so that they can come although others came first. After [`RECOVER_WITHIN`] no more of them are expected.
+//! Queues that were stopped get a new connection only for their sake. What else comes with them is held until then, to
+//! be given back once instead of over and over: each return brings an event closer to the broker's delivery limit.
 
-mod ending;
-
-use std::future::Future;
-use std::pin::Pin;
+use std::future::pending;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
-use self::ending::CLOSE_SESSION_WITHIN;
-use super::backoff::{self, HasConnected};
-use super::consumer::{ConsumerEvent, ConsumerHandle};
-use super::delivery::Arrival;
+use super::actor_thread::{ConnectionActor, Following};
+use super::callbacks::ChannelEvent;
+use super::connection::Connection;
+use super::consumer::{ConsumedMessage, Consumer, next_message};
+use super::error_mapping::in_mid_life;
+use super::prefetch::{Arrival, Origin};
+use super::reconnect::{BeforeTry, ConnectionLife, FirstConnection, Reconnect};
 use super::source::SharedState;
 use super::unacked::{Recognition, SessionTag, Settling, UnackedId};
 use crate::broker::{
-    BrokerError, ConnectionState, Endpoint, OutagePolicy, Patience, StartSignal, Verdict,
+    Body, BrokerError, ConnectionState, Endpoint, OutagePolicy, StartSignal, Verdict,
 };
 use crate::config::AmqpAddress;
 use crate::ids::Generation;
 
-/// How long after a reconnection events that the broker took back are waited for. It notices the end
-/// of the old connection up to three heartbeats, of 15 s, after us.
-pub(super) const RECOVER_WITHIN: Duration = Duration::from_mins(1);
+/// How long after a reconnection events that the broker took back are waited for. It notices the end of the old
+/// connection up to three heartbeats, of 15 s, after us.
+const RECOVER_WITHIN: Duration = Duration::from_mins(1);
+/// For closing one connection: four calls to the server.
+const CLOSE_CONNECTION_WITHIN: Duration = Duration::from_secs(25);
 /// The same for a pilot that was told to end.
-const RECOVER_IN_A_HURRY: Duration = Duration::from_secs(10);
-/// How long closing may take in all.
-pub(super) const CLOSE_WITHIN: Duration = Duration::from_secs(
-    // A session that is lost while it is closed, one more, and its good-byes.
-    2 * RECOVER_WITHIN.as_secs() + 2 * CLOSE_SESSION_WITHIN.as_secs(),
-);
-/// A session that ends sooner counts as a vain try.
-const LIVED: Duration = Duration::from_secs(30);
+const CLOSE_IN_A_HURRY: Duration = Duration::from_secs(1);
+/// How long closing may take in all: a connection that is lost while it is closed, one more, and its good-byes.
+pub(super) const CLOSE_WITHIN: Duration =
+    Duration::from_secs(2 * RECOVER_WITHIN.as_secs() + 2 * CLOSE_CONNECTION_WITHIN.as_secs());
 /// RabbitMQ 4.0 deletes an event, or moves it to a dead-letter queue, after 20 deliveries.
 const MANY_DELIVERIES: u64 = 15;
 
-/// What the pilot's end asks for.
+/// What the pilot asks for.
 #[derive(Debug)]
 pub(super) enum SourceOrder {
-    /// Settle an event in hand. No answer means that its session was lost over it.
+    /// Settle an event in hand. No answer means that its connection was lost over it.
     Settle {
-        entry: UnackedId,
+        event: UnackedId,
         verdict: Verdict,
         done: oneshot::Sender<()>,
     },
     /// An event in hand is held beside those that the window is for.
-    SetAside { entry: UnackedId },
+    SetAside { event: UnackedId },
     /// Hand out no more, give back what was not handed out.
     Stop { done: oneshot::Sender<()> },
     /// End, when all that is done is acknowledged, or won't be any more.
     Close { done: oneshot::Sender<()> },
 }
 
-type Opening = Pin<Box<dyn Future<Output = Result<ConsumerHandle, BrokerError>> + Send>>;
-
-enum ConnectState {
-    Up(ConsumerHandle),
-    Opening(Opening),
-    Pausing(Instant),
-    /// There is nothing to be had from a session any more.
-    Idle,
-}
-
-/// Whether events are wanted. Moves forward only.
+/// Whether events are wanted. Moves forward only, but for a loss while stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum IntakePhase {
     Open,
     /// Only events in hand are, to recognise them; the rest waits.
     Recovering,
-    /// The session was asked to stop.
-    Stopping,
     Stopped,
 }
 
-/// See the module.
+/// Why the service of a connection ended.
+enum ServiceEnd {
+    /// Nobody wants another one.
+    Closed,
+    Lost(BrokerError),
+}
+
+impl From<BrokerError> for ServiceEnd {
+    fn from(error: BrokerError) -> Self {
+        Self::Lost(error)
+    }
+}
+
+/// The first connection, until events come.
+struct Starting {
+    first: FirstConnection,
+    start: StartSignal,
+    before: Option<BeforeTry>,
+    ready: oneshot::Sender<Result<(), BrokerError>>,
+}
+
+/// The end that was asked for.
+struct Closing {
+    done: oneshot::Sender<()>,
+    began: Instant,
+    /// No longer, whatever is owed.
+    until: Instant,
+}
+
 pub(super) struct SourceActor {
     at: Endpoint,
     address: AmqpAddress,
     window: u16,
-    desk: Arc<SharedState>,
-    outage_policy: OutagePolicy,
-    link: ConnectState,
+    shared: Arc<SharedState>,
+    outages: OutagePolicy,
+    orders: mpsc::Receiver<SourceOrder>,
+    starting: Option<Starting>,
+    reconnect: Reconnect,
+    pause: Duration,
+    last_error: Option<BrokerError>,
     generation: Generation,
     intake: IntakePhase,
     wanted: bool,
-    up_since: Instant,
-    down_since: Instant,
-    tried: u32,
-    /// While events that were lost with a session may still come again.
+    /// While events that were lost with a connection may still come again.
     recover_until: Option<Instant>,
     stopping: Vec<oneshot::Sender<()>>,
-    closing: Option<(oneshot::Sender<()>, Instant)>,
+    closing: Option<Closing>,
 }
 
 enum ActorWakeup {
     Order(Option<SourceOrder>),
-    Reported(Result<ConsumerEvent, BrokerError>),
-    Opened(Result<ConsumerHandle, BrokerError>),
+    Fault(ChannelEvent),
+    Message(Box<ConsumedMessage>),
+    Spilled(Arrival, Body),
+    ProofDue,
     Time,
+}
+
+impl ConnectionActor for SourceActor {
+    async fn serve_next(&mut self) -> Following {
+        let mut consumer = match self.open().await {
+            Ok(consumer) => consumer,
+            Err(ServiceEnd::Closed) => return Following::End,
+            Err(ServiceEnd::Lost(error)) => return self.not_opened(error),
+        };
+        self.connected();
+        match self.serve(&mut consumer).await {
+            Ok(()) => {
+                let life = consumer.life();
+                match self.close(consumer).await {
+                    Ok(()) => Following::End,
+                    Err(error) => self.lost(error, life),
+                }
+            }
+            Err(ServiceEnd::Closed) => Following::End,
+            Err(ServiceEnd::Lost(error)) => self.lost(error, consumer.life()),
+        }
+    }
+
+    fn fail(&mut self, error: BrokerError) -> Following {
+        // With nothing to wait on, orders are answered between two tries.
+        loop {
+            match self.orders.try_recv() {
+                Ok(order) => self.obey_unconnected(order),
+                Err(mpsc::error::TryRecvError::Empty) => break,
+                Err(mpsc::error::TryRecvError::Disconnected) => return Following::End,
+            }
+        }
+        self.look_at_the_clock_unconnected();
+        if self.is_ready_to_close_unconnected() {
+            self.finish_closing();
+            return Following::End;
+        }
+        if self.shared.with(|state| state.is_connected()) {
+            let life = ConnectionLife {
+                lasted: Duration::ZERO,
+                work: 0,
+            };
+            self.lost(error, life)
+        } else {
+            self.not_opened(error)
+        }
+    }
 }
 
 impl SourceActor {
     pub(super) fn new(
         at: Endpoint,
-        address: AmqpAddress,
-        window: u16,
-        desk: Arc<SharedState>,
-        outage_policy: OutagePolicy,
-        session: ConsumerHandle,
+        (address, window): (AmqpAddress, u16),
+        shared: Arc<SharedState>,
+        outages: OutagePolicy,
+        orders: mpsc::Receiver<SourceOrder>,
+        (start, ready): (StartSignal, oneshot::Sender<Result<(), BrokerError>>),
     ) -> Self {
-        let generation = session.generation();
-        let now = Instant::now();
-        desk.with(|state| state.live = Some((generation, now)));
-        outage_policy.note(&at, ConnectionState::Up);
+        let starting = Starting {
+            first: FirstConnection::of_pilot(&start, outages.reconnect_within()),
+            start,
+            before: None,
+            ready,
+        };
         Self {
             at,
             address,
             window,
-            desk,
-            outage_policy,
-            link: ConnectState::Up(session),
-            generation,
+            shared,
+            reconnect: Reconnect::within(outages.reconnect_within()),
+            outages,
+            orders,
+            starting: Some(starting),
+            pause: Duration::ZERO,
+            last_error: None,
+            generation: Generation(0),
             intake: IntakePhase::Open,
             wanted: true,
-            up_since: now,
-            down_since: now,
-            tried: 0,
             recover_until: None,
             stopping: Vec::new(),
             closing: None,
         }
     }
 
-    /// Until the source is closed or dropped.
-    pub(super) async fn run(mut self, mut orders: mpsc::Receiver<SourceOrder>) {
-        let mut patience = self.outage_policy.patience();
-        loop {
-            let wake = self.wake_at();
-            let woken = tokio::select! {
-                biased;
-                woken = reported(&mut self.link) => woken,
-                order = orders.recv() => ActorWakeup::Order(order),
-                Ok(()) = patience.changed() => ActorWakeup::Time,
-                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => ActorWakeup::Time,
-            };
-            match woken {
-                ActorWakeup::Order(None) => return,
-                ActorWakeup::Order(Some(order)) => self.obey(order),
-                ActorWakeup::Reported(Ok(report)) => self.note(report),
-                ActorWakeup::Reported(Err(error)) => self.lose(error),
-                ActorWakeup::Opened(Ok(session)) => self.welcome(session),
-                ActorWakeup::Opened(Err(error)) => self.try_later(error),
-                ActorWakeup::Time => {}
-            }
-            self.look_at_the_clock();
-            if self.is_ready_to_close() {
-                match self.close().await {
-                    Ok(()) => return,
-                    Err(error) => self.lose(error),
+    /// Waits until a connection is due, and makes it.
+    async fn open(&mut self) -> Result<Consumer, ServiceEnd> {
+        if !self.wanted && self.shared.with(|state| state.unacked.is_empty()) {
+            // A connection would be of no use. Orders are still answered.
+            self.meanwhile(pending::<()>()).await?;
+        }
+        let before = match &mut self.starting {
+            Some(starting) => starting.before.take(),
+            None => Some(BeforeTry::Pause(self.pause)),
+        };
+        if let Some(before) = before {
+            self.meanwhile(before.over()).await?;
+        }
+        self.generation = Generation(self.generation.0 + 1);
+        let (address, at) = (self.address.clone(), self.at.clone());
+        let connecting = async move { Connection::open(&address, &at, "").await };
+        let mut connection = self.meanwhile(connecting).await??;
+        let start = self.starting.as_mut().map(|starting| {
+            starting.first.reached();
+            starting.start.clone()
+        });
+        let windows = self.windows();
+        let starting = async move {
+            if let Some(mut start) = start {
+                tokio::select! {
+                    biased;
+                    event = connection.signals.recv() => {
+                        let event = event.unwrap_or(ChannelEvent::Dropped);
+                        return Err(super::error_mapping::of_signal(&event, &connection.at));
+                    }
+                    () = start.wait() => {}
                 }
+            }
+            Consumer::start(connection, &windows).await
+        };
+        Ok(self.meanwhile(starting).await??)
+    }
+
+    /// How many events of each queue may be unsettled: the window, and those that are expected to come again.
+    fn windows(&self) -> Vec<u16> {
+        let of = |ownerless| {
+            let more = u16::try_from(ownerless).unwrap_or(u16::MAX);
+            self.window.saturating_add(more)
+        };
+        self.shared.with(|state| {
+            let queues = self.at.indices();
+            queues
+                .map(|queue| of(state.unacked.ownerless_of(queue)))
+                .collect()
+        })
+    }
+
+    /// Obeys orders until `work` is done.
+    async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Result<T, ServiceEnd> {
+        let mut work = pin!(work);
+        let mut told = self.outages.told_to_end();
+        loop {
+            let wake = self.wake_at(self.give_up_at());
+            tokio::select! {
+                biased;
+                done = &mut work => return Ok(done),
+                order = self.orders.recv() => match order {
+                    Some(order) => self.obey_unconnected(order),
+                    None => return Err(ServiceEnd::Closed),
+                },
+                Ok(()) = told.changed() => {}
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+            }
+            self.look_at_the_clock_unconnected();
+            if self.is_ready_to_close_unconnected() {
+                self.finish_closing();
+                return Err(ServiceEnd::Closed);
             }
         }
     }
 
-    fn wake_at(&self) -> Option<Instant> {
-        let pause = match self.link {
-            ConnectState::Pausing(until) => Some(until),
-            _ => None,
-        };
-        let closing = self.closing.as_ref().map(|(_, until)| *until);
-        [pause, self.recover_until, closing]
+    /// Serves a connection until it is to be closed.
+    async fn serve(&mut self, consumer: &mut Consumer) -> Result<(), ServiceEnd> {
+        let mut told = self.outages.told_to_end();
+        loop {
+            let wake = self.wake_at(None);
+            let prove_at = consumer.prove_at();
+            let woken = tokio::select! {
+                biased;
+                // Events of a dead connection come again; running them now would run them twice.
+                event = consumer.connection.signals.recv() => {
+                    ActorWakeup::Fault(event.unwrap_or(ChannelEvent::Dropped))
+                }
+                order = self.orders.recv() => ActorWakeup::Order(order),
+                (arrival, body) = spilled(&mut consumer.spilling) => ActorWakeup::Spilled(arrival, body),
+                message = next_message(&mut consumer.subscriptions, &mut consumer.backlog),
+                    if consumer.spilling.is_none() => ActorWakeup::Message(Box::new(message)),
+                () = sleep_until(prove_at) => ActorWakeup::ProofDue,
+                Ok(()) = told.changed() => ActorWakeup::Time,
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
+                    ActorWakeup::Time
+                }
+            };
+            match woken {
+                ActorWakeup::Order(None) => return Err(ServiceEnd::Closed),
+                ActorWakeup::Order(Some(order)) => self.obey(order, consumer).await?,
+                ActorWakeup::Fault(event) => return Err(consumer.fault(&event).into()),
+                ActorWakeup::Message(message) => self.arrived(*message, consumer).await?,
+                ActorWakeup::Spilled(arrival, body) => {
+                    consumer.spilling = None;
+                    self.shared.hand_out(arrival, body);
+                }
+                ActorWakeup::ProofDue => {
+                    let number = consumer.prove().await?;
+                    self.shared.with(|state| state.unacked.proven(number));
+                }
+                ActorWakeup::Time => {}
+            }
+            self.look_at_the_clock(consumer).await?;
+            if self.is_ready_to_close() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn wake_at(&self, give_up_at: Option<Instant>) -> Option<Instant> {
+        let closing = self.closing.as_ref().map(|closing| closing.until);
+        [give_up_at, self.recover_until, closing]
             .into_iter()
             .flatten()
             .min()
     }
 
-    fn obey(&mut self, order: SourceOrder) {
+    /// When there is no hope of another event, if there is hope.
+    fn give_up_at(&self) -> Option<Instant> {
+        let is_hoped_for = self.wanted && self.starting.is_none();
+        self.reconnect.give_up_at().filter(|_| is_hoped_for)
+    }
+
+    async fn obey(
+        &mut self,
+        order: SourceOrder,
+        consumer: &mut Consumer,
+    ) -> Result<(), BrokerError> {
         match order {
             SourceOrder::Settle {
-                entry,
+                event,
                 verdict,
                 done,
-            } => self.settle(entry, verdict, Some(done)),
-            SourceOrder::SetAside { entry } => self.set_aside(entry),
+            } => {
+                self.settle(event, &verdict, consumer).await?;
+                answer(done);
+            }
+            SourceOrder::SetAside { event } => {
+                let delivery = self.shared.with(|state| state.unacked.delivery_of(event));
+                // Where its connection is lost, the next one's window makes room for it.
+                if let Some((owner, queue)) = delivery
+                    && self.intake == IntakePhase::Open
+                {
+                    consumer.set_aside(owner.tag, queue).await?;
+                }
+            }
+            SourceOrder::Stop { .. } | SourceOrder::Close { .. } => self.obey_unconnected(order),
+        }
+        Ok(())
+    }
+
+    /// What needs no server.
+    fn obey_unconnected(&mut self, order: SourceOrder) {
+        match order {
+            SourceOrder::Settle { event, verdict, .. } => {
+                let settling = self
+                    .shared
+                    .with(|state| state.unacked.settle(event, &verdict, 0));
+                self.say_if_deferred(&settling);
+            }
+            SourceOrder::SetAside { .. } => {}
             SourceOrder::Stop { done } => {
                 self.stopping.push(done);
                 self.wanted = false;
             }
             SourceOrder::Close { done } => {
                 self.wanted = false;
-                let until = Instant::now() + RECOVER_WITHIN;
-                self.closing = Some((done, until));
+                let began = Instant::now();
+                let until = began + RECOVER_WITHIN;
+                self.closing = Some(Closing { done, began, until });
             }
         }
     }
 
-    /// Where its session is lost, the next one's window makes room for it.
-    fn set_aside(&mut self, entry: UnackedId) {
-        let delivery = self.desk.with(|state| state.in_flight.delivery_of(entry));
-        if let Some((owner, queue)) = delivery
-            && let ConnectState::Up(session) = &self.link
-            && session.generation() == owner.generation
-            && self.intake == IntakePhase::Open
-        {
-            session.set_aside(owner.tag, queue);
-        }
-    }
-
-    /// `done` is answered now when the settlement has to wait.
-    fn settle(&mut self, entry: UnackedId, verdict: Verdict, done: Option<oneshot::Sender<()>>) {
-        let number = match &self.link {
-            ConnectState::Up(session) => session.next_settlement(),
-            _ => 0,
-        };
+    async fn settle(
+        &mut self,
+        event: UnackedId,
+        verdict: &Verdict,
+        consumer: &mut Consumer,
+    ) -> Result<(), BrokerError> {
+        let number = consumer.next_settlement();
         let settling = self
-            .desk
-            .with(|state| state.in_flight.settle(entry, &verdict, number));
-        match (settling, &mut self.link) {
-            (Settling::Send(SessionTag { generation, tag }), ConnectState::Up(session))
-                if session.generation() == generation =>
-            {
-                session.settle(tag, verdict, done);
+            .shared
+            .with(|state| state.unacked.settle(event, verdict, number));
+        self.say_if_deferred(&settling);
+        match settling {
+            Settling::Send(SessionTag { generation, tag }) if generation == self.generation => {
+                consumer.settle(tag, verdict).await
             }
-            (Settling::Deferred, _) => {
-                tracing::info!(at = %self.at, "an event is done and will be acknowledged when it is delivered again");
-                drop(done);
-            }
-            (Settling::Send(_) | Settling::GivenBackAlready, _) => drop(done),
+            Settling::Send(_) | Settling::Deferred | Settling::GivenBackAlready => Ok(()),
         }
     }
 
-    fn note(&mut self, report: ConsumerEvent) {
-        match report {
-            ConsumerEvent::Arrived(arrival) => self.arrived(arrival),
-            ConsumerEvent::Proven(number) => self.desk.with(|state| state.in_flight.proven(number)),
-            ConsumerEvent::Stopped => {
-                self.intake = IntakePhase::Stopped;
-                self.release_ready();
-            }
+    fn say_if_deferred(&self, settling: &Settling) {
+        if *settling == Settling::Deferred {
+            tracing::info!(at = %self.at, "an event is done and will be acknowledged when it is delivered again");
         }
     }
 
-    fn arrived(&mut self, arrival: Arrival) {
-        let deliveries = arrival.earlier_deliveries.unwrap_or(0);
-        let queue = arrival.queue;
-        let fingerprint = arrival.fingerprint;
-        let owner = SessionTag {
+    async fn arrived(
+        &mut self,
+        (queue, message): ConsumedMessage,
+        consumer: &mut Consumer,
+    ) -> Result<(), BrokerError> {
+        let at = || self.at.only(queue);
+        let Some((arrival, body)) = message.and_then(|message| Arrival::of(message, queue)) else {
+            return Err(BrokerError::ConnectionLost {
+                at: at(),
+                detail: "the consumer ended without a word".into(),
+            });
+        };
+        if arrival.origin == Origin::Stream {
+            return Err(BrokerError::Unusable {
+                at: at(),
+                why: "it is a stream, out of which no event is ever taken".into(),
+            });
+        }
+        let tag = SessionTag {
             generation: self.generation,
             tag: arrival.tag,
         };
-        let flag = arrival.flag;
-        let recognised = self.desk.with(|state| {
-            let recognised = state.in_flight.recognise(fingerprint, owner, flag);
-            if recognised == Recognition::New {
-                state.ready.push(fingerprint, arrival);
+        let (fingerprint, flag) = (arrival.fingerprint, arrival.flag);
+        let recognition = self
+            .shared
+            .with(|state| state.unacked.recognise(fingerprint, tag, flag));
+        match recognition {
+            Recognition::New if self.intake == IntakePhase::Stopped => {
+                return consumer.settle(arrival.tag, &Verdict::Released).await;
             }
-            recognised
-        });
-        match recognised {
             Recognition::New => {
-                if self.intake == IntakePhase::Stopped {
-                    self.release_ready();
+                match self.outages.bodies().keep_in_memory(body) {
+                    Ok(body) => self.shared.hand_out(arrival, body),
+                    Err(body) => {
+                        // Only one is on its way to the disk: the next is not read before.
+                        let spilling = self.outages.bodies().keep_on_disk(body);
+                        consumer.spilling = Some((arrival, Box::pin(spilling)));
+                    }
                 }
-                return;
+                return Ok(());
             }
             Recognition::Running => {
-                tracing::info!(at = %self.at.only(queue), "an event whose task runs here was delivered again: it is not started again");
+                tracing::info!(at = %at(), "an event whose task runs here was delivered again: it is not started again");
             }
-            Recognition::Settled(entry, verdict) => {
-                tracing::info!(at = %self.at.only(queue), "an event that is done was delivered again, and is acknowledged");
-                self.settle(entry, verdict, None);
+            Recognition::Settled(event, verdict) => {
+                tracing::info!(at = %at(), "an event that is done was delivered again, and is acknowledged");
+                self.settle(event, &verdict, consumer).await?;
             }
         }
-        self.outage_policy.count(|stats| stats.adopted += 1);
+        self.outages.count(|stats| stats.adopted += 1);
+        let deliveries = arrival.earlier_deliveries.unwrap_or(0);
         if deliveries >= MANY_DELIVERIES {
             tracing::warn!(
                 at = %self.at.only(queue), deliveries,
@@ -291,157 +480,238 @@ impl SourceActor {
                  `delivery-limit` and `consumer-timeout` on the queue"
             );
         }
+        Ok(())
     }
 
-    /// Gives back what was not handed out.
-    fn release_ready(&mut self) {
-        let ConnectState::Up(session) = &mut self.link else {
+    fn connected(&mut self) {
+        let now = Instant::now();
+        let generation = self.generation;
+        self.outages.note(&self.at, ConnectionState::Up);
+        self.shared.with(|state| state.connected(generation));
+        if let Some(starting) = self.starting.take() {
+            // The pilot may have stopped waiting: then there are no orders any more.
+            let _gone = starting.ready.send(Ok(()));
             return;
-        };
-        for (_, arrival) in self.desk.with(|state| state.ready.take()) {
-            session.settle(arrival.tag, Verdict::Released, None);
         }
+        let down_secs = self.reconnect.unhealthy_for().as_secs();
+        tracing::info!(at = %self.at, generation = generation.0, down_secs, "the incoming queue is back");
+        self.outages.count(|stats| stats.reconnects += 1);
+        self.recover_until = Some(now + RECOVER_WITHIN);
     }
 
-    fn lose(&mut self, error: BrokerError) {
-        let proof = match &mut self.link {
-            ConnectState::Up(session) => session.last_proof(),
-            _ => None,
-        };
-        // Ends the session's runtime, with all that it may still hold.
-        self.link = ConnectState::Idle;
-        let (in_hand, in_doubt) = self.desk.with(|state| {
-            if let Some(number) = proof {
-                state.in_flight.proven(number);
-            }
-            let in_doubt = state.in_flight.session_lost();
-            drop(state.ready.take());
-            state.live = None;
-            (state.in_flight.ownerless(), in_doubt)
+    fn lost(&mut self, error: BrokerError, life: ConnectionLife) -> Following {
+        let error = in_mid_life(error);
+        let (in_hand, in_doubt) = self.shared.with(|state| {
+            let in_doubt = state.unacked.session_lost();
+            state.disconnected();
+            (state.unacked.ownerless(), in_doubt)
         });
         self.doubt(in_doubt);
         tracing::warn!(%error, in_hand, in_doubt, "the incoming queue's session is lost; tasks run on");
-        // Each loss brings every event in hand closer to the broker's delivery limit.
-        let lived = self.up_since.elapsed();
-        self.tried = if lived >= LIVED {
-            0
-        } else {
-            self.tried.saturating_add(1)
-        };
-        self.down_since = Instant::now();
         self.recover_until = None;
         if self.intake > IntakePhase::Open {
             self.intake = IntakePhase::Recovering;
         }
-        self.retry(error);
+        // Each loss brings every event in hand closer to the broker's delivery limit.
+        self.pause = self.reconnect.lost(life);
+        self.down(error);
+        Following::NextConnection
+    }
+
+    fn not_opened(&mut self, error: BrokerError) -> Following {
+        if let Some(mut starting) = self.starting.take() {
+            let Some(before) = starting.first.failed(&error) else {
+                // The pilot may have stopped waiting.
+                let _gone = starting.ready.send(Err(error));
+                return Following::End;
+            };
+            starting.before = Some(before);
+            self.starting = Some(starting);
+            return Following::NextConnection;
+        }
+        self.pause = self.reconnect.failed();
+        let down_secs = self.reconnect.unhealthy_for().as_secs();
+        let tried = self.reconnect.attempts();
+        tracing::warn!(%error, down_secs, tried, "the incoming queue can't be reached yet");
+        self.down(error);
+        Following::NextConnection
+    }
+
+    fn down(&mut self, error: BrokerError) {
+        let state = ConnectionState::Down(error.to_string());
+        self.outages.note(&self.at, state);
+        let is_hopeless = matches!(error, BrokerError::Unusable { .. });
+        self.last_error = Some(error);
+        if is_hopeless && self.wanted {
+            self.give_up();
+        }
+    }
+
+    /// No more events are expected. Tasks that run may still be acknowledged, if the broker comes back in their time.
+    fn give_up(&mut self) {
+        let error = self.last_error.clone();
+        let error = error.unwrap_or_else(|| super::actor_thread::vanished(&self.at));
+        self.wanted = false;
+        let state = ConnectionState::GivenUp(error.to_string());
+        self.outages.note(&self.at, state);
+        self.shared.give_up(error);
     }
 
     /// So many events are done and may be run again, here or elsewhere.
-    pub(super) fn doubt(&self, events: u64) {
-        self.outage_policy
-            .count(|stats| stats.unacknowledged += events);
+    fn doubt(&self, events: u64) {
+        self.outages.count(|stats| stats.unacknowledged += events);
     }
 
-    fn try_later(&mut self, error: BrokerError) {
-        self.tried = self.tried.saturating_add(1);
-        let down_secs = self.down_since.elapsed().as_secs();
-        tracing::warn!(%error, down_secs, tried = self.tried, "the incoming queue can't be reached yet");
-        self.retry(error);
-    }
-
-    fn retry(&mut self, error: BrokerError) {
-        let limit = self.outage_policy.reconnect_within();
-        let note = |state| self.outage_policy.note(&self.at, state);
-        note(ConnectionState::Down(error.to_string()));
-        let is_hopeless = matches!(error, BrokerError::Unusable { .. });
-        if self.wanted && (is_hopeless || self.down_since.elapsed() >= limit) {
-            self.wanted = false;
-            note(ConnectionState::GivenUp(error.to_string()));
-            // Tasks that run may still be acknowledged, if it comes back in their time.
-            self.desk.with(|state| state.given_up = Some(error));
+    async fn look_at_the_clock(&mut self, consumer: &mut Consumer) -> Result<(), BrokerError> {
+        self.end_recovery();
+        self.shorten_closing();
+        if self.wanted {
+            return Ok(());
         }
-        self.link = if !self.wanted && self.desk.with(|state| state.in_flight.is_empty()) {
-            ConnectState::Idle
-        } else {
-            ConnectState::Pausing(Instant::now() + backoff::pause_after(self.tried))
-        };
-    }
-
-    fn open(&mut self) {
-        self.generation = Generation(self.generation.0 + 1);
-        let window = |ownerless| {
-            let more = u16::try_from(ownerless).unwrap_or(u16::MAX);
-            self.window.saturating_add(more)
-        };
-        let windows = self.desk.with(|state| {
-            let queues = self.at.indices();
-            let ownerless = queues.map(|queue| state.in_flight.ownerless_of(queue));
-            ownerless.map(window).collect()
-        });
-        let (at, address) = (self.at.clone(), self.address.clone());
-        let opening = ConsumerHandle::open(
-            at,
-            address,
-            windows,
-            self.generation,
-            StartSignal::given(),
-            HasConnected::default(),
-            self.outage_policy.bodies().clone(),
-        );
-        self.link = ConnectState::Opening(Box::pin(opening));
-    }
-
-    fn welcome(&mut self, session: ConsumerHandle) {
-        let now = Instant::now();
-        let (generation, down_secs) = (self.generation, self.down_since.elapsed().as_secs());
-        tracing::info!(at = %self.at, generation = generation.0, down_secs, "the incoming queue is back");
-        self.outage_policy.count(|stats| stats.reconnects += 1);
-        self.outage_policy.note(&self.at, ConnectionState::Up);
-        self.link = ConnectState::Up(session);
-        self.up_since = now;
-        self.recover_until = Some(now + RECOVER_WITHIN);
-        self.desk.with(|state| state.live = Some((generation, now)));
-    }
-
-    fn look_at_the_clock(&mut self) {
-        let now = Instant::now();
-        if matches!(self.link, ConnectState::Pausing(until) if until <= now) {
-            self.open();
+        match (self.intake, self.recover_until) {
+            (IntakePhase::Stopped, _) => {}
+            (_, Some(_)) => self.intake = IntakePhase::Recovering,
+            (_, None) => self.stop_intake(consumer).await?,
         }
-        if let Some(until) = self.recover_until {
-            let is_over = until <= now;
-            if is_over || self.desk.with(|state| state.in_flight.ownerless()) == 0 {
-                self.recover_until = None;
-            }
-            if is_over {
-                self.doubt(self.desk.with(|state| state.in_flight.end_doubts()));
-            }
+        self.say_stopped();
+        Ok(())
+    }
+
+    fn look_at_the_clock_unconnected(&mut self) {
+        if self.give_up_at().is_some_and(|end| end <= Instant::now()) {
+            self.give_up();
         }
+        self.end_recovery();
+        self.shorten_closing();
         if !self.wanted {
-            self.stop_intake();
-            if self.intake >= IntakePhase::Stopped
-                || !matches!(self.link, ConnectState::Up(_))
-                || self.recover_until.is_some()
-            {
-                for done in self.stopping.drain(..) {
-                    // Whoever asked may have stopped waiting.
-                    let _gone = done.send(());
-                }
-            }
+            self.intake = self.intake.max(IntakePhase::Recovering);
+            self.say_stopped();
         }
-        if let Some((_, until)) = &mut self.closing
-            && *self.outage_policy.patience().borrow() == Patience::Short
+    }
+
+    fn end_recovery(&mut self) {
+        let Some(until) = self.recover_until else {
+            return;
+        };
+        let is_over = until <= Instant::now();
+        if is_over || self.shared.with(|state| state.unacked.ownerless()) == 0 {
+            self.recover_until = None;
+        }
+        if is_over {
+            self.doubt(self.shared.with(|state| state.unacked.end_doubts()));
+        }
+    }
+
+    /// A pilot that was told to end waits for nothing long.
+    fn shorten_closing(&mut self) {
+        if let Some(closing) = &mut self.closing
+            && let Some(end) = self.outages.short_wait_ends(closing.began)
         {
-            *until = (*until).min(now + RECOVER_IN_A_HURRY);
+            closing.until = closing.until.min(end);
+        }
+    }
+
+    /// Ends the consumers, and gives back what was not handed out.
+    async fn stop_intake(&mut self, consumer: &mut Consumer) -> Result<(), BrokerError> {
+        self.intake = IntakePhase::Stopped;
+        consumer.stop().await?;
+        while let Some(message) = consumer.backlog.pop_front() {
+            self.arrived(message, consumer).await?;
+        }
+        self.release_prefetched(consumer).await
+    }
+
+    async fn release_prefetched(&mut self, consumer: &mut Consumer) -> Result<(), BrokerError> {
+        let spilling = consumer.spilling.take().map(|(arrival, _)| arrival);
+        let prefetched = self.shared.with(|state| state.prefetched.take());
+        for arrival in prefetched.chain(spilling) {
+            consumer.settle(arrival.tag, &Verdict::Released).await?;
+        }
+        Ok(())
+    }
+
+    fn say_stopped(&mut self) {
+        for done in self.stopping.drain(..) {
+            answer(done);
+        }
+    }
+
+    /// Whether nothing more can be gained by waiting.
+    fn is_ready_to_close(&self) -> bool {
+        self.closing.is_some() && self.intake == IntakePhase::Stopped
+            || self.is_ready_to_close_unconnected()
+    }
+
+    fn is_ready_to_close_unconnected(&self) -> bool {
+        self.is_late_to_close() || self.closing.is_some() && self.owed() == 0
+    }
+
+    fn is_late_to_close(&self) -> bool {
+        let closing = self.closing.as_ref();
+        closing.is_some_and(|closing| closing.until <= Instant::now())
+    }
+
+    fn owed(&self) -> usize {
+        self.shared.with(|state| state.unacked.owed())
+    }
+
+    async fn close(&mut self, mut consumer: Consumer) -> Result<(), BrokerError> {
+        let within = if self.outages.told_to_end_since().is_some() {
+            CLOSE_IN_A_HURRY
+        } else {
+            CLOSE_CONNECTION_WITHIN
+        };
+        let closing = async {
+            self.release_prefetched(&mut consumer).await?;
+            consumer.close().await
+        };
+        let closed = timeout(within, closing).await.unwrap_or_else(|_elapsed| {
+            Err(BrokerError::TimedOut {
+                at: self.at.clone(),
+                step: "closing",
+                after: within,
+            })
+        });
+        if let Err(error) = closed {
+            if !self.is_late_to_close() && self.outages.told_to_end_since().is_none() {
+                return Err(error);
+            }
+            let error = in_mid_life(error);
+            tracing::warn!(%error, "the incoming queue was not closed in order");
+            self.doubt(self.shared.with(|state| state.unacked.session_lost()));
+        }
+        self.finish_closing();
+        Ok(())
+    }
+
+    fn finish_closing(&mut self) {
+        let owed = self.owed();
+        if owed > 0 {
+            tracing::warn!(
+                at = %self.at, events = owed,
+                "events are done but could not be acknowledged: they will be delivered again, and \
+                 their outputs may be there twice"
+            );
+            self.doubt(u64::try_from(owed).unwrap_or(u64::MAX));
+        }
+        if let Some(closing) = self.closing.take() {
+            answer(closing.done);
         }
     }
 }
 
-/// The next that comes from the link.
-async fn reported(link: &mut ConnectState) -> ActorWakeup {
-    match link {
-        ConnectState::Up(session) => ActorWakeup::Reported(session.next().await),
-        ConnectState::Opening(opening) => ActorWakeup::Opened(opening.await),
-        ConnectState::Pausing(_) | ConnectState::Idle => std::future::pending().await,
+/// An event whose body is being put on the disk, once it is there; or never.
+async fn spilled(spilling: &mut super::consumer::Spilling) -> (Arrival, Body) {
+    match spilling {
+        Some((arrival, body)) => {
+            let body = body.await;
+            (arrival.clone(), body)
+        }
+        None => pending().await,
     }
+}
+
+fn answer(done: oneshot::Sender<()>) {
+    // The asker may have stopped waiting.
+    let _gone = done.send(());
 }

@@ -32,7 +32,15 @@ pub(super) async fn current(address: &AmqpAddress, at: &Endpoint) -> Secret {
 /// The file's token, or the one that it had when it can't be read.
 async fn read(file: &TokenFile, at: &Endpoint) -> Secret {
     let reading = file.clone();
-    let read = blocking::start(move || reading.read());
+    let read = async {
+        let turn = reading.turn_to_read().await;
+        let read = blocking::start(move || {
+            let token = reading.read();
+            drop(turn);
+            token
+        });
+        read.await
+    };
     let problem = match timeout(READ_WITHIN, read).await {
         Ok(Ok(Ok(token))) => return token,
         Ok(Ok(Err(problem))) => problem,
@@ -106,6 +114,28 @@ fn pause_of(left: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::Direction;
+
+    /// The first read hangs: it keeps its turn.
+    #[tokio::test(start_paused = true)]
+    async fn a_read_that_hangs_is_given_up_and_no_second_one_is_begun() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("token");
+        std::fs::write(&path, "last").unwrap();
+        let file = TokenFile::open(path).unwrap();
+        let at = Endpoint {
+            direction: Direction::Incoming,
+            address: "mq:5672".into(),
+            queues: vec!["q".into()],
+        };
+        let hangs = file.turn_to_read().await;
+        for _ in 0..3 {
+            assert_eq!(read(&file, &at).await.reveal(), "last");
+        }
+        drop(hangs);
+        std::fs::write(file.path(), "newer").unwrap();
+        assert_eq!(file.read().unwrap().reveal(), "newer");
+    }
 
     #[test]
     fn a_token_is_renewed_when_a_fifth_of_its_life_is_left_and_looked_for_soon_after_its_end() {
