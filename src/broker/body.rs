@@ -1,11 +1,9 @@
 //! The bytes of an event or a result while the pilot has them: in memory, or in a file without a name.
-//! Knows sizes, not what the bytes say; touches one directory.
 //!
-//! A pilot holds a window of events and of results, and each may be as large as its broker takes. In
-//! memory is what is small, and of the others as much as has room in [`IN_MEMORY_BYTES`]; all else is on
-//! the disk. What amqprs sends or has received is whole in memory, whatever its size: it knows nothing
-//! else. So what came is put on the disk before the next is looked at, and [`BodyStore::sending`] is shared
-//! by all queues, so that of the large ones only one at a time is being sent.
+//! A pilot holds a window of events and of results, and each may be as large as its broker takes. Small ones are in
+//! memory, and of the others as many as have room in [`IN_MEMORY_BYTES`]; the rest is on the disk. amqprs has whole
+//! messages in memory, whatever their size. So an event is put on the disk before the next is read, and
+//! [`BodyStore::sending`] is shared by all queues, so that only one large result at a time is being sent.
 
 use std::fmt;
 use std::fs::File;

@@ -1,6 +1,5 @@
-//! What is known of the connection of each queue, for whoever wants to show it or count its outages.
-//! Told by those who keep the connections, talks to nobody. Apart, because it must cost them nothing and
-//! decide nothing.
+//! How each queue is connected, for the status file and the count of outages. The actors tell it; nothing is decided by
+//! it.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};

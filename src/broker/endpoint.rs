@@ -1,5 +1,4 @@
-//! A queue and where it is, as people are told of it. Pure. Apart from the errors that name it, because
-//! logs, records of the state and files of unsent results do so, too.
+//! A queue and where it is, as errors, logs, the status file and the labels of kept results name it.
 
 use std::fmt;
 

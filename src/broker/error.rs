@@ -1,8 +1,8 @@
-//! What can go wrong between the pilot and a queue, in words that say which variable to look at.
-//! Pure: it talks to nothing. Apart, because RabbitMQ and the spool share it.
+//! What can go wrong between the pilot and a queue, in words that say which variable to look at. RabbitMQ and the spool
+//! share it.
 //!
-//! No text holds a password or token: an error is built from the host, the port, the queue and
-//! what the server said, never from the address as the user wrote it.
+//! No text holds a password or token: an error is built from the host, the port, the queue and what the server said,
+//! never from the address as the user wrote it.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! How large a message may be. Talks to nobody. Apart, because a task's result is measured before it
-//! comes near the broker, while the task's files are still there.
+//! How large a message may be. A task's result is measured before it comes near the broker, while the task's files are
+//! still there.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,13 +1,12 @@
-//! Where events come from and results go. Knows queues, deliveries and confirms; knows nothing of
-//! tasks, files' meaning or message formats.
+//! Where events come from and results go: queues, deliveries and confirms.
 //!
-//! A [`Source`] hands out deliveries, each with a [`Receipt`] that settles it once, by value. A
-//! [`Sink`] takes results and says when each is safe. Both live through outages of their broker, as
-//! long as [`Resilience`] says; a call then just takes longer. After that, and only then, the lost
-//! connection is an error of [`Source::recv`] and [`Sink::publish`].
+//! A [`Source`] hands out deliveries, each with a [`Receipt`] that settles it once, by value. A [`Sink`] takes results
+//! and says when each is safe. Both live through outages of their broker, as long as [`OutagePolicy`] says; a call then
+//! just takes longer. After that, and only then, the lost connection is an error of [`Source::recv`] and
+//! [`Sink::publish`].
 //!
-//! A broker is added by one more variant in [`Address`], [`Source`], [`Sink`] and `ReceiptKind`, and of
-//! what [`open_sources`] and [`open_sinks`] open as one.
+//! A broker is added by one more variant in [`Address`], [`Source`], [`Sink`] and `ReceiptKind`, and of what
+//! [`open_sources`] and [`open_sinks`] open as one.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -107,10 +106,10 @@ pub enum Verdict {
     Done,
     /// The event or its task failed: back to the queue, and the broker may count it.
     Failed {
-        /// The error, for whoever looks at the event next.
+        /// The error. A spool keeps it beside the event.
         reason: String,
     },
-    /// It failed too often: out of the queue, to wherever the broker puts what nobody wants.
+    /// It failed too often: out of the queue, to where the broker puts rejected events.
     Rejected,
     /// It was not tried to the end for a reason that is not its own: back to the queue.
     Released,
@@ -159,7 +158,7 @@ impl Receipt {
     ///
     /// # Errors
     /// [`SettleError::SessionLost`] when the source is closed, or the claim on a spool's file is
-    /// somebody else's.
+    /// another pilot's.
     pub async fn settle(mut self, verdict: Verdict) -> Result<(), SettleError> {
         match self.0.take() {
             Some(ReceiptKind::RabbitMq(receipt)) => receipt.settle(verdict).await,
@@ -253,7 +252,7 @@ pub enum Source {
 
 impl Source {
     /// The next event; waits while there is none, and while the broker is away. Cancel-safe. After
-    /// [`Source::stop`] it waits for ever.
+    /// [`Source::stop`] it never resolves.
     ///
     /// # Errors
     /// The broker was away for too long. Receipts stay usable.

@@ -1,9 +1,8 @@
 //! Several queues as one: events from all incoming ones in turn, each result to all outgoing ones.
-//! Talks to sources and sinks only. Apart, because no broker need know that there are others.
 //!
-//! Queues at one [`Address`] of a RabbitMQ share a session, with its connection and its thread, in each
-//! direction; see [`rabbitmq`](super::rabbitmq). Here are those of different addresses put together. A
-//! spool has no sessions to be shared.
+//! Queues at one [`Address`] of a RabbitMQ share a connection and its thread in each direction, see
+//! [`rabbitmq`](super::rabbitmq). Queues of different addresses are put together here. A spool has no connections to be
+//! shared.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;

@@ -1,6 +1,5 @@
-//! What the queues of one pilot share about outages: how long to bear one, where results wait that
-//! can't be sent, and what outages did; and how large a message may be. Talks to nobody. Apart, because both directions, the pilot's
-//! loop and its summary look at it.
+//! What the queues of one pilot share about outages: how long one is borne, how long anything is waited for once the
+//! pilot is told to end, where results wait that can't be sent, and what outages did. Also how large a message may be.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,8 +42,8 @@ pub struct BrokerStats {
     pub reconnects: u64,
     /// Events that came again while their task ran, or after it had ended, and were not run again.
     pub adopted: u64,
-    /// Results that were sent again because nobody knows whether they had arrived: each may be in
-    /// the outgoing queue twice.
+    /// Results that were sent again because it is unknown whether they had arrived: each may be in the outgoing queue
+    /// twice.
     pub published_again: u64,
     /// Events that are done but whose acknowledgement never arrived: each will be delivered again,
     /// so that its output may be there twice.
@@ -71,8 +70,8 @@ impl OutagePolicy {
         Self::with(reconnect_within, Some(unsent))
     }
 
-    /// The same for a queue beside the pilot's own: no result of it is kept on disk, and what its
-    /// connection does is shown to nobody.
+    /// The same for a queue beside the pilot's own: no result of it is kept on disk, and its connection is not in the
+    /// status file.
     #[must_use]
     pub fn for_dead_letters(&self) -> Self {
         let shared = OutageState {

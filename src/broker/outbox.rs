@@ -1,10 +1,9 @@
-//! Results that could not be sent, on disk: what a pilot leaves when its broker stays away or its spool can't
-//! be written, and what the next one on the same data directory sends first. Touches that directory only;
-//! who sends is the caller's.
+//! The outbox: results that could not be sent, on disk. A pilot leaves them when its broker stays away or its spool can't
+//! be written, and the next one on the same data directory sends them first.
 //!
-//! A file is one line of JSON that says where to, then the result as it is. It holds no secret: the pilot that
-//! sends it uses its own credentials. It is on disk before it has its name; it is locked
-//! while somebody sends it, and removed when it has arrived.
+//! A file is one line of JSON that says where to, then the result as it is. It holds no secret: the pilot that sends it
+//! uses its own credentials. It is on disk before it has its name; it is locked while a pilot sends it, and removed when
+//! it has arrived. All of it is done on threads for blocking work, with a deadline, for the disk may hang.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -128,7 +127,7 @@ fn write(directory: &Path, label: &OutboxLabel, body: &Body) -> io::Result<PathB
         .and_then(|()| file.sync_all())
         .and_then(|()| fs::rename(&hidden, &path));
     if written.is_err() {
-        // The reason is in the error; a leftover hidden file harms nobody.
+        // The reason is in the error; a leftover hidden file does no harm.
         let _leftover = fs::remove_file(&hidden);
     }
     written?;
@@ -225,8 +224,7 @@ fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// The locked file, for which queue it is, and the result, if it is for one of those there and in nobody
-/// else's hands.
+/// The locked file, its queue and the result; none if it is for another queue, or another pilot sends it.
 fn claim(path: &Path, at: &Endpoint) -> io::Result<Option<(Arc<File>, QueueIndex, UnsentResult)>> {
     let file = match regular_file::open(path) {
         Ok(file) => file,

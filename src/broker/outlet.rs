@@ -1,8 +1,8 @@
-//! Results that their queue does not take for now: when each is sent again, and for how long. Keeps the
-//! time and tells the pilot's loop, which takes no events meanwhile; sends nothing.
+//! Results that their queue does not take for now: when each is sent again, and for how long. The pilot's loop is told,
+//! and takes no events meanwhile.
 //!
-//! A full queue, one that was deleted, a disk without room: none of it is the result's fault, nor its
-//! event's. So such a refusal is borne like a broker that is away.
+//! A full queue, one that was deleted, a disk without room: none of it is the result's fault, nor its event's. So such a
+//! refusal is borne like a broker that is away.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -1,5 +1,7 @@
-//! Leave to take events, or to touch the directory that they are in. Talks to nobody. Apart, because a queue that events come from is connected to
-//! before it is known that results can be sent: it takes time, and nothing is taken by it.
+//! The start signal: how far a pilot's start has come, and what brokers may do by then.
+//!
+//! A queue that events come from is connected to before it is known that results can be sent: it takes time, and nothing
+//! is taken by it.
 
 use tokio::sync::watch;
 
@@ -48,7 +50,7 @@ impl StartSignal {
         Self(watch::channel(StartStage::Given).1)
     }
 
-    /// Waits for it; for ever when nobody can give it any more. Cancel-safe.
+    /// Waits until events may be taken; without end when the sender is gone. Cancel-safe.
     pub(super) async fn wait(&mut self) {
         self.reached(StartStage::Given).await;
     }
@@ -77,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_goes_on_without_leave() {
+    fn each_waits_for_its_own_stage() {
         let (start_sender, mut start_signal) = StartSender::new();
         assert_eq!(start_signal.until_all_else_is_ready().now_or_never(), None);
         start_sender.all_else_is_ready();

@@ -1,8 +1,8 @@
 //! The thread of an actor, and a fresh tokio runtime for each connection on it.
 //!
 //! That is the cure for all that amqprs does after a fault. A writer that is stuck in a full socket and keeps
-//! megabytes, a task that nobody ends: all of them end with the runtime of their connection, and the pilot's own
-//! runtime never sees them. `shutdown_background` takes 13 µs.
+//! megabytes, a task that never ends: all of them end with the runtime of their connection, and the pilot's own runtime
+//! never sees them. `shutdown_background` takes 13 µs.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;

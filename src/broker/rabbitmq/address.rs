@@ -1,6 +1,6 @@
-//! From a validated address to the arguments of amqprs: names, credentials, TLS. Talks to the
-//! system's certificate store and to nothing else. Apart, because amqprs' own reading of
-//! addresses differs from what pilots' users rely on, so that none of it is used.
+//! From a validated address to the arguments of amqprs: names, credentials, TLS.
+//!
+//! amqprs' own reading of addresses differs from what pilots' users rely on, so none of it is used.
 
 use std::net::Ipv6Addr;
 use std::sync::Arc;

@@ -1,8 +1,7 @@
-//! amqprs' callbacks, turned into signals. They never wait and never call amqprs, because they run
-//! inside its reader. Apart, because they alone run on somebody else's task.
+//! amqprs' callbacks, turned into events. They run inside amqprs' reader: they never wait and never call amqprs.
 //!
-//! Dropping a callback is the one sign that amqprs gives for every way in which a channel or
-//! connection can end, its own panics included.
+//! Dropping a callback is the one sign that amqprs gives for every way in which a channel or connection can end, its own
+//! panics included.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

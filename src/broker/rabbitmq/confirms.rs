@@ -1,5 +1,5 @@
-//! The table of publishes that wait for the broker's confirm. Pure but for the clock: no I/O. Apart,
-//! because its rules (several at once, returns, loss) are easy to get wrong.
+//! The table of publishes that wait for the broker's confirm, and its rules: several confirms at once, returns, loss.
+//! It reads the clock and does no I/O.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -65,7 +65,7 @@ impl Confirms {
 
     /// Enters the next publish and gives its message id. It must be published on the channel in
     /// this order, and before the next call; the confirm may come before publishing returns.
-    /// `None` when the channel is gone; whoever waits was told.
+    /// `None` when the channel is gone; the publish was told.
     pub(super) fn insert(&mut self, pending: Pending) -> Option<String> {
         if let Some(detail) = &self.lost {
             settle(
@@ -102,8 +102,8 @@ impl Confirms {
         }
     }
 
-    /// The broker found no queue for it. Its ack still comes, and settles it. Nobody knows which one it was
-    /// that can't be matched, so that no ack can be believed any more.
+    /// The broker found no queue for it. Its ack still comes, and settles it. If it can't be matched, it
+    /// may be any of them, so that no ack can be believed any more.
     pub(super) fn returned(&mut self, message_id: &str, code: u16, text: &str) {
         let tag = message_id
             .strip_prefix(self.session.as_str())
@@ -147,7 +147,7 @@ impl Confirms {
     /// the last one is not there: it was refused, or came after that.
     pub(super) fn denied(&mut self, detail: &str) {
         if self.lost.is_none() {
-            // Whoever waits learns that it was not sent.
+            // Dropped, it tells its sender that it was not sent.
             drop(self.pending.pop_last());
         }
         self.lose_all(detail);
@@ -201,7 +201,7 @@ fn message_limit(detail: &str) -> Option<usize> {
 }
 
 fn settle(pending: Pending, outcome: Result<(), PublishError>) {
-    // Nobody may wait any more: the pilot was told to stop.
+    // The publish may have stopped waiting: the pilot was told to end.
     let _gone = pending.outcome.send(outcome);
 }
 

@@ -1,8 +1,7 @@
 //! One connection with one channel on it: opened, probed and closed with a deadline on every step.
-//! Talks to amqprs. Apart, because consuming and publishing need the same of it.
 //!
-//! A link that once failed is never used again: amqprs may panic, hang, or leave the channel in a
-//! state that looks open. Whoever holds it ends its session instead.
+//! A connection that once failed is never used again: amqprs may panic, hang, or leave the channel in a state that looks
+//! open. The actor ends it instead, with its runtime.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -354,7 +353,7 @@ async fn dial(
     outcome
 }
 
-/// Whether nobody was met at that address; another one may be better.
+/// Whether no server was met at that address; another one may be better.
 fn is_out_of_reach(detail: &str) -> bool {
     matches!(
         os_error(detail),

@@ -1,6 +1,5 @@
-//! From what amqprs and the server say to an error with a name. Pure. Apart, because amqprs turns
-//! every I/O error into text, so that only that text is left to judge by; all of that judging is
-//! here, and was checked against RabbitMQ 4.0 and amqprs 2.1.5.
+//! From the words of amqprs and the server to an error with a name. amqprs turns every I/O error into text, so that only
+//! that text is left to judge by; all of that judging is here, and was checked against RabbitMQ 4.0 and amqprs 2.1.5.
 
 use std::time::{Duration, SystemTime};
 
@@ -124,7 +123,7 @@ pub(super) fn of_signal(signal: &ChannelEvent, at: &Endpoint) -> BrokerError {
                 },
                 530 if is_for_now(text) => BrokerError::Full { at, detail },
                 // Closed by an operator or a stopping server, channel time-outs, a queue that was declared
-                // otherwise by somebody else at the same moment, and one whose node is down.
+                // otherwise by another client at the same moment, and one whose node is down.
                 320 | 404 | 406 | 541 => BrokerError::ConnectionLost { at, detail },
                 _ => BrokerError::Rejected { at, detail },
             }
@@ -350,7 +349,7 @@ mod tests {
         let named = "ACCESS_REFUSED - configure access to queue 'token' in vhost '/' refused";
         let named = closed(403, named);
         assert!(matches!(named, BrokerError::Permission { .. }), "{named}");
-        // As RabbitMQ 4.0.5 says it to whoever publishes.
+        // As RabbitMQ 4.0.5 says it to a publisher.
         let expired = closed(
             403,
             "ACCESS_REFUSED - write access to exchange 'amq.default' in vhost '/' refused for user \

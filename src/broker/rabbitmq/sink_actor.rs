@@ -195,7 +195,7 @@ impl SinkActor {
                 closing = &mut self.closing => return ServiceEnd::Closing(closing.ok()),
                 done = publisher.waiting.done() => publisher.go_on(done).await,
                 Some(message) = self.messages.recv(), if publisher.waiting.is_nothing() => {
-                    // One that came too late for its connection, or that nobody waits for, is dropped.
+                    // One that came too late for its connection, or whose sender stopped waiting, is dropped.
                     if message.generation == self.generation && !message.pending.outcome.is_closed() {
                         publisher.send(message).await
                     } else {

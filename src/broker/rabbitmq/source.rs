@@ -23,7 +23,7 @@ use crate::ids::Generation;
 
 /// Stopping is one call to the server.
 const STOP_WITHIN: Duration = Duration::from_secs(12);
-/// A full channel makes whoever settles wait; the actor never waits for them.
+/// A full channel makes settlements wait; the actor never waits for them.
 const ORDERS: usize = 64;
 /// What a connection that was just made has for its first event, before its silence means something.
 const FIRST_EVENT_WITHIN: Duration = Duration::from_secs(1);

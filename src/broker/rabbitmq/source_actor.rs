@@ -74,7 +74,7 @@ enum IntakePhase {
 
 /// Why the service of a connection ended.
 enum ServiceEnd {
-    /// Nobody wants another one.
+    /// No other one is wanted.
     Closed,
     Lost(BrokerError),
 }

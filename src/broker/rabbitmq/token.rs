@@ -1,6 +1,5 @@
-//! Tokens that are renewed while the pilot runs: the newest one for each new connection, and for a live
-//! one before the token that it began with ends. Talks to amqprs, and reads the token's file. Apart,
-//! because a connection that merely works needs none of it.
+//! Tokens that are renewed while the pilot runs: the newest one for each new connection, and for a live one before the
+//! token that it began with ends. The token's file may be on a disk that hangs; then the last token is used.
 
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
@@ -102,7 +101,7 @@ async fn update(connection: &Connection, newer: &Secret, at: &Endpoint) -> Resul
         return answer;
     }
     tracing::warn!(%at, "the broker did not answer to a newer token yet");
-    // Not cancelled: an answer that nobody waits for ends amqprs' reader.
+    // Not cancelled: an answer to a call that was dropped ends amqprs' reader.
     sent.await
 }
 

@@ -1,6 +1,5 @@
-//! The table of events that this pilot has in hand: which delivery stands for which event, and what
-//! became of it. Pure: no I/O, no clock. Apart, because these rules decide whether a task is run
-//! twice, and whether an event is lost.
+//! The table of unacknowledged events: which delivery stands for which event, and what became of it. Its rules decide
+//! whether a task is run twice and whether an event is lost. No I/O, no clock.
 //!
 //! An event outlives the session it came through. When that is lost its tag means nothing any more,
 //! the task runs on, and the broker delivers the event again, flagged as redelivered. Such a delivery
@@ -211,7 +210,7 @@ impl UnackedTable {
                 // Acknowledging the twin of an event that the broker has forgotten would lose it.
                 && !(reused && entry.is_in_doubt())
         });
-        // Doubt last: whoever is surely meant comes first.
+        // Doubt last: an event that is surely meant comes first.
         let Some((id, entry)) = candidates.min_by_key(|(_, entry)| entry.is_in_doubt()) else {
             return Recognition::New;
         };

@@ -1,5 +1,5 @@
 //! One event: claimed by renaming it into the holder's directory, read, and moved on as its
-//! verdict says. Talks to the file system; blocks.
+//! verdict says. Its functions block.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -23,7 +23,7 @@ const EVENT_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// Of a larger one only the file is held: it is the event's, wherever it is moved.
 const READ_BYTES_MAX: u64 = 64 * 1024;
 
-/// A file found by looking may still be written by somebody who doesn't write under a temporary
+/// A file found by looking may still be written by a program that doesn't write under a temporary
 /// name, as `cp` doesn't. If it was changed so short ago, it is left alone for a moment.
 const SETTLED_AFTER: Duration = Duration::from_millis(300);
 

@@ -1,4 +1,4 @@
-//! Who holds a claim, and how others know that the holder is dead. Talks to the file system.
+//! Leases: who holds a claim, and how others know that the holder is dead.
 //!
 //! A pilot's claims lie in `claimed/ID/`, beside a file `.lease`. As long as the pilot lives it
 //! keeps that file locked and sets its time every ten seconds. A holder is dead
@@ -8,8 +8,7 @@
 //!   one that all machines share: the time of one's own lease, just set.
 //!
 //! A dead holder's directory is taken by renaming it into one's own. Only one rename can succeed,
-//! so of two pilots one takes it, and should that one die too, the directory is part of what is
-//! taken from it.
+//! so one of two pilots takes it. Should that one die too, the directory is part of what is taken from it.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
@@ -78,7 +77,7 @@ impl Mark {
 }
 
 impl Lease {
-    /// Makes the directory, complete with its lease, under a hidden name first: nobody ever sees
+    /// Makes the directory, complete with its lease, under a hidden name first: no pilot ever sees
     /// a holder without one.
     pub(super) fn create(paths: &SpoolPaths, generation: Generation) -> Result<Self, SpoolError> {
         let id = Uuid::new_v4().simple().to_string();

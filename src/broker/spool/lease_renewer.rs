@@ -1,5 +1,5 @@
-//! Keeps a pilot's lease fresh and looks for dead holders, on a thread of its own: a pilot that is
-//! busy, or whose event loop waits for a slow file system, is not dead. Talks to the file system.
+//! Renews a pilot's lease and looks for dead holders, on a thread of its own: a pilot that is busy, or whose event loop
+//! waits for a slow file system, is not dead.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};

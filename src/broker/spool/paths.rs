@@ -1,5 +1,4 @@
-//! Where everything of a spool queue lies, which files are events, and how a file moves without
-//! ever replacing another. Talks to the file system; knows nothing of pilots and leases.
+//! The paths of a spool queue, which files are events, and how a file moves without ever replacing another.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;

@@ -1,4 +1,4 @@
-//! Results into a directory. Talks to the file system, off the pilot's event loop.
+//! Results into a directory, written on threads for blocking work.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -104,7 +104,7 @@ impl SpoolSink {
                 .acquire_many_owned(weight)
                 .await
                 .map_err(|_closed| gone())?;
-            // Also with what is being written: whoever waits for it may stop.
+            // Also with what is being written: its publish may stop waiting.
             let permits = Arc::new((slot, room));
             let mut waiting = None;
             loop {
@@ -202,7 +202,7 @@ fn write_result(
         .map_err(SpoolError::on("write", &hidden))
         .and_then(|()| move_as_result(&hidden, directory, event, format));
     if written.is_err() {
-        // The reason is in the error; a leftover hidden file harms nobody.
+        // The reason is in the error; a leftover hidden file does no harm.
         let _leftover = fs::remove_file(&hidden);
     }
     written?;

@@ -1,5 +1,5 @@
-//! Events from a directory. Looks, claims and settles off the pilot's event loop; knows when to
-//! look.
+//! Events from a directory: when it is looked at, and who looks, claims and settles. All of that is done on threads for
+//! blocking work.
 
 use std::future;
 use std::io;
