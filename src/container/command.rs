@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::Bind;
 use crate::config::{Verbosity, is_name, is_settable};
+use crate::fault::NO_COMMAND;
 
 /// What the kernel takes as one argument or variable, its final NUL included (`MAX_ARG_STRLEN`).
 const LONGEST: usize = 128 * 1024;
@@ -202,11 +203,7 @@ impl Apptainer {
         let mut args: Vec<OsString> = ["exec", "--containall", "--no-eval", "--unsquash", "--bind"]
             .map(Into::into)
             .into();
-        args.extend([
-            bind_argument(script),
-            source.into(),
-            super::NO_COMMAND.into(),
-        ]);
+        args.extend([bind_argument(script), source.into(), NO_COMMAND.into()]);
         self.in_scratch(args, scratch)
     }
 

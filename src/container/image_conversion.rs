@@ -15,16 +15,14 @@ use std::time::{Duration, Instant};
 use nix::unistd::geteuid;
 use uuid::Uuid;
 
-use super::apptainer_faults;
 use super::command::{Apptainer, Invocation};
 use super::fs_util::remove_tree;
 use super::image_format::is_image;
 use super::probe_script::{self, ENV_DIR, LAST};
 use super::reference::{self, Reference};
-use super::stderr;
 use super::{Bind, rootfs, runscript};
 use crate::config::{ImagePolicy, Verbosity};
-use crate::fault::FaultClass;
+use crate::fault::{self, FaultClass};
 
 /// How often a held lock is tried again; it is held for seconds to minutes.
 const TRY_AGAIN: Duration = Duration::from_millis(250);
@@ -408,14 +406,14 @@ impl ConversionLock {
     /// The command failed: the error that quotes what Apptainer wrote to `stderr`.
     #[must_use]
     pub fn failed(&self, stderr: &[u8]) -> ImageError {
-        let said = stderr::apptainer_error(stderr).unwrap_or_else(|| stderr::reason(stderr));
+        let said = fault::apptainer_error(stderr).unwrap_or_else(|| fault::reason(stderr));
         // A builder that meets a damaged image and one that meets a full disk fail alike.
-        let class = match apptainer_faults::find_cause(stderr) {
+        let class = match fault::find_cause(stderr) {
             Some((cause, _)) => cause.class(),
             None => FaultClass::Image,
         };
         // The name is another one each time, and equal failures should read the same.
-        let reason = stderr::scrub(&said, &[(&self.making.to_string_lossy(), "<scratch>")]);
+        let reason = fault::scrub(&said, &[(&self.making.to_string_lossy(), "<scratch>")]);
         ImageError::Build {
             image: self.conversion.source.clone(),
             reason,

@@ -1,7 +1,6 @@
 //! Apptainer: its command line, binds, images, and what its stderr means. Starts no process: it makes an
 //! [`Invocation`] for the caller to run, so that all of it is tested without Apptainer.
 
-mod apptainer_faults;
 mod bind;
 mod command;
 mod fs_util;
@@ -13,10 +12,8 @@ mod probe_script;
 mod reference;
 mod rootfs;
 mod runscript;
-mod stderr;
 mod template;
 
-pub use apptainer_faults::{NO_COMMAND, NextStep, ProbeResult, answer, find_cause, suspect};
 pub use bind::{Access, Bind, BindError, check_distinct};
 pub use command::{
     Apptainer, ApptainerEnvironment, CommandError, Invocation, LocateError, ProcMount, RunSpec,
@@ -30,5 +27,4 @@ pub use probe_script::{
     ENV_DIR, InImage, LAST, MARK, ProbeFinding, Trials, found, mark, not_past, script,
 };
 pub use runscript::{Needs, RunscriptError};
-pub use stderr::{READ, apptainer_error, failure_text, reason, scrub, timeout_reason};
 pub use template::{Places, Template, TemplateError, names_outfile};

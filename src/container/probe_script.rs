@@ -5,10 +5,8 @@
 //! every image, even one without a shell, after the image's own environment was set. It uses built-in
 //! commands of that shell only, and its lines on stdout begin with a word that no image can know.
 
-use super::apptainer_faults::ProbeResult;
 use super::runscript::{Needs, SHELL};
-use super::stderr::{apptainer_error, lines, readable};
-use crate::fault::Cause;
+use crate::fault::{Cause, ProbeResult, apptainer_error, lines, readable};
 
 /// Where Apptainer looks for scripts to source.
 pub const ENV_DIR: &str = "/.singularity.d/env";

@@ -6,6 +6,9 @@
 //! By what it is recognised stands in the container module.
 
 use std::fmt;
+use std::io;
+
+use nix::errno::Errno;
 
 use super::FaultClass;
 
@@ -192,6 +195,20 @@ impl Cause {
             Self::Mount | Self::Unknown => {
                 "exclude this machine, and show its operators this message"
             }
+        }
+    }
+}
+
+impl Cause {
+    /// Why a file can't be written.
+    #[must_use]
+    pub fn of_io(error: &io::Error) -> Self {
+        match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOSPC | Errno::EDQUOT) => Self::DiskFull,
+            Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN | Errno::EFBIG) => {
+                Self::Limits
+            }
+            _ => Self::Storage,
         }
     }
 }

@@ -7,18 +7,24 @@
 //! A fault is added by a variant of [`TaskError`]; the compiler then asks for its name, its text and
 //! its class.
 
+mod apptainer_faults;
+mod attribution;
 mod cause;
 mod failures;
 mod python;
+mod stderr;
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::exit::Exit;
 
+pub use apptainer_faults::{NO_COMMAND, NextStep, ProbeResult, answer, find_cause, suspect};
+pub use attribution::Attribution;
 pub use cause::Cause;
 pub use failures::Failures;
 pub use python::python_repr;
+pub use stderr::{READ, apptainer_error, lines, readable, reason, scrub};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FaultClass {

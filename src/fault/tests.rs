@@ -280,3 +280,29 @@ fn a_kill_for_memory_says_what_the_job_has_and_which_request_is_larger() {
         assert_eq!(larger_request_mib(has), fits, "{has}");
     }
 }
+
+#[test]
+fn a_failures_text_is_what_the_services_know() {
+    let of_task = Attribution::Task.error(ContainerRole::Task, 1, b"x\n");
+    assert_eq!(of_task.to_string(), "task failed (exit code 1): x");
+    let of_init = TaskError::Timeout {
+        role: ContainerRole::Init,
+        after: Duration::from_mins(1),
+    };
+    assert_eq!(
+        of_init.to_string(),
+        "init-container failed: [Timeout-Error] timed out after 60s"
+    );
+}
+
+#[test]
+fn a_failure_that_is_not_the_tasks_says_whose_it_is_and_what_to_do() {
+    let attribution = Attribution::Cause(Cause::Storage, "`/x` can't be read".to_owned());
+    let error = attribution.error(ContainerRole::Task, 7, b"read: Input/output error\n");
+    assert_eq!(
+        error.to_string(),
+        "task failed (exit code 7): read: Input/output error; `/x` can't be read; the execution point's fault, \
+         not the task's (storage): exclude this machine until its file systems are repaired"
+    );
+    assert_eq!(error.class(), FaultClass::Ep);
+}

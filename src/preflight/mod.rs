@@ -33,7 +33,6 @@ use crate::fault::{Cause, FaultClass};
 use crate::process::{GuardianHandle, ShutdownSender};
 use crate::task::disk::free;
 use crate::task::path_probe::{PathHealth, ProbeDepth, look};
-use crate::task::probe_container::cause_of_io;
 use crate::task::write_something;
 
 /// The checks, in their order.
@@ -227,7 +226,7 @@ pub fn scratch(directory: &Path) -> Result<CheckNote, CheckProblem> {
             "no file can be written in `{}`: {error}",
             directory.display()
         );
-        CheckProblem::of(cause_of_io(&error), seen)
+        CheckProblem::of(Cause::of_io(&error), seen)
     })?;
     let free = free(directory).map(|bytes| format!(", {:.1} GB free", bytes_as_gb(bytes)));
     Ok(CheckNote::Fine(format!(

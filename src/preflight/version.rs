@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use super::{CheckNote, CheckProblem};
 use crate::container::Apptainer;
-use crate::fault::Cause;
+use crate::fault::{self, Cause};
 use crate::process::{
     CaptureError, ChildLimits, GuardianHandle, Query, ShutdownSender, StopCause, capture,
 };
-use crate::task::probe_container::{cause_of_io, cause_of_spawn};
+use crate::task::probe_container::cause_of_spawn;
 
 /// The first version that has `--no-eval`, without which an image's own shell would expand arguments and
 /// variables; also the first that needs no setuid program.
@@ -44,7 +44,7 @@ pub async fn version(
         .map_err(|error| {
             let cause = match &error {
                 CaptureError::Spawn(error) => cause_of_spawn(error),
-                CaptureError::Output { source, .. } => cause_of_io(source),
+                CaptureError::Output { source, .. } => Cause::of_io(source),
             };
             CheckProblem::of(cause, error.to_string())
         })?;
@@ -57,8 +57,8 @@ pub async fn version(
     }
     let text = String::from_utf8_lossy(&said.stdout).trim().to_owned();
     if !said.succeeded() {
-        let reason = crate::container::reason(&said.stderr);
-        let cause = crate::container::find_cause(&said.stderr);
+        let reason = fault::reason(&said.stderr);
+        let cause = fault::find_cause(&said.stderr);
         return Err(CheckProblem::of(
             cause.map_or(Cause::Unknown, |(cause, _)| cause),
             format!("`{program} --version` fails: {reason}"),

@@ -8,7 +8,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::{error, warn};
 
 use super::active_containers::ActiveContainer;
-use super::fault_diagnosis::{self, Attribution, Stderr};
+use super::fault_diagnosis::{self, Stderr};
 use super::memory_cgroup::Sign;
 use super::output_capture::OutputCapture;
 use super::probe_container::{cause_of_spawn, shells_code};
@@ -18,7 +18,7 @@ use super::watchdog::{self, ProgressSources, ResourceLimits};
 use super::{ContainerSpec, ExternalError, TaskContext, TaskMetrics};
 use crate::config::DumpOutput;
 use crate::container::{self, Access, Bind, Invocation, Places, RunSpec};
-use crate::fault::{Cause, ContainerRole, FaultClass, TaskError};
+use crate::fault::{self, Attribution, Cause, ContainerRole, FaultClass, TaskError};
 use crate::process::{
     self, ChildExit, ChildLimits, ChildSpec, ExitStatus, Leftovers, ShutdownPhase, ShutdownSender,
     SpawnError, StopCause,
@@ -60,7 +60,7 @@ pub(super) async fn launch(
 /// Services count equal texts, so a task's own files go by the names that all tasks have for them.
 fn without_identity(text: &str, stage: &TaskDirs, io: Option<&TaskIo>) -> String {
     let text = match io {
-        Some(io) => container::scrub(
+        Some(io) => fault::scrub(
             text,
             &[
                 (&io.infile_in_container(), "{{INFILE}}"),
@@ -91,7 +91,7 @@ async fn start_to_end(
     ];
     let ([stdout, stderr], outputs) =
         OutputCapture::start(files, context.output_limit).map_err(|error| {
-            machines_fault(
+            TaskError::setup(
                 Cause::Limits,
                 &format!("no pipe or thread could be made for the task's outputs: {error}"),
             )
@@ -134,7 +134,7 @@ async fn start_to_end(
     drop(entered);
     let ended = ended.map_err(|error| match cause_of_spawn(&error) {
         Cause::Unknown => setup_error(&error, FaultClass::Ep),
-        cause => machines_fault(cause, &error.to_string()),
+        cause => TaskError::setup(cause, &error.to_string()),
     })?;
     outputs.finish(["stdoutfile", "stderrfile"]).await;
 
@@ -304,9 +304,9 @@ async fn judge(
             ContainerOutcome::Succeeded
         }
         (Attribution::Unknown, _) => ContainerOutcome::Interrupted,
-        (Attribution::Task | Attribution::Cause(..), exit) => ContainerOutcome::Failed(
-            fault_diagnosis::error_of(role, python_code(exit), &stderr, &blame),
-        ),
+        (Attribution::Task | Attribution::Cause(..), exit) => {
+            ContainerOutcome::Failed(blame.error(role, python_code(exit), &stderr.tail))
+        }
     })
 }
 
@@ -363,16 +363,6 @@ pub(super) fn staging_error(what: &'static str, error: &io::Error) -> TaskError 
     TaskError::Os(format!(
         "can't handle the task's {what}: {error}; see to the disk that holds `ewms-pilot-data`"
     ))
-}
-
-fn machines_fault(cause: Cause, said: &str) -> TaskError {
-    TaskError::ContainerSetup {
-        message: format!(
-            "{said}; the execution point's fault, not the task's ({cause}): {}",
-            cause.remedy()
-        ),
-        class: cause.class(),
-    }
 }
 
 fn setup_error(error: &dyn std::error::Error, class: FaultClass) -> TaskError {

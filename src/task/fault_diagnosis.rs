@@ -18,31 +18,18 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::path_probe::{PathHealth, ProbeDepth, look, may_pass};
-use super::probe_container::{
-    ContainerProbeDepth, ContainerProbeOutcome, cause_of_io, probe, shells_code,
-};
+use super::probe_container::{ContainerProbeDepth, ContainerProbeOutcome, probe, shells_code};
 use super::run::blocking;
 use super::staging::TaskDirs;
 use super::{ContainerSpec, TaskContext};
-use crate::container::{self, NextStep, remove_tree, tree_bytes};
-use crate::fault::{Cause, FaultClass, TaskError};
+use crate::container::{remove_tree, tree_bytes};
+use crate::fault::{self, Attribution, Cause, FaultClass, NextStep};
 use crate::process::{ExitStatus, ShutdownPhase, output};
 
 /// How much of stderr's beginning counts: Apptainer's warnings stand there, the task's words follow.
 const HEAD: u64 = 16 * 1024;
 /// A disk that takes no more than this is full.
 const NEEDED: usize = 1 << 20;
-
-/// Whose fault, and in which words.
-#[derive(Debug)]
-pub(super) enum Attribution {
-    /// The task's; or, with exit code 0, nobody's.
-    Task,
-    /// This, and what was seen of it.
-    Cause(Cause, String),
-    /// The pilot was told to end before that was known.
-    Unknown,
-}
 
 /// A container's stderr, as far as it is evidence.
 pub(super) struct Stderr {
@@ -52,7 +39,7 @@ pub(super) struct Stderr {
 
 impl Stderr {
     pub(super) fn read(path: &Path) -> io::Result<Self> {
-        let tail = output::tail(path, container::READ)?;
+        let tail = output::tail(path, fault::READ)?;
         let mut evidence = Vec::new();
         File::open(path)?.take(HEAD).read_to_end(&mut evidence)?;
         evidence.push(b'\n');
@@ -77,7 +64,7 @@ pub(super) async fn blame(
     {
         return full;
     }
-    let next_step = container::suspect(code, &stderr.evidence);
+    let next_step = fault::suspect(code, &stderr.evidence);
     let asked = match next_step {
         NextStep::Task => Attribution::Task,
         NextStep::Probe | NextStep::ProbeAndRead => ask(context, plan, next_step, shutdown).await,
@@ -220,7 +207,7 @@ async fn full_disk(context: &TaskContext, stage: &TaskDirs) -> Option<Attributio
     }
     let error = written.err()?;
     let said = format!("no file can be written here: {error}");
-    Some(Attribution::Cause(cause_of_io(&error), said))
+    Some(Attribution::Cause(Cause::of_io(&error), said))
 }
 
 /// Writes a file of 1 MiB without a name and reads it back.
@@ -243,36 +230,5 @@ pub fn write_something(directory: &Path) -> io::Result<()> {
         Err(io::Error::other(
             "what was read back is not what was written",
         ))
-    }
-}
-
-/// The error of a container that failed: what stderr says, and, unless it is the task's own fault,
-/// whose it is and what to do.
-pub(super) fn error_of(
-    role: crate::fault::ContainerRole,
-    exit_code: i32,
-    stderr: &Stderr,
-    blame: &Attribution,
-) -> TaskError {
-    let mut reason = container::reason(&stderr.tail);
-    let class = match blame {
-        Attribution::Task | Attribution::Unknown => FaultClass::Task,
-        Attribution::Cause(cause, said) => {
-            let whose = match cause.class() {
-                FaultClass::Image => "the image's fault",
-                _ => "the execution point's fault, not the task's",
-            };
-            if !reason.contains(said.as_str()) {
-                reason = format!("{reason}; {said}");
-            }
-            reason = format!("{reason}; {whose} ({cause}): {}", cause.remedy());
-            cause.class()
-        }
-    };
-    TaskError::ContainerRun {
-        role,
-        exit_code: Some(exit_code),
-        reason,
-        class,
     }
 }

@@ -10,7 +10,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -20,10 +19,9 @@ use super::staging::{HUB_IN_CONTAINER, IO_IN_CONTAINER, TaskDirs};
 use super::{ContainerSpec, ExternalError, TaskContext};
 use crate::config::Verbosity;
 use crate::container::{
-    self, Bind, ENV_DIR, ImageShape, LAST, MARK, NO_COMMAND, Needs, ProbeFinding, ProbeResult,
-    RunSpec, Trials,
+    self, Bind, ENV_DIR, ImageShape, LAST, MARK, Needs, ProbeFinding, RunSpec, Trials,
 };
-use crate::fault::{Cause, TaskError};
+use crate::fault::{self, Cause, NO_COMMAND, ProbeResult, TaskError};
 use crate::process::{
     CaptureError, Captured, ChildLimits, ExitStatus, Query, ShutdownPhase, SpawnError, StopCause,
     capture,
@@ -96,7 +94,7 @@ impl ProbeError {
     fn cause(&self) -> Cause {
         match self {
             Self::Stage(error) | Self::Run(CaptureError::Output { source: error, .. }) => {
-                cause_of_io(error)
+                Cause::of_io(error)
             }
             Self::Bind(error) => error.cause(),
             Self::Look(_) => Cause::Limits,
@@ -124,18 +122,6 @@ pub fn cause_of_spawn(error: &SpawnError) -> Cause {
         SpawnError::Exhausted { .. } | SpawnError::Unguarded(_) => Cause::Limits,
         SpawnError::Hanging { .. } => Cause::Hanging,
         _ => Cause::Unknown,
-    }
-}
-
-/// What a failed write is called.
-#[must_use]
-pub fn cause_of_io(error: &io::Error) -> Cause {
-    match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENOSPC | Errno::EDQUOT) => Cause::DiskFull,
-        Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN | Errno::EFBIG) => {
-            Cause::Limits
-        }
-        _ => Cause::Storage,
     }
 }
 
@@ -310,7 +296,7 @@ impl<'a> ProbeContainer<'a> {
                 format!("the scripts in `{ENV_DIR}` of the image end"),
             ),
         };
-        let said = container::reason(&first.stderr);
+        let said = fault::reason(&first.stderr);
         Ok(Some(ContainerProbeOutcome::Broken {
             cause,
             said: format!("{who} every container at its start (exit code {code}): {said}"),
@@ -378,11 +364,11 @@ impl<'a> ProbeContainer<'a> {
 
     /// What Apptainer said, the probe's own name left out: equal failures read the same.
     fn answer(&self, captured: &Captured) -> ProbeResult {
-        match container::answer(shells_code(captured.exit), &captured.stderr) {
+        match fault::answer(shells_code(captured.exit), &captured.stderr) {
             ProbeResult::Works => ProbeResult::Works,
             ProbeResult::Broken { cause, said } => ProbeResult::Broken {
                 cause,
-                said: container::scrub(&said, &[(&self.word, "<probe>")]),
+                said: fault::scrub(&said, &[(&self.word, "<probe>")]),
             },
         }
     }

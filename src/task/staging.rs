@@ -22,7 +22,8 @@ use tracing::warn;
 
 use super::dir_pool::{DirPool, UsedDirs};
 use super::disk::{Affordable, Budget};
-use crate::container::{self, remove_tree, tree_bytes};
+use crate::container::{remove_tree, tree_bytes};
+use crate::fault;
 use crate::ids::TaskId;
 
 /// The directory, on the EP, that everything about tasks is in; also its name in the container.
@@ -203,7 +204,7 @@ impl TaskDirs {
             .iter()
             .filter_map(|(from, to)| Some((from.as_deref()?, *to)))
             .collect();
-        container::scrub(text, &replacements)
+        fault::scrub(text, &replacements)
     }
 
     /// The name of its directories: a task's id, or `init-` and one.

@@ -162,21 +162,6 @@ fn worst(text: &str) -> Option<OwnLine<'_>> {
         .copied()
 }
 
-/// The reason of a container that was ended because its time was up.
-#[must_use]
-pub fn timeout_reason(seconds: u64) -> String {
-    format!("[Timeout-Error] timed out after {seconds}s")
-}
-
-/// The error's whole text. `alias` is `task` or `init-container`.
-#[must_use]
-pub fn failure_text(alias: &str, exit_code: Option<i32>, reason: &str) -> String {
-    match exit_code {
-        Some(code) => format!("{alias} failed (exit code {code}): {reason}"),
-        None => format!("{alias} failed: {reason}"),
-    }
-}
-
 /// Replaces what is different in every run (a task's id, its directory) so that equal failures have
 /// equal texts: each first text by the second, in this order.
 #[must_use]
@@ -193,13 +178,14 @@ pub(super) fn own_lines(text: &str) -> impl Iterator<Item = OwnLine<'_>> {
 }
 
 /// Lines that aren't blank. A lone carriage return ends one too: progress bars write so.
-pub(super) fn lines(text: &str) -> impl Iterator<Item = &str> {
+pub fn lines(text: &str) -> impl Iterator<Item = &str> {
     text.split(['\n', '\r'])
         .filter(|line| !line.trim().is_empty())
 }
 
 /// As text, without colours: Apptainer's C part writes them into files as well.
-pub(super) fn readable(stderr: &[u8]) -> String {
+#[must_use]
+pub fn readable(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let mut plain = String::with_capacity(text.len());
     let mut rest = text.as_ref();
@@ -220,5 +206,5 @@ pub(super) fn readable(stderr: &[u8]) -> String {
 }
 
 #[cfg(test)]
-#[path = "diagnose_tests.rs"]
+#[path = "stderr_tests.rs"]
 mod tests;

@@ -5,8 +5,8 @@
 //! every line here, and none of them is believed without a probe. Only a probe's stderr is Apptainer's alone: the same container with a command that
 //! can't exist. When the answer is that it doesn't, everything up to there works.
 
-use super::stderr::{ERRORS, OwnLine, lines, own_lines, readable};
-use crate::fault::Cause;
+use super::Cause;
+use super::stderr::{ERRORS, OwnLine, apptainer_error, lines, own_lines, readable, reason};
 
 /// The command of a probe. Nobody has it.
 pub const NO_COMMAND: &str = "/.ewms-pilot-probe/no-such-command";
@@ -92,12 +92,9 @@ pub fn answer(code: i32, stderr: &[u8]) -> ProbeResult {
         _ if is_reached => ProbeResult::Works,
         Some((cause, said)) => ProbeResult::Broken { cause, said },
         None => {
-            let said = match super::apptainer_error(stderr) {
+            let said = match apptainer_error(stderr) {
                 Some(said) => said,
-                None => format!(
-                    "apptainer ended with exit code {code}: {}",
-                    super::reason(stderr)
-                ),
+                None => format!("apptainer ended with exit code {code}: {}", reason(stderr)),
             };
             ProbeResult::Broken {
                 cause: Cause::Unknown,
@@ -243,5 +240,5 @@ fn is_storage_failure(line: &str) -> bool {
 }
 
 #[cfg(test)]
-#[path = "blame_tests.rs"]
+#[path = "apptainer_faults_tests.rs"]
 mod tests;

@@ -219,18 +219,6 @@ fn apptainers_errors_are_found_beside_the_tasks_lines() {
 }
 
 #[test]
-fn a_failures_text_is_what_the_services_know() {
-    assert_eq!(
-        failure_text("task", Some(1), "x"),
-        "task failed (exit code 1): x"
-    );
-    assert_eq!(
-        failure_text("init-container", None, &timeout_reason(60)),
-        "init-container failed: [Timeout-Error] timed out after 60s"
-    );
-}
-
-#[test]
 fn scrubbed_reasons_of_two_tasks_are_equal() {
     let reason = |id: &str| {
         format!("mount /data/{id}/task-io->/ewms-pilot-data/task-io error: no space for {id}")
