@@ -65,6 +65,7 @@ use tracing::{debug, info, warn};
 
 use cli::Command;
 use exit::Exit;
+use fault::Diagnosis;
 use human::OutputFormat;
 use preflight::{Check, Findings};
 use records::PilotIdentity;
@@ -188,7 +189,10 @@ fn check(format: OutputFormat) -> Result<ExitCode> {
     let mut findings = Findings::default();
     let exit = match config::load(&environment, &cwd) {
         Err(problems) => {
-            findings.failed(Check::Configuration, &problems.to_string());
+            findings.failed(
+                Check::Configuration,
+                &Diagnosis::without_fix(problems.to_string()),
+            );
             Exit::Configuration
         }
         Ok(config) => {

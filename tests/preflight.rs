@@ -299,6 +299,42 @@ fn a_broken_machine_is_told_to_another_machine_as_json() {
 }
 
 #[test]
+fn words_of_apptainer_are_never_taken_for_advice() {
+    let (scene, _, _) = scene().spool();
+    let bin = scene.dir().join("bin");
+    std::fs::create_dir(&bin).expect("made");
+    let failing = r#"#!/bin/sh
+case "$*" in
+  *--version*) echo apptainer version 1.4.5 ;;
+  *) printf 'ERROR:   no luck; try again\nFATAL:   no container today\n' >&2; exit 255 ;;
+esac
+"#;
+    std::fs::write(bin.join("apptainer"), failing).expect("written");
+    let preparation = format!(
+        "chmod +x {0}/apptainer; export PATH={0}:$PATH",
+        bin.display()
+    );
+    let scene = Site::Prepared(&preparation).with_arguments(scene, "check --json");
+    let outcome = scene.run(SOON);
+    outcome.assert_code(3);
+    let findings: serde_json::Value = serde_json::from_str(&outcome.stdout).expect("it is JSON");
+    let container = findings
+        .as_array()
+        .expect("an array")
+        .iter()
+        .find(|finding| finding["check"] == "container")
+        .expect("it was checked");
+    let said = (&container["seen"], &container["fix"]);
+    assert_eq!(
+        said,
+        (
+            &"no luck; try again; no container today (unknown)".into(),
+            &"exclude this machine, and show its operators this message".into()
+        )
+    );
+}
+
+#[test]
 fn brokers_troubles_are_told_apart() {
     let queue = Queue::unique("check-broker");
     for (address, words) in [

@@ -10,6 +10,7 @@
 mod apptainer_faults;
 mod attribution;
 mod cause;
+mod diagnosis;
 mod failures;
 mod python;
 mod stderr;
@@ -22,6 +23,7 @@ use crate::exit::Exit;
 pub use apptainer_faults::{NO_COMMAND, NextStep, ProbeResult, answer, find_cause, suspect};
 pub use attribution::Attribution;
 pub use cause::Cause;
+pub use diagnosis::Diagnosis;
 pub use failures::Failures;
 pub use python::python_repr;
 pub use stderr::{READ, apptainer_error, lines, readable, reason, scrub};

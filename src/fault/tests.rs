@@ -306,3 +306,16 @@ fn a_failure_that_is_not_the_tasks_says_whose_it_is_and_what_to_do() {
     );
     assert_eq!(error.class(), FaultClass::Ep);
 }
+
+#[test]
+fn a_fix_is_what_the_pilot_advises_whatever_was_seen() {
+    let diagnosis = Diagnosis::of(Cause::Unknown, "no luck; try again");
+    assert_eq!(diagnosis.seen, "no luck; try again (unknown)");
+    assert_eq!(diagnosis.fix.as_deref(), Some(Cause::Unknown.remedy()));
+    let own = Diagnosis::of_text("image `x` is an empty directory; check it; twice");
+    assert_eq!(own.fix.as_deref(), Some("check it; twice"));
+    assert_eq!(
+        own.to_string(),
+        "image `x` is an empty directory; check it; twice"
+    );
+}

@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use crate::exit::Exit;
-use crate::fault::{FaultClass, TaskError};
+use crate::fault::{Diagnosis, FaultClass, TaskError};
 use crate::preflight::CheckProblem;
 
 /// An error that is not one task's.
@@ -11,20 +11,20 @@ use crate::preflight::CheckProblem;
 pub enum PilotError {
     /// The configuration is wrong in a way that shows only on the EP.
     #[error("RuntimeError: {0}")]
-    Configuration(String),
+    Configuration(Diagnosis),
     /// An external directory can't be bound.
     #[error("InvalidBindMountError: {0}")]
-    Bind(String),
+    Bind(Diagnosis),
     /// The machine can't do what a pilot needs.
     #[error("RuntimeError: {0}")]
-    ExecutionPoint(String),
+    ExecutionPoint(Diagnosis),
     #[error("ContainerSetupError: {0}")]
-    Image(String),
+    Image(Diagnosis),
     #[error("{}: {}", .0.name(), .0.message())]
     Init(TaskError),
     /// The broker can't be reached, or was lost.
     #[error("RuntimeError: {0}")]
-    Broker(String),
+    Broker(Diagnosis),
     #[error(
         "RuntimeError: ended by signal {0}; no event is lost: whatever was not finished is in its queue"
     )]
@@ -33,32 +33,32 @@ pub enum PilotError {
 
 impl From<CheckProblem> for PilotError {
     fn from(problem: CheckProblem) -> Self {
-        Self::of(problem.class, problem.to_string())
+        Self::of(problem.class, problem.diagnosis)
     }
 }
 
 impl PilotError {
     #[must_use]
-    pub fn of(class: FaultClass, text: String) -> Self {
+    pub fn of(class: FaultClass, diagnosis: Diagnosis) -> Self {
         match class {
-            FaultClass::Image => Self::Image(text),
-            FaultClass::Broker => Self::Broker(text),
-            FaultClass::Ep => Self::ExecutionPoint(text),
+            FaultClass::Image => Self::Image(diagnosis),
+            FaultClass::Broker => Self::Broker(diagnosis),
+            FaultClass::Ep => Self::ExecutionPoint(diagnosis),
             // Before there is any event, what is wrong with a task is wrong with its settings.
-            FaultClass::Task | FaultClass::Event => Self::Configuration(text),
+            FaultClass::Task | FaultClass::Event => Self::Configuration(diagnosis),
         }
     }
 
-    /// The text without the error's name.
+    /// What is wrong and how to fix it, without the error's name.
     #[must_use]
-    pub fn message(&self) -> String {
+    pub fn diagnosis(&self) -> Diagnosis {
         match self {
-            Self::Configuration(text)
-            | Self::Bind(text)
-            | Self::ExecutionPoint(text)
-            | Self::Image(text)
-            | Self::Broker(text) => text.clone(),
-            Self::Init(_) | Self::Signal(_) => self.to_string(),
+            Self::Configuration(diagnosis)
+            | Self::Bind(diagnosis)
+            | Self::ExecutionPoint(diagnosis)
+            | Self::Image(diagnosis)
+            | Self::Broker(diagnosis) => diagnosis.clone(),
+            Self::Init(_) | Self::Signal(_) => Diagnosis::without_fix(self.to_string()),
         }
     }
 

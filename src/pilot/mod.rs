@@ -8,6 +8,7 @@ use std::rc::Rc;
 use tracing::{error, info, warn};
 
 mod answers;
+mod check;
 pub mod dead_letter;
 pub mod deadline;
 pub mod disk_floor;
@@ -25,6 +26,7 @@ pub mod state;
 mod status_feed;
 mod summary;
 
+pub use check::check;
 pub use error::PilotError;
 pub use progress_reporter::ProgressReporter;
 
@@ -32,7 +34,7 @@ use crate::blocking;
 use crate::broker::{self, BodyStore, MessageLimit, OutagePolicy, Sink, Source};
 use crate::config::{BrokerConfig, Config};
 use crate::exit::Exit;
-use crate::preflight::{Check, Findings};
+use crate::fault::Diagnosis;
 use crate::process::{GuardianHandle, StopSignals};
 use crate::records::PilotIdentity;
 use crate::signals::Signals;
@@ -133,7 +135,7 @@ async fn live(
     recorder: &mut Recorder,
     tally: &mut Tally,
 ) -> Result<PilotExit, PilotError> {
-    threads()?;
+    start_threads()?;
     let stops = if signals.ignores_stop() {
         StopSignals::Ignored
     } else {
@@ -233,12 +235,8 @@ fn wall_time(config: &Config, recorder: &Recorder) -> Option<Deadline> {
 }
 
 /// From here on there are threads for what may block, whatever others use up.
-fn threads() -> Result<(), PilotError> {
-    blocking::prepare().map_err(|error| {
-        PilotError::ExecutionPoint(format!(
-            "can't start a thread: {error}; the machine or its limits are used up"
-        ))
-    })
+fn start_threads() -> Result<(), PilotError> {
+    blocking::prepare().map_err(|error| used_up(format!("can't start a thread: {error}")))
 }
 
 /// From here on no container outlives the pilot.
@@ -251,42 +249,14 @@ async fn guard(stops: StopSignals) -> Result<GuardianHandle, PilotError> {
 }
 
 fn unguarded(error: &io::Error) -> PilotError {
-    PilotError::ExecutionPoint(format!(
-        "can't guard the containers: {error}; the machine or its limits are used up"
+    used_up(format!("can't guard the containers: {error}"))
+}
+
+fn used_up(seen: String) -> PilotError {
+    PilotError::ExecutionPoint(Diagnosis::new(
+        seen,
+        "the machine or its limits are used up",
     ))
-}
-
-/// Makes the checks that precede a pilot's life, and the brokers' too; how it would end there.
-pub async fn check(config: &Config, progress: &Progress, findings: &mut Findings) -> Exit {
-    if let Err(fatal) = threads() {
-        findings.failed(Check::Scratch, &fatal.message());
-        return fatal.exit();
-    }
-    let laid = match GuardianHandle::start().await {
-        Ok(guard) => check_ground(config, guard, progress, findings).await.err(),
-        Err(error) => Some(unguarded(&error)),
-    };
-    let lost = host_setup::visit_brokers(config, findings).await;
-    laid.or(lost).map_or(Exit::Success, |fatal| fatal.exit())
-}
-
-async fn check_ground(
-    config: &Config,
-    guard: GuardianHandle,
-    progress: &Progress,
-    findings: &mut Findings,
-) -> Result<(), PilotError> {
-    let prepared_host = host_setup::prepare_host(config, guard, progress, findings).await?;
-    if let Some(init) = &config.init {
-        host_setup::prepare_init(
-            config,
-            (&prepared_host.context, &prepared_host.task),
-            init,
-            findings,
-        )
-        .await?;
-    }
-    Ok(())
 }
 
 fn address(broker: &BrokerConfig) -> broker::Address<'_> {

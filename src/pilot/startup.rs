@@ -18,6 +18,7 @@ use super::recorder::Recorder;
 use super::{PilotError, ProgressReporter, address, status_feed};
 use crate::broker::{self, BrokerError, OutagePolicy, Sink, Source, StartSender, StartSignal};
 use crate::config::{Config, QueueConfig};
+use crate::fault::Diagnosis;
 use crate::preflight::Findings;
 use crate::process::{GuardianHandle, ShutdownPhase, ShutdownSender};
 use crate::signals::Signals;
@@ -117,8 +118,10 @@ async fn connect(
 ) -> Result<(Source, Sink), PilotError> {
     let lost = |error: BrokerError| match error {
         // No broker has a part in it.
-        BrokerError::Thread { .. } => PilotError::ExecutionPoint(error.to_string()),
-        error => PilotError::Broker(error.to_string()),
+        BrokerError::Thread { .. } => {
+            PilotError::ExecutionPoint(Diagnosis::of_text(&error.to_string()))
+        }
+        error => PilotError::Broker(Diagnosis::of_text(&error.to_string())),
     };
     let (incoming, outgoing) = (places(&config.incoming), places(&config.outgoing));
     let sinks = pin!(async {

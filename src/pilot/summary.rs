@@ -8,6 +8,7 @@ use super::state::Conclusion;
 use super::{PilotError, PilotExit};
 use crate::broker::BrokerStats;
 use crate::exit::Exit;
+use crate::fault::Diagnosis;
 
 /// Tallies, statistics and histogram, failures included.
 pub(super) fn log(finished: &Finished, recorder: &Recorder) {
@@ -69,7 +70,7 @@ pub(super) fn ended(conclusion: &Conclusion) -> Result<PilotExit, PilotError> {
         (Some(reason), None) => {
             error!(%reason, "the broker was lost, or took no results");
             if failed.is_none() {
-                return Err(PilotError::Broker(reason.clone()));
+                return Err(PilotError::Broker(Diagnosis::of_text(reason)));
             }
             Exit::Broker
         }
@@ -77,7 +78,7 @@ pub(super) fn ended(conclusion: &Conclusion) -> Result<PilotExit, PilotError> {
             let reason = conclusion.disk_low.clone().unwrap_or_default();
             error!(reason, "the disk was too full");
             if failed.is_none() {
-                return Err(PilotError::ExecutionPoint(reason));
+                return Err(PilotError::ExecutionPoint(Diagnosis::of_text(&reason)));
             }
             Exit::ExecutionPoint
         }

@@ -29,7 +29,7 @@ pub use container::{container, init_container};
 pub use namespaces::{WORD as NAMESPACES, child as namespaces_child, namespaces};
 pub use version::version;
 
-use crate::fault::{Cause, FaultClass};
+use crate::fault::{Cause, Diagnosis, FaultClass};
 use crate::process::{GuardianHandle, ShutdownSender};
 use crate::task::disk::free;
 use crate::task::path_probe::{PathHealth, ProbeDepth, look};
@@ -96,30 +96,21 @@ impl CheckVerdict {
     }
 }
 
-/// What is wrong: what was seen, whose fault it is, and how to fix it.
+/// What is wrong, and whose fault that is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckProblem {
     pub class: FaultClass,
-    /// What was seen, a lower-case fragment.
-    pub seen: String,
-    pub fix: String,
+    pub diagnosis: Diagnosis,
 }
 
 impl CheckProblem {
     /// A known cause and what was seen of it.
     #[must_use]
-    pub fn of(cause: Cause, seen: impl Into<String>) -> Self {
+    pub fn of(cause: Cause, seen: impl fmt::Display) -> Self {
         Self {
             class: cause.class(),
-            seen: format!("{} ({cause})", seen.into()),
-            fix: cause.remedy().to_owned(),
+            diagnosis: Diagnosis::of(cause, seen),
         }
-    }
-}
-
-impl fmt::Display for CheckProblem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {}", self.seen, self.fix)
     }
 }
 
@@ -156,12 +147,9 @@ impl Findings {
         self.add(check, verdict, seen, fix);
     }
 
-    /// Adds one that failed, by an error's text: what was seen, then `; ` and how to fix it.
-    pub fn failed(&mut self, check: Check, error: &str) {
-        let (seen, fix) = match error.split_once("; ") {
-            Some((seen, fix)) => (seen.to_owned(), Some(fix.to_owned())),
-            None => (error.to_owned(), None),
-        };
+    /// Adds one that failed.
+    pub fn failed(&mut self, check: Check, diagnosis: &Diagnosis) {
+        let Diagnosis { seen, fix } = diagnosis.clone();
         self.add(check, CheckVerdict::Failed, seen, fix);
     }
 
@@ -301,7 +289,7 @@ mod tests {
         );
         findings.failed(
             Check::Image,
-            "image `a\nb` does not exist here; check the path",
+            &Diagnosis::new("image `a\nb` does not exist here", "check the path"),
         );
         findings.skipped(Check::Container);
         let text = findings.to_string();
@@ -318,7 +306,10 @@ mod tests {
     #[test]
     fn a_machine_reads_the_same_as_json() {
         let mut findings = Findings::default();
-        findings.failed(Check::UserNamespaces, "none; ask the site");
+        findings.failed(
+            Check::UserNamespaces,
+            &Diagnosis::new("none", "ask the site"),
+        );
         let json = serde_json::to_string(&findings).expect("it is plain data");
         assert_eq!(
             json,

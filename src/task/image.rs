@@ -10,7 +10,7 @@ use tracing::info;
 use super::TaskContext;
 use crate::config::ImagePolicy;
 use crate::container::{ImageError, Invocation, LockOutcome, Resolution};
-use crate::fault::FaultClass;
+use crate::fault::{Diagnosis, FaultClass};
 use crate::process::{CaptureError, Captured, ChildLimits, Query, ShutdownPhase, capture};
 
 /// How long a conversion may take, our own or that of another pilot on this EP that we wait for. Large
@@ -28,6 +28,15 @@ pub enum PrepareError {
 }
 
 impl PrepareError {
+    /// What Apptainer said when it converted is not advice, whatever is in it.
+    #[must_use]
+    pub fn diagnosis(&self) -> Diagnosis {
+        match self {
+            Self::Image(ImageError::Build { .. }) => Diagnosis::without_fix(self.to_string()),
+            Self::Image(_) | Self::Run(_) => Diagnosis::of_text(&self.to_string()),
+        }
+    }
+
     #[must_use]
     pub fn class(&self) -> FaultClass {
         match self {

@@ -1,0 +1,77 @@
+//! `ewms-pilot check`: the checks that precede a pilot's first event, then a look at the brokers' queues,
+//! which takes no event and declares nothing.
+
+use super::host_setup::{prepare_host, prepare_init};
+use super::{PilotError, address, start_threads, unguarded};
+use crate::broker::{self, Direction, QueueLook};
+use crate::config::{Config, QueueConfig};
+use crate::exit::Exit;
+use crate::fault::Diagnosis;
+use crate::preflight::{Check, CheckNote, Findings};
+use crate::process::GuardianHandle;
+use crate::telemetry::Progress;
+
+/// Makes all checks and returns how a pilot would end here.
+pub async fn check(config: &Config, progress: &Progress, findings: &mut Findings) -> Exit {
+    if let Err(error) = start_threads() {
+        findings.failed(Check::Scratch, &error.diagnosis());
+        return error.exit();
+    }
+    let host = match GuardianHandle::start().await {
+        Ok(guardian) => check_host(config, guardian, progress, findings).await,
+        Err(error) => Err(unguarded(&error)),
+    };
+    let brokers = check_brokers(config, findings).await;
+    host.and(brokers)
+        .map_or_else(|error| error.exit(), |()| Exit::Success)
+}
+
+async fn check_host(
+    config: &Config,
+    guardian: GuardianHandle,
+    progress: &Progress,
+    findings: &mut Findings,
+) -> Result<(), PilotError> {
+    let host = prepare_host(config, guardian, progress, findings).await?;
+    if let Some(init) = &config.init {
+        prepare_init(config, (&host.context, &host.task), init, findings).await?;
+    }
+    Ok(())
+}
+
+/// Asks for all queues, whatever fails, and returns the first error.
+async fn check_brokers(config: &Config, findings: &mut Findings) -> Result<(), PilotError> {
+    let incoming = config
+        .incoming
+        .iter()
+        .map(|queue| (Check::BrokerIncoming, Direction::Incoming, queue));
+    let outgoing = config
+        .outgoing
+        .iter()
+        .map(|queue| (Check::BrokerOutgoing, Direction::Outgoing, queue));
+    let mut first = Ok(());
+    for (check, direction, queue) in incoming.chain(outgoing) {
+        let QueueConfig { name, broker } = queue;
+        match broker::look(direction, name, address(broker)).await {
+            Ok(look) => findings.seen(check, note(name, look)),
+            Err(error) => {
+                let error = PilotError::Broker(Diagnosis::of_text(&error.to_string()));
+                findings.failed(check, &error.diagnosis());
+                first = first.and(Err(error));
+            }
+        }
+    }
+    first
+}
+
+fn note(queue: &str, look: QueueLook) -> CheckNote {
+    match look {
+        QueueLook::There { waiting, consumers } => CheckNote::Fine(format!(
+            "queue `{queue}` exists: {waiting} events wait, {consumers} consumers"
+        )),
+        QueueLook::Missing => CheckNote::WorkedAround(
+            format!("queue `{queue}` is missing"),
+            "a pilot will make it, if it may; is its name right?".to_owned(),
+        ),
+    }
+}
