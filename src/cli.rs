@@ -36,7 +36,7 @@ pub enum Command {
     Report(ReportRequest),
     /// Say what the pilots of this job do now.
     Status(status::StatusRequest),
-    /// Print this: what was made of the definition of the command line itself.
+    /// Print this text, made from the definition of the command line itself.
     Print(Vec<u8>),
 }
 
@@ -192,7 +192,7 @@ fn manual() -> Vec<u8> {
     definition.build();
     let whole = Man::new(definition.clone());
     let mut page = Vec::new();
-    // Memory takes whatever is written.
+    // Writing into memory can't fail.
     let _ = whole.render(&mut page);
     for subcommand in definition
         .get_subcommands()

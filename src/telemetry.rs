@@ -1,5 +1,5 @@
-//! What a person sees while the pilot runs: log lines on stderr and, on a terminal, one line of
-//! progress below them. Knows levels and counts; what is logged is decided where it happens.
+//! What a person sees while the pilot runs: log lines on stderr and, on a terminal, one line of progress
+//! below them.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, OnceLock};
@@ -18,10 +18,9 @@ use crate::config::LogLevels;
 /// The target of the pilot's own log lines: the crate's name.
 const OWN_TARGET: &str = "ewms_pilot";
 
-/// How often the progress line moves on its own, so that its clock does.
+/// How often the progress line is drawn anew, so that its clock moves.
 const TICK: Duration = Duration::from_secs(1);
 
-/// What [`init`] set up.
 #[derive(Debug, Clone)]
 pub struct Telemetry {
     pub progress: Progress,
@@ -63,11 +62,11 @@ pub struct ProgressCounts {
     pub done: u64,
     pub running: u64,
     pub failed: u64,
-    /// Taken from the queue, waiting for a slot.
+    /// Events that wait for a slot.
     pub waiting: u64,
 }
 
-/// The progress line, when stderr is a terminal; otherwise nothing, at no cost.
+/// The progress line. Where stderr is no terminal there is none, and every call returns at once.
 #[derive(Debug, Clone)]
 pub struct Progress {
     line: Option<Arc<Line>>,
@@ -76,7 +75,7 @@ pub struct Progress {
 #[derive(Debug)]
 struct Line {
     bar: ProgressBar,
-    /// Set with the first counts: before them there is no line, and no rate to speak of.
+    /// Set with the first counts; before them no line is shown.
     since: OnceLock<Instant>,
 }
 
@@ -88,7 +87,7 @@ impl Progress {
 
     fn on(target: ProgressDrawTarget) -> Self {
         let bar = ProgressBar::with_draw_target(None, target);
-        // Cut at the terminal's width: a line that wraps can't be taken back.
+        // Cut at the terminal's width: a line that wraps can't be erased.
         if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}") {
             bar.set_style(style);
         }
@@ -110,7 +109,7 @@ impl Progress {
         line.bar.set_message(message(counts, since.elapsed()));
     }
 
-    /// Takes the line away. To be called before the last log lines.
+    /// Erases the line. To be called before the last log lines.
     pub fn finish(&self) {
         if let Some(line) = &self.line {
             line.bar.finish_and_clear();
@@ -118,8 +117,8 @@ impl Progress {
     }
 }
 
-/// On a thread of its own, as long as there is a line. Where there can be no thread, the clock moves when
-/// the counts do; the library's own way is a panic.
+/// Draws the line on a thread of its own. Where no thread can be started, the clock moves when the counts do;
+/// the library's own ticker would panic.
 fn keep_ticking(line: WeakProgressBar) {
     let ticking = move || {
         while let Some(bar) = line.upgrade().filter(|bar| !bar.is_finished()) {
@@ -164,7 +163,7 @@ fn rate(done: u64, elapsed: Duration) -> String {
     }
 }
 
-/// Where log lines go: to stderr, the progress line being taken away for that moment.
+/// Writes log lines to stderr, with the progress line erased meanwhile.
 #[derive(Debug)]
 struct Lines {
     progress: Progress,

@@ -7,7 +7,7 @@ use std::net::Ipv6Addr;
 use super::credentials::{CaCertificates, Secret, TokenFile};
 use super::python_values::is_space;
 
-/// Where a RabbitMQ server is and who we are there.
+/// A RabbitMQ server, and the user that the pilot is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AmqpAddress {
     pub transport: Transport,
@@ -17,11 +17,11 @@ pub struct AmqpAddress {
     pub vhost: String,
     /// User name; empty when only a token is given.
     pub user: String,
-    /// Password or token; the one that was read at the start if there is a file.
+    /// Password or token; with a `token_file`, the token that it held at the start.
     pub password: Secret,
-    /// Where a newer one is to be had.
+    /// A file that somebody keeps up to date with a newer token.
     pub token_file: Option<TokenFile>,
-    /// Whom to believe that a server is who it says, besides whom the machine does.
+    /// Certificates that the server is trusted by, besides those of the machine.
     pub authorities: CaCertificates,
 }
 
@@ -73,7 +73,7 @@ impl AmqpAddress {
             None => (Transport::Tcp, text),
             Some((scheme, rest)) => (transport(scheme)?, rest),
         };
-        // Like Python's urlsplit: the first of these ends what may hold a user, even inside what
+        // Like Python's urlsplit: the first of these ends the part that may hold a user, even inside what
         // was meant as a password.
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(end);

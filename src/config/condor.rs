@@ -20,7 +20,7 @@ pub struct CondorJob {
     pub site: Option<String>,
     /// The directory that HTCondor made for the job.
     pub scratch: Option<PathBuf>,
-    /// Files and directories that came with the job, those aside that are the pilot's by their names.
+    /// Files and directories that came with the job, except those that are the pilot's by their names.
     /// Absolute.
     pub input_files: Vec<PathBuf>,
     /// Where the job's credentials are: a proxy, tokens. They need not exist.
@@ -67,7 +67,7 @@ impl JobRequest {
     }
 }
 
-/// Files of the job that are the pilot's and no task's business: its binary, its wrapper, and above
+/// Files of the job that are the pilot's own, and hidden from tasks: its binary, its wrapper, and above
 /// all the env file with the tokens.
 const OWN_FILES: [&str; 4] = [
     "ewms-pilot",
@@ -131,7 +131,7 @@ impl CondorJob {
     }
 }
 
-/// What the variables of credentials name, and where HTCondor puts a proxy or tokens.
+/// Credentials: the paths that the usual variables name, and those where HTCondor puts a proxy or tokens.
 fn secrets(environment: &Environment, job: &ClassAd, scratch: Option<&Path>) -> Vec<PathBuf> {
     let named = [
         "X509_USER_PROXY",
@@ -141,7 +141,7 @@ fn secrets(environment: &Environment, job: &ClassAd, scratch: Option<&Path>) -> 
     ];
     let named = named.iter().filter_map(|name| {
         let path = environment.get(OsStr::new(name))?;
-        // Kerberos says the kind of cache in front.
+        // Kerberos puts the kind of cache in front.
         let path = path
             .to_str()
             .and_then(|path| path.strip_prefix("FILE:"))
@@ -162,7 +162,7 @@ fn secrets(environment: &Environment, job: &ClassAd, scratch: Option<&Path>) -> 
     secrets
 }
 
-/// The ads, the job's executable, its two outputs.
+/// HTCondor's own files: the ads, the job's executable, its two outputs.
 fn papers(environment: &Environment, job: &ClassAd, scratch: Option<&Path>) -> Vec<PathBuf> {
     let by_variable = [JOB_AD, MACHINE_AD];
     let by_variable = by_variable
@@ -197,10 +197,10 @@ fn papers(environment: &Environment, job: &ClassAd, scratch: Option<&Path>) -> V
     papers
 }
 
-/// What `TransferInput` lists, by the names under which HTCondor put it into the scratch directory. A
-/// directory given with a slash at its end came as its content, whose names nobody tells us: then
-/// whatever is there and is neither the pilot's nor HTCondor's own. What is the pilot's by another name is
-/// left out when the files are gathered.
+/// The files that `TransferInput` lists, by the names under which HTCondor put them into the scratch
+/// directory. Of a directory with a slash at its end HTCondor transfers the content, whose names are not
+/// listed anywhere: then everything counts that is neither the pilot's nor HTCondor's own. Files that are
+/// the pilot's by another name are left out when they are gathered.
 fn input_files(job: &ClassAd, scratch: &Path, warnings: &mut Vec<String>) -> Vec<PathBuf> {
     let Some(list) = job.string("TransferInput") else {
         return Vec::new();
@@ -233,9 +233,9 @@ fn input_files(job: &ClassAd, scratch: &Path, warnings: &mut Vec<String>) -> Vec
         .collect()
 }
 
-/// By which names what was listed may be there, the likeliest first. HTCondor (23.9, seen) cuts a URL at
-/// its query before it takes the last part of its path, and decodes nothing. A query may hold a
-/// signature: only the first of the names is fit to be told.
+/// The names under which a listed entry may be there, the likeliest first. HTCondor (23.9, seen) cuts a URL
+/// at its query before it takes the last part of its path, and decodes nothing. A query may hold a
+/// signature: only the first of the names may be logged.
 fn names_of(entry: &str) -> Vec<String> {
     let last_part = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
     let mut names = if is_url(entry) {
@@ -293,22 +293,24 @@ pub(super) fn allotted_cores(condor: &CondorJob, environment: &Environment) -> N
         .unwrap_or(NonZeroU32::MIN)
 }
 
-/// Names the file of the job's ad.
+/// The variable that names the file of the job's ad.
 const JOB_AD: &str = "_CONDOR_JOB_AD";
-/// Names the file of the slot's ad.
+/// The variable that names the file of the slot's ad.
 const MACHINE_AD: &str = "_CONDOR_MACHINE_AD";
 
-/// One ad, or an empty one where there is none.
+/// A `ClassAd` as HTCondor leaves it beside a job: long form, one `Name = expression` a line. Only literals
+/// are read; an expression counts as absent. Names have no case. Strings are written as in old
+/// `ClassAds`: `\"` is a quote, any other backslash stands for itself.
 #[derive(Debug, Default)]
 struct ClassAd(String);
 
 impl ClassAd {
-    /// The ad of the slot that the job runs in. One that can't be read is warned of, and empty.
+    /// The ad of the slot that the job runs in; empty, with a warning, if it can't be read.
     fn of_machine(environment: &Environment, warnings: &mut Vec<String>) -> Self {
         Self::named_by(environment, MACHINE_AD, warnings)
     }
 
-    /// The ad of the job. One that can't be read is warned of, and empty.
+    /// The ad of the job; empty, with a warning, if it can't be read.
     fn of_job(environment: &Environment, warnings: &mut Vec<String>) -> Self {
         Self::named_by(environment, JOB_AD, warnings)
     }
@@ -338,7 +340,7 @@ impl ClassAd {
             .map(|(_, expression)| expression.trim())
     }
 
-    /// A number literal; of a real one, as `3600.0` or `3.6E3`, what is before its point.
+    /// A number literal; a real one, as `3600.0` or `3.6E3`, without its fraction.
     fn integer(&self, name: &str) -> Option<i64> {
         let literal = self.expression(name)?;
         literal.parse().ok().or_else(|| whole_part(literal))
@@ -363,7 +365,7 @@ impl ClassAd {
     }
 }
 
-/// Nothing for what only Python takes for a number, and for what is beyond all sense.
+/// `None` for what only Python takes for a number, and for 1e15 or more.
 fn whole_part(literal: &str) -> Option<i64> {
     let is_plain = |byte: u8| byte.is_ascii_digit() || b"+-.eE".contains(&byte);
     if !literal.bytes().all(is_plain) {

@@ -59,7 +59,7 @@ struct Inner {
 }
 
 impl TokenFile {
-    /// Reads it for the first time.
+    /// Reads the file for the first time.
     ///
     /// # Errors
     /// Why there is no token in it. No text holds a part of it.
@@ -73,13 +73,13 @@ impl TokenFile {
         Ok(file)
     }
 
-    /// Resolves when no other read of it is under way. [`read`](Self::read) on another thread holds its turn: on a
+    /// Resolves when no other read of the file is under way. [`read`](Self::read) on another thread holds its turn: on a
     /// file system that hangs, one thread hangs and no second one.
     pub fn turn_to_read(&self) -> impl Future<Output = OwnedMutexGuard<()>> + Send + use<> {
         Arc::clone(&self.0.reading).lock_owned()
     }
 
-    /// Reads it again.
+    /// Reads the file again.
     ///
     /// # Errors
     /// As [`TokenFile::open`]; the last token stays.
@@ -87,7 +87,7 @@ impl TokenFile {
         let path = self.0.path.display();
         let unreadable = |error: &dyn std::fmt::Display| format!("`{path}` can't be read: {error}");
         let bytes = regular_file::read(&self.0.path).map_err(|error| unreadable(&error))?;
-        // The bytes are in the error itself, which is told nobody.
+        // The error itself holds the bytes, so it is dropped.
         let text = String::from_utf8(bytes).map_err(|_secret| unreadable(&"it is not UTF-8"))?;
         let token = text.trim();
         if token.is_empty() {

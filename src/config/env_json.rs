@@ -42,7 +42,7 @@ const FIXED: [&str; 25] = [
 /// included (`MAX_ARG_STRLEN`).
 const LONGEST: usize = 128 * 1024;
 
-/// What Apptainer wants before the name.
+/// Apptainer passes a variable of this prefix into the container under the rest of its name.
 const PREFIX: &str = "APPTAINERENV_";
 
 /// The variables in the object's order, or everything that is wrong with them.

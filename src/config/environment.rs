@@ -21,8 +21,8 @@ pub const ENV_FILE_NAME: &str = "ewms_htcondor_envfile.sh";
 /// Where HTCondor puts a job's files.
 pub(super) const SCRATCH: &str = "_CONDOR_SCRATCH_DIR";
 
-/// The environment and, where it doesn't have a variable, the env file's. What is wrong with the
-/// file is added to `problems`; no file is fine.
+/// The environment, with the variables of the env file that it doesn't have itself. What is wrong with the
+/// file is added to `problems`; there need not be one.
 pub(super) fn with_env_file(
     environment: &Environment,
     cwd: &Path,
@@ -118,7 +118,7 @@ struct ShellCommand {
     flaw: Option<Flaw>,
 }
 
-/// What keeps a command from being a plain assignment.
+/// A reason why a command is no plain assignment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flaw {
     /// A shell would do something at this character.
@@ -128,13 +128,14 @@ enum Flaw {
 }
 
 impl ShellCommand {
-    /// Whether the next character starts a word: not after a blank that a backslash made part of one.
+    /// Whether the next character starts a word. After a blank behind a backslash it doesn't: that blank is
+    /// part of a word.
     fn between_words(&self) -> bool {
         let text = &self.text;
         text.is_empty() || (text.ends_with([' ', '\t']) && !text[..text.len() - 1].ends_with('\\'))
     }
 
-    /// The variable that the command exports, or nothing when it does nothing.
+    /// The variable that the command exports, or `None` when it does nothing.
     fn assignment(&self) -> Result<Option<(String, String)>, String> {
         match self.flaw {
             Some(Flaw::OpenQuote) => {
@@ -181,7 +182,7 @@ impl ShellCommand {
     }
 }
 
-/// Where in the quoting a character stands.
+/// The quotes that a character stands in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Quoting {
     Bare,
@@ -241,7 +242,7 @@ fn special(command: &mut ShellCommand, c: char) {
     command.flaw.get_or_insert(Flaw::Special(c));
 }
 
-/// What Python's `shlex.quote` leaves without quotes, and blanks.
+/// The characters that Python's `shlex.quote` leaves without quotes, and blanks.
 fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || " \t@%+=:,./_-".contains(c)
 }

@@ -1,5 +1,5 @@
-//! The table of variables as people read it: the end of `--help` and this folder's README.md. Made
-//! from [`variables::ALL`](super::variables::ALL), so that neither can say what the parser doesn't.
+//! The table of variables as people read it, at the end of `--help` and in this folder's README.md. It is
+//! made from [`variables::ALL`](super::variables::ALL), the parser's own list.
 
 use std::fmt::Write as _;
 

@@ -8,7 +8,7 @@ use super::CondorJob;
 use super::reader::{MemoryLimit, VariableReader};
 use super::variables as var;
 
-/// Everything that the pilot ends a task, or itself, for.
+/// The limits at which the pilot ends a task, or itself, and what it keeps of outputs and files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PilotLimits {
     /// Resident memory of one task's container, in bytes.
@@ -23,14 +23,14 @@ pub struct PilotLimits {
     pub task_output: u64,
     /// Bytes kept of all failed tasks' directories together.
     pub kept_files: u64,
-    /// What may be sent as one message, in bytes, if that was set.
+    /// The largest message that may be sent, in bytes, if that was set.
     pub message: Option<usize>,
     /// Deliveries of an event that fails each time, before it is taken out of the queue.
     pub max_deliveries: Option<u64>,
 }
 
-/// Of the slot's memory, what tasks may share when the limit is `auto`; the rest is the pilot's and
-/// Apptainer's own, and the distance in which a growing task is noticed before HTCondor does.
+/// The part of the slot's memory that tasks may share when the limit is `auto`. The rest is for the pilot and
+/// Apptainer, and leaves time to notice a growing task before HTCondor does.
 const TASKS_SHARE_PERCENT: u64 = 95;
 
 /// The part of an eviction's time that the pilot itself needs: killing what did not end (up to 3 s),

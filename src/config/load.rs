@@ -87,7 +87,7 @@ fn read(reader: &mut VariableReader<'_>, cwd: &Path) -> Config {
         cwd: cwd.to_owned(),
         prefetch: prefetch.unwrap_or(NonZeroU32::MIN),
         first_event_timeout: first_event.unwrap_or(idle_timeout),
-        // Known when all the rest is right.
+        // Set once there is no problem.
         token_end: None,
         warnings: Vec::new(),
         task,

@@ -38,9 +38,9 @@ use std::time::{Duration, SystemTime};
 /// Everything that decides what a pilot does.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// What every event is run with.
+    /// The container that every event is run in.
     pub task: ContainerConfig,
-    /// What runs once, before any event is taken.
+    /// The container that runs once, before any event is taken.
     pub init: Option<ContainerConfig>,
     /// Where events come from; at least one queue.
     pub incoming: Vec<QueueConfig>,
@@ -62,7 +62,7 @@ pub struct Config {
     pub first_event_timeout: Duration,
     /// How long a free slot may stay without an event before the pilot stops taking any.
     pub idle_timeout: Duration,
-    /// How long to bear a broker that can't be reached, once it was.
+    /// How long to wait for a broker that was lost, or that refuses results.
     pub reconnect_timeout: Duration,
     /// Directories bound read-only at the same path into every container. Absolute.
     pub external_directories: Vec<PathBuf>,
@@ -70,16 +70,16 @@ pub struct Config {
     pub on_task_error: OnTaskError,
     /// How long to sleep after a fatal error.
     pub quarantine: Duration,
-    /// How long a container has between being told and being killed.
+    /// How long a container has between being told to end and being killed.
     pub kill_grace: Duration,
     /// Which task directories survive their task.
     pub keep_files: KeepFiles,
     /// Whose output is copied into the log.
     pub dump_output: DumpOutput,
     pub verbosity: Verbosity,
-    /// What a task, or the pilot, is ended for.
+    /// Limits at which a task, or the pilot, is ended.
     pub limits: PilotLimits,
-    /// When the first of the tokens ends that can't be renewed.
+    /// When the first of those tokens expires that are not renewed from a file.
     pub token_end: Option<SystemTime>,
     /// Where an event goes that failed too often; `None` lets the broker decide.
     pub dead_letter: Option<QueueConfig>,
@@ -96,9 +96,9 @@ pub struct Config {
     pub ca_file: Option<PathBuf>,
     /// What HTCondor says of this job.
     pub condor: CondorJob,
-    /// How HTCondor is told what the pilot does; nothing when it isn't.
+    /// How HTCondor is told what the pilot does; `None` when it isn't.
     pub chirp: Option<ChirpConfig>,
-    /// What is odd about the settings without being wrong, to be logged once the log is there.
+    /// Remarks on settings that are odd without being wrong, to be logged once the log is there.
     pub warnings: Vec<String>,
     /// Every variable and its value in a form that may be logged; see [`Config::dump`].
     pub shown: Vec<(&'static str, String)>,
@@ -180,7 +180,7 @@ pub enum Verbosity {
 pub enum Preflight {
     /// It is, and a broken one takes no event.
     Check,
-    /// Its faults are found out when tasks fail.
+    /// It isn't; its faults show when tasks fail.
     Skip,
 }
 
@@ -206,7 +206,7 @@ pub struct LogLevels {
 }
 
 impl LogLevels {
-    /// Nothing but errors, for whoever shows by other means what he finds.
+    /// Nothing but errors, for a command that prints what it finds.
     pub const QUIET: Self = Self {
         own: tracing::level_filters::LevelFilter::ERROR,
         third_party: tracing::level_filters::LevelFilter::ERROR,

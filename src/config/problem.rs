@@ -1,5 +1,5 @@
-//! What can be wrong with the settings, and the list of it that a person reads. Shows no secret:
-//! values arrive here in the form in which they may be shown.
+//! What can be wrong with the settings, and the list of it that a person reads. Values arrive here in the
+//! form in which they may be shown, so no text holds a secret.
 
 use std::fmt;
 
@@ -65,7 +65,7 @@ impl ConfigProblem {
     }
 }
 
-/// The setting without which nothing can be done, and whose error services know by its text.
+/// A missing setting whose error services know by its text; it makes the last line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MissingSetting {
     TaskImage,

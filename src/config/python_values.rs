@@ -22,8 +22,8 @@ pub(super) fn boolean(text: &str) -> Option<bool> {
     }
 }
 
-/// What Python's `int()` takes in ASCII digits: spaces around, a sign, single `_` between digits.
-/// Nothing, too, for numbers beyond 128 bits; no variable allows one.
+/// An integer as Python's `int()` takes it in ASCII digits: spaces around, a sign, single `_` between digits.
+/// `None`, too, for numbers beyond 128 bits; no variable allows one.
 pub(super) fn integer(text: &str) -> Option<i128> {
     let text = text.trim_matches(is_space);
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
@@ -36,7 +36,7 @@ pub(super) fn integer(text: &str) -> Option<i128> {
     without_separators(text)?.parse().ok()
 }
 
-/// What Python's `float()` takes, `inf` and `nan` included.
+/// A number as Python's `float()` takes it, `inf` and `nan` included.
 pub(super) fn float(text: &str) -> Option<f64> {
     without_separators(text.trim_matches(is_space))?
         .parse()
@@ -85,7 +85,7 @@ pub(super) fn level(text: &str) -> Option<LevelFilter> {
     }
 }
 
-/// Drops `_` where it stands between two digits; nothing when one stands elsewhere.
+/// Drops `_` where it stands between two digits; `None` when one stands elsewhere.
 fn without_separators(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let digit = |at: Option<usize>| {
@@ -100,7 +100,9 @@ fn without_separators(text: &str) -> Option<String> {
     legal.then(|| text.replace('_', ""))
 }
 
-/// The list's members; nothing when text that starts like a literal isn't one of strings.
+/// The members of a list: words between white space, as the Python pilot wants them, or the literal
+/// `['A', "B"]`, which is how the submitting service really writes one. `None` when text that starts like
+/// a literal isn't one of strings.
 pub(super) fn list(text: &str) -> Option<Vec<String>> {
     let trimmed = text.trim_matches(is_space);
     match trimmed.strip_prefix('[') {
@@ -115,8 +117,8 @@ pub(super) fn list(text: &str) -> Option<Vec<String>> {
     }
 }
 
-/// What stands between the brackets of a JSON or Python list of strings. Like Python, it allows a
-/// comma behind the last member.
+/// The members between the brackets of a JSON or Python list of strings. As in Python, a comma may follow
+/// the last one.
 fn literal(text: &str) -> Option<Vec<String>> {
     let mut members = Vec::new();
     let mut rest = text.chars().peekable();

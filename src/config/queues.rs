@@ -84,7 +84,7 @@ fn queues(
     refuse_unknown_kinds(reader, from, word);
     let names: Vec<&str> = name.split(';').collect();
     refuse_out_of_step(reader, from, names.len(), [&token, &file, word, &address])?;
-    // Of two one has to go, so neither is looked into.
+    // One of the two has to go, so neither is read.
     let file = has_one_token.map_or_else(String::new, |()| file);
     if let [name] = names[..] {
         let queue = queue(reader, from, cwd, [name, &token, &file, word, &address]);
@@ -123,7 +123,7 @@ fn queues(
     has_one_token.and(Some(queues))
 }
 
-/// Each word that is no kind of broker, once.
+/// Refuses each word that is no kind of broker, once.
 fn refuse_unknown_kinds(reader: &mut VariableReader<'_>, from: &QueueVariables, words: &str) {
     let mut unknown: Vec<&str> = words.split(';').collect();
     unknown.retain(|word| !word.is_empty() && !variables::BROKER_TYPES.contains(word));
@@ -135,8 +135,8 @@ fn refuse_unknown_kinds(reader: &mut VariableReader<'_>, from: &QueueVariables, 
     }
 }
 
-/// A queue that is there twice would get each result twice, and its events would not be recognised after
-/// an outage.
+/// Refuses a queue that is named twice: it would get each result twice, and its events would not be
+/// recognised after an outage.
 fn refuse_repeated(reader: &mut VariableReader<'_>, from: &QueueVariables, queues: &[QueueConfig]) {
     let mut rest = queues;
     while let [queue, later @ ..] = rest {
@@ -161,7 +161,7 @@ fn is_same(one: &QueueConfig, other: &QueueConfig) -> bool {
     is_same_broker && one.name == other.name
 }
 
-/// One queue of name, token, token file, kind and address.
+/// Makes one queue of its name, token, token file, kind and address.
 fn queue(
     reader: &mut VariableReader<'_>,
     from: &QueueVariables,
@@ -184,8 +184,8 @@ fn queue(
     })
 }
 
-/// The queue for events that failed too often, on the broker that they came from; of several, on the
-/// first one's. A spool has a place of its own for them.
+/// The queue for events that failed too often, on the broker of the first incoming queue. A spool has a
+/// place of its own for them.
 pub(super) fn dead_letter(
     reader: &mut VariableReader<'_>,
     incoming: &[QueueConfig],
@@ -318,7 +318,7 @@ fn refuse_out_of_step(
     in_step
 }
 
-/// How many texts are joined with `;`. None is in nothing.
+/// How many texts are joined with `;`; 0 in an empty text.
 fn items(text: &str) -> usize {
     if text.is_empty() {
         0
@@ -389,8 +389,8 @@ fn spool(
     Some(BrokerConfig::Spool(cwd.join(address)))
 }
 
-/// The first end of the tokens that can't be renewed and have not ended yet. A warning is made for
-/// each that is past its end, or ends while the first event may still be waited for.
+/// The first expiry of the tokens that are not renewed from a file and have not expired yet. Warns of each
+/// token that has expired, or will while the first event may still be waited for.
 pub(super) fn token_end(
     queues: &[&[QueueConfig]],
     first_event_timeout: Duration,

@@ -50,7 +50,7 @@ impl<'a> VariableReader<'a> {
                 _ => value.to_string_lossy().into_owned(),
             };
             let problem = ConfigProblem::value(variable.name, &shown, "expected text in UTF-8");
-            // A variable may be looked at twice.
+            // A variable may be read twice.
             if !self.problems.contains(&problem) {
                 self.problems.push(problem);
             }
@@ -76,7 +76,7 @@ impl<'a> VariableReader<'a> {
         self.set(variable)
     }
 
-    /// The value, else the default, else nothing.
+    /// The value, else the default, else `None`.
     fn text_or_default(&mut self, variable: &Variable) -> Option<&'a str> {
         self.set(variable).or(match variable.otherwise {
             DefaultValue::Default(text) => Some(text),
@@ -107,7 +107,7 @@ impl<'a> VariableReader<'a> {
         ));
     }
 
-    /// What a yes or a no stands for.
+    /// The policy that a yes or a no stands for.
     pub(super) fn policy<T>(&mut self, variable: &Variable, yes: T, no: T) -> T {
         if self.boolean(variable) { yes } else { no }
     }

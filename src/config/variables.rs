@@ -1,10 +1,9 @@
-//! Every variable of the pilot: name, kind, unit, default, meaning. The only such list; the parser,
-//! `--help` and the table of this folder's README are made from it. To add a variable, add it here, to [`ALL`], and
-//! read it in `load.rs`.
+//! Every variable of the pilot: name, kind, unit, default, meaning. The parser, `--help` and the table of
+//! this folder's README are made from this list. To add a variable, add it to the list and read it in
+//! `load.rs`.
 
 #[derive(Debug)]
 pub struct Variable {
-    /// Its name.
     pub name: &'static str,
     /// What its value may be.
     pub kind: ValueKind,
@@ -21,7 +20,7 @@ pub enum ValueKind {
     Bool,
     /// An integer of at least 1 that fits AMQP's 16 bits.
     Count,
-    /// [`Kind::Count`], or `auto`.
+    /// [`ValueKind::Count`], or `auto`.
     Cores,
     /// Whole seconds.
     Seconds {
@@ -33,7 +32,7 @@ pub enum ValueKind {
     Size,
     /// The same, but not zero.
     SizeAboveZero,
-    /// [`Kind::Size`], or `auto`.
+    /// [`ValueKind::Size`], or `auto`.
     Memory,
     List,
     /// A Python level name.
@@ -49,7 +48,7 @@ pub enum ValueKind {
     File,
     /// Absolute directories between commas.
     Directories,
-    /// A JSON object of variables for a container. Its values are nobody's business.
+    /// A JSON object of variables for a container. Its values are never shown.
     EnvJson,
     /// The address of a broker. May hold a password.
     Address,
@@ -66,11 +65,11 @@ pub enum DefaultValue {
     Phrase(&'static str),
 }
 
-/// The largest [`Kind::Count`]: AMQP counts prefetched messages in 16 bits.
+/// The largest [`ValueKind::Count`]: AMQP counts prefetched messages in 16 bits.
 pub const MOST: u16 = u16::MAX;
 
-/// The most seconds that a variable may say, 31,000 years: enough for those who mean "never", and
-/// far from what overflows a clock.
+/// The most seconds that a variable may say, 31,000 years: enough to mean "never", and far from what
+/// overflows a clock.
 pub const MOST_SECONDS: u64 = 1_000_000_000_000;
 
 impl ValueKind {

@@ -1,23 +1,24 @@
-//! Whose fault the end of a container is, from its exit code and stderr, and what a probe's answer
-//! means. Pure: it says when a probe is needed, and who has the process module makes it.
+//! The rules that read whose fault the end of a container is from its exit code and stderr, and what the
+//! answer of a probe means. They say when a probe is needed; `task` makes it.
 //!
 //! Apptainer and its task share stderr and the exit code, so neither decides alone: a task can imitate
-//! every line here, and none of them is believed without a probe. Only a probe's stderr is Apptainer's alone: the same container with a command that
-//! can't exist. When the answer is that it doesn't, everything up to there works.
+//! every line here, and none of them is believed without a probe. A probe is the same container with a
+//! command that can't exist, so its stderr is Apptainer's alone. When Apptainer answers that the command
+//! doesn't exist, everything up to there works.
 
 use super::Cause;
 use super::stderr::{ERRORS, OwnLine, apptainer_error, lines, own_lines, readable, reason};
 
-/// The command of a probe. Nobody has it.
+/// The command of a probe, which no image has.
 pub const NO_COMMAND: &str = "/.ewms-pilot-probe/no-such-command";
 
-/// What to do to learn whose fault a container's end is.
+/// How to learn whose fault a container's end is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NextStep {
-    /// Nothing: it is the task's own.
+    /// It is the task's own; there is nothing to ask.
     Task,
     Probe,
-    /// Probe, and if that works read the image and all that is bound: a page of theirs may be missing.
+    /// Probe, and if that works read the image and all that is bound: a page of one may be unreadable.
     ProbeAndRead,
 }
 
@@ -36,7 +37,7 @@ pub enum ProbeResult {
 /// Exit codes that Apptainer, its Go runtime or the kernel may have caused: usage and namespaces 1, Go's
 /// crashes 2 and 134, unreadable pages 135, kills 137, everything else 255.
 const AMBIGUOUS: [i32; 6] = [1, 2, 134, 135, 137, 255];
-/// What the kernel ends a process with that touches a page which can't be read.
+/// The signal for a process that touches a page which can't be read.
 const SIGBUS: i32 = 7;
 const SIGSEGV: i32 = 11;
 
@@ -46,7 +47,7 @@ const SIGSEGV: i32 = 11;
 pub fn suspect(code: i32, stderr: &[u8]) -> NextStep {
     let text = readable(stderr);
     let own = || own_lines(&text);
-    // A container runs on without these, and its task may even succeed.
+    // A container runs on when these are missing, and its task may even succeed.
     if own().any(|line| {
         matches!(
             cause_of(line.message),
@@ -85,7 +86,7 @@ pub fn answer(code: i32, stderr: &[u8]) -> ProbeResult {
     let is_reached =
         code == 255 && own_lines(&text).any(|line| is_error(&line) && line.message == reached);
     match find_in(&text) {
-        // What stops no container and still makes it useless.
+        // These stop no container and still make it useless.
         Some((cause @ (Cause::BindsForbidden | Cause::PidNamespace), said)) => {
             ProbeResult::Broken { cause, said }
         }
@@ -104,7 +105,7 @@ pub fn answer(code: i32, stderr: &[u8]) -> ProbeResult {
     }
 }
 
-/// The first known cause in Apptainer's own words, in the order of the table, and these words; it may
+/// The first known cause in Apptainer's own words, in the order of the table, with these words. Apptainer may
 /// complain about several things, of which one explains the others.
 #[must_use]
 pub fn find_cause(stderr: &[u8]) -> Option<(Cause, String)> {
@@ -131,7 +132,7 @@ fn find_in(text: &str) -> Option<(Cause, String)> {
     worst.map(|(_, cause, said)| (cause, said)).or(crash)
 }
 
-/// Whether words of Apptainer's or of its Go runtime speak of limits. A runtime that gets no thread may
+/// Whether Apptainer or its Go runtime complain about limits. A runtime that gets no thread may
 /// end by a fault (139, from its C part) as well as by an abort.
 fn is_starved(code: i32, text: &str) -> bool {
     let words = || matches!(find_in(text), Some((Cause::Limits, _)));
@@ -142,7 +143,7 @@ fn is_error(line: &OwnLine<'_>) -> bool {
     line.level < ERRORS
 }
 
-/// By what Apptainer's messages are recognised: all of the texts must be in one. A message that fits
+/// The texts by which a message of Apptainer is recognised: it must hold all of a row's. A message that fits
 /// several rows has the cause of the first.
 const MESSAGES: &[(&[&str], Cause)] = &[
     (
@@ -226,8 +227,8 @@ fn cause_of_crash(line: &str) -> Option<Cause> {
         .then_some(Cause::Limits)
 }
 
-/// A task's own words for a file system that fails under it. One may say so for other reasons: they
-/// are no proof, and only ask for one.
+/// Whether a task complains about a file system that fails under it. It may say so for other reasons: this
+/// is no proof, only a reason to look for one.
 fn is_storage_failure(line: &str) -> bool {
     [
         "input/output error",

@@ -1,9 +1,8 @@
-//! What is known to go wrong outside of a task, each with a stable name, whose fault it is, and what
-//! to do about it. Uses [`FaultClass`] only. Apart from the errors, because a preflight finds the same
-//! causes before there is any task.
+//! The known causes of failures outside of a task, each with a stable name, whose fault it is, and what to
+//! do about it. The preflight finds the same causes before there is any task.
 //!
 //! A cause is added by a variant here; the compiler then asks for its name, its class and its remedy.
-//! By what it is recognised stands in the container module.
+//! The messages by which Apptainer shows it are in `apptainer_faults.rs`.
 
 use std::fmt;
 use std::io;
@@ -17,7 +16,7 @@ use super::FaultClass;
 pub enum Cause {
     /// The image isn't there, or may not be read.
     ImageMissing,
-    /// What is there is no image.
+    /// The file or directory is no image.
     ImageFormat,
     /// The image can't be mounted or read to its end.
     ImageDamaged,
@@ -31,11 +30,11 @@ pub enum Cause {
     BindSource,
     /// The site lets no user bind directories.
     BindsForbidden,
-    /// A directory was bound, and what is written there doesn't arrive.
+    /// A directory was bound, and files that are written there don't arrive.
     BindsUseless,
     /// The site's Apptainer gives containers no writable `/tmp` or home, no `/dev` or no `/proc`.
     MountsOff,
-    /// The kernel or the site gives us no user namespace, or none of those that go with it.
+    /// The kernel or the site gives the pilot no user namespace, or none of those that go with it.
     Namespaces,
     /// The site gives containers no pid namespace, without which nothing in them is sure to die.
     PidNamespace,
@@ -43,7 +42,7 @@ pub enum Cause {
     Fuse,
     /// Parts of `/proc` are hidden, and then the kernel lets no container mount its own.
     MaskedProc,
-    /// Our user id has no account.
+    /// The pilot's user id has no account.
     Account,
     /// Resource flags without systemd.
     Cgroups,
@@ -53,7 +52,7 @@ pub enum Cause {
     Storage,
     /// Too little address space, memory, too few processes or too small files are allowed.
     Limits,
-    /// Apptainer doesn't know a flag of ours.
+    /// Apptainer doesn't know a flag that the pilot uses.
     ApptainerTooOld,
     /// Apptainer doesn't answer.
     Hanging,
@@ -91,7 +90,7 @@ impl Cause {
         Self::Unknown,
     ];
 
-    /// Its name, which never changes its meaning.
+    /// Its name in texts and records, which never changes its meaning.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -200,7 +199,7 @@ impl Cause {
 }
 
 impl Cause {
-    /// Why a file can't be written.
+    /// The cause of a write that failed.
     #[must_use]
     pub fn of_io(error: &io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw) {

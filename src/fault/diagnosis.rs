@@ -1,5 +1,5 @@
-//! What is wrong, and how to fix it, as two texts that stay apart up to the person or the JSON that gets
-//! them.
+//! What is wrong and how to fix it. The two texts stay apart up to the log line, the last line or the JSON
+//! that shows them.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use super::Cause;
 /// Displays as `seen; fix`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnosis {
-    /// A lower-case fragment. May hold words of others, `; ` included.
+    /// A lower-case fragment. It may quote Apptainer or the kernel, and so hold a `; ` itself.
     pub seen: String,
     pub fix: Option<String>,
 }
@@ -31,7 +31,7 @@ impl Diagnosis {
         }
     }
 
-    /// Something that nobody can advise about.
+    /// A problem without known advice.
     #[must_use]
     pub fn without_fix(seen: impl Into<String>) -> Self {
         Self {
@@ -40,7 +40,7 @@ impl Diagnosis {
         }
     }
 
-    /// Reads one of the pilot's own error texts, which say what was seen, then after the first `; ` what to
+    /// Reads one of the pilot's own error texts, which say what was seen and, after the first `; `, what to
     /// do.
     #[must_use]
     pub fn of_text(text: &str) -> Self {

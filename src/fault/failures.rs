@@ -1,5 +1,4 @@
-//! All failed tasks of one pilot, in memory that does not grow with their number. Uses the errors of
-//! this module only.
+//! All failed tasks of one pilot, in memory that does not grow with their number.
 
 use super::TaskError;
 
@@ -8,8 +7,8 @@ const LISTED: usize = 100;
 /// How many bytes of one failure's text are kept: a Python traceback has a few thousand.
 const TEXT_BYTES: usize = 8 * 1024;
 
-/// Counts every failure, and remembers what is worth reading again: the first 100 in
-/// order, and how often each of the first 100 different ones occurred. At most 800 KiB.
+/// Counts every failure. Keeps the first 100 in order, and how often each of the first 100 different ones
+/// occurred, in at most 800 KiB.
 #[derive(Debug, Default)]
 pub struct Failures {
     total: u64,

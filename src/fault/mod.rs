@@ -1,4 +1,13 @@
-//! What can go wrong with one task, what it is called, and whose fault it is. Uses `exit` only.
+//! What can go wrong with a task or a machine, what it is called, and whose fault it is.
+//!
+//! | file | what is in it |
+//! | --- | --- |
+//! | `mod` | [`TaskError`]: why a task failed, with its name, its text and its class |
+//! | `cause` | [`Cause`]: what goes wrong outside of a task, whose fault that is and what to do |
+//! | `apptainer_faults`, `stderr` | the rules that read exit codes and stderr |
+//! | `attribution` | whose fault a failure is once the machine was asked, as an error |
+//! | `diagnosis` | what was seen and how to fix it, for the preflight and the pilot's own errors |
+//! | `failures` | all failures of one pilot, counted |
 //!
 //! Names and texts are those of the Python pilot where it has one: users list the names in
 //! `EWMS_PILOT_OKAY_ERRORS`, and services count errors whose texts are *equal*. So no text holds an
@@ -40,7 +49,7 @@ pub enum FaultClass {
 }
 
 impl FaultClass {
-    /// Its name, which never changes its meaning.
+    /// Its name in records and logs, which never changes its meaning.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -52,7 +61,7 @@ impl FaultClass {
         }
     }
 
-    /// With what a pilot ends that could do nothing about it.
+    /// The exit code of a pilot that ends for it.
     #[must_use]
     pub fn exit(self) -> Exit {
         match self {
@@ -63,8 +72,8 @@ impl FaultClass {
         }
     }
 
-    /// Whether the event has a part in it, and may be counted for it. Nothing else that fails does a
-    /// harm to the event, but would to every further one: then none may be taken.
+    /// Whether the failure counts against the event. Any other failure says nothing about the event and would
+    /// meet every further one, so no more are taken.
     #[must_use]
     pub fn is_events_own(self) -> bool {
         match self {
@@ -106,7 +115,7 @@ pub enum TaskError {
         role: ContainerRole,
         /// Its exit code, if it came to one.
         exit_code: Option<i32>,
-        /// What its stderr says, see the container module.
+        /// What its stderr says, see [`reason`].
         reason: String,
         class: FaultClass,
     },
@@ -124,7 +133,7 @@ pub enum TaskError {
         /// What it may take, in bytes.
         limit: u64,
     },
-    /// The kernel killed it, for the memory of the job was used up.
+    /// The kernel killed it because the memory of the job was used up.
     #[error("{role} failed: [Memory-Error] the kernel killed it for memory{}", remedy_of_memory(*.limit))]
     OutOfMemory {
         role: ContainerRole,
@@ -150,7 +159,7 @@ pub enum TaskError {
     /// A directory can't be bound into the container.
     #[error("{0}")]
     InvalidBindMount(String),
-    /// The event can't be read. (The Python pilot redelivers such an event for ever.)
+    /// The event can't be read. (The Python pilot redelivers such an event without end.)
     #[error("{0}")]
     EventDecode(String),
     /// The result can't be published: no queue takes it.
@@ -172,7 +181,7 @@ pub enum TaskError {
         /// The most that the broker takes.
         limit: usize,
     },
-    /// The machine failed us: a full disk, no more processes.
+    /// The machine failed: a full disk, no more processes.
     #[error("{0}")]
     Os(String),
 }
@@ -274,9 +283,8 @@ impl TaskError {
     }
 }
 
-/// The `request_memory` of a job, in MiB, that gives half as much again as it had, in round numbers: what
-/// a killed task would have taken in the end nobody knows. It depends on the job alone, so that equal
-/// failures read the same.
+/// A `request_memory`, in MiB, of half as much again as the job had, in round numbers: how much a killed task
+/// would have taken is not known. It depends on the job alone, so that equal failures read the same.
 #[must_use]
 pub fn larger_request_mib(limit: u64) -> u64 {
     const STEP: u64 = 128;

@@ -1,5 +1,4 @@
-//! Python's `repr` of a string. Apart, because services compare the pilot's last line with what the
-//! Python pilot writes. Uses nothing of the crate.
+//! Python's `repr` of a string: services compare the pilot's last line with what the Python pilot writes.
 
 use std::fmt::Write;
 

@@ -1,8 +1,8 @@
-//! What a container's stderr says about its end: a reason for people and for the service that counts
-//! equal ones. Pure. Apart, because Apptainer and the task write into the same stream, and telling
-//! them apart is guesswork that must stand in one place.
+//! Reads a container's stderr: the reason of its end, for people and for the service that counts equal
+//! reasons. Apptainer and the task write into the same stream; [`OwnLine`] tells Apptainer's lines from the
+//! task's by their form.
 
-/// How much of stderr's end is worth reading.
+/// How much of stderr's end is read, in bytes.
 pub const READ: usize = 64 * 1024;
 
 /// Levels of Apptainer's lines, the worst first.
@@ -14,7 +14,7 @@ pub(super) const ERRORS: usize = 3;
 /// The index of the level below them.
 const WARNING: usize = 3;
 
-/// One line of Apptainer's own.
+/// A line that Apptainer wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct OwnLine<'a> {
     /// Index in [`LEVELS`].
@@ -104,18 +104,18 @@ pub fn reason(stderr: &[u8]) -> String {
     }
 }
 
-/// Python's own beginning, and that of an exception group, which is drawn as a tree.
+/// The first line of a traceback, or of an exception group, which is drawn as a tree.
 fn begins_traceback(line: &str) -> bool {
     let group = line.trim_start().strip_prefix("+ Exception Group ");
     group.unwrap_or(line).starts_with("Traceback")
 }
 
-/// How a report of Python's fault handler begins.
+/// The beginning of a report of Python's fault handler.
 const FATAL: &str = "Fatal Python error:";
 
-/// Of such a report what is the same in the next run: the error, and where the thread was that it came
-/// to. Left out are the threads' numbers, what the other threads did, and what follows: the modules, the
-/// addresses of C's functions, a shell's line with the number of the process.
+/// The part of such a report that is the same in the next run: the error, and the frames of the thread that
+/// failed. Left out are the threads' numbers, the other threads, and what follows: the modules, the
+/// addresses of C functions, a shell's line with the number of the process.
 fn python_fault(report: &[&str]) -> String {
     let is_thread =
         |line: &&str| line.contains("hread 0x") && line.ends_with("(most recent call first):");
@@ -133,8 +133,7 @@ fn python_fault(report: &[&str]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// What Apptainer itself complains about, whoever else wrote to stderr: its last error lines, at most
-/// three, joined. `None` when it complains about nothing.
+/// Apptainer's own last error lines, at most three, joined with `; `. `None` when there is none.
 #[must_use]
 pub fn apptainer_error(stderr: &[u8]) -> Option<String> {
     let text = readable(stderr);
@@ -147,8 +146,8 @@ pub fn apptainer_error(stderr: &[u8]) -> Option<String> {
     (!last.is_empty()).then(|| last.join("; "))
 }
 
-/// The last of the lines with the worst level; below an error, just the last. Without `--debug`, what
-/// is below a warning is chatter (`INFO:    gocryptfs not found`, at every start of a SIF) and no reason.
+/// The last of the lines with the worst level; below an error, just the last line. Without `--debug`, lines
+/// below a warning are chatter (`INFO:    gocryptfs not found`, at every start of a SIF) and no reason.
 fn worst(text: &str) -> Option<OwnLine<'_>> {
     let is_chatter =
         |line: &&str| OwnLine::parse_plain(line).is_some_and(|own| own.level > WARNING);
@@ -162,8 +161,8 @@ fn worst(text: &str) -> Option<OwnLine<'_>> {
         .copied()
 }
 
-/// Replaces what is different in every run (a task's id, its directory) so that equal failures have
-/// equal texts: each first text by the second, in this order.
+/// Replaces texts that differ in every run (a task's id, its directory) so that equal failures have equal
+/// texts: the first of each pair by the second, in this order.
 #[must_use]
 pub fn scrub(reason: &str, replacements: &[(&str, &str)]) -> String {
     replacements
@@ -183,7 +182,7 @@ pub fn lines(text: &str) -> impl Iterator<Item = &str> {
         .filter(|line| !line.trim().is_empty())
 }
 
-/// As text, without colours: Apptainer's C part writes them into files as well.
+/// Stderr as text, without colours, which Apptainer's C part writes even into files.
 #[must_use]
 pub fn readable(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);

@@ -1,9 +1,9 @@
-//! What precedes a pilot's first event: the ground, the init container, the connections. Decides what
-//! goes on at the same time, and what is told first when several of them fail.
+//! The steps before a pilot's first event: the host is prepared, the init container runs, the brokers are
+//! connected to. Decides what goes on at the same time, and which error counts when several steps fail.
 //!
-//! Connections are made beside all the rest: they take their time, and nothing is taken through them
-//! before the rest is done. So a broker that fails meanwhile, or is lost again, is no reason to give up a
-//! long init container: it is connected to again once that has ended, and waited for from then on only.
+//! Connections are made while the other steps go on, because they take time; no event is taken before all
+//! steps are done. A broker that fails meanwhile, or is lost again, does not end a long init container: it is
+//! connected to again once that has ended, and its outage counts from then on.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ pub(super) struct Started {
     pub(super) sink: Sink,
 }
 
-/// Those whom a pilot's life is shown and told to.
+/// Where a pilot's progress is reported, and where its signals come from.
 pub(super) struct Observers<'a> {
     pub(super) signals: &'a mut Signals,
     pub(super) progress: &'a Progress,
@@ -44,7 +44,7 @@ pub(super) struct Observers<'a> {
 /// Makes a pilot ready for its first event.
 ///
 /// # Errors
-/// The first failure. A broken machine or init container is told before a broken broker.
+/// The first failure. That of the machine or the init container counts before that of a broker.
 pub(super) async fn start(
     config: &Config,
     guard: GuardianHandle,
@@ -52,7 +52,7 @@ pub(super) async fn start(
     observers: &mut Observers<'_>,
 ) -> Result<Started, PilotError> {
     let (start_sender, start_signal) = StartSender::new();
-    // Boxed: they are large, and over before the long part of a pilot's life.
+    // Boxed: the futures are large, and done before the long part of a pilot's life.
     let connecting = Box::pin(connect(config, outage_policy, &start_sender, &start_signal));
     let preparing = Box::pin(async {
         let prepared = prepare(config, guard, observers).await?;
@@ -61,7 +61,8 @@ pub(super) async fn start(
     });
     let ((context, task), connecting) = match select(preparing, connecting).await {
         Either::Left((prepared, connecting)) => (prepared?, Either::Left(connecting)),
-        // Brokers wait for the rest, whatever they met: what failed is not one of them.
+        // A connection waits for the start signal whatever it meets, so an early end is an error of something
+        // else; the host's counts first.
         Either::Right((connected, preparing)) => {
             let prepared = preparing.await?;
             (prepared, Either::Right(ready(connected)))
@@ -76,7 +77,7 @@ pub(super) async fn start(
     })
 }
 
-/// The ground, and what the init container makes of it.
+/// Prepares the host, and runs the init container.
 async fn prepare(
     config: &Config,
     guard: GuardianHandle,
@@ -108,8 +109,7 @@ async fn prepare(
     Ok((context, task))
 }
 
-/// Connects to the queues, to all at once. No event is taken before it is known that results can be sent
-/// and all else is ready.
+/// Connects to all queues at once. No event is taken before results can be sent and all other steps are done.
 async fn connect(
     config: &Config,
     outage_policy: &OutagePolicy,
@@ -117,7 +117,7 @@ async fn connect(
     start_signal: &StartSignal,
 ) -> Result<(Source, Sink), PilotError> {
     let lost = |error: BrokerError| match error {
-        // No broker has a part in it.
+        // The machine has no thread left: no broker's fault.
         BrokerError::Thread { .. } => {
             PilotError::ExecutionPoint(Diagnosis::of_text(&error.to_string()))
         }
@@ -137,13 +137,13 @@ async fn connect(
     ));
     let (sink, source) = match select(sinks, sources).await {
         Either::Left((sink, sources)) => (sink.map_err(lost)?, sources.await),
-        // It failed, or is a spool: whatever is wrong with the other one is told first.
+        // The source failed, or is a spool: an error of the sink counts first.
         Either::Right((source, sinks)) => (sinks.await.map_err(lost)?, source),
     };
     Ok((source.map_err(lost)?, sink))
 }
 
-/// Runs the init container; a signal is forwarded to it, a second one kills it.
+/// Runs the init container. The first signal is forwarded to it, a second one kills it.
 async fn initialize(
     context: &TaskContext,
     plan: &ContainerSpec,
@@ -173,7 +173,7 @@ async fn initialize(
     }
 }
 
-/// Gives up on `work` when a signal comes; nothing is held yet that would have to be given back.
+/// Gives up `work` when a signal comes; no event is held yet that would have to be given back.
 pub(super) async fn unless_signalled<T>(
     signals: &mut Signals,
     work: impl Future<Output = Result<T, PilotError>>,

@@ -1,5 +1,5 @@
-//! A container as tasks get it, made once before any of them: what a task may rely on is tried in it, and what
-//! it writes into the data hub is read back by the pilot. Uses task's probe; starts nothing of the image.
+//! The check `container`: makes one container as tasks get it, tries in it what a task may rely on, and reads
+//! back what it wrote into the data hub. Nothing of the image is started.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use crate::process::ShutdownSender;
 use crate::task::probe_container::{ContainerProbeDepth, ContainerProbeOutcome, probe};
 use crate::task::{ContainerSpec, TaskContext};
 
-/// Makes a container of the tasks' image, and if that fails for a `/proc` that is masked, another one without.
+/// Makes a container of the tasks' image and, if that fails because `/proc` is masked, one without `/proc`.
 ///
 /// # Errors
-/// When tasks could not run in such a one.
+/// When tasks could not run in either.
 pub async fn container(
     context: &mut TaskContext,
     plan: &ContainerSpec,
@@ -36,7 +36,7 @@ pub async fn container(
     }
 }
 
-/// The same for the init container, on a machine that is known to run containers.
+/// Makes a container of the init container's image, on a machine that is known to run containers.
 ///
 /// # Errors
 /// When its image is unfit.
@@ -56,9 +56,9 @@ struct ProbeProgress {
 }
 
 enum Inside {
-    /// All; and what tasks may miss.
+    /// Everything was tried; these are things that tasks may miss.
     Everything(Vec<String>),
-    /// Nothing: the site lets no file be shown in a container.
+    /// Nothing was tried: the site lets no file be bound into a container.
     Nothing,
 }
 

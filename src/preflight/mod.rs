@@ -1,7 +1,6 @@
-//! What must hold on an execution point before the first event is taken, so that a broken one takes
-//! none: each check, and how what was found is told, to the log, a person and a machine. Uses task,
-//! container and process; knows no broker and decides nothing: in which order, and what follows, is the
-//! pilot's business.
+//! The checks of an execution point before the first event is taken, so that a broken one takes none, and
+//! how their findings are shown: in the log, to a person, as JSON. Their order, and what follows from a
+//! failure, is decided in `pilot::host_setup`.
 //!
 //! | check | how it is made |
 //! | --- | --- |
@@ -54,7 +53,6 @@ pub enum Check {
 }
 
 impl Check {
-    /// Its name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -81,7 +79,7 @@ pub enum CheckVerdict {
     WorkedAround,
     /// The pilot can't run here.
     Failed,
-    /// It was not made, because of an earlier one.
+    /// It was not made, because an earlier check failed.
     Skipped,
 }
 
@@ -114,11 +112,11 @@ impl CheckProblem {
     }
 }
 
-/// What a check that went well saw.
+/// What a check saw that did not fail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CheckNote {
     Fine(String),
-    /// Something else, which the pilot gets by with, and how to fix it.
+    /// Something that is not as it should be, but that the pilot can work around; and how to fix it.
     WorkedAround(String, String),
 }
 
@@ -192,7 +190,7 @@ impl fmt::Display for Findings {
                 seen,
                 fix,
             } = finding;
-            // One line each, whatever a broken machine says.
+            // One line each, even if a broken machine says several.
             let seen = seen.replace(['\n', '\r'], " ");
             write!(f, "{:<4}  {:<20}  {seen}", verdict.word(), check.name())?;
             if let Some(fix) = fix {
@@ -229,7 +227,7 @@ fn bytes_as_gb(bytes: u64) -> f64 {
     f64::from(u32::try_from(bytes / 1_000_000).unwrap_or(u32::MAX)) / 1000.0
 }
 
-/// Whether `paths` answer. What isn't there is found out later, and told better.
+/// Whether `paths` answer. A path that doesn't exist passes: a later check has a better text for it.
 ///
 /// # Errors
 /// When one hangs or fails.

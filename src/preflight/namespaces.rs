@@ -1,5 +1,5 @@
-//! Whether the kernel gives us the namespaces of a container. Asked by a child, because whoever makes
-//! one is in it for good. Both ends are here.
+//! The check `user-namespaces`: a child of the pilot's own binary makes the namespaces of a container. It
+//! must be a child, because a process can't leave a namespace that it made. Both sides are here.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -16,11 +16,11 @@ use crate::process::{ChildLimits, ExitStatus, GuardianHandle, Query, ShutdownSen
 pub const WORD: &str = "namespaces";
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Whether they can be made. That they can't is decided by the container that is started next: an
-/// Apptainer that is installed setuid needs no user namespace.
+/// Whether the namespaces can be made. If not, the container that is started next decides: an Apptainer that
+/// is installed setuid needs no user namespace.
 ///
 /// # Errors
-/// When there is nobody to ask.
+/// When no child can be started.
 pub async fn namespaces(guard: &GuardianHandle, scratch: &Path) -> Result<CheckNote, CheckProblem> {
     let query = Query {
         program: "/proc/self/exe".into(),
@@ -57,7 +57,7 @@ pub fn child() -> ExitCode {
     match unshare(wanted) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody is left to be told when stdout is gone.
+            // Without stdout, the exit code is all that can be said.
             let _ = write!(io::stdout(), "{}", io::Error::from(error));
             ExitCode::FAILURE
         }

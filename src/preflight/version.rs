@@ -1,4 +1,4 @@
-//! Apptainer's version. Uses container for the command, process to run it.
+//! The check `apptainer`: whether it runs, and is new enough.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::task::probe_container::cause_of_spawn;
 /// The first version that has `--no-eval`, without which an image's own shell would expand arguments and
 /// variables; also the first that needs no setuid program.
 const OLDEST: (u32, u32) = (1, 1);
-/// For a program that prints one line.
+/// Enough for a program that prints one line.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Whether Apptainer runs, and is new enough.

@@ -1,5 +1,5 @@
-//! What the status file is to say, and when it is due to be written: at once, but at most once a second,
-//! and only if something is different. Pure: it is told the time and does no I/O.
+//! Decides when the status file is due to be written: at once after a change, but at most once a second, and
+//! only if something is different. It is given the time, and does no I/O.
 
 use std::time::Duration;
 
@@ -10,12 +10,11 @@ use super::Snapshot;
 /// The least time between two writes.
 const PACE: Duration = Duration::from_secs(1);
 
-/// See the module.
 #[derive(Debug)]
 pub(super) struct Debounce {
     current: Snapshot,
-    /// What was last given to be written, whatever became of it: a full disk is tried again when there
-    /// is something new to say, not every second.
+    /// What was last handed out to be written, even if that failed: a full disk is tried again when there is
+    /// something new to say, not every second.
     taken: Option<Snapshot>,
     rest_until: Option<Instant>,
 }

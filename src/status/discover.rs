@@ -1,5 +1,4 @@
-//! The reader's end: which status files there are, and whether their pilots live. Reads files and
-//! `/proc`.
+//! Finds status files, and tells from `/proc` whether their pilots live.
 
 use std::collections::HashSet;
 use std::io;
@@ -17,7 +16,7 @@ pub(super) enum Liveness {
     Running,
     /// It is on another machine, or can't be seen from in here.
     Elsewhere,
-    /// It was killed: in order it would have removed its file.
+    /// It was killed: a pilot that ends in order removes its file.
     Dead,
 }
 
@@ -35,7 +34,7 @@ pub(super) struct Discovery {
     pub(super) problems: Vec<StatusFileProblem>,
 }
 
-/// What could not be looked at.
+/// A place or file that could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StatusFileProblem {
     #[error("can't look into `{}`: {source}", path.display())]
@@ -44,7 +43,7 @@ pub(super) enum StatusFileProblem {
     File(#[from] ReadError),
 }
 
-/// What to say when nothing was found.
+/// The message when nothing was found.
 pub(super) fn nothing(places: &[PathBuf]) -> String {
     let places: Vec<String> = places
         .iter()
@@ -93,7 +92,7 @@ pub(super) fn pilots(places: &[PathBuf]) -> Discovery {
 fn look(path: PathBuf, seen: &mut HashSet<String>, found: &mut Discovery) {
     let snapshot = match file::read(&path) {
         Ok(snapshot) => snapshot,
-        // It ended just now.
+        // The pilot ended just now.
         Err(error) if error.is_absence() => return,
         Err(error) => {
             found.problems.push(error.into());

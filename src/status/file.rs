@@ -1,5 +1,5 @@
-//! Gets a snapshot on disk and back. Talks to the file system; blocks. Whole or not at all: written
-//! beside its place and renamed into it. Not synced: after a power failure there is no pilot either.
+//! Writes a snapshot to disk and reads it back; both block. A file is whole or absent: it is written under
+//! another name and renamed. It is not synced: after a power failure there is no pilot either.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::snapshot::{FORMAT, Snapshot};
 use crate::records::UnixTime;
 
-/// What the name of every status file starts with.
+/// The beginning of every status file's name.
 pub const PREFIX: &str = "ewms-pilot-status-";
 const SUFFIX: &str = ".json";
 /// A task takes about 120 bytes.
@@ -21,7 +21,7 @@ pub(super) enum ReadError {
     /// It can't be opened or read.
     #[error("can't read `{}`: {source}; only the pilot's own user may, as condor_ssh_to_job is", path.display())]
     Io { path: PathBuf, source: io::Error },
-    /// It is something else.
+    /// It is no status file.
     #[error("`{}` is no status file: {source}", path.display())]
     Content {
         path: PathBuf,
@@ -61,7 +61,7 @@ pub(super) fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Puts it in the place of whatever was there.
+/// Writes the file, replacing an older one.
 ///
 /// # Errors
 /// When it can't be written; then the old one stays.
@@ -80,13 +80,13 @@ pub(super) fn write(path: &Path, mut snapshot: Snapshot) -> io::Result<()> {
         .and_then(|mut file| file.write_all(&text))
         .and_then(|()| fs::rename(&hidden, path));
     if written.is_err() {
-        // The first error is the one to tell.
+        // The first error is the one to report.
         let _ = fs::remove_file(&hidden);
     }
     written
 }
 
-/// Takes it away, and what a write that was cut short left.
+/// Removes the file, and what an interrupted write left.
 ///
 /// # Errors
 /// When it is still there.
@@ -98,7 +98,7 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Reads one.
+/// Reads a status file.
 ///
 /// # Errors
 /// See [`ReadError`].

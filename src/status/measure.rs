@@ -1,5 +1,5 @@
-//! What is measured when somebody looks: ages, CPU, memory, last output, free disk. Reads `/proc` and the
-//! outputs of tasks, sleeps for a moment. Apart, because it is the asker who pays for it.
+//! Measures what changes all the time: ages, CPU, memory, last output, free disk. The command that asks does
+//! this, from `/proc` and the outputs of tasks, so that a pilot pays nothing for it. Sleeps for [`MOMENT`].
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,9 +20,9 @@ use crate::task::staging::outputs_of;
 
 /// CPU use is that between two looks: long enough for some ticks of 10 ms, short enough to wait for.
 pub(super) const MOMENT: Duration = Duration::from_millis(500);
-/// A last line is looked for in so much of an output's end.
+/// How much of an output's end is searched for its last line.
 const TAIL_BYTES: u64 = 16 * 1024;
-/// Characters of it that are kept.
+/// The most characters of a last line that are kept.
 const LINE_MAX: usize = 1000;
 
 /// A pilot, and what was seen of it.
@@ -49,9 +49,9 @@ pub(super) struct TaskView {
     pub(super) age_secs: f64,
     /// Percent of one core, over [`MOMENT`].
     pub(super) cpu_percent: Option<f64>,
-    /// In all, of the processes that are there.
+    /// CPU time of the processes that are there, since they began.
     pub(super) cpu_secs: Option<f64>,
-    /// Shared pages are shared out.
+    /// Pages that several processes share are divided among them.
     pub(super) memory_bytes: Option<u64>,
     pub(super) processes: Option<usize>,
     pub(super) last_output_secs_ago: Option<f64>,
@@ -59,7 +59,6 @@ pub(super) struct TaskView {
     pub(super) last_line: Option<String>,
 }
 
-/// Measures what there is to measure.
 pub(super) fn views(pilots: Vec<FoundPilot>) -> Vec<PilotView> {
     let leaders: Vec<i32> = pilots
         .iter()
@@ -122,7 +121,7 @@ struct Load {
     processes: usize,
 }
 
-/// Of those that are there at both looks.
+/// The loads of the containers that are there at both measurements.
 fn loads(leaders: &[i32]) -> BTreeMap<i32, Load> {
     if leaders.is_empty() {
         return BTreeMap::new();
@@ -149,7 +148,7 @@ fn loads(leaders: &[i32]) -> BTreeMap<i32, Load> {
 }
 
 fn load(before: &ProcessTree, after: &ProcessTree, secs: f64) -> Load {
-    // Fewer than before when a process ended whose parent hasn't waited for it yet.
+    // Ticks may be fewer than before, when a process ended whose parent hasn't waited for it yet.
     let worked = of_ticks(after.ticks.saturating_sub(before.ticks));
     Load {
         percent: (worked / secs * 1e3).round() / 10.0,
@@ -194,8 +193,8 @@ fn tail(path: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The last line that isn't blank; of one that was overwritten in place, as progress bars do, its last
-/// version. Nothing in it moves a cursor.
+/// The last line that isn't blank; of a line that was overwritten in place, as progress bars do, its last
+/// version. No character of it moves a cursor.
 fn last_line(text: &str) -> Option<String> {
     let line = text
         .rsplit(['\n', '\r'])
@@ -203,8 +202,8 @@ fn last_line(text: &str) -> Option<String> {
     Some(one_line(&without_colours(line), LINE_MAX))
 }
 
-/// Leaves out what a terminal takes for colours and the like: `ESC [`, parameters, a letter. Nobody could
-/// read it; whatever else there is of control characters is replaced.
+/// Leaves out terminal sequences like those for colours: `ESC [`, parameters, a letter. Other control
+/// characters are replaced by the caller.
 fn without_colours(line: &str) -> String {
     let mut parts = line.split("\x1b[");
     let mut plain = parts.next().unwrap_or_default().to_owned();

@@ -1,13 +1,11 @@
-//! What a person on the execution point can see of a running pilot: the file that the pilot writes, and
-//! the command that reads it and measures the rest. Talks to the file system and `/proc`; the pilot
-//! tells it what changed and never waits for it. Apart, because a pilot that nobody looks at must not
-//! pay for being looked at: no socket, no timer, no measuring. What changes all the time, as CPU time
-//! does, is measured by whoever asks.
+//! What a person on the execution point can see of a running pilot: the status file that the pilot writes,
+//! and the command that reads it and measures the rest. The pilot never waits for the file, and measures
+//! nothing for it: what changes all the time, as CPU time does, is measured by the command.
 //!
 //! | file | what it is |
 //! | --- | --- |
 //! | `snapshot` | the format, as types |
-//! | `file` | gets it on disk and back |
+//! | `file` | writes it to disk and reads it back |
 //! | `board` | when a change is due to be written; pure |
 //! | `keeper` | the pilot's end: takes changes, writes them |
 //! | `find` | the reader's end: where files are, and whether their pilots live |
@@ -58,7 +56,7 @@ use crate::exit::Exit;
 use crate::human::OutputFormat;
 use discover::Liveness;
 
-/// Where no terminal says how wide it is.
+/// Columns where stdout is no terminal.
 const WIDTH: usize = 120;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +74,7 @@ pub fn run(
     out: &mut impl Write,
     complaints: &mut impl Write,
 ) -> Exit {
-    // With nobody left to read, the exit code has to say it alone.
+    // When stderr is closed, the exit code alone says it.
     let mut complain = |text: String| drop(writeln!(complaints, "ewms-pilot status: {text}"));
     let found = discover::pilots(places);
     for problem in found.problems {

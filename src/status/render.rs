@@ -1,5 +1,5 @@
-//! Pilots as text for a person in a terminal. Pure. Whatever a broker, a task or a queue's name says,
-//! nothing of it moves the cursor.
+//! Shows pilots as text for a person at a terminal. Control characters in what a broker, a task or a queue's
+//! name says are replaced, so that none moves the cursor.
 
 use std::fmt::Write as _;
 
@@ -11,10 +11,10 @@ use crate::records::UnixTime;
 
 /// A line of output is shown with at least so many characters, however narrow the terminal.
 const LINE_MIN: usize = 10;
-/// As many characters of a task's id tell tasks apart; its directory begins with them.
+/// Characters of a task's id that are shown; they tell tasks apart, and the task's directory begins with them.
 const ID_LENGTH: usize = 8;
 
-/// All of them, for a terminal of so many columns.
+/// All pilots, for a terminal of so many columns.
 pub(super) fn text(views: &[PilotView], width: usize) -> String {
     let pilots: Vec<String> = views.iter().map(|view| pilot(view, width)).collect();
     harmless(&pilots.join("\n"))
@@ -28,7 +28,7 @@ fn harmless(text: &str) -> String {
 fn pilot(view: &PilotView, width: usize) -> String {
     let mut out = format!("pilot {}\n", view.facts.pilot_id);
     for (name, value) in facts(view) {
-        // A string takes whatever is written.
+        // Writing into a string can't fail.
         let _ = writeln!(out, "  {name:<10} {value}");
     }
     if !view.tasks.is_empty() {
@@ -132,7 +132,7 @@ fn events(view: &PilotView) -> String {
 }
 
 fn queue(queue: &QueueStatus, view: &PilotView) -> String {
-    // Of a pilot that is dead, as it was when it wrote it.
+    // For a dead pilot, the time at which it wrote the file.
     let now = UnixTime(view.facts.started_unix_secs.0 + view.age_secs);
     let lasted = seconds(now.since(queue.since_unix_secs));
     let state = match queue.link {

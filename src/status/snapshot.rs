@@ -1,5 +1,4 @@
-//! What the status file says, as types; see the module for what each field means. Data only, and how it
-//! changes.
+//! The content of the status file as types. The module's docs say what each field means.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,12 +12,12 @@ use crate::task::ContainerPids;
 
 pub(super) const FORMAT: u32 = 1;
 
-/// All that a pilot says of itself.
+/// Everything that the status file says.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Snapshot {
     #[serde(flatten)]
     pub facts: PilotFacts,
-    /// What runs, by the names of the containers' directories.
+    /// The running containers, by the names of their directories.
     #[serde(default)]
     pub tasks: BTreeMap<String, TaskStatus>,
 }
@@ -28,38 +27,24 @@ pub struct Snapshot {
 pub struct PilotFacts {
     /// 1; set when it is written.
     pub format: u32,
-    /// See [`version`](super).
     pub version: String,
-    /// See [`pilot_id`](super).
     pub pilot_id: String,
-    /// See [`job_id`](super).
     pub job_id: Option<String>,
-    /// See [`site`](super).
     pub site: Option<String>,
-    /// See [`process`](super).
     pub process: ProcessId,
-    /// See [`started_unix_secs`](super).
     pub started_unix_secs: UnixTime,
     pub written_unix_secs: UnixTime,
-    /// See [`ends_unix_secs`](super).
     pub ends_unix_secs: Option<UnixTime>,
-    /// See [`status`](super).
     pub status: String,
-    /// See [`error`](super).
     pub error: Option<String>,
-    /// See [`slots`](super).
     pub slots: u32,
-    /// See [`window`](super).
     pub window: u32,
-    /// See [`events`](super).
     pub events: Tally,
-    /// See [`reconnects`](super).
     pub reconnects: u64,
-    /// See [`queues`](super).
     pub queues: Vec<QueueStatus>,
 }
 
-/// Names one process for good.
+/// Identifies one process for all time, across reboots and namespaces.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ProcessId {
@@ -75,7 +60,7 @@ pub struct ProcessId {
 }
 
 impl ProcessId {
-    /// This one. What can't be known is empty.
+    /// This process. Fields that can't be known are empty.
     #[must_use]
     pub fn own() -> Self {
         let text = |path| fs::read_to_string(path).unwrap_or_default();
@@ -97,14 +82,12 @@ impl ProcessId {
 pub struct QueueStatus {
     /// `incoming` or `outgoing`
     pub direction: String,
-    /// Its name.
     pub queue: String,
     /// `host:port`, or the spool directory.
     pub address: String,
     pub link: QueueState,
-    /// Since when.
     pub since_unix_secs: UnixTime,
-    /// Why it isn't.
+    /// Why the link is not up.
     #[serde(default)]
     pub error: Option<String>,
 }
@@ -115,7 +98,7 @@ pub enum QueueState {
     Up,
     /// It is lost, and tried again.
     Down,
-    /// It was away for longer than is borne.
+    /// It was away for longer than `EWMS_PILOT_BROKER_RECONNECT_TIMEOUT`.
     GivenUp,
 }
 
@@ -144,7 +127,7 @@ impl Snapshot {
         self.tasks.remove(id);
     }
 
-    /// These containers run. One that is no task's is the init container's.
+    /// Takes over which containers run. One without a task is the init container.
     pub fn contain(&mut self, running: &ContainerPids) {
         self.tasks
             .retain(|name, task| task.slot.is_some() || running.contains_key(name));

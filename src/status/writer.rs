@@ -1,5 +1,5 @@
-//! The pilot's end: takes what changed without ever making it wait, and writes the file. It sleeps until
-//! something changes; whatever happens to the file, the pilot goes on.
+//! The pilot's side of the status file: takes changes without ever making the pilot wait, and writes the
+//! file. It sleeps until something changes. If the file can't be written, the pilot goes on.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,16 +13,17 @@ use super::{Snapshot, file};
 use crate::blocking;
 use crate::mailbox::{Mail, Mailbox, MailboxSender, mailbox};
 
-/// How long the pilot's end waits for the file to go; on a sound disk it takes less than a millisecond.
+/// How long the end of a pilot waits for the file to be removed; on a sound disk that takes less than a
+/// millisecond.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
-/// A handle to the file. When the last one is dropped the writing ends, and the file stays.
+/// A handle to the writer. When the last one is dropped the writing ends, and the file stays.
 #[derive(Debug, Clone)]
 pub struct StatusWriter(MailboxSender<Debounce>);
 
 impl StatusWriter {
-    /// Starts the writing on the current tokio runtime; there must be one. The file is in `directory`,
-    /// and those of dead pilots that are there are removed.
+    /// Starts the writer on the current tokio runtime; there must be one. The file is in `directory`; files of
+    /// dead pilots there are removed.
     #[must_use]
     pub fn start(directory: &Path, first: Snapshot) -> Self {
         let path = file::path(directory, &first.facts.pilot_id);
@@ -36,12 +37,12 @@ impl StatusWriter {
         Self(sender)
     }
 
-    /// Changes what the file is to say.
+    /// Changes the content of the file.
     pub fn change(&self, change: impl FnOnce(&mut Snapshot)) {
         self.0.change(|debounce| debounce.change(change));
     }
 
-    /// Removes the file; nothing is written any more. Bounded in time.
+    /// Removes the file; nothing is written afterwards. Bounded in time.
     pub async fn close(&self) {
         if self.0.request(CLOSE_WITHIN).await.is_err() {
             warn!("the status file could not be removed in time");
@@ -89,7 +90,7 @@ impl StatusActor {
         };
         match written {
             Ok(()) => self.health = Health::Well,
-            // The directory is made later, by the pilot itself, or it can't be; then others say so.
+            // The pilot makes the directory later, or reports that it can't.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 debug!(file = %self.path.display(), %error, "no status file yet");
             }
@@ -114,14 +115,14 @@ impl StatusActor {
     }
 }
 
-/// Takes away what pilots left that were killed here.
+/// Removes the files of pilots that were killed here.
 fn sweep(directory: &Path) {
     for path in file::list(directory).unwrap_or_default() {
         let Ok(snapshot) = file::read(&path) else {
             continue;
         };
         if discover::liveness(&snapshot.facts.process) == Liveness::Dead {
-            // It may be another's, and another may do the same.
+            // It may be another user's, or another pilot may remove it at the same time.
             let _ = file::remove(&path);
         }
     }

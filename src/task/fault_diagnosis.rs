@@ -1,5 +1,5 @@
-//! Whose fault it is that a container failed, found out by asking the machine where exit code and
-//! stderr can't tell. Uses container for the rules, process for the questions.
+//! Finds out whose fault it is that a container failed: by the rules of [`crate::fault`], and by asking the
+//! machine where exit code and stderr can't tell.
 //!
 //! | evidence | question | who is to blame |
 //! | --- | --- | --- |
@@ -26,9 +26,10 @@ use crate::container::{remove_tree, tree_bytes};
 use crate::fault::{self, Attribution, Cause, FaultClass, NextStep};
 use crate::process::{ExitStatus, ShutdownPhase, output};
 
-/// How much of stderr's beginning counts: Apptainer's warnings stand there, the task's words follow.
+/// How much of stderr's beginning is evidence, in bytes: Apptainer's warnings stand there, the task's words
+/// follow.
 const HEAD: u64 = 16 * 1024;
-/// A disk that takes no more than this is full.
+/// A disk that takes no further file of this size, in bytes, is full.
 const NEEDED: usize = 1 << 20;
 
 /// A container's stderr, as far as it is evidence.
@@ -58,7 +59,7 @@ pub(super) async fn blame(
     shutdown: &watch::Receiver<ShutdownPhase>,
 ) -> Attribution {
     let code = shells_code(exit);
-    // First, because on a full disk nobody can say anything, Apptainer included.
+    // First: on a full disk neither the task nor Apptainer can write what is wrong.
     if code != 0
         && let Some(full) = full_disk(context, stage).await
     {
@@ -100,7 +101,7 @@ async fn ask(
         (Some(ContainerProbeOutcome::Well { .. } | ContainerProbeOutcome::Made(_)), _) => {
             Attribution::Task
         }
-        // Of a file system that died Apptainer may say that it holds no image.
+        // When a file system died, Apptainer may say that it holds no image.
         (Some(ContainerProbeOutcome::Broken { cause, said }), _)
             if cause.class() == FaultClass::Image =>
         {
@@ -112,9 +113,8 @@ async fn ask(
     }
 }
 
-/// Threads that do nothing, as many as a container's start needs on a machine of many cores: with these
-/// in the way, a probe that works proves that there was room enough. Without them it may have been just
-/// so lucky as the task was unlucky.
+/// Idle threads, as many as a container's start needs on a machine of many cores. A probe that works while
+/// they exist proves that threads were not the problem; without them it may have been lucky.
 struct SpareThreads(Vec<mpsc::Sender<()>>);
 
 const THREADS: usize = 32;
@@ -134,7 +134,7 @@ impl SpareThreads {
     }
 }
 
-/// What of the image and the external directories can't be read.
+/// Reads the image and the external directories; returns what can't be read.
 async fn unreadable(
     context: &TaskContext,
     image: &Path,
@@ -166,7 +166,7 @@ async fn unreadable(
                 };
                 return Some(Attribution::Cause(cause, said));
             }
-            // A large image may take longer than we wait for: no proof of anything.
+            // A large image may take longer than the deadline: that proves nothing.
             Ok(PathHealth::Hanging(after)) if extent == ProbeDepth::Glance => {
                 let said = format!(
                     "`{}` gave no answer within {} s",
@@ -181,8 +181,8 @@ async fn unreadable(
     None
 }
 
-/// A task that met a full disk says so in its own words, or in none. What it wrote itself may be what filled
-/// it: that is removed, and if there is room then, it is nobody's fault but the task's.
+/// Whether the disk is full. The task's own files may be what filled it: they are removed, and if there is
+/// room then, the failure is the task's own.
 async fn full_disk(context: &TaskContext, stage: &TaskDirs) -> Option<Attribution> {
     let directory = context.dirs.apptainer();
     let own = stage.own();
@@ -219,7 +219,7 @@ pub fn write_something(directory: &Path) -> io::Result<()> {
     let mut file = tempfile::tempfile_in(directory)?;
     let written = vec![0x5a; NEEDED];
     file.write_all(&written)?;
-    // Some file systems, above all remote ones, only now look for the space.
+    // Some file systems, above all remote ones, only look for the space now.
     file.sync_data()?;
     file.seek(SeekFrom::Start(0))?;
     let mut read = Vec::new();
