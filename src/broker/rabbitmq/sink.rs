@@ -383,3 +383,56 @@ impl Drop for RefusedWait {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::broker::Direction;
+
+    const LIMIT: Duration = Duration::from_mins(15);
+    /// Of each connection.
+    const LIFE: Duration = Duration::from_mins(1);
+
+    /// Others are confirmed on the same connections, so that none of them counts as an outage.
+    #[tokio::test(start_paused = true)]
+    async fn a_result_that_is_lost_with_one_connection_after_the_other_is_given_up() {
+        let (connection, connections) = watch::channel(SinkConnection::Up(Generation(1)));
+        let (messages, mut to_actor) = mpsc::channel::<Message>(MESSAGES);
+        let result = OutgoingResult {
+            at: Endpoint {
+                direction: Direction::Outgoing,
+                address: "mq:5672".into(),
+                queues: vec!["results".into()],
+            },
+            queue: QueueIndex(0),
+            body: b"1".to_vec().into(),
+            headers: Vec::new(),
+            when_undeliverable: WhenUndeliverable::Forget,
+            connection: connections,
+            messages,
+            refuses: RefusesSince::default(),
+            outages: OutagePolicy::new(LIMIT, "unsent".into()),
+            tried: Generation(0),
+            sent: Sent::No,
+            losses: None,
+        };
+        let losing = async {
+            while let Some(message) = to_actor.recv().await {
+                sleep(LIFE).await;
+                let detail = "it ended without a word".to_owned();
+                let lost = PublishError::SessionLost { detail };
+                message.pending.outcome.send(Err(lost)).expect("it waits");
+                let next = Generation(message.generation.0 + 1);
+                connection.send_replace(SinkConnection::Up(next));
+            }
+        };
+        let [slots, bytes] = [1, 8].map(|permits| Arc::new(Semaphore::new(permits)));
+        let began = Instant::now();
+        let delivering = timeout(10 * LIMIT, result.deliver(slots, bytes));
+        let (outcome, ()) = tokio::join!(delivering, losing);
+        assert!(matches!(outcome, Ok(Err(PublishError::SessionLost { .. }))));
+        assert_eq!(began.elapsed(), LIMIT + LIFE);
+    }
+}

@@ -200,6 +200,7 @@ impl RabbitMqSource {
                 let _gone = is_done.await;
             }
         };
+        let began = Instant::now();
         let stopped = tokio::select! {
             biased;
             stopped = timeout(STOP_WITHIN, stopping) => stopped.is_ok(),
@@ -211,7 +212,7 @@ impl RabbitMqSource {
         Err(BrokerError::TimedOut {
             at: self.at.clone(),
             step: "giving events back",
-            after: STOP_WITHIN,
+            after: began.elapsed(),
         })
     }
 
