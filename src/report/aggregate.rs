@@ -1,5 +1,5 @@
-//! Everything that was read, added up record by record: the only state that grows, by the number of
-//! pilots and hosts and by sixteen bytes a task. Turned into numbers by `numbers.rs`.
+//! Adds the records up, one by one. Memory grows with the number of pilots and hosts, and by sixteen bytes a
+//! task. `numbers.rs` turns the sums into the numbers of the report.
 
 use std::collections::hash_map::{Entry, RandomState};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -11,11 +11,11 @@ use super::record_line::{JsonText, LineKind, RecordLine};
 use super::timeline_data::{Fate, TimelineData};
 use super::totals::{OutcomeCounts, SlotTime, Used};
 
-/// So many tasks are recognised when they are read again (40 MB).
+/// How many tasks are recognised when they are read again (40 MB).
 const MOST_REMEMBERED: usize = 3_600_000;
-/// Where a pilot's window isn't known, or is larger: so many of its last tasks are looked at when it drains.
+/// How many of a pilot's last tasks count for the time it drained, if its window isn't known or is larger.
 const LONGEST_WINDOW: usize = 4096;
-/// Clocks that show another century are wrong.
+/// Times of another century come from a wrong clock.
 const BELIEVABLE: std::ops::Range<f64> = 946_684_800.0..4_102_444_800.0;
 
 #[derive(Debug, Default)]
@@ -63,7 +63,7 @@ pub(super) struct PilotSums {
     last_tasks: VecDeque<(f64, f64)>,
 }
 
-/// A machine, and what was tried there.
+/// A machine, with what was tried there.
 #[derive(Debug)]
 pub(super) struct HostSums {
     pub(super) name: Box<str>,
@@ -71,7 +71,7 @@ pub(super) struct HostSums {
     pub(super) counts: OutcomeCounts,
 }
 
-/// What the pilots said at their ends.
+/// The sums of the pilots' last records.
 #[derive(Debug, Default)]
 pub(super) struct PilotEnds {
     pub(super) exit_codes: BTreeMap<i32, u64>,
@@ -275,7 +275,7 @@ impl Aggregate {
         let ends = &mut self.ends;
         if let Some(code) = line.exit_code {
             *ends.exit_codes.entry(code).or_default() += 1;
-            // Code 1 repeats what its tasks said.
+            // Exit code 1 repeats the errors of the tasks.
             if let (2.., Some(text)) = (code, &line.error) {
                 ends.reasons.add(
                     Class::of(line.fault_class.as_ref().map(JsonText::as_str)),
@@ -283,7 +283,7 @@ impl Aggregate {
                     site,
                 );
             }
-            // The machine, the broker, the init container or the image: not the operator, not a task.
+            // A fault of the machine, the broker, the init container or the image; not of the operator or a task.
             if line.started.unwrap_or(0) == 0 && (3..=6).contains(&code) {
                 ends.stillborn += 1;
                 self.hosts[pilot.host as usize].counts.stillborn += 1;

@@ -18,7 +18,7 @@ const BARS: f64 = 32.0;
 const SITES: usize = 15;
 const MICROS: f64 = 1e6;
 
-/// How a fate is drawn, and named in the style sheet and the legend.
+/// The mark of a fate, and its name in the style sheet and the legend.
 pub(super) fn look(fate: Fate) -> (&'static str, Shape, &'static str) {
     match fate {
         Fate::Done => ("done", Shape::Square, "done"),
@@ -75,7 +75,7 @@ impl Bars {
         HEIGHT - BOTTOM - value / as_float(self.largest) * (HEIGHT - TOP - BOTTOM)
     }
 
-    /// Draws `number` above those that stand there already.
+    /// Draws `number` on top of the bar so far.
     fn bar(&mut self, bin: usize, below: u64, number: u64, class: &str, note: &str) {
         if number == 0 {
             return;
@@ -83,7 +83,7 @@ impl Bars {
         let left = self.x(self.from + self.width * as_float(bin as u64));
         let right = self.x(self.from + self.width * as_float(bin as u64 + 1));
         let (top, bottom) = (self.y(as_float(below + number)), self.y(as_float(below)));
-        // Rare ones are seen, too.
+        // A rare fate must be visible too.
         let height = (bottom - top).max(1.0);
         self.drawing.rect(
             (left + 0.5, bottom - height),

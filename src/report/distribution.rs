@@ -1,10 +1,11 @@
-//! How a quantity spreads: exact for a few values, within 0.1 % and in flat memory for many.
+//! Mean, median and percentiles of a quantity: exact for a few values, within 0.1 % and in constant memory for
+//! many.
 
 use crate::human::{as_float, to_integer};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-/// So many values are kept as they are (8 bytes each).
+/// How many values are kept as they are (8 bytes each).
 const EXACT: usize = 2048;
 
 /// Values of one quantity, as whole numbers of its smallest unit.
@@ -66,7 +67,7 @@ impl Values {
         }
     }
 
-    /// Adds seconds, kept as microseconds; what is no time is left out.
+    /// Adds seconds, kept as microseconds. Negative and infinite values are left out.
     pub(super) fn add_secs(&mut self, seconds: f64) {
         if seconds.is_finite() && seconds >= 0.0 {
             self.add(to_integer(seconds * 1e6));
@@ -90,12 +91,12 @@ impl Values {
         })
     }
 
-    /// The smallest value that so many of a hundred are not above.
+    /// The smallest value that `percent` of all values don't exceed.
     fn quantile(&mut self, percent: u64) -> u64 {
         self.at_rank((self.count * percent).div_ceil(100))
     }
 
-    /// The value that is at this place, from 1, when sorted.
+    /// The value at this place of the sorted values, from 1.
     fn at_rank(&mut self, rank: u64) -> u64 {
         match &mut self.kept {
             Kept::Few(values) => {

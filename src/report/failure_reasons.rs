@@ -1,10 +1,10 @@
-//! Failures that say the same, counted. Bounded: of ever new texts only those that come back are kept.
+//! Counts failures with equal texts, in bounded memory: of ever new texts only those that recur are kept.
 
 use std::collections::{BTreeSet, HashMap};
 
 use serde::Serialize;
 
-/// So many different texts are remembered, each of at most 4 KiB; then the rarer half is forgotten.
+/// How many different texts are remembered, each of at most 4 KiB; then the rarer half is dropped.
 const MOST: usize = 2000;
 
 /// Texts and how often each was seen.
@@ -39,7 +39,7 @@ pub(super) enum Class {
     Image,
     Ep,
     Broker,
-    /// The record doesn't say, or a class that this version doesn't know.
+    /// The record has none, or a class that this version doesn't know.
     Unknown,
 }
 
@@ -103,7 +103,7 @@ impl Reasons {
         });
     }
 
-    /// The most frequent ones, and how many failures said something else.
+    /// The most frequent texts, and how many failures had another one.
     pub(super) fn most_frequent(&self, number: usize) -> (Vec<Reason>, u64) {
         let mut all: Vec<_> = self.seen.iter().collect();
         all.sort_by(|(left_text, left), (right_text, right)| {

@@ -1,5 +1,5 @@
-//! Which files to read, and their lines in blocks: plain, gzip or zstd, told apart by their first bytes.
-//! Runs on a thread of its own, so that unpacking and parsing share two cores. Knows no record.
+//! Finds the record files and reads their lines in blocks: plain, gzip or zstd, told apart by their first
+//! bytes. Reading runs on a thread of its own, so that unpacking and parsing use two cores.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -7,11 +7,11 @@ use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::SyncSender;
 
-/// What a directory is searched for.
+/// The endings of the files that a directory is searched for.
 const ENDINGS: [&str; 3] = [".jsonl", ".jsonl.gz", ".jsonl.zst"];
-/// Read at once.
+/// How much is read at once, in bytes.
 const CHUNK: usize = 512 * 1024;
-/// A record has at most two texts of 4 KiB; what has this many bytes without a line break is none.
+/// The longest line, in bytes. A record has at most two texts of 4 KiB, so a longer line is none.
 const LONGEST_LINE: usize = 256 * 1024;
 
 /// Files to read, each once, and what couldn't be searched.
@@ -21,7 +21,7 @@ pub(super) struct InputFiles {
     pub(super) problems: Vec<String>,
 }
 
-/// Paths that name nothing.
+/// Paths that lead to no file.
 #[derive(Debug, thiserror::Error)]
 #[error("no such file or directory: {}; give record files, directories or globs", list(.0))]
 pub struct Missing(Vec<PathBuf>);
@@ -34,7 +34,7 @@ fn list(paths: &[PathBuf]) -> String {
     quoted.join(", ")
 }
 
-/// Searches directories, expands globs.
+/// Finds the files below directories and by globs.
 pub(super) fn find(paths: &[PathBuf]) -> Result<InputFiles, Missing> {
     let mut found = InputFiles::default();
     let mut seen = BTreeSet::new();
@@ -99,14 +99,14 @@ fn has_an_ending(path: &Path) -> bool {
     ENDINGS.iter().any(|ending| name.ends_with(ending))
 }
 
-/// A file that several paths lead to is read once.
+/// Drops repeated paths to the same file.
 fn keep(path: PathBuf, seen: &mut BTreeSet<PathBuf>, found: &mut InputFiles) {
     if seen.insert(path.canonicalize().unwrap_or_else(|_| path.clone())) {
         found.files.push(path);
     }
 }
 
-/// What the reading thread passes on, in order.
+/// A message of the reading thread; they come in the order of the files.
 #[derive(Debug)]
 pub(super) enum Piece {
     /// The next file, by its index, begins.
@@ -119,7 +119,7 @@ pub(super) enum Piece {
     Broken(io::Error),
 }
 
-/// Reads all files. Ends early when nobody listens any more.
+/// Reads all files. Ends early when the receiver is gone.
 pub(super) fn feed(files: &[PathBuf], to: &SyncSender<Piece>) {
     for (index, path) in files.iter().enumerate() {
         if to.send(Piece::File(index)).is_err() {
@@ -189,7 +189,7 @@ mod tests {
 
     use super::*;
 
-    /// What comes of a file with this content: its lines, `overlong` and `broken` among them.
+    /// The lines of a file with this content; `overlong` and `broken` stand for those pieces.
     fn pieces(content: &[u8]) -> Vec<String> {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         std::fs::write(file.path(), content).expect("it can be written");

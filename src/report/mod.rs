@@ -1,15 +1,14 @@
-//! What operators read about their pilots: the records of any number of them, added up, as a table, a
-//! page or JSON. Reads record files and writes what was asked for; knows nothing of how pilots work.
-//! Apart, because it runs where the files are, long after the pilots.
+//! `ewms-pilot report`: adds up the records of any number of pilots and writes them as tables, a page or JSON.
+//! It runs where the files are, after the pilots, and reads nothing but record files.
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | `input` | paths into lines, on a thread of its own |
-//! | `line` | a line into a record |
-//! | `fleet`, `sums`, `reasons`, `spread`, `tracks` | records into sums, counts and charts' data, in bounded memory |
-//! | `suspects`, `significance` | which sites and hosts are worse than the rest; method and limits are there |
-//! | `numbers`, `places` | all of it into [`Report`], the one source of what is shown |
-//! | `sections`, `tables`, `page`, `charts`, `timeline`, `svg` | that as text and as a page |
+//! | `input` | finds files and reads their lines, on a thread of its own |
+//! | `record_line` | parses a line |
+//! | `aggregate`, `totals`, `failure_reasons`, `distribution`, `timeline_data` | add records up to sums, counts and the charts' data, in bounded memory |
+//! | `suspects`, `significance` | find sites and hosts that are worse than the rest; method and limits are described there |
+//! | `numbers`, `sites` | work [`ReportNumbers`] out, the one source of what is shown |
+//! | `sections`, `tables`, `page`, `charts`, `timeline`, `svg`, `tooltip` | show them as text and as a page |
 //!
 //! Measured with a million records of 2,000 pilots (707 MB, or 113 MB as gzip), release build, page
 //! included, on two cores that had six times as much to do: 2.3 s of CPU time (3.1 s), 9 s (7 s) on the
@@ -53,9 +52,9 @@ use input::Piece;
 use record_line::ReadLine;
 use tables::Audience;
 
-/// So many unreadable lines are named.
+/// How many unreadable lines are named.
 const NAMED: usize = 5;
-/// Blocks between the two threads, of half a MiB or so.
+/// The most blocks between the two threads, of half a MiB or so each.
 const BLOCKS: usize = 4;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,9 +67,9 @@ pub struct ReportRequest {
     pub output: OutputFormat,
 }
 
-/// Reads, writes and says what couldn't be done.
+/// Reads the files and writes the report. Problems go to `complaints`.
 pub fn run(request: &ReportRequest, out: &mut impl Write, complaints: &mut impl Write) -> Exit {
-    // On a full disk, or with nobody left to read, the exit code has to say it alone.
+    // If stderr can't be written, the exit code alone says it.
     let mut complain = |text: String| drop(writeln!(complaints, "ewms-pilot report: {text}"));
     let found = match input::find(&request.paths) {
         Ok(found) => found,
@@ -126,10 +125,10 @@ fn show(report: &ReportNumbers, output: OutputFormat, out: &mut impl Write) -> i
     out.flush()
 }
 
-/// The report of one pilot on itself, for the end of its log. `file` may hold other pilots' records too.
+/// The report of one pilot, for the end of its log. `file` may hold other pilots' records too.
 ///
 /// # Errors
-/// The system gives no thread to read with. A file that can't be read is a line of the report.
+/// When no thread can be started to read with. A file that can't be read is a line of the report.
 pub fn of_pilot(file: &Path, pilot_id: &str) -> io::Result<Vec<String>> {
     let (mut aggregate, input) = read(&[file.to_owned()], Vec::new(), Whose::Only(pilot_id))?;
     Ok(text(

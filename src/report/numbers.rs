@@ -1,5 +1,5 @@
-//! The numbers themselves, worked out once from what was added up. The table, the page and `--json` all
-//! show these and compute none of their own.
+//! Works out the numbers of the report from the sums, once. The table, the page and `--json` show these and
+//! compute none of their own.
 
 use std::collections::BTreeMap;
 
@@ -12,12 +12,12 @@ use super::sites::{self, Site, by_name};
 use super::totals::Used;
 use crate::human::{as_float, to_integer};
 
-/// So many different errors are named.
+/// How many different errors are named.
 const REASONS: usize = 20;
 const MIB: f64 = 1024.0 * 1024.0;
 const MICROS: f64 = 1e6;
 
-/// What was read, and what could not be.
+/// The files that were read, and what in them could not be.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct InputNumbers {
     pub files: u64,
@@ -35,23 +35,23 @@ pub struct InputNumbers {
     pub problems: Vec<String>,
 }
 
-/// All numbers. Fields say their units; absent means not known.
+/// All numbers. A field's name says its unit; an absent one is not known.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ReportNumbers {
     /// 1; changes when a field changes its meaning.
     pub report_format: u32,
     pub input: InputNumbers,
-    /// Start of the first task and end of the last one.
+    /// Start of the first task.
     pub first_unix_secs: Option<f64>,
-    /// See above.
+    /// End of the last task.
     pub last_unix_secs: Option<f64>,
     pub pilots: Pilots,
     pub events: Events,
-    /// Tasks with a fault, by whose it was; those of the machine among the given back too.
+    /// Failed and given back tasks by the class of their fault.
     pub faults_by_class: BTreeMap<&'static str, u64>,
     /// The most frequent errors of tasks.
     pub errors: Vec<Reason>,
-    /// How many failures had other ones.
+    /// How many failures had other errors.
     pub other_errors: u64,
     /// Wall time of tasks that succeeded.
     pub run_time_secs: Option<Distribution>,
@@ -81,7 +81,7 @@ pub struct Pilots {
     pub seen: u64,
     /// With a record of their end.
     pub ended: u64,
-    /// Without: killed, evicted without their files, or still running.
+    /// Without such a record: killed, evicted without their files, or still running.
     pub without_end: u64,
     /// Ended by a fault of machine, broker, init container or image before a task was started.
     pub failed_before_any_task: u64,
@@ -98,7 +98,7 @@ pub struct Pilots {
     pub slots_each: Option<u32>,
 }
 
-/// What became of the events, one for each time that one was taken.
+/// What became of the events. An event that was taken twice counts twice.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Events {
     pub taken: u64,

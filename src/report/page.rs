@@ -1,5 +1,5 @@
-//! The report as one page that needs nothing but itself: opens from disk, without network. The numbers
-//! are the tables' own; this only arranges them.
+//! Writes the report as one HTML page that needs no network and no further files. Its numbers are those of the
+//! tables.
 
 use std::fmt::Write as _;
 
@@ -14,7 +14,7 @@ use super::timeline;
 use super::timeline_data::Fate;
 use crate::human::{count, percent, round_seconds, seconds};
 
-/// Tables of no more columns stand side by side.
+/// Tables of at most this many columns stand side by side.
 const FACT_COLUMNS: usize = 3;
 
 const STYLE: &str = include_str!("page.css");
@@ -137,7 +137,7 @@ fn pictures(body: &mut String, report: &ReportNumbers, aggregate: &Aggregate) {
     body.push_str("</div>");
 }
 
-/// What the marks mean; only those that occur.
+/// The legend, of the marks that occur.
 fn legend(aggregate: &Aggregate) -> String {
     let all = Class::ALL.map(Fate::Failed);
     let occurs = |fate: &Fate| {
@@ -181,7 +181,7 @@ fn html(body: &mut String, table: &Table) {
     for row in &table.rows {
         body.push_str("<tr>");
         for (column, cell) in row.iter().enumerate() {
-            // What a fact belongs to is shown by its leading spaces.
+            // Leading spaces show which fact another one belongs to.
             let part = if column == 0 && cell.starts_with(' ') {
                 " class=\"part\""
             } else {

@@ -1,6 +1,5 @@
-//! One line of a record file as the report reads it: borrowed from the line, every field of every kind
-//! optional, so that what one pilot lacks is no mistake. Knows the format's names (see
-//! [`crate::records`]), not what they add up to.
+//! Parses one line of a record file (see [`crate::records`]). Texts are borrowed from the line, and every field
+//! is optional: pilots of other versions may lack some.
 
 use std::borrow::Cow;
 
@@ -8,7 +7,7 @@ use serde::Deserialize;
 
 use crate::records::FORMAT;
 
-/// What a line turned out to be.
+/// A parsed line.
 #[derive(Debug)]
 pub(super) enum ReadLine<'a> {
     Record(LineKind, Box<RecordLine<'a>>),
@@ -37,7 +36,7 @@ impl JsonText<'_> {
     }
 }
 
-/// What every record says, of whatever kind and format.
+/// The fields of every record, of whatever kind and format.
 #[derive(Debug, Deserialize)]
 struct Head<'a> {
     format: u32,
@@ -129,7 +128,7 @@ fn kind(name: &str) -> Option<LineKind> {
     }
 }
 
-/// serde's own text ends in a position in a file of one line, and may quote a field of any length.
+/// Shortens serde's text, which ends in a position within the line and may quote a field of any length.
 fn brief(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let text = text

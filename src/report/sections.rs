@@ -1,4 +1,4 @@
-//! What the report says, table by table: which number stands where and what is remarked on it.
+//! Fills the tables of the report: which number stands where, and the remarks on it.
 
 use super::distribution::Distribution;
 use super::failure_reasons::Reason;
@@ -9,7 +9,7 @@ use super::tables::{Audience, Table};
 use crate::exit;
 use crate::human::{bytes, count, counted, one_line, percent, seconds, share};
 
-/// All tables that have something to say to this audience.
+/// The tables for this audience that are not empty.
 pub(super) fn tables(report: &ReportNumbers, audience: Audience) -> Vec<Table> {
     let (most_sites, most_hosts) = audience.rows();
     let mut tables = vec![events(report), time(report), resources(report)];

@@ -1,5 +1,5 @@
-//! Is a place worse than the rest by more than chance? The two textbook tools for it, and nothing of
-//! records: Fisher's exact test for one comparison, Holm's correction for having made many.
+//! Whether a place is worse than the rest by more than chance: Fisher's exact test for one comparison, Holm's
+//! correction for having made many.
 
 use crate::human::as_float;
 

@@ -1,4 +1,4 @@
-//! Sites and hosts: what was tried there, how much of it failed, and whether that is too much.
+//! Sites and hosts: how much was tried there, how much of it failed, and whether that is more than elsewhere.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ pub struct Site {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
     pub pilots: u64,
-    /// Of these, failed before any task.
+    /// Pilots that failed before any task.
     pub failed_before_any_task: u64,
     pub done: u64,
     pub failed: u64,
@@ -46,7 +46,7 @@ pub(super) fn judge(aggregate: &Aggregate) -> (Vec<Site>, Vec<Site>, Option<Stri
         .map(|hosts| hosts.iter().map(tried).collect())
         .collect();
     let mut bad_sites = suspects::worst(&hosts_tried);
-    // One without a name can't be excluded; its hosts can.
+    // A site without a name can't be excluded; its hosts can.
     bad_sites.retain(|suspect| aggregate.sites[suspect.index].is_some());
 
     let is_bad = |site: u32| {
@@ -151,7 +151,7 @@ fn sorted(mut places: Vec<Site>) -> Vec<Site> {
 }
 
 impl OutcomeCounts {
-    /// For the comparison with other places.
+    /// The counts for the comparison with other places.
     fn tried(&self) -> FaultSample {
         let faults: u64 = self.faults.iter().sum();
         let own = self.faults_of(Class::Event);
@@ -201,7 +201,7 @@ impl Site {
     }
 }
 
-/// Those that occur, with their names.
+/// The classes that occur, with their names.
 pub(super) fn by_name(count: impl Fn(Class) -> u64) -> BTreeMap<&'static str, u64> {
     let counts = Class::ALL.map(|class| (class.name(), count(class)));
     counts.into_iter().filter(|(_, count)| *count > 0).collect()

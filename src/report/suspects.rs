@@ -1,5 +1,5 @@
-//! Which sites and hosts are worse than the rest by more than chance, and the expression that keeps jobs
-//! off them. Counts in, verdicts out; knows no record.
+//! Finds the sites and hosts that are worse than the rest by more than chance, and makes the expression that
+//! keeps jobs off them.
 //!
 //! # Method
 //!
@@ -29,12 +29,12 @@ use super::significance::{Sample, fisher, holm};
 
 /// The chance, for each list, that it names any place that is as good as the rest.
 const ALPHA: f64 = 0.01;
-/// So many times the rest's rate, at least.
+/// The least ratio to the rate of the rest.
 const FACTOR: f64 = 2.0;
-/// So many failures, at least: one may be anybody's bad luck.
+/// The fewest failures: one alone may be bad luck.
 const FEWEST: u64 = 3;
 
-/// What was tried at a place and what came of it.
+/// How often something was tried at a place, and how often it failed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct FaultSample {
     /// Faults of the machine among all that was tried.
@@ -62,21 +62,21 @@ impl FaultSample {
 /// A place that is significantly worse than the rest.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Suspect {
-    /// Which of the places that were given.
+    /// The index of the place among those given.
     #[serde(skip)]
     pub(super) index: usize,
-    /// What there is too much of.
+    /// The kind of failure that is too frequent.
     pub because: SuspectReason,
     /// How many of the tries failed so.
     pub failed: u64,
     pub tried: u64,
     /// Their share elsewhere.
     pub rate_elsewhere: f64,
-    /// The chance of so many, corrected for the number of places.
+    /// The probability of so many by chance, corrected for the number of places.
     pub p_value: f64,
 }
 
-/// What there is too much of.
+/// The kind of failure that is too frequent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SuspectReason {
@@ -156,7 +156,7 @@ pub(super) fn worst(places: &[Vec<FaultSample>]) -> Vec<Suspect> {
             }
             left.retain(|&other| other != index);
             if let Some(culprit) = culprit(&places[index], test) {
-                // Without it the place is like others, and stays among the rest.
+                // Without that part the place is like others, and stays among the rest.
                 tried[index] = tried[index].without(culprit);
                 all = all.without(culprit);
                 continue;

@@ -1,5 +1,5 @@
-//! The few shapes that charts are made of, as SVG text, and axes with round numbers. Knows nothing of
-//! pilots; colours are the style sheet's, by class.
+//! The shapes that charts are made of, as SVG text, and axes with round numbers. Colours come from the style
+//! sheet, by class.
 
 use std::fmt::Write as _;
 
@@ -22,7 +22,7 @@ pub(super) enum Shape {
     Plus,
 }
 
-/// Which end of a text is at the point that is given.
+/// The end of a text that is at the given point.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Anchor {
     Start,
@@ -130,7 +130,7 @@ impl Drawing {
             ),
         };
         let is_line = matches!(shape, Shape::Cross | Shape::Plus);
-        // The edge that sets a mark off would hide a small one.
+        // The edge around a mark would hide a small one.
         let size = if r < 2.5 { " small" } else { "" };
         let kind = if is_line { " stroked" } else { size };
         let _ = write!(
@@ -177,7 +177,7 @@ impl std::fmt::Display for Note<'_> {
     }
 }
 
-/// Text that stays text in HTML and in attributes.
+/// Escapes text for HTML and attributes.
 pub(super) struct Escaped<'a>(pub(super) &'a str);
 
 impl std::fmt::Display for Escaped<'_> {

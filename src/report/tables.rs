@@ -1,5 +1,4 @@
-//! The numbers as tables of words, the same ones for the terminal and the page, so that both always say
-//! the same. How a table looks on a terminal is here too.
+//! Tables of text, the same for the terminal and the page, and their layout on a terminal.
 
 use std::fmt::Write as _;
 
@@ -8,9 +7,9 @@ use crate::human::{counted, seconds, utc};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Audience {
-    /// Somebody at a terminal, with all pilots before them.
+    /// A person at a terminal, for all pilots.
     Terminal,
-    /// Somebody with the page, which has room.
+    /// A reader of the page, which has room.
     Page,
     /// A reader of one pilot's log.
     Log,
@@ -39,7 +38,7 @@ impl Audience {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     pub(super) title: &'static str,
-    /// None for a list of facts: what, how much, remark.
+    /// Empty for a list of facts, whose columns are name, value and remark.
     pub(super) head: Vec<&'static str>,
     pub(super) rows: Vec<Vec<String>>,
     pub(super) remark: Option<String>,
@@ -87,7 +86,7 @@ pub(super) fn headline(report: &ReportNumbers) -> String {
     line
 }
 
-/// What could not be read, or isn't counted.
+/// Warnings of lines that could not be read or are not counted.
 pub(super) fn warnings(report: &ReportNumbers) -> Vec<String> {
     let input = &report.input;
     let mut lines = Vec::new();

@@ -1,5 +1,5 @@
-//! When tasks ran: one bar a task as long as they can be told apart, else how busy each lane was and what
-//! failed there, in boxes of equal time. So the page stays usable with any number of tasks.
+//! Draws when tasks ran: one bar a task as long as bars can be told apart, else boxes of equal time that show
+//! how busy each lane was and what failed there. So the page stays usable with any number of tasks.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -16,7 +16,7 @@ const NAMES: f64 = 170.0;
 const RIGHT: f64 = 10.0;
 const AXIS: f64 = 26.0;
 const ROW: f64 = 18.0;
-/// More bars, or more slots, than this are no picture any more.
+/// The most bars, and the most slots, that are drawn one by one.
 const MOST_BARS: usize = 1500;
 const MOST_LANES: usize = 60;
 /// Boxes in a row, at most.
@@ -86,8 +86,7 @@ pub(super) fn draw(aggregate: &Aggregate) -> Option<Timeline> {
 }
 
 impl Lanes {
-    /// The finest that can be drawn. Of sites beyond the last row there are none but in thousands; they
-    /// share it.
+    /// The finest lanes that can be drawn. Thousands of sites share the last row.
     fn of(aggregate: &Aggregate) -> Self {
         for by in [By::Slot, By::Host, By::Site] {
             let mut rows = BTreeMap::new();
@@ -240,7 +239,7 @@ impl Canvas {
                 ));
             }
         }
-        // Over the bars that follow.
+        // Marks come last, so that no bar covers them.
         for (shape, at, class, note) in marks {
             self.drawing.mark(shape, at, 4.5, class, note);
         }

@@ -1,18 +1,18 @@
-//! When each task ran, where, and what came of it: what charts over time are drawn from. Sixteen bytes
-//! a task, so that a million fit; the words of a record are kept for the first few and for failures only.
+//! The data of the charts over time: when each task ran, where, and what came of it, in sixteen bytes a task.
+//! The text of a record is kept for the first few tasks and for failures only.
 
 use std::collections::HashMap;
 
 use super::failure_reasons::Class;
 
-/// So many tasks are kept (32 MB); what comes later is missing in the charts, and they say so.
+/// How many tasks are kept (32 MB). Later ones are missing in the charts, which say so.
 const MOST: usize = 2_000_000;
-/// Of so many tasks, and of so many further failures, the record's words are kept.
+/// How many tasks, and how many further failures, keep the text of their record.
 const MOST_NOTES: usize = 2000;
 
 #[derive(Debug, Default)]
 pub(super) struct TimelineData {
-    /// The time that all are counted from, seconds since 1970.
+    /// The time that all times are counted from, seconds since 1970.
     pub(super) base: f64,
     pub(super) tasks: Vec<TimelineBar>,
     pub(super) left_out: u64,
@@ -34,14 +34,14 @@ pub(super) struct TimelineBar {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
     Done,
-    /// Given back or unsettled, by nobody's fault.
+    /// Given back or unsettled, without a fault.
     Untried,
     Failed(Class),
 }
 
 impl TimelineData {
-    /// Adds a task that ran from one time to another, both seconds since 1970. `note` is asked for words
-    /// only if they are kept.
+    /// Adds a task that ran from one time to another, both seconds since 1970. `note` is called only if its
+    /// text is kept.
     pub(super) fn add(
         &mut self,
         times: (f64, f64),
@@ -79,7 +79,7 @@ impl TimelineData {
         });
     }
 
-    /// A task's record in words, if they were kept.
+    /// The text of a task's record, if it was kept.
     pub(super) fn note(&self, index: usize) -> Option<&str> {
         self.notes.get(&index).map(|note| &**note)
     }

@@ -1,4 +1,4 @@
-//! A task's record in a few lines of words: what a chart shows when a task in it is pointed at.
+//! The text that a chart shows when a task in it is pointed at: its record in a few lines.
 
 use std::fmt::Write as _;
 
@@ -30,7 +30,7 @@ pub(super) fn words(line: &RecordLine<'_>) -> String {
         line.host
     );
     if let Some(slot) = line.slot {
-        // A string takes it.
+        // Writing into a string can't fail.
         let _ = write!(place, " · slot {slot}");
     }
     lines.push(place);

@@ -1,5 +1,4 @@
-//! The sums that have rules of their own: what was tried at a place, what was used of what was asked for,
-//! where the time of the slots went.
+//! Sums with rules of their own: outcomes at a place, resources used and requested, the time of the slots.
 
 use std::collections::VecDeque;
 
@@ -7,7 +6,7 @@ use super::distribution::Values;
 use super::failure_reasons::Class;
 use super::record_line::RecordLine;
 
-/// What was tried at a place.
+/// Outcomes at a place.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct OutcomeCounts {
     pub(super) pilots: u64,
@@ -20,7 +19,7 @@ pub(super) struct OutcomeCounts {
     pub(super) faults: [u64; Class::ALL.len()],
 }
 
-/// What tasks used of something, against what was asked for.
+/// What tasks used of a resource, and what was requested.
 #[derive(Debug, Default)]
 pub(super) struct Used {
     pub(super) tasks: Values,

@@ -6,11 +6,11 @@
 //! | --- | --- |
 //! | `snapshot` | the format, as types |
 //! | `file` | writes it to disk and reads it back |
-//! | `board` | when a change is due to be written; pure |
-//! | `keeper` | the pilot's end: takes changes, writes them |
-//! | `find` | the reader's end: where files are, and whether their pilots live |
-//! | `measure` | what is measured when somebody looks |
-//! | `show` | all of it as text; pure |
+//! | `debounce` | decides when a change is written |
+//! | `writer` | the pilot's side: takes changes, writes them |
+//! | `discover` | finds files, and tells whether their pilots live |
+//! | `measure` | measures what the file doesn't hold |
+//! | `render` | shows all of it as text |
 //!
 //! # The file, format 1
 //!
