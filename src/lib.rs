@@ -8,11 +8,11 @@
 //! | [`cli`] | arguments and `--help`; clap stops here |
 //! | [`config`] | environment and env file, parsed once into a [`config::Config`] |
 //! | [`pilot`] | the event loop: the only place that knows acks |
-//! | [`preflight`] | what must hold on a machine before it gets an event |
+//! | [`preflight`] | the checks that a machine must pass before it gets an event |
 //! | [`task`] | one event in, one report out |
 //! | [`broker`] | where events come from and results go: RabbitMQ or a spool directory |
 //! | [`codec`] | message body ⇄ payload ⇄ infile and outfile |
-//! | [`container`] | Apptainer's command line, images, and what its stderr means |
+//! | [`container`] | Apptainer's command line, binds and images |
 //! | [`process`] | one supervised child: session, signals, grace, kill, reap; the guardian |
 //! | [`chirp`] | what HTCondor is told while the pilot runs |
 //! | [`records`] | the file of what each task, and the pilot, did |
@@ -22,7 +22,8 @@
 //! | [`stats`] | tallies, run-time statistics and their histogram |
 //! | [`telemetry`] | logging and the progress line |
 //! | [`blocking`], [`mailbox`], [`backoff`] | threads for work that may block; state for an actor that may be slow; pauses between tries |
-//! | [`fault`], [`exit`], [`ids`], [`signals`] | error names, exit codes, identities, signals of the pilot |
+//! | [`fault`] | what goes wrong, whose fault it is, and the rules that read Apptainer's stderr |
+//! | [`exit`], [`ids`], [`signals`] | exit codes, identities, signals of the pilot |
 //! | [`regular_file`] | opens files that came from outside, and nothing that only looks like one |
 //!
 //! A module uses only those below it: `cli` → `pilot` → `preflight`, `status` → `task` → `broker`, `container`, `process`,

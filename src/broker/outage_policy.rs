@@ -162,7 +162,7 @@ impl OutagePolicy {
         &self.shared.refused
     }
 
-    /// The pilot is to end: from now on no broker is waited for longer than [`SHORT_WAIT`].
+    /// The pilot is to end: from now on no broker is waited for longer than `SHORT_WAIT`.
     pub fn shorten_waits(&self) {
         self.shared.told_to_end.send_if_modified(|since| {
             let is_news = since.is_none();

@@ -340,7 +340,7 @@ impl ConversionLock {
 
     /// The command that reads the source's runscript, if the conversion lost it: Apptainer 1.3.4 and 1.3.5 give
     /// every image that they make of another one their default one, which runs no task and exits with 0. The
-    /// source is not started; [`Locked::restore`] takes what the command wrote to stdout.
+    /// source is not started; [`ConversionLock::restore`] takes what the command wrote to stdout.
     ///
     /// # Errors
     /// When the store can't be written.

@@ -1,4 +1,4 @@
-//! Apptainer: its command line, binds, images, and what its stderr means. Starts no process: it makes an
+//! Apptainer: its command line, binds and images. Starts no process: it makes an
 //! [`Invocation`] for the caller to run, so that all of it is tested without Apptainer.
 
 mod bind;

@@ -65,7 +65,7 @@ pub enum PathHealth {
 
 /// The argument by which the pilot's binary becomes the child, see `cli`.
 pub const WORD: &str = "look";
-/// The child's option for [`Extent::Through`], see `cli`.
+/// The child's option for [`ProbeDepth::Through`], see `cli`.
 pub const THROUGH: &str = "--through";
 
 /// How long a file system that fails has to come back before it is tried once more.
