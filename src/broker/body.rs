@@ -26,7 +26,7 @@ const IN_MEMORY_BYTES: usize = 2 * LARGE_BYTES;
 /// frames.
 pub(super) const SENDING_BYTES: u32 = 8 * 1024 * 1024;
 
-/// See the module. A clone is the same bytes.
+/// The bytes of one event or result. A clone is the same bytes.
 #[derive(Clone)]
 pub struct Body(Place);
 

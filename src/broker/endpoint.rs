@@ -38,7 +38,7 @@ impl Direction {
     }
 }
 
-/// A queue and where it is, as errors name it; or several that share a session.
+/// A queue and where it is, as errors name it; or several that share a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     pub direction: Direction,

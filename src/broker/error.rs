@@ -73,7 +73,7 @@ pub enum BrokerError {
     /// Anything else that the server refuses.
     #[error("the broker at {at} refused: {detail}; check {} and {}", at.queue_variable(), at.address_variable())]
     Rejected { at: Endpoint, detail: String },
-    /// The session with the broker ended without us.
+    /// The connection with the broker ended without us.
     #[error("connection to the broker at {at} lost: {detail}; {}", at.direction.after_a_loss())]
     ConnectionLost { at: Endpoint, detail: String },
     /// The spool directory can't be used.
@@ -158,7 +158,7 @@ pub enum PublishError {
         "the broker did not accept the result for queue `{queue}`; check the queue's length limit and its replicas"
     )]
     Nacked { queue: String },
-    /// The session ended before the broker confirmed: the result may be there or not.
+    /// The connection ended before the broker confirmed: the result may be there or not.
     #[error("no confirm for the result, the session with the broker was lost: {detail}")]
     SessionLost { detail: String },
     /// The file could not be written.
@@ -181,7 +181,7 @@ pub enum PublishError {
 /// Why a delivery could not be settled. The event will be delivered again.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum SettleError {
-    /// The session or claim through which the event came is no more.
+    /// The connection or claim through which the event came is no more.
     #[error("the session that delivered the event is lost; the event will be delivered again")]
     SessionLost,
     /// The spool's file can't be moved.

@@ -115,7 +115,7 @@ pub enum Verdict {
     Released,
 }
 
-/// Settles one delivery, once. Dropped unsettled it logs an error, unless its session is gone,
+/// Settles one delivery, once. Dropped unsettled it logs an error, unless its connection is gone,
 /// when nothing is left that could be settled.
 pub struct Receipt(Option<ReceiptKind>);
 
@@ -129,7 +129,7 @@ impl Receipt {
         Self(Some(kind))
     }
 
-    /// The session through which the event came.
+    /// The connection through which the event came.
     #[must_use]
     pub fn generation(&self) -> Option<Generation> {
         self.0.as_ref().map(|kind| match kind {
@@ -152,7 +152,7 @@ impl Receipt {
     }
 
     /// Tells the broker. For RabbitMQ, `Ok` means that the acknowledgement is on its way, or is
-    /// deferred: when the session that delivered the event is lost, its tag means nothing any more,
+    /// deferred: when the connection that delivered the event is lost, its tag means nothing any more,
     /// and the verdict is applied when the broker delivers the event again. [`Source::close`] waits
     /// for that, up to a minute; what never came is in [`BrokerStats::unacknowledged`].
     ///
@@ -243,7 +243,7 @@ pub async fn look(
 }
 
 pub enum Source {
-    /// From RabbitMQ, from several queues in turn where they share a session.
+    /// From RabbitMQ, from several queues in turn where they share a connection.
     RabbitMq(rabbitmq::RabbitMqSource),
     Spool(spool::SpoolSource),
     /// From several brokers, in turn.
@@ -290,7 +290,7 @@ impl Source {
     /// again. Idempotent; bounded in time.
     ///
     /// # Errors
-    /// The broker does not answer; it takes the events back by itself when the session ends.
+    /// The broker does not answer; it takes the events back by itself when the connection ends.
     pub async fn stop(&mut self) -> Result<(), BrokerError> {
         match self {
             Self::RabbitMq(source) => source.stop().await,
@@ -299,9 +299,10 @@ impl Source {
         }
     }
 
-    /// Ends the session in the order that loses no acknowledgement, after waiting for events that
-    /// are done and were lost with a session. To be called after all receipts are settled; bounded
-    /// in time, by about three minutes at the very worst. What fails is logged.
+    /// Ends the connection in the order that loses no acknowledgement, after waiting for events that
+    /// are done and were lost with a connection. To be called after all receipts are settled; bounded
+    /// in time, by about three minutes at the very worst, and by seconds once the pilot is told to end. What fails is
+    /// logged.
     pub async fn close(self) {
         match self {
             Self::RabbitMq(source) => source.close().await,
@@ -322,7 +323,7 @@ impl fmt::Debug for Source {
 }
 
 pub enum Sink {
-    /// Into RabbitMQ, each result into all queues that share the session.
+    /// Into RabbitMQ, each result into all queues that share the connection.
     RabbitMq(rabbitmq::RabbitMqSink),
     Spool(spool::SpoolSink),
     /// Into several brokers, each result into all.
@@ -388,7 +389,7 @@ impl Sink {
         }
     }
 
-    /// Ends the session. Bounded in time. What fails is logged.
+    /// Ends the connection. Bounded in time. What fails is logged.
     pub async fn close(self) {
         match self {
             Self::RabbitMq(sink) => sink.close().await,

@@ -457,12 +457,7 @@ impl Driver<'_> {
                 self.outage_policy.shorten_waits();
                 self.shutdown.advance(shutdown);
             }
-            PilotAction::StartIdleTimer(wait) => {
-                if let Some(source) = &mut self.source {
-                    source.start_idle_clock();
-                }
-                self.idle = Some((wait, SuspendAwareTimer::new(wait)));
-            }
+            PilotAction::StartIdleTimer(wait) => self.start_idle_timer(wait),
             PilotAction::StopIdleTimer => self.idle = None,
             PilotAction::Report(status) => self.progress_reporter.status(status),
         }
@@ -492,6 +487,13 @@ impl Driver<'_> {
                 Completion::Rested(id)
             });
         }
+    }
+
+    fn start_idle_timer(&mut self, wait: Duration) {
+        if let Some(source) = &mut self.source {
+            source.start_idle_clock();
+        }
+        self.idle = Some((wait, SuspendAwareTimer::new(wait)));
     }
 
     fn run(&mut self, id: TaskId, turn: StartGate) {

@@ -17,7 +17,7 @@ use crate::blocking;
 use crate::broker::{BrokerError, Direction, Endpoint};
 use crate::config::{AmqpAddress, CaCertificates, Secret, Transport};
 
-/// Seconds. Two missed ones end a session; below 2 amqprs floods the broker, and its default of
+/// Seconds. Two missed ones end a connection; below 2 amqprs floods the broker, and its default of
 /// 60 would hide a dead connection for two minutes.
 const HEARTBEAT_SECS: u16 = 15;
 

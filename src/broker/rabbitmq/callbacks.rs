@@ -30,14 +30,14 @@ pub(super) enum ChannelEvent {
     },
     /// The server cancelled the consumer of this tag: its queue was deleted or lost its leader.
     ConsumerCancelled(String),
-    /// The server found no queue for a result: it was deleted, and only the next session declares it
+    /// The server found no queue for a result: it was deleted, and only the next connection declares it
     /// again.
     Returned,
     /// The channel or connection is gone, without a word.
     Dropped,
 }
 
-/// Confirms that wait, shared by the session and the callbacks that settle them.
+/// Confirms that wait, shared by the connection and the callbacks that settle them.
 pub(super) type SharedConfirms = Arc<Mutex<Confirms>>;
 
 /// Changes the table. No await happens under its lock.

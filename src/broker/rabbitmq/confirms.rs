@@ -41,7 +41,7 @@ pub(super) struct Pending {
 #[derive(Debug)]
 pub(super) struct Confirms {
     at: Endpoint,
-    /// Makes message ids unique over sessions and pilots.
+    /// Makes message ids unique over connections and pilots.
     session: String,
     last_tag: u64,
     pending: BTreeMap<u64, (Pending, Option<PublishError>)>,

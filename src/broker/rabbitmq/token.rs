@@ -74,7 +74,7 @@ impl Drop for Renewal {
     }
 }
 
-/// What fails here is tried again; at worst the server ends the session when the token ends, and the
+/// What fails here is tried again; at worst the server ends the connection when the token ends, and the
 /// next one begins with what the file holds then.
 async fn renew(connection: Connection, file: TokenFile, mut secret: Secret, at: Endpoint) {
     while let Some(end) = expiry(secret.reveal()) {

@@ -1,12 +1,12 @@
 //! The table of unacknowledged events: which delivery stands for which event, and what became of it. Its rules decide
 //! whether a task is run twice and whether an event is lost. No I/O, no clock.
 //!
-//! An event outlives the session it came through. When that is lost its tag means nothing any more,
+//! An event outlives the connection it came through. When that is lost its tag means nothing any more,
 //! the task runs on, and the broker delivers the event again, flagged as redelivered. Such a delivery
 //! is *adopted*: it becomes the tag of the event in hand instead of a new event. The event is recognised by
 //! its queue, its body and, where its producer set one, its `message_id`.
 //!
-//! | state | with an owner | after its session was lost |
+//! | state | with an owner | after its connection was lost |
 //! | --- | --- | --- |
 //! | open: its task runs, or its result is on its way | it can be settled | adopted, goes on |
 //! | settled: done, or rejected for good | acknowledged, or rejected, at once | adopted and settled so |
@@ -76,7 +76,7 @@ pub(super) enum Flag {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct UnackedId(u64);
 
-/// A tag and the only session in which it means something.
+/// A tag and the only connection in which it means something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SessionTag {
     pub(super) generation: Generation,
@@ -100,7 +100,7 @@ enum FinalVerdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AckSent {
     Nothing,
-    /// The settlement's number in its session.
+    /// The settlement's number in its connection.
     Sent(u64),
     InDoubt,
 }
@@ -141,9 +141,9 @@ pub(super) enum Recognition {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Settling {
     Send(SessionTag),
-    /// Its session is lost. The acknowledgement follows when the event is delivered again.
+    /// Its connection is lost. The acknowledgement follows when the event is delivered again.
     Deferred,
-    /// Its session is lost, and with it the broker took the event back, which is what was wanted.
+    /// Its connection is lost, and with it the broker took the event back, which is what was wanted.
     GivenBackAlready,
 }
 
@@ -224,7 +224,7 @@ impl UnackedTable {
         }
     }
 
-    /// The verdict on an event in hand. `number` is what its settlement would be in the session.
+    /// The verdict on an event in hand. `number` is what its settlement would be in the connection.
     pub(super) fn settle(&mut self, id: UnackedId, verdict: &Verdict, number: u64) -> Settling {
         let Some(entry) = self.entries.get_mut(&id) else {
             return Settling::GivenBackAlready;
@@ -253,13 +253,13 @@ impl UnackedTable {
         Some((entry.owner?, entry.fingerprint.queue))
     }
 
-    /// The broker has read the session's settlements up to this one.
+    /// The broker has read the connection's settlements up to this one.
     pub(super) fn proven(&mut self, number: u64) {
         self.entries
             .retain(|_, entry| !matches!(entry.state, UnackedState::Settled(_, AckSent::Sent(sent)) if sent <= number));
     }
 
-    /// The session is lost, and all its tags with it. Gives how many events are done and forgotten in
+    /// The connection is lost, and all its tags with it. Gives how many events are done and forgotten in
     /// doubt: if their acknowledgement did not arrive, they are run again.
     pub(super) fn session_lost(&mut self) -> u64 {
         for entry in self.entries.values_mut() {
