@@ -1,12 +1,23 @@
-//! The one way to work that may block (file systems hang, the resolver waits for a server) without
-//! holding up an event loop: a few threads that are started up front and stay, and more while there is
-//! more to do. Knows nothing of what is done on them.
+//! Threads for work that may block: file systems hang, the resolver waits for a server, an execve(2) waits
+//! for both. A few threads are started up front and stay; more come while there is more to do.
 //!
 //! tokio's own `spawn_blocking` is not used: it makes its threads when they are needed, lets them go
 //! when they aren't, and panics when the system refuses one. The processes and threads of a user are
 //! counted together, so that a neighbour may use them up at any moment; a finished result was lost so.
 //! Here the threads that stay do the work then, one piece after the other, and without any thread it is
 //! done in place: a loop that waits for a disk is better than one that panics.
+//!
+//! # What event loops still do themselves
+//!
+//! | what | why it can stay |
+//! | --- | --- |
+//! | `/proc`, `/sys` and control groups are read and written | the kernel answers from memory |
+//! | messages to the guardian | its pipe doesn't block |
+//! | log lines, dumps, the progress line, records | they go into bounded queues, and threads write them |
+//! | the lock on an image that is to be converted is tried | start-up only, in the directory that the next step writes to |
+//! | all containers are stopped, when the pilot is (`SIGTSTP`) | it stops itself right after |
+//!
+//! Work that was begun when the pilot ends gets [`finish`]'s time; what hangs then is left to the process's end.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -17,7 +28,7 @@ use std::pin::Pin;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -57,6 +68,11 @@ pub async fn within<T: Send + 'static>(
         Ok(done) => Ok(done?),
         Err(_) => Err(NotDone::InTime(limit)),
     }
+}
+
+/// Blocks until no work waits or is under way, for `limit` at most. For the end of the process.
+pub fn finish(limit: Duration) {
+    POOL.finish(limit);
 }
 
 /// The addresses of a host, as the system's resolver knows them.
@@ -116,11 +132,14 @@ type BoxedWork = Box<dyn FnOnce() + Send>;
 struct Pool {
     shared: Mutex<PoolState>,
     work_came: Condvar,
+    work_done: Condvar,
 }
 
 struct PoolState {
     /// Bounded by the events that are held, and a few for the pilot itself.
     waiting: VecDeque<BoxedWork>,
+    /// Pieces of work that wait or are under way.
+    unfinished: usize,
     threads: usize,
     idle: usize,
 }
@@ -136,10 +155,12 @@ impl Pool {
         Self {
             shared: Mutex::new(PoolState {
                 waiting: VecDeque::new(),
+                unfinished: 0,
                 threads: 0,
                 idle: 0,
             }),
             work_came: Condvar::new(),
+            work_done: Condvar::new(),
         }
     }
 
@@ -170,6 +191,7 @@ impl Pool {
     fn submit(&'static self, job: BoxedWork) {
         let mut shared = self.lock();
         shared.waiting.push_back(job);
+        shared.unfinished += 1;
         // One that was woken stays idle here until it has taken its work.
         if shared.idle >= shared.waiting.len() {
             drop(shared);
@@ -193,6 +215,7 @@ impl Pool {
             drop(shared);
             run(job);
             shared = self.lock();
+            shared.unfinished -= 1;
         }
         drop(shared);
         self.work_came.notify_one();
@@ -218,6 +241,10 @@ impl Pool {
                 drop(shared);
                 run(job);
                 shared = self.lock();
+                shared.unfinished -= 1;
+                if shared.unfinished == 0 {
+                    self.work_done.notify_all();
+                }
                 continue;
             }
             shared.idle += 1;
@@ -235,6 +262,19 @@ impl Pool {
                 shared.threads -= 1;
                 return;
             }
+        }
+    }
+
+    fn finish(&self, limit: Duration) {
+        let end = Instant::now() + limit;
+        let mut shared = self.lock();
+        while shared.unfinished > 0 {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let waited = self.work_done.wait_timeout(shared, left);
+            shared = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -294,6 +334,21 @@ mod tests {
         for work in hanging {
             assert_eq!(work.await, Ok(()));
         }
+    }
+
+    #[test]
+    fn the_end_waits_for_work_under_way_but_not_for_work_that_hangs() {
+        static DONE: AtomicUsize = AtomicUsize::new(0);
+        let pool = pool();
+        pool.prepare().expect("threads");
+        for _ in 0..3 * RESIDENTS {
+            drop(pool.start(|| DONE.fetch_add(1, Ordering::Relaxed)));
+        }
+        pool.finish(Duration::from_secs(30));
+        assert_eq!(DONE.load(Ordering::Relaxed), 3 * RESIDENTS);
+        let (_never, hangs) = mpsc::channel::<()>();
+        drop(pool.start(move || hangs.recv()));
+        pool.finish(Duration::from_millis(50));
     }
 
     #[test]

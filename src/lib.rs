@@ -60,6 +60,7 @@ use std::fmt::Display;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use color_eyre::eyre::{Result, WrapErr};
 use tracing::{debug, info, warn};
@@ -131,18 +132,29 @@ fn run_pilot() -> Result<ExitCode> {
         .build()
         .wrap_err("can't start the event loop")?;
     let task_log = config.task_log.clone();
-    let (ended, identity) = runtime.block_on(async {
+    let progress = telemetry.progress.clone();
+    let ended = runtime.block_on(async {
         let signals = Signals::install().wrap_err("can't take signals over")?;
-        Ok::<_, color_eyre::Report>(pilot::run(config, signals, telemetry.progress).await)
+        let (ended, identity) = pilot::run(config, signals, progress).await;
+        let reporting = move || log_records(task_log.as_deref(), &identity);
+        if let Err(error) = blocking::within(REPORT_WITHIN, reporting).await {
+            warn!(%error, "the pilot's records can't be reported");
+        }
+        Ok::<_, color_eyre::Report>(ended)
     })?;
-    log_records(task_log.as_deref(), &identity);
     // A call that hangs in the system, on a dead network or file system, must not hold up the end.
     runtime.shutdown_background();
+    blocking::finish(FINISH_WITHIN);
     if let Some(line) = &ended.last_line {
-        say(line);
+        telemetry.say(line);
     }
     Ok(ended.exit.code().into())
 }
+
+/// What is being cleared away when the pilot ends, half-made images for example, gets this long.
+const FINISH_WITHIN: Duration = Duration::from_secs(3);
+/// A file of records is read in milliseconds, unless its disk hangs.
+const REPORT_WITHIN: Duration = Duration::from_secs(30);
 
 /// The end of the log: what the pilot's records add up to, as `ewms-pilot report` has it.
 fn log_records(task_log: Option<&Path>, pilot: &PilotIdentity) {

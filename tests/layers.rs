@@ -89,7 +89,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("config", &["fault", "exit", "ids", "regular_file"]),
     ("telemetry", &["config", "stats", "fault", "exit", "ids"]),
     ("report", &["records", "stats", "human", "exit"]),
-    ("records", &["fault", "exit", "ids"]),
+    ("records", &["blocking", "fault", "exit", "ids"]),
     ("stats", &["fault", "exit", "ids"]),
     ("signals", &["fault", "exit", "ids"]),
     ("fault", &["exit", "ids"]),

@@ -186,3 +186,21 @@ fn records_go_where_they_are_told_or_nowhere() {
     assert_eq!(text.lines().count(), 3);
     event("");
 }
+
+#[test]
+fn a_disk_for_records_that_hangs_holds_up_no_event() {
+    let (scene, incoming, outgoing) =
+        Scene::task(images::busybox(), "cp {{INFILE}} {{OUTFILE}}").spool();
+    let log = scene.dir().join("records.jsonl");
+    // To open it for writing waits for a reader.
+    nix::unistd::mkfifo(&log, nix::sys::stat::Mode::S_IRWXU).expect("made");
+    let scene = scene.set("EWMS_PILOT_TASK_LOG", &log);
+    for number in 0..3 {
+        incoming.put(&format!("{number}.txt"), "x");
+    }
+    let outcome = scene.run(SOON);
+    outcome.assert_code(0);
+    assert_eq!(outgoing.files().len(), 3);
+    let said = "records are not written yet";
+    assert!(outcome.stderr.contains(said), "{}", outcome.stderr);
+}

@@ -152,19 +152,3 @@ fn a_pilot_that_finds_apptainer_only_where_nothing_answers_says_so() {
         "{line}"
     );
 }
-
-#[test]
-fn sigterm_ends_a_pilot_that_looks_for_apptainer_where_nothing_answers() {
-    let (scene, _, bin) = scene();
-    let _hanging = Mounted::mute(&bin);
-    let mut pilot = scene.start();
-    pilot.wait_for_line("Started", SOON);
-    let began = Instant::now();
-    pilot.signal(Signal::SIGTERM);
-    pilot.wait(SOON).assert_code(143);
-    assert!(
-        began.elapsed() < Duration::from_secs(10),
-        "{:?}",
-        began.elapsed()
-    );
-}

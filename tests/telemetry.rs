@@ -4,12 +4,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
 
 use crate::support::rabbitmq::Queue;
 use crate::support::scene::{Outcome, Scene};
 use crate::support::spool::SpoolQueue;
-use crate::support::{SOON, images, pilot_binary};
+use crate::support::{SOON, eventually, images, pilot_binary};
 
 /// A pilot with these events, each a script for its task.
 fn scene(events: &[(&str, &str)]) -> (Scene, SpoolQueue, SpoolQueue) {
@@ -236,4 +238,48 @@ fn the_log_is_written_as_things_happen() {
     fs::write(scene.dir().join("ewms-pilot-data/data-hub/go"), "").expect("written");
     pilot.wait_for_line("task succeeded", Duration::from_secs(10));
     pilot.wait(SOON).assert_code(0);
+}
+
+#[test]
+fn a_log_that_is_not_read_holds_up_no_task_and_no_signal() {
+    let (scene, incoming, outgoing) = scene(&[
+        (
+            "1",
+            "dd if=/dev/zero bs=1000000 count=1 2>/dev/null | tr '\\0' x >&2; echo 1 >$EWMS_TASK_OUTFILE",
+        ),
+        (
+            "2",
+            "until [ -e $EWMS_TASK_DATA_HUB_DIR/go ]; do sleep 0.05; done; echo 2 >$EWMS_TASK_OUTFILE",
+        ),
+    ]);
+    // A pipe with a reader that reads nothing.
+    let script = format!(
+        "mkfifo log; exec 3<>log; exec {} 2>log",
+        pilot_binary().display()
+    );
+    let scene = scene
+        .set("EWMS_PILOT_DUMP_TASK_OUTPUT", "True")
+        .set("EWMS_PILOT_MAX_CONCURRENT_TASKS", "2")
+        .set("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "120")
+        .program("/bin/sh")
+        .arg("-c")
+        .arg(script);
+    let pilot = scene.start();
+    // The first one's dump is under way: its stderr is more than a pipe holds.
+    assert!(eventually(SOON, || scene.hub("").exists()));
+    fs::write(scene.hub("go"), "").expect("written");
+    assert!(
+        eventually(SOON, || !outgoing.files().is_empty()),
+        "{:?}",
+        incoming.files()
+    );
+    let began = Instant::now();
+    pilot.signal(Signal::SIGTERM);
+    pilot.signal(Signal::SIGTERM);
+    pilot.wait(SOON).assert_code(143);
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        began.elapsed()
+    );
 }

@@ -3,12 +3,9 @@
 
 use std::time::Duration;
 
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
-use super::events::Publication;
-use crate::broker::PublishError;
 use crate::config::{BrokerConfig, Config};
-use crate::fault::{FaultClass, TaskError};
 use crate::ids::TaskId;
 
 /// Deliveries after which a broker with default settings deletes an event (RabbitMQ 4.0, quorum queues),
@@ -53,36 +50,5 @@ pub(super) fn advise_on_long_tasks(config: &Config) {
             "tasks may run for any time: if some take more than 25 minutes, have the policy \
              `consumer-timeout` set on the incoming queue, in milliseconds and above the longest"
         ),
-    }
-}
-
-pub(super) fn publication_of(id: TaskId, result: Result<(), PublishError>) -> Publication {
-    match result {
-        Ok(()) => Publication::Confirmed,
-        Err(
-            error @ (PublishError::SessionLost { .. }
-            | PublishError::Unroutable { .. }
-            | PublishError::Nacked { .. }
-            | PublishError::Spool { .. }),
-        ) => {
-            error!(task_id = %id, %error, "a result was not confirmed");
-            Publication::Lost(error.to_string())
-        }
-        Err(error @ PublishError::WrongEncoding) => {
-            error!(task_id = %id, %error, "the broker refused a result");
-            Publication::Refused(TaskError::Publish {
-                message: error.to_string(),
-                class: FaultClass::Broker,
-            })
-        }
-        Err(error @ PublishError::Unreadable { .. }) => {
-            error!(task_id = %id, %error, "a result is lost");
-            Publication::Refused(TaskError::Os(error.to_string()))
-        }
-        Err(PublishError::TooLarge { bytes, limit }) => {
-            let error = TaskError::ResultTooLarge { bytes, limit };
-            error!(task_id = %id, %error, "the broker refused a result");
-            Publication::Refused(error)
-        }
     }
 }

@@ -15,14 +15,14 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
-use super::answers::{publication_of, warn_of_deletion};
+use super::answers::warn_of_deletion;
 use super::dead_letter::{DeadLetters, Disposition, NotPutAway};
 use super::deadline::{Deadline, DeadlineStep};
 use super::disk_floor::DiskFloor;
-use super::events::{PilotAction, PilotEvent, Publication, TaskOutcome};
+use super::events::{PilotAction, PilotEvent};
 use super::recorder::{Recorder, Settlement};
 use super::set_aside::MAY_GO_AFTER;
-use super::state::{Conclusion, PilotState, Rules};
+use super::state::{Conclusion, PilotState, Rules, failure_of};
 use super::{ProgressReporter, Queues};
 use crate::broker::{
     BrokerError, Content, Delivery, OutagePolicy, Outlet, OutletWatch, PublishError, Receipt,
@@ -32,7 +32,7 @@ use crate::ids::TaskId;
 use crate::process::{ShutdownSender, SuspendAwareTimer};
 use crate::records::EventOutcome;
 use crate::signals::{Signal, Signals};
-use crate::task::{EventCopy, Leftover, StartGate, TaskEnd, TaskReport, TaskRunner};
+use crate::task::{EventCopy, Leftover, StartGate, TaskOutcome, TaskReport, TaskRunner};
 
 /// A pilot that was told to end while it closes its queues is gone so soon after that.
 const CLOSED_WITHIN: Duration = Duration::from_millis(4_500);
@@ -59,7 +59,7 @@ pub struct DriverOptions {
 struct InFlightEvent {
     receipt: Receipt,
     name: Option<OsString>,
-    /// The event until its task starts or is made ready, the result once it ended.
+    /// The event until its task starts or is made ready.
     content: Option<Content>,
     /// What tells a task that was made ready to start; dropped, that it won't be.
     turn: Option<oneshot::Sender<()>>,
@@ -306,13 +306,11 @@ impl Driver<'_> {
                 PilotEvent::TaskEnded(id, self.outcome_of(id, *report))
             }
             Completion::Published(id, result) => {
-                let publication = publication_of(id, result);
-                match &publication {
-                    Publication::Confirmed => self.recorder.published(id),
-                    Publication::Refused(error) => self.recorder.failed(id, error),
-                    Publication::Lost(_) => {}
+                match &result {
+                    Ok(()) => self.recorder.published(id),
+                    Err(error) => self.not_published(id, error),
                 }
-                PilotEvent::Published(id, publication)
+                PilotEvent::Published(id, result)
             }
             Completion::PutAway(id, result) => {
                 match &result {
@@ -359,18 +357,25 @@ impl Driver<'_> {
     }
 
     fn outcome_of(&mut self, id: TaskId, report: TaskReport) -> TaskOutcome {
-        let (content, outcome) = match report.end {
-            TaskEnd::Output(content) => (Some(content), TaskOutcome::Output),
-            TaskEnd::NoOutput => (None, TaskOutcome::NoOutput),
-            TaskEnd::Failed(error) => (None, TaskOutcome::Failed(error)),
-            TaskEnd::Interrupted => (None, TaskOutcome::Interrupted),
-        };
         if let Some(held) = self.held.get_mut(&id) {
             held.event = Some(report.event);
             held.leftover = Some(report.leftover);
-            held.content = content;
         }
-        outcome
+        report.outcome
+    }
+
+    fn not_published(&mut self, id: TaskId, error: &PublishError) {
+        match failure_of(error) {
+            None => error!(task_id = %id, %error, "a result was not confirmed"),
+            Some(failure) => {
+                if matches!(error, PublishError::Unreadable { .. }) {
+                    error!(task_id = %id, %error, "a result is lost");
+                } else {
+                    error!(task_id = %id, %error, "the broker refused a result");
+                }
+                self.recorder.failed(id, &failure);
+            }
+        }
     }
 
     fn perform_all(&mut self, actions: Vec<PilotAction>) {
@@ -401,10 +406,7 @@ impl Driver<'_> {
                     held.turn = None;
                 }
             }
-            PilotAction::Publish(id) => {
-                let Some(content) = self.take_content(id) else {
-                    return;
-                };
+            PilotAction::Publish(id, content) => {
                 let Some(sink) = &self.sink else {
                     return;
                 };

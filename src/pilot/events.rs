@@ -2,10 +2,10 @@
 
 use super::dead_letter::{Disposition, FailureNote, NotPutAway};
 use super::deadline::DeadlineStep;
-use crate::broker::{Outlet, Verdict};
-use crate::fault::TaskError;
+use crate::broker::{Content, Outlet, PublishError, Verdict};
 use crate::ids::TaskId;
 use crate::process::ShutdownPhase;
+use crate::task::TaskOutcome;
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ pub enum PilotEvent {
     /// A task's container ended and its files were read.
     TaskEnded(TaskId, TaskOutcome),
     /// The broker answered, or never will, for a task's result.
-    Published(TaskId, Publication),
+    Published(TaskId, Result<(), PublishError>),
     /// A task's event was settled, or can't be any more.
     Settled(TaskId),
     /// An event that is set aside has waited for long enough to go back early.
@@ -41,28 +41,9 @@ pub enum PilotEvent {
     Signal(i32),
 }
 
-#[derive(Debug)]
-pub enum TaskOutcome {
-    /// It succeeded and wrote an output event.
-    Output,
-    NoOutput,
-    Failed(TaskError),
-    /// It was ended because the pilot is ending.
-    Interrupted,
-}
-
-#[derive(Debug)]
-pub enum Publication {
-    /// The broker has it for good.
-    Confirmed,
-    /// The broker can't take this result, however often it is sent.
-    Refused(TaskError),
-    /// The broker did not take it for as long as is borne: it was away, or refused it.
-    Lost(String),
-}
-
 /// Something is to be done, in this order.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
+#[cfg_attr(test, derive(PartialEq))]
 pub enum PilotAction {
     Start(TaskId),
     /// Make everything ready for its container while others run: it waits for [`PilotAction::Start`].
@@ -72,7 +53,7 @@ pub enum PilotAction {
     /// Take no more events, give back what was sent ahead; answered by [`PilotEvent::IntakeStopped`].
     StopIntake,
     /// Send a task's result; answered by [`PilotEvent::Published`].
-    Publish(TaskId),
+    Publish(TaskId, Content),
     /// Settle a task's event; answered by [`PilotEvent::Settled`].
     Settle(TaskId, Verdict),
     /// Hold a task's event for so long, beside those that the broker may send: [`PilotEvent::Rested`], if it

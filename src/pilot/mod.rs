@@ -101,7 +101,7 @@ pub async fn run(
     )
     .await
     .unwrap_or_else(PilotExit::from);
-    recorder.close(tally, &ended);
+    recorder.close(tally, &ended).await;
     progress_reporter.ended(&ended).await;
     if let Some(line) = &ended.last_line
         && !config.quarantine.is_zero()

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
+use tracing::info;
 use uuid::Uuid;
 
 use super::{PilotExit, status_feed};
@@ -19,7 +19,7 @@ use crate::records::{
 };
 use crate::stats::{Runtimes, Tally};
 use crate::status::StatusWriter;
-use crate::task::{TaskEnd, TaskMetrics, TaskReport};
+use crate::task::{TaskMetrics, TaskOutcome, TaskReport};
 
 /// The open and the closed books of one pilot.
 #[derive(Debug)]
@@ -55,13 +55,7 @@ impl Recorder {
         };
         let writer = match &config.task_log {
             None => RecordWriter::off(),
-            Some(path) => RecordWriter::open(path.clone()).unwrap_or_else(|error| {
-                warn!(
-                    file = %path.display(), %error,
-                    "no records of tasks are written; see to EWMS_PILOT_TASK_LOG"
-                );
-                RecordWriter::off()
-            }),
+            Some(path) => RecordWriter::appending_to(path.clone()),
         };
         let mut end = PilotEnd::of(&source);
         end.started_unix_secs = UnixTime::now();
@@ -76,7 +70,7 @@ impl Recorder {
         start.requested_memory_bytes = config.condor.request.memory;
         start.requested_disk_bytes = config.condor.request.disk;
         start.max_runtime_secs = config.limits.max_runtime.map(|time| time.as_secs_f64());
-        let mut recorder = Self {
+        let recorder = Self {
             keeper: status_feed::start(config, &source),
             writer,
             source,
@@ -86,7 +80,7 @@ impl Recorder {
             end,
             began: Instant::now(),
         };
-        recorder.writer.write(&Record::Start(start));
+        recorder.writer.write(Record::Start(start));
         info!(
             pilot_id = recorder.source.pilot_id,
             host = recorder.source.host,
@@ -186,14 +180,14 @@ impl Recorder {
         record.wall_time_secs = Some(seconds(report.wall));
         self.end.busy_secs += report.wall.as_secs_f64();
         note(record, &report.trace);
-        match &report.end {
-            TaskEnd::Output(_) | TaskEnd::NoOutput => {
+        match &report.outcome {
+            TaskOutcome::Output(_) | TaskOutcome::NoOutput => {
                 if let Some(wall) = record.wall_time() {
                     self.runtimes.record(wall);
                 }
             }
-            TaskEnd::Failed(error) => blame(record, error),
-            TaskEnd::Interrupted => {}
+            TaskOutcome::Failed(error) => blame(record, error),
+            TaskOutcome::Interrupted => {}
         }
     }
 
@@ -234,7 +228,7 @@ impl Recorder {
                 Settlement::Told => Some(UnixTime::now()),
                 Settlement::Lost => None,
             };
-            self.writer.write(&Record::Task(Box::new(record)));
+            self.writer.write(Record::Task(Box::new(record)));
         }
     }
 
@@ -251,7 +245,7 @@ impl Recorder {
     }
 
     /// The pilot ends: its last line. Unsettled tasks get theirs before it.
-    pub fn close(&mut self, tally: Tally, ended: &PilotExit) {
+    pub async fn close(&mut self, tally: Tally, ended: &PilotExit) {
         self.write_open();
         let end = &mut self.end;
         end.ended_unix_secs = UnixTime::now();
@@ -267,12 +261,13 @@ impl Recorder {
         end.no_output = tally.no_output;
         end.exit_code = ended.exit.code();
         end.error = ended.last_line.as_deref().map(shorten);
-        self.writer.write(&Record::End(Box::new(end.clone())));
+        self.writer.write(Record::End(Box::new(end.clone())));
+        self.writer.close().await;
     }
 
     fn write_open(&mut self) {
         for (_, record) in self.open.drain() {
-            self.writer.write(&Record::Task(Box::new(record)));
+            self.writer.write(Record::Task(Box::new(record)));
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::fault::Diagnosis;
 use crate::preflight::Findings;
 use crate::process::{GuardianHandle, ShutdownPhase, ShutdownSender};
 use crate::signals::Signals;
-use crate::task::{ContainerSpec, Initialized, SharedTaskContext, TaskContext, run_init};
+use crate::task::{ContainerSpec, SharedTaskContext, TaskContext, run_init};
 use crate::telemetry::Progress;
 
 pub(super) struct Started {
@@ -168,7 +168,7 @@ async fn initialize(
     };
     match (result, first_signal) {
         (_, Some(signal)) => Err(PilotError::Signal(signal.number())),
-        (Ok(Initialized::Ready | Initialized::Interrupted), None) => Ok(()),
+        (Ok(()), None) => Ok(()),
         (Err(error), None) => Err(PilotError::Init(error)),
     }
 }

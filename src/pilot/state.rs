@@ -21,15 +21,16 @@ use nix::libc::SIGTERM;
 
 use super::dead_letter::{Disposition, FailureNote, NotPutAway};
 use super::deadline::DeadlineStep;
-use super::events::{PilotAction, PilotEvent, Publication, Status, TaskOutcome};
+use super::events::{PilotAction, PilotEvent, Status};
 use super::requeue_backoff;
 use super::set_aside::{FailedEvents, Step};
-use crate::broker::{Outlet, Verdict};
+use crate::broker::{Outlet, PublishError, Verdict};
 use crate::config::OnTaskError;
 use crate::fault::{Failures, FaultClass, TaskError};
 use crate::ids::TaskId;
 use crate::process::ShutdownPhase;
 use crate::stats::Tally;
+use crate::task::TaskOutcome;
 
 /// What the loop was told to do; the part of the configuration that decisions need.
 #[derive(Debug, Clone)]
@@ -225,7 +226,7 @@ impl PilotState {
             }
             PilotEvent::IntakeStopped => self.intake_stopped(&mut actions),
             PilotEvent::TaskEnded(id, outcome) => self.task_ended(id, outcome, &mut actions),
-            PilotEvent::Published(id, publication) => self.published(id, publication, &mut actions),
+            PilotEvent::Published(id, result) => self.published(id, result, &mut actions),
             PilotEvent::Settled(id) => self.settled(id, &mut actions),
             PilotEvent::Outlet(outlet) => self.outlet_changed(outlet, &mut actions),
             PilotEvent::Rested(id) => {
@@ -308,7 +309,7 @@ impl PilotState {
             return;
         }
         match outcome {
-            TaskOutcome::Output => actions.push(PilotAction::Publish(id)),
+            TaskOutcome::Output(result) => actions.push(PilotAction::Publish(id, result)),
             TaskOutcome::NoOutput => {
                 self.tally.no_output += 1;
                 self.succeeded(id, actions);
@@ -358,25 +359,28 @@ impl PilotState {
         }
     }
 
-    fn published(&mut self, id: TaskId, publication: Publication, actions: &mut Vec<PilotAction>) {
+    fn published(
+        &mut self,
+        id: TaskId,
+        result: Result<(), PublishError>,
+        actions: &mut Vec<PilotAction>,
+    ) {
         if self.tasks.get(&id) != Some(&EventStage::Publishing) {
             return;
         }
-        match publication {
-            Publication::Confirmed => {
-                self.tally.published += 1;
-                self.succeeded(id, actions);
-            }
-            Publication::Refused(error) => {
-                let could_start = self.could_start();
-                self.failed(id, &error, actions);
-                self.restart_idle_timer(could_start, actions);
-            }
-            Publication::Lost(reason) => {
-                self.fatal.get_or_insert(reason);
-                self.stop_intake(actions);
-                self.released(id, actions);
-            }
+        let Err(error) = result else {
+            self.tally.published += 1;
+            self.succeeded(id, actions);
+            return;
+        };
+        if let Some(error) = failure_of(&error) {
+            let could_start = self.could_start();
+            self.failed(id, &error, actions);
+            self.restart_idle_timer(could_start, actions);
+        } else {
+            self.fatal.get_or_insert(error.to_string());
+            self.stop_intake(actions);
+            self.released(id, actions);
         }
     }
 
@@ -532,6 +536,26 @@ impl PilotState {
             }
             _ => false,
         }
+    }
+}
+
+/// How a task failed whose result the broker can't take, however often it is sent. `None` when the broker did not
+/// take it for as long as that is borne: it was away, or refused it.
+pub(super) fn failure_of(error: &PublishError) -> Option<TaskError> {
+    match error {
+        PublishError::SessionLost { .. }
+        | PublishError::Unroutable { .. }
+        | PublishError::Nacked { .. }
+        | PublishError::Spool { .. } => None,
+        PublishError::WrongEncoding => Some(TaskError::Publish {
+            message: error.to_string(),
+            class: FaultClass::Broker,
+        }),
+        PublishError::Unreadable { .. } => Some(TaskError::Os(error.to_string())),
+        PublishError::TooLarge { bytes, limit } => Some(TaskError::ResultTooLarge {
+            bytes: *bytes,
+            limit: *limit,
+        }),
     }
 }
 

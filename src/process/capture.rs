@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
@@ -13,7 +14,10 @@ use super::output::tail_of;
 use super::shutdown::ShutdownPhase;
 use super::signal::ExitStatus;
 use super::supervise::supervise;
+use crate::blocking;
 
+/// For a few small files, unless their disk hangs.
+const FILES_WITHIN: Duration = Duration::from_secs(30);
 /// How much of each stream is given back: its end, because errors stand there.
 const KEPT: usize = 64 * 1024;
 
@@ -82,30 +86,45 @@ pub async fn capture(
         scratch: scratch.clone(),
         source,
     };
-    let mut stdout = tempfile::tempfile_in(&scratch).map_err(output)?;
-    let mut stderr = tempfile::tempfile_in(&scratch).map_err(output)?;
+    let directory = scratch.clone();
+    let files = move || -> io::Result<_> {
+        let stdout = tempfile::tempfile_in(&directory)?;
+        let stderr = tempfile::tempfile_in(&directory)?;
+        let copies = [stdout.try_clone()?, stderr.try_clone()?];
+        Ok(([stdout, stderr], copies))
+    };
+    let (kept, [stdout, stderr]) = off_the_loop(files).await.map_err(output)?;
     let job = ChildSpec {
         program,
         args,
         env,
         cwd,
-        stdout: stdout.try_clone().map_err(output)?,
-        stderr: stderr.try_clone().map_err(output)?,
+        stdout,
+        stderr,
     };
     let ended = supervise(guard, job, limits, shutdown, oneshot::channel().0).await?;
+    let [mut stdout, mut stderr] = kept;
+    let tails = move || Ok((tail_of(&mut stdout, KEPT)?, tail_of(&mut stderr, KEPT)?));
+    let (stdout, stderr) = off_the_loop(tails).await.map_err(output)?;
     Ok(Captured {
         exit: ended.exit,
         ended_by: ended.ended_by,
         leftovers: ended.leftovers,
-        stdout: tail_of(&mut stdout, KEPT).map_err(output)?,
-        stderr: tail_of(&mut stderr, KEPT).map_err(output)?,
+        stdout,
+        stderr,
     })
+}
+
+async fn off_the_loop<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    blocking::within(FILES_WITHIN, work)
+        .await
+        .unwrap_or_else(|error| Err(error.into()))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::process::ShutdownSender;
 

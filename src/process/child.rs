@@ -1,5 +1,4 @@
-//! What a child is started with and what is known of it at its end. Plain data, apart from the code
-//! that acts on it.
+//! What a child is started with ([`ChildSpec`], [`ChildLimits`]) and how it ended ([`ChildExit`]).
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -29,7 +28,7 @@ pub struct ChildSpec {
 /// How long it may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChildLimits {
-    /// Wall time after which it is told to end; `None` is for ever.
+    /// Wall time after which it is told to end; `None` is without end.
     pub timeout: Option<Duration>,
     /// Time between being told and being killed.
     pub grace: Duration,
@@ -40,8 +39,8 @@ pub struct ChildLimits {
 pub enum StopCause {
     Itself,
     Timeout,
-    /// The pilot's [`Will`](super::Will).
-    Will,
+    /// The pilot's [`ShutdownPhase`](super::ShutdownPhase).
+    Shutdown,
 }
 
 /// How far the kill had to go.

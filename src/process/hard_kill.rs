@@ -1,5 +1,5 @@
-//! The hard kill from outside: by whoever need not be the parent, and without a runtime. Used by the
-//! guardian, and for a child whose supervisor was dropped. Knows processes by `/proc` alone.
+//! The hard kill of children by a thread or process that need not be their parent and has no runtime: the
+//! guardian, and the thread that ends a child whose supervisor was dropped.
 //!
 //! The order was measured on containers: killing the container's first process lets the runtime
 //! above it unmount and clean up; killing the runtime first leaves the FUSE process of a SIF image
@@ -21,7 +21,7 @@ pub(super) const VANISH: Duration = Duration::from_secs(10);
 /// How often to look again; there is no event for the end of another's child.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// A ward that got its first blow.
+/// A child that is being killed.
 #[derive(Debug)]
 pub(super) struct KillTarget {
     child_id: ChildId,

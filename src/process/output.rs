@@ -1,5 +1,5 @@
-//! What a child wrote: the end of it, for a reason, or all of it, for a person. Talks to files only,
-//! in bounded memory; content may be any bytes.
+//! Reads what a child wrote into a file: the end of it, for a reason, or all of it, for a person. In
+//! bounded memory; content may be any bytes.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
@@ -54,7 +54,7 @@ pub enum Shown {
 
 const END_BYTES: usize = 32 * 1024;
 
-/// Writes a file's content to `sink` between marked lines, with `name` as in `task (stderr)`:
+/// Writes the content of an open file, which may have been removed since, to `sink` between marked lines, with `name` as in `task (stderr)`:
 ///
 /// ```text
 /// --- start: task (stderr) -----------------------------------
@@ -66,8 +66,12 @@ const END_BYTES: usize = 32 * 1024;
 ///
 /// # Errors
 /// When the file can't be read or the sink written.
-pub fn dump(path: &Path, name: &str, shown: Shown, sink: &mut impl Write) -> io::Result<()> {
-    let mut file = File::open(path)?;
+pub fn dump(
+    (mut file, path): (File, &Path),
+    name: &str,
+    shown: Shown,
+    sink: &mut dyn Write,
+) -> io::Result<()> {
     let bytes = file.metadata()?.len();
     writeln!(sink, "{}", mark("start", name))?;
     if shown == Shown::Ends && bytes > 2 * END_BYTES as u64 {
@@ -92,7 +96,7 @@ pub fn dump(path: &Path, name: &str, shown: Shown, sink: &mut impl Write) -> io:
     sink.flush()
 }
 
-fn write_lines(content: &mut impl Read, sink: &mut impl Write) -> io::Result<()> {
+fn write_lines(content: &mut impl Read, sink: &mut dyn Write) -> io::Result<()> {
     let mut content = LastByte {
         inner: content,
         last: b'\n',
@@ -134,6 +138,10 @@ mod tests {
         file
     }
 
+    fn open(file: &tempfile::NamedTempFile) -> File {
+        File::open(file.path()).expect("opened")
+    }
+
     fn tail_of_content(content: &[u8], max_bytes: usize) -> Vec<u8> {
         tail(file(content).path(), max_bytes).expect("read")
     }
@@ -162,7 +170,13 @@ mod tests {
     fn a_dump_marks_start_and_end_in_sixty_columns() {
         let mut sink = Vec::new();
         let content = file(b"a\xff\nb");
-        dump(content.path(), "task (stderr)", Shown::Ends, &mut sink).expect("dumped");
+        dump(
+            (open(&content), content.path()),
+            "task (stderr)",
+            Shown::Ends,
+            &mut sink,
+        )
+        .expect("dumped");
         let expected = [
             b"--- start: task (stderr) -----------------------------------\n".as_slice(),
             b"a\xff\nb\n",
@@ -177,8 +191,20 @@ mod tests {
         for (line, newline) in [("0123456\n", "\n"), ("01234567", "")] {
             let content = file(line.repeat(100_000).as_bytes());
             let (mut ends, mut whole) = (Vec::new(), Vec::new());
-            dump(content.path(), "x", Shown::Ends, &mut ends).expect("dumped");
-            dump(content.path(), "x", Shown::Whole, &mut whole).expect("dumped");
+            dump(
+                (open(&content), content.path()),
+                "x",
+                Shown::Ends,
+                &mut ends,
+            )
+            .expect("dumped");
+            dump(
+                (open(&content), content.path()),
+                "x",
+                Shown::Whole,
+                &mut whole,
+            )
+            .expect("dumped");
             assert!(
                 whole.len() > 800_000 && ends.len() < 70_000,
                 "{}",
@@ -195,7 +221,7 @@ mod tests {
         }
         let short = file(&vec![b'x'; 2 * END_BYTES]);
         let mut sink = Vec::new();
-        dump(short.path(), "x", Shown::Ends, &mut sink).expect("dumped");
+        dump((open(&short), short.path()), "x", Shown::Ends, &mut sink).expect("dumped");
         assert!(
             sink.windows(2 * END_BYTES)
                 .any(|shown| shown == vec![b'x'; 2 * END_BYTES])
@@ -206,7 +232,13 @@ mod tests {
     fn an_empty_dump_has_only_its_marks() {
         let mut sink = Vec::new();
         let content = file(b"");
-        dump(content.path(), "task (stdout)", Shown::Whole, &mut sink).expect("dumped");
+        dump(
+            (open(&content), content.path()),
+            "task (stdout)",
+            Shown::Whole,
+            &mut sink,
+        )
+        .expect("dumped");
         assert_eq!(sink.split(|byte| *byte == b'\n').count(), 3);
     }
 }

@@ -1,7 +1,5 @@
-//! Reads `/proc`: when a process began, who its parent, session and children are, and what it used. For
-//! processes of any kind, also such as aren't children of the pilot.
-//!
-//! A process that ends while it is looked at counts as not there.
+//! Reads `/proc`: when a process began, its parent, session and children, and what it used. The process
+//! need not be a child of the pilot. One that ends while it is looked at counts as not there.
 
 use std::fs;
 use std::io;
@@ -117,11 +115,12 @@ pub fn pids() -> impl Iterator<Item = Pid> {
 #[must_use]
 pub fn children(parent: Pid) -> Vec<Pid> {
     let threads = fs::read_dir(format!("/proc/{parent}/task")).into_iter();
-    let lists = threads
+    let lists: Vec<Vec<Pid>> = threads
         .flatten()
         .flatten()
-        .map(|thread| children_in(&thread.path()));
-    if let Some(lists) = lists.collect::<Option<Vec<_>>>() {
+        .filter_map(|thread| children_in(&thread.path()))
+        .collect();
+    if !lists.is_empty() || own_children().is_some() {
         return lists.concat();
     }
     pids()
@@ -229,6 +228,12 @@ fn namespace_pids(pid: Pid) -> Option<Vec<String>> {
     Some(line.split_whitespace().map(str::to_owned).collect())
 }
 
+/// How often this thread looked at all processes.
+#[cfg(test)]
+pub(super) fn looks_at_all_processes() -> u32 {
+    tests::LOOKS_AT_ALL.get()
+}
+
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
@@ -236,8 +241,7 @@ mod tests {
     use super::*;
 
     thread_local! {
-        /// How often this thread looked at all processes.
-        pub(in crate::process) static LOOKS_AT_ALL: Cell<u32> = const { Cell::new(0) };
+        pub(super) static LOOKS_AT_ALL: Cell<u32> = const { Cell::new(0) };
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! What the pilot wants of its children, as a value that only moves forward. Apart, so that no
-//! caller can take a kill back.
+//! How far the pilot has got in ending its children, as a value that only moves forward: no caller can
+//! take a kill back.
 
 use tokio::sync::watch;
 
@@ -24,12 +24,12 @@ impl ShutdownPhase {
     }
 }
 
-/// The one place that changes the [`Will`] of any number of children.
+/// The one place that changes the [`ShutdownPhase`] of any number of children.
 #[derive(Debug)]
 pub struct ShutdownSender(watch::Sender<ShutdownPhase>);
 
 impl ShutdownSender {
-    /// Starts with [`Will::Run`].
+    /// Starts with [`ShutdownPhase::Run`].
     #[must_use]
     pub fn new() -> Self {
         Self(watch::Sender::new(ShutdownPhase::Run))

@@ -86,7 +86,7 @@ fn never_started(shutdown: ShutdownPhase) -> ChildExit {
     };
     ChildExit {
         exit: ExitStatus::Signal(number),
-        ended_by: StopCause::Will,
+        ended_by: StopCause::Shutdown,
         usage: Usage::default(),
         wall: Duration::ZERO,
         hard_kill: HardKill::NotNeeded,
@@ -102,7 +102,7 @@ struct Child {
 enum ChildEvent {
     Ended,
     Due,
-    Willed,
+    Shutdown,
 }
 
 impl Child {
@@ -128,9 +128,9 @@ impl Child {
         {
             ChildEvent::Ended => return Ok((StopCause::Itself, HardKill::NotNeeded)),
             ChildEvent::Due => (StopCause::Timeout, libc::SIGTERM),
-            ChildEvent::Willed => match *shutdown.borrow() {
-                ShutdownPhase::Terminate(number) => (StopCause::Will, number),
-                ShutdownPhase::Run | ShutdownPhase::Kill => (StopCause::Will, libc::SIGKILL),
+            ChildEvent::Shutdown => match *shutdown.borrow() {
+                ShutdownPhase::Terminate(number) => (StopCause::Shutdown, number),
+                ShutdownPhase::Run | ShutdownPhase::Kill => (StopCause::Shutdown, libc::SIGKILL),
             },
         };
         if number != libc::SIGKILL && self.tell(number, limits.grace, shutdown).await? {
@@ -139,7 +139,7 @@ impl Child {
         Ok((ended_by, self.hard_kill().await?))
     }
 
-    /// Sends a signal each second; whether the child ended before the grace period did.
+    /// Sends a signal each second. `true` if the child ended before the grace period did.
     async fn tell(
         &mut self,
         number: i32,
@@ -158,14 +158,14 @@ impl Child {
             };
             match self.wait(due, shutdown, ShutdownPhase::Kill).await? {
                 ChildEvent::Ended => return Ok(true),
-                ChildEvent::Willed => return Ok(false),
+                ChildEvent::Shutdown => return Ok(false),
                 ChildEvent::Due if grace.is_over() => return Ok(false),
                 ChildEvent::Due => {}
             }
         }
     }
 
-    /// The next event: the end, what is `due`, or a will at least as far as `wanted`.
+    /// The next event: the end, what is `due`, or a shutdown phase at least as far as `wanted`.
     async fn wait(
         &mut self,
         due: impl Future<Output = ()>,
@@ -185,7 +185,7 @@ impl Child {
         tokio::select! {
             biased;
             ended = self.ended() => ended.map(|()| ChildEvent::Ended),
-            () = shutdown_advanced => Ok(ChildEvent::Willed),
+            () = shutdown_advanced => Ok(ChildEvent::Shutdown),
             () = due => Ok(ChildEvent::Due),
         }
     }
@@ -208,7 +208,7 @@ impl Child {
                 return ended.map(|()| HardKill::Container);
             }
         }
-        // It is our own child, whatever can be told of it.
+        // It is our own child, whatever `/proc` says.
         send(self.id().leader.0, libc::SIGKILL);
         hard_kill::kill_session(self.id());
         // Not ended even so: the sweep reports it.

@@ -238,7 +238,7 @@ async fn the_will_forwards_its_signal() {
     });
     assert_eq!(
         (ended.exit, ended.ended_by),
-        (ExitStatus::Code(4), StopCause::Will)
+        (ExitStatus::Code(4), StopCause::Shutdown)
     );
     assert_eq!(context.stdout(), "hup\n");
 }
@@ -257,7 +257,7 @@ async fn a_kill_during_the_grace_hastens_the_end() {
     });
     assert_eq!(
         (ended.ended_by, ended.hard_kill),
-        (StopCause::Will, HardKill::Session)
+        (StopCause::Shutdown, HardKill::Session)
     );
     assert!(ended.wall < PATIENCE);
 }
@@ -285,7 +285,7 @@ async fn nothing_is_started_once_the_end_is_wanted() {
     let ended = context.run("echo started", limits(LONG, LONG)).await;
     assert_eq!(
         (ended.exit, ended.ended_by),
-        (ExitStatus::Signal(libc::SIGTERM), StopCause::Will)
+        (ExitStatus::Signal(libc::SIGTERM), StopCause::Shutdown)
     );
     assert_eq!(context.stdout(), "");
 }
@@ -321,6 +321,33 @@ async fn what_a_successful_child_leaves_running_is_swept() {
         (ExitStatus::Code(0), Leftovers::Swept)
     );
     assert!(!runs(context.pid("pid").await));
+}
+
+/// A process of its own, for other tests leave orphans that would have to be looked for.
+#[test]
+fn a_child_that_leaves_nothing_behind_costs_no_look_at_all_processes() {
+    let own = "process::supervise::tests::sweeps_without_and_with_orphans";
+    let output = std::process::Command::new(std::env::current_exe().expect("it has a path"))
+        .args(["--exact", own, "--ignored", "--nocapture"])
+        .output()
+        .expect("started");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("1 passed"), "{said}");
+}
+
+#[tokio::test]
+#[ignore = "run by the test above, in a process of its own"]
+async fn sweeps_without_and_with_orphans() {
+    let looks = || crate::process::procfs::looks_at_all_processes();
+    let bench = Bench::new();
+    let before = looks();
+    let ended = bench.run("exit 0", limits(LONG, SHORT)).await;
+    assert_eq!(ended.leftovers, Leftovers::None);
+    assert_eq!(looks(), before);
+    let script = "set -m; sleep 1000 & trap '' HUP; exit 0";
+    let ended = bench.run(script, limits(LONG, LONG)).await;
+    assert_eq!(ended.leftovers, Leftovers::Swept);
+    assert!(looks() > before);
 }
 
 #[tokio::test]

@@ -1,6 +1,5 @@
-//! What a pilot leaves behind about itself and each of its tasks: a file of JSON lines, the one source
-//! of all numbers at its end and of what operators read about thousands of pilots. Knows the format and
-//! how a line gets on disk; nothing of when one is due. Apart, because the format outlives the program.
+//! The file of JSON lines that a pilot writes about itself and each of its tasks: the one source of all
+//! numbers at its end, and of what operators read about thousands of pilots. The format outlives the program.
 //!
 //! # Format 1
 //!

@@ -1,4 +1,4 @@
-//! The records as types; see the module for what each field means. Data only.
+//! The records as types. [`records`](super) says what each field means.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

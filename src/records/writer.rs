@@ -1,94 +1,239 @@
-//! Gets records on disk. Talks to one file; whatever happens to it, the pilot's events come first.
+//! Appends records to their file, off the event loop: a disk that hangs holds up no event, and a record that
+//! can't be written is lost rather than the event.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
 use super::Record;
+use crate::blocking;
 
-/// Appends records to a file that others may append to as well.
+/// Records that wait at most. They come at the rate of tasks, so this is reached on a disk that hangs only;
+/// those that come then are lost.
+const WAITING_MAX: usize = 10_000;
+/// How long the pilot's end waits for the disk; a sound one takes milliseconds.
+const FLUSH_WITHIN: Duration = Duration::from_secs(5);
+
+/// Appends records to a file that others may append to as well. Dropped, it waits until they are written, for
+/// five seconds at most.
 #[derive(Debug)]
-pub struct RecordWriter(Option<Open>);
+pub struct RecordWriter(Option<Arc<Shared>>);
 
 #[derive(Debug)]
-struct Open {
-    path: PathBuf,
-    file: File,
-    state: WriterState,
+struct Shared {
+    queue: Mutex<Queue>,
+    drained: Condvar,
+    /// Held while a record is written. Threads that may block only.
+    file: Mutex<RecordFile>,
 }
 
+#[derive(Debug, Default)]
+struct Queue {
+    records: VecDeque<Record>,
+    is_draining: bool,
+    lost: u64,
+}
+
+#[derive(Debug)]
+struct RecordFile {
+    path: PathBuf,
+    state: RecordFileState,
+}
+
+#[derive(Debug)]
+enum RecordFileState {
+    Unopened,
+    Open(File, LastLine),
+    /// It could not be opened.
+    Off,
+}
+
+/// How the last line fared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum WriterState {
-    Well,
+enum LastLine {
+    Whole,
+    /// Nothing of it was written.
     Lost,
+    /// A part of it was.
     Torn,
 }
 
 impl RecordWriter {
+    /// Writes nothing.
     #[must_use]
     pub fn off() -> Self {
         Self(None)
     }
 
-    /// Appends to `path`, which is made if need be.
-    ///
-    /// # Errors
-    /// When it can't be opened for writing.
-    pub fn open(path: PathBuf) -> io::Result<Self> {
-        let file = File::options().create(true).append(true).open(&path)?;
-        Ok(Self(Some(Open {
-            path,
-            file,
-            state: WriterState::Well,
+    /// Appends to `path`, which is made if need be. What can't be written is lost and said once: an event is
+    /// worth more than its record.
+    #[must_use]
+    pub fn appending_to(path: PathBuf) -> Self {
+        Self(Some(Arc::new(Shared {
+            queue: Mutex::default(),
+            drained: Condvar::new(),
+            file: Mutex::new(RecordFile {
+                path,
+                state: RecordFileState::Unopened,
+            }),
         })))
     }
 
-    /// Appends one line. What can't be written is lost and said once: an event is worth more than its
-    /// record.
-    pub fn write(&mut self, record: &Record) {
-        let Some(open) = &mut self.0 else { return };
-        match open.append(record) {
-            Ok(()) if open.state != WriterState::Well => {
-                info!(file = %open.path.display(), "records are written again");
-                open.state = WriterState::Well;
-            }
-            Ok(()) => {}
-            Err((state, error)) => {
-                if open.state == WriterState::Well {
-                    warn!(
-                        file = %open.path.display(), %error,
-                        "a task's record can't be written; see to the disk's free space: tasks go on, \
-                         their records are lost until then"
-                    );
-                }
-                if open.state != WriterState::Torn {
-                    open.state = state;
-                }
-            }
+    /// Appends one line, soon.
+    pub fn write(&self, record: Record) {
+        let Some(shared) = &self.0 else { return };
+        let mut queue = shared.queue();
+        if queue.records.len() >= WAITING_MAX {
+            queue.lost += 1;
+            return;
+        }
+        queue.records.push_back(record);
+        if !std::mem::replace(&mut queue.is_draining, true) {
+            drop(queue);
+            let shared = Arc::clone(shared);
+            drop(blocking::start(move || shared.drain()));
+        }
+    }
+
+    /// Waits until all is written, for five seconds at most. No record is taken after that.
+    pub async fn close(&mut self) {
+        let Some(shared) = self.0.take() else { return };
+        let drained = blocking::start(move || shared.wait_until_drained());
+        let drained = tokio::time::timeout(FLUSH_WITHIN, drained).await;
+        if !matches!(drained, Ok(Ok(Drained::All))) {
+            warn!(
+                seconds = FLUSH_WITHIN.as_secs(),
+                "records are not written yet when the pilot ends; see to the disk of EWMS_PILOT_TASK_LOG"
+            );
         }
     }
 }
 
-impl Open {
-    /// One `write(2)`: with `O_APPEND` no other pilot's line comes between.
-    fn append(&mut self, record: &Record) -> Result<(), (WriterState, io::Error)> {
-        let mut line = Vec::with_capacity(1024);
-        if self.state == WriterState::Torn {
-            line.push(b'\n');
+/// A pilot that breaks down still leaves the records of its tasks.
+impl Drop for RecordWriter {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.take() {
+            shared.wait_until_drained();
         }
-        serde_json::to_writer(&mut line, record)
-            .map_err(|error| (WriterState::Lost, error.into()))?;
-        line.push(b'\n');
-        loop {
-            match self.file.write(&line) {
-                Ok(written) if written == line.len() => return Ok(()),
-                Ok(0) => return Err((WriterState::Lost, io::ErrorKind::WriteZero.into())),
-                Ok(_) => return Err((WriterState::Torn, io::ErrorKind::StorageFull.into())),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err((WriterState::Lost, error)),
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Drained {
+    All,
+    NotInTime,
+}
+
+impl Shared {
+    /// Writes all that waits. One thread at a time does.
+    fn drain(&self) {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some((record, lost)) = self.next() {
+            if lost > 0 {
+                warn!(
+                    lost,
+                    "records of tasks were lost: the disk was too slow for them"
+                );
             }
+            file.write(&record);
+        }
+    }
+
+    fn next(&self) -> Option<(Record, u64)> {
+        let mut queue = self.queue();
+        let Some(record) = queue.records.pop_front() else {
+            queue.is_draining = false;
+            self.drained.notify_all();
+            return None;
+        };
+        Some((record, std::mem::take(&mut queue.lost)))
+    }
+
+    fn wait_until_drained(&self) -> Drained {
+        let end = Instant::now() + FLUSH_WITHIN;
+        let mut queue = self.queue();
+        while queue.is_draining {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Drained::NotInTime;
+            }
+            let waited = self.drained.wait_timeout(queue, left);
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Drained::All
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        // Whole after every statement.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl RecordFile {
+    fn write(&mut self, record: &Record) {
+        if matches!(self.state, RecordFileState::Unopened) {
+            self.open();
+        }
+        let RecordFileState::Open(file, last) = &mut self.state else {
+            return;
+        };
+        let path = self.path.display();
+        match append(file, *last, record) {
+            Ok(()) if *last != LastLine::Whole => {
+                info!(file = %path, "records are written again");
+                *last = LastLine::Whole;
+            }
+            Ok(()) => {}
+            Err((fared, error)) => {
+                if *last == LastLine::Whole {
+                    warn!(
+                        file = %path, %error,
+                        "a task's record can't be written; see to the disk's free space: tasks go on, \
+                         their records are lost until then"
+                    );
+                }
+                if *last != LastLine::Torn {
+                    *last = fared;
+                }
+            }
+        }
+    }
+
+    fn open(&mut self) {
+        let opened = File::options().create(true).append(true).open(&self.path);
+        self.state = match opened {
+            Ok(file) => RecordFileState::Open(file, LastLine::Whole),
+            Err(error) => {
+                warn!(
+                    file = %self.path.display(), %error,
+                    "no records of tasks are written; see to EWMS_PILOT_TASK_LOG"
+                );
+                RecordFileState::Off
+            }
+        };
+    }
+}
+
+/// One `write(2)`: with `O_APPEND` no other pilot's line comes between.
+fn append(file: &mut File, last: LastLine, record: &Record) -> Result<(), (LastLine, io::Error)> {
+    let mut line = Vec::with_capacity(1024);
+    if last == LastLine::Torn {
+        line.push(b'\n');
+    }
+    serde_json::to_writer(&mut line, record).map_err(|error| (LastLine::Lost, error.into()))?;
+    line.push(b'\n');
+    loop {
+        match file.write(&line) {
+            Ok(written) if written == line.len() => return Ok(()),
+            Ok(0) => return Err((LastLine::Lost, io::ErrorKind::WriteZero.into())),
+            Ok(_) => return Err((LastLine::Torn, io::ErrorKind::StorageFull.into())),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err((LastLine::Lost, error)),
         }
     }
 }
@@ -110,17 +255,18 @@ mod tests {
         record
     }
 
-    fn write(writer: &mut RecordWriter) {
-        writer.write(&Record::Task(Box::new(record())));
+    fn write(writer: &RecordWriter) {
+        writer.write(Record::Task(Box::new(record())));
     }
 
     #[test]
     fn a_line_is_read_as_it_was_written() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("records.jsonl");
-        let mut writer = RecordWriter::open(path.clone()).expect("opened");
-        write(&mut writer);
-        write(&mut writer);
+        let writer = RecordWriter::appending_to(path.clone());
+        write(&writer);
+        write(&writer);
+        drop(writer);
         let text = std::fs::read_to_string(&path).expect("read");
         assert!(text.ends_with('\n'));
         for line in text.lines() {
@@ -149,8 +295,8 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    let mut writer = RecordWriter::open(path.clone()).expect("opened");
-                    (0..500).for_each(|_| write(&mut writer));
+                    let writer = RecordWriter::appending_to(path.clone());
+                    (0..500).for_each(|_| write(&writer));
                 });
             }
         });
@@ -161,12 +307,22 @@ mod tests {
         }
     }
 
+    fn opened(path: &std::path::Path, last: LastLine) -> RecordFile {
+        let file = File::options().append(true).open(path).expect("opened");
+        RecordFile {
+            path: path.to_owned(),
+            state: RecordFileState::Open(file, last),
+        }
+    }
+
     #[test]
     fn a_full_disk_ends_nothing() {
-        let mut writer = RecordWriter::open("/dev/full".into()).expect("opened");
-        write(&mut writer);
-        write(&mut writer);
-        assert_eq!(writer.0.expect("open").state, WriterState::Lost);
+        let mut file = opened("/dev/full".as_ref(), LastLine::Whole);
+        file.write(&Record::Task(Box::new(record())));
+        assert!(matches!(
+            file.state,
+            RecordFileState::Open(_, LastLine::Lost)
+        ));
     }
 
     #[test]
@@ -174,11 +330,29 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("records.jsonl");
         std::fs::write(&path, "{\"torn\":").expect("written");
-        let mut writer = RecordWriter::open(path.clone()).expect("opened");
-        writer.0.as_mut().expect("open").state = WriterState::Torn;
-        write(&mut writer);
+        opened(&path, LastLine::Torn).write(&Record::Task(Box::new(record())));
         let text = std::fs::read_to_string(&path).expect("read");
         assert!(serde_json::from_str::<TaskRecord>(text.lines().nth(1).expect("a line")).is_ok());
+    }
+
+    #[test]
+    fn a_disk_that_hangs_holds_up_nobody_who_writes() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("records.jsonl");
+        // Opening it waits for a reader.
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("made");
+        let writer = RecordWriter::appending_to(path.clone());
+        (0..=WAITING_MAX).for_each(|_| write(&writer));
+        let reader = File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .expect("opened");
+        let first = io::BufRead::lines(io::BufReader::new(reader)).next();
+        let first = first.expect("a line").expect("it is text");
+        assert!(serde_json::from_str::<TaskRecord>(&first).is_ok());
+        // The rest would only wait for a reader.
+        std::mem::forget(writer);
     }
 
     #[test]

@@ -1,6 +1,5 @@
-//! The containers that run now, by the names of their directories, and the first process of each; for
-//! whoever wants to look at them from outside. Apart from `launch`, which enters them here, because it
-//! must not know who looks.
+//! The containers that run now, by the names of their directories, with the first process of each. The
+//! status file shows them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What a task's container and the init container have in common: from a stage to a judgement.
+//! One container, a task's or the init container, from its directories to a [`TaskOutcome`].
 
 use std::fs::File;
 use std::io;
@@ -15,9 +15,11 @@ use super::probe_container::{cause_of_spawn, shells_code};
 use super::shared_look::SharedLook;
 use super::staging::{HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER, TaskDirs, TaskIo};
 use super::watchdog::{self, ProgressSources, ResourceLimits};
-use super::{ContainerSpec, ExternalError, TaskContext, TaskMetrics};
+use super::{ContainerSpec, ExternalError, TaskContext, TaskMetrics, file_work};
+use crate::blocking;
+use crate::broker::Content;
 use crate::config::DumpOutput;
-use crate::container::{self, Access, Bind, Invocation, Places, RunSpec};
+use crate::container::{self, Access, Bind, BindError, Invocation, Places, RunSpec};
 use crate::fault::{self, Attribution, Cause, ContainerRole, FaultClass, TaskError};
 use crate::process::{
     self, ChildExit, ChildLimits, ChildSpec, ExitStatus, Leftovers, ShutdownPhase, ShutdownSender,
@@ -25,21 +27,19 @@ use crate::process::{
     output::{self, Shown},
 };
 
-/// How a container ended, in the pilot's terms.
+/// How a task ended.
 #[derive(Debug)]
-pub(super) enum ContainerOutcome {
-    /// Exit code 0.
-    Succeeded,
-    /// Anything else that is its own doing, its time limit included.
+pub enum TaskOutcome {
+    Output(Content),
+    /// It succeeded and wrote no output event. Of a container alone: it succeeded.
+    NoOutput,
+    /// By its own doing, its time limit included, or for the machine's sake.
     Failed(TaskError),
-    /// It was told to end, and did not finish before.
+    /// It was told to end with the pilot, and did not finish before.
     Interrupted,
 }
 
 /// Runs a container to its end. Its errors have the same text for every task that fails alike.
-///
-/// # Errors
-/// When it could not even be started: the EP's fault, or the user's variables can't be passed on.
 pub(super) async fn launch(
     context: &TaskContext,
     plan: &ContainerSpec,
@@ -48,12 +48,12 @@ pub(super) async fn launch(
     io: Option<&TaskIo>,
     shutdown: watch::Receiver<ShutdownPhase>,
     trace: &mut TaskMetrics,
-) -> Result<ContainerOutcome, TaskError> {
-    let alike = |error: TaskError| error.edited(|text| without_identity(text, stage, io));
+) -> TaskOutcome {
     match start_to_end(context, plan, role, stage, io, shutdown, trace).await {
-        Ok(ContainerOutcome::Failed(error)) => Ok(ContainerOutcome::Failed(alike(error))),
-        Err(error) => Err(alike(error)),
-        ended => ended,
+        Ok(TaskOutcome::Failed(error)) | Err(error) => {
+            TaskOutcome::Failed(error.edited(|text| without_identity(text, stage, io)))
+        }
+        Ok(outcome) => outcome,
     }
 }
 
@@ -80,15 +80,19 @@ async fn start_to_end(
     io: Option<&TaskIo>,
     shutdown: watch::Receiver<ShutdownPhase>,
     trace: &mut TaskMetrics,
-) -> Result<ContainerOutcome, TaskError> {
+) -> Result<TaskOutcome, TaskError> {
     let binds = binds(context, plan, io.map(|io| io.dir.as_path()), &shutdown)
         .await
         .map_err(|error| TaskError::InvalidBindMount(error.to_string()))?;
     let invocation = invocation(context, plan, &binds, stage, io)?;
-    let files = [
-        created(&stage.stdout(), "stdoutfile")?,
-        created(&stage.stderr(), "stderrfile")?,
-    ];
+    let [stdout, stderr] = [stage.stdout(), stage.stderr()];
+    let files = file_work(move || {
+        Ok([
+            created(&stdout, "stdoutfile")?,
+            created(&stderr, "stderrfile")?,
+        ])
+    })
+    .await?;
     let ([stdout, stderr], outputs) =
         OutputCapture::start(files, context.output_limit).map_err(|error| {
             TaskError::setup(
@@ -143,17 +147,17 @@ async fn start_to_end(
         error!(?pids, "processes of a container can't be killed");
     }
     let judged = match out_of_memory(context, role, &ended, kills_before) {
-        Some(error) => ContainerOutcome::Failed(error),
+        Some(error) => TaskOutcome::Failed(error),
         None => judge(context, role, &ended, plan, stage, &shutdown).await?,
     };
     let outcome = match (judged, breach) {
-        (ContainerOutcome::Interrupted, Some(breach)) => ContainerOutcome::Failed(breach),
+        (TaskOutcome::Interrupted, Some(breach)) => TaskOutcome::Failed(breach),
         (outcome, _) => outcome,
     };
     // The files of those that failed are kept; of the others the log is all that stays.
     match (&outcome, context.dump) {
-        (ContainerOutcome::Failed(_), _) => show_output(context, role, stage, Shown::Ends),
-        (_, DumpOutput::All) => show_output(context, role, stage, Shown::Whole),
+        (TaskOutcome::Failed(_), _) => show_output(context, role, stage, Shown::Ends).await,
+        (_, DumpOutput::All) => show_output(context, role, stage, Shown::Whole).await,
         _ => {}
     }
     Ok(outcome)
@@ -189,7 +193,7 @@ async fn guarded(
             never = &mut forwarded => match never {},
         }
     };
-    // The pilot's will still counts: a kill hastens what the guard began.
+    // The pilot's shutdown still counts: a kill hastens what the watchdog began.
     let ended = tokio::select! {
         ended = &mut run => ended,
         never = &mut forwarded => match never {},
@@ -284,44 +288,54 @@ async fn judge(
     plan: &ContainerSpec,
     stage: &TaskDirs,
     shutdown: &watch::Receiver<ShutdownPhase>,
-) -> Result<ContainerOutcome, TaskError> {
+) -> Result<TaskOutcome, TaskError> {
     match (ended.ended_by, ended.exit) {
         (StopCause::Timeout, _) => {
-            return Ok(ContainerOutcome::Failed(TaskError::Timeout {
+            return Ok(TaskOutcome::Failed(TaskError::Timeout {
                 role,
                 after: plan.timeout.unwrap_or_default(),
             }));
         }
-        (StopCause::Will, ExitStatus::Code(0)) => return Ok(ContainerOutcome::Succeeded),
-        (StopCause::Will, _) => return Ok(ContainerOutcome::Interrupted),
+        (StopCause::Shutdown, ExitStatus::Code(0)) => return Ok(TaskOutcome::NoOutput),
+        (StopCause::Shutdown, _) => return Ok(TaskOutcome::Interrupted),
         (StopCause::Itself, _) => {}
     }
-    let stderr =
-        Stderr::read(&stage.stderr()).map_err(|error| staging_error("stderrfile", &error))?;
+    let path = stage.stderr();
+    let reading = move || Stderr::read(&path).map_err(|error| staging_error("stderrfile", &error));
+    let stderr = file_work(reading).await?;
     let blame = fault_diagnosis::blame(context, plan, stage, ended.exit, &stderr, shutdown).await;
     Ok(match (&blame, ended.exit) {
-        (Attribution::Task | Attribution::Unknown, ExitStatus::Code(0)) => {
-            ContainerOutcome::Succeeded
-        }
-        (Attribution::Unknown, _) => ContainerOutcome::Interrupted,
+        (Attribution::Task | Attribution::Unknown, ExitStatus::Code(0)) => TaskOutcome::NoOutput,
+        (Attribution::Unknown, _) => TaskOutcome::Interrupted,
         (Attribution::Task | Attribution::Cause(..), exit) => {
-            ContainerOutcome::Failed(blame.error(role, python_code(exit), &stderr.tail))
+            TaskOutcome::Failed(blame.error(role, python_code(exit), &stderr.tail))
         }
     })
 }
 
-/// Copies what a container wrote into the log.
-pub(super) fn show_output(
+/// Copies what a container wrote into the log. Waits for that, so that no more than the tasks that run can have
+/// it pending, but not for a reader that is too slow: the files may be removed then.
+pub(super) async fn show_output(
     context: &TaskContext,
     role: ContainerRole,
     stage: &TaskDirs,
     shown: Shown,
 ) {
-    let shown = context.log.aside(|log| {
-        output::dump(&stage.stdout(), &format!("{role} (stdout)"), shown, log)?;
-        output::dump(&stage.stderr(), &format!("{role} (stderr)"), shown, log)
-    });
-    if let Err(error) = shown {
+    let (stdout, stderr) = (stage.stdout(), stage.stderr());
+    let dumped = async {
+        let opening = move || -> io::Result<_> {
+            let files = [File::open(&stdout)?, File::open(&stderr)?];
+            Ok((files, stdout, stderr))
+        };
+        let ([out, err], stdout, stderr) = blocking::start(opening).await??;
+        let dump = move |log: &mut dyn io::Write| {
+            output::dump((out, &stdout), &format!("{role} (stdout)"), shown, log)?;
+            output::dump((err, &stderr), &format!("{role} (stderr)"), shown, log)
+        };
+        context.log.dump(dump).await
+    };
+    let dumped: io::Result<()> = dumped.await;
+    if let Err(error) = dumped {
         warn!(%error, "a container's output can't be shown");
     }
 }
@@ -342,11 +356,16 @@ pub(super) async fn binds(
         .external
         .binds(&context.guard, &scratch, shutdown)
         .await?;
-    let own = |source: &Path, target| Bind::new(source, Path::new(target), Access::ReadWrite);
-    let mut binds = vec![own(&context.dirs.hub(), HUB_IN_CONTAINER)?];
-    if let Some(io) = io {
-        binds.push(own(io, IO_IN_CONTAINER)?);
-    }
+    let mut own = vec![(context.dirs.hub(), HUB_IN_CONTAINER)];
+    own.extend(io.map(|io| (io.to_owned(), IO_IN_CONTAINER)));
+    let resolving = blocking::start(move || -> Result<Vec<Bind>, BindError> {
+        let own = own.into_iter();
+        own.map(|(source, target)| Bind::new(source, Path::new(target), Access::ReadWrite))
+            .collect()
+    });
+    let mut binds = resolving
+        .await
+        .map_err(|panicked| ExternalError::Table(panicked.into()))??;
     binds.extend(context.inputs.iter().cloned());
     binds.extend(external);
     binds.extend(plan.repair.clone());

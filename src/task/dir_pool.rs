@@ -1,9 +1,8 @@
-//! Directories that a task left as it got them, kept for further tasks. Touches the file system only;
-//! blocks. Apart from staging, because it must not matter whether a task's directories are new.
+//! Directories that a task left as it got them, kept for further tasks. Blocks.
 //!
 //! Made anew for each task they took more than a third of the pilot's own CPU time, 2 of 5.5 ms (perf,
-//! ext4, which looks the longer for a free inode the more were freed lately), and two renames do. Whatever
-//! a task could have changed of them is looked at first: with the least trace of it they are removed.
+//! ext4, which looks the longer for a free inode the more were freed lately), and two renames do. All that
+//! a task could have changed is looked at first: with the least trace of a change they are removed.
 
 use std::fs::{self, File, Metadata};
 use std::io;

@@ -1,4 +1,4 @@
-//! How much room is taken and how much is left. Talks to the file system only; blocks.
+//! Free space on a disk, and the budget for files of failed tasks. Blocks.
 
 use std::io;
 use std::path::Path;

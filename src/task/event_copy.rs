@@ -1,6 +1,6 @@
-//! An event as it came, kept while its task runs: whoever takes it out of its queue for good must put
-//! it somewhere. A large one waits on the disk, so that a full window of them takes no memory; the task's
-//! own copy is no help, for it is the task's to change.
+//! An event as it came, kept while its task runs: it may have to be put into the dead-letter queue. A large
+//! one waits on the disk, so that a full window of them takes no memory. The task's own copy is no help, for
+//! the task can change it.
 
 use std::io;
 

@@ -1,6 +1,6 @@
 //! The user's external directories as binds of a container: each of them, and each file system that is
 //! mounted below one. A read-only bind is so for itself alone; what is mounted below stays writable unless
-//! it gets a read-only bind of its own. Looked at before each container, for mounts come and go.
+//! it gets a read-only bind of its own. The mounts are read before each container, for they come and go.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -19,9 +19,8 @@ use tracing::{info, warn};
 
 use super::path_probe::{PathHealth, ProbeDepth, look, may_pass};
 use super::probe_container::{ContainerProbeDepth, ContainerProbeOutcome, probe, shells_code};
-use super::run::blocking;
 use super::staging::TaskDirs;
-use super::{ContainerSpec, TaskContext};
+use super::{ContainerSpec, TaskContext, file_work};
 use crate::container::{remove_tree, tree_bytes};
 use crate::fault::{self, Attribution, Cause, FaultClass, NextStep};
 use crate::process::{ExitStatus, ShutdownPhase, output};
@@ -186,7 +185,7 @@ async fn unreadable(
 async fn full_disk(context: &TaskContext, stage: &TaskDirs) -> Option<Attribution> {
     let directory = context.dirs.apptainer();
     let own = stage.own();
-    let tried = blocking(move || {
+    let tried = file_work(move || {
         let mut freed = 0;
         let mut written = write_something(&directory);
         for path in own {

@@ -1,6 +1,8 @@
-//! Makes an image usable: ties the container module's plan to the process module's supervision.
+//! Makes an image usable: converts it to a sandbox directory if the policy wants that. Files are handled by
+//! threads that may block.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -8,8 +10,9 @@ use tokio::sync::watch;
 use tracing::info;
 
 use super::TaskContext;
+use crate::blocking::{self, Panicked};
 use crate::config::ImagePolicy;
-use crate::container::{ImageError, Invocation, LockOutcome, Resolution};
+use crate::container::{ConversionLock, ImageError, Invocation, LockOutcome, Resolution};
 use crate::fault::{Diagnosis, FaultClass};
 use crate::process::{CaptureError, Captured, ChildLimits, Query, ShutdownPhase, capture};
 
@@ -25,6 +28,8 @@ pub enum PrepareError {
     /// The converter could not be run.
     #[error(transparent)]
     Run(#[from] CaptureError),
+    #[error(transparent)]
+    Files(#[from] Panicked),
 }
 
 impl PrepareError {
@@ -33,7 +38,7 @@ impl PrepareError {
     pub fn diagnosis(&self) -> Diagnosis {
         match self {
             Self::Image(ImageError::Build { .. }) => Diagnosis::without_fix(self.to_string()),
-            Self::Image(_) | Self::Run(_) => Diagnosis::of_text(&self.to_string()),
+            Self::Image(_) | Self::Run(_) | Self::Files(_) => Diagnosis::of_text(&self.to_string()),
         }
     }
 
@@ -41,7 +46,7 @@ impl PrepareError {
     pub fn class(&self) -> FaultClass {
         match self {
             Self::Image(error) => error.class(),
-            Self::Run(_) => FaultClass::Ep,
+            Self::Run(_) | Self::Files(_) => FaultClass::Ep,
         }
     }
 }
@@ -57,7 +62,9 @@ pub async fn prepare(
     policy: &ImagePolicy,
     shutdown: watch::Receiver<ShutdownPhase>,
 ) -> Result<PathBuf, PrepareError> {
-    let conversion = match Resolution::of(image, cwd, policy)? {
+    let (of, cwd, policy) = (image.to_owned(), cwd.to_owned(), policy.clone());
+    let resolving = blocking::start(move || Resolution::of(&of, &cwd, &policy));
+    let conversion = match resolving.await?? {
         Resolution::Ready(directory) => return Ok(directory),
         Resolution::Convert(conversion) => conversion,
     };
@@ -66,25 +73,62 @@ pub async fn prepare(
             info!(image, directory = %directory.display(), "image is converted already");
             return Ok(directory);
         }
-        LockOutcome::Ours(locked) => locked,
+        LockOutcome::Ours(lock) => OwnedLock(Some(Arc::new(lock))),
     };
     info!(image, "converting the image to a sandbox directory");
-    let invocation = locked.build(&context.apptainer, context.verbosity)?;
+    let (apptainer, verbosity) = (context.apptainer.clone(), context.verbosity);
+    let invocation = locked
+        .with(move |lock| lock.build(&apptainer, verbosity))
+        .await?;
     let built = run(context, invocation, shutdown.clone()).await?;
     if !built.succeeded() {
-        return Err(locked.failed(&built.stderr).into());
+        let failed = move |lock: &ConversionLock| Err(lock.failed(&built.stderr));
+        return locked.with(failed).await;
     }
-    if let Some(invocation) = locked.reread(&context.apptainer)? {
+    let apptainer = context.apptainer.clone();
+    let reread = locked.with(move |lock| lock.reread(&apptainer)).await?;
+    if let Some(invocation) = reread {
         info!(
             image,
             "the converted image has a runscript that runs nothing: looking for its own"
         );
         let read = run(context, invocation, shutdown).await?;
-        locked.restore(&read.stdout)?;
+        locked.with(move |lock| lock.restore(&read.stdout)).await?;
     }
-    let directory = locked.commit()?;
+    let directory = locked.commit().await?;
     info!(image, directory = %directory.display(), "image converted");
     Ok(directory)
+}
+
+/// The right to convert an image, used and dropped by threads that may block: dropping it removes what is
+/// half made, gigabytes perhaps.
+struct OwnedLock(Option<Arc<ConversionLock>>);
+
+impl OwnedLock {
+    async fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&ConversionLock) -> Result<T, ImageError> + Send + 'static,
+    ) -> Result<T, PrepareError> {
+        let Some(lock) = self.0.clone() else {
+            return Err(Panicked.into());
+        };
+        Ok(blocking::start(move || work(&lock)).await??)
+    }
+
+    async fn commit(mut self) -> Result<PathBuf, PrepareError> {
+        // No work has it any more.
+        let Some(lock) = self.0.take().and_then(Arc::into_inner) else {
+            return Err(Panicked.into());
+        };
+        Ok(blocking::start(move || lock.commit()).await??)
+    }
+}
+
+impl Drop for OwnedLock {
+    fn drop(&mut self) {
+        let lock = self.0.take();
+        drop(blocking::start(move || drop(lock)));
+    }
 }
 
 async fn run(

@@ -3,23 +3,15 @@
 use tokio::sync::watch;
 use tracing::{Instrument, info, info_span};
 
-use super::container_run::{ContainerOutcome, launch, staging_error};
+use super::container_run::{TaskOutcome, launch, staging_error};
 use super::staging::Disposal;
-use super::{ContainerSpec, Leftover, TaskContext, TaskMetrics};
+use super::{ContainerSpec, Leftover, TaskContext, TaskMetrics, file_work};
 use crate::config::KeepFiles;
 use crate::fault::{ContainerRole, TaskError};
 use crate::ids::TaskId;
 use crate::process::ShutdownPhase;
 
-/// How the init container ended, when it did not fail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Initialized {
-    Ready,
-    /// The pilot was told to end while it ran.
-    Interrupted,
-}
-
-/// Runs the init container to its end.
+/// Runs the init container to its end. One that the pilot's shutdown ended is no failure.
 ///
 /// # Errors
 /// When it failed, timed out or could not be started; no event may be taken then.
@@ -27,15 +19,17 @@ pub async fn run_init(
     context: &TaskContext,
     plan: &ContainerSpec,
     shutdown: watch::Receiver<ShutdownPhase>,
-) -> Result<Initialized, TaskError> {
+) -> Result<(), TaskError> {
     let name = format!("init-{}", TaskId::random());
     async {
         info!("init container started");
-        let stage = context
-            .dirs
-            .stage(&name)
-            .map_err(|error| staging_error("directories", &error))?;
-        let result = match launch(
+        let (dirs, of_stage) = (context.dirs.clone(), name.clone());
+        let stage = file_work(move || {
+            dirs.stage(&of_stage)
+                .map_err(|error| staging_error("directories", &error))
+        })
+        .await?;
+        let outcome = launch(
             context,
             plan,
             ContainerRole::Init,
@@ -44,14 +38,13 @@ pub async fn run_init(
             shutdown,
             &mut TaskMetrics::default(),
         )
-        .await
-        {
-            Ok(ContainerOutcome::Succeeded) => Ok(Initialized::Ready),
-            Ok(ContainerOutcome::Interrupted) => Ok(Initialized::Interrupted),
-            Ok(ContainerOutcome::Failed(error)) | Err(error) => Err(error),
+        .await;
+        let result = match outcome {
+            TaskOutcome::Failed(error) => Err(error),
+            TaskOutcome::Output(_) | TaskOutcome::NoOutput | TaskOutcome::Interrupted => Ok(()),
         };
         let disposal = match (&result, context.keep) {
-            (Ok(_), KeepFiles::Failed) => Disposal::Remove,
+            (Ok(()), KeepFiles::Failed) => Disposal::Remove,
             _ => Disposal::Keep,
         };
         let leftover = Leftover::of(stage, Some(disposal), Vec::new(), &context.kept);

@@ -1,5 +1,5 @@
-//! What a container leaves on the disk. It is measured and cleared away when its result is out, so that
-//! nothing a task leaves can hold a result up, let alone lose it. Knows directories; no broker.
+//! The directories that a container leaves on the disk. They are measured and cleared away when its result
+//! is out, so that nothing a task leaves can hold a result up, let alone lose it.
 
 use std::path::PathBuf;
 use std::sync::Arc;

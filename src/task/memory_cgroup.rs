@@ -1,6 +1,6 @@
-//! What the kernel tells of the memory of the pilot's own control group, which its containers are in too:
-//! how often it killed a process there, and how much all together may have. Reads `/proc` and `/sys`
-//! only; what can't be read is not known, as on a machine that mounts no control groups.
+//! The memory counters of the pilot's own control group, which its containers are in too: how often the
+//! kernel killed a process there, and how much memory all may have together. On a machine that mounts no
+//! control groups neither is known.
 
 use std::fs;
 use std::path::{Path, PathBuf};

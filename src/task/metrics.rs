@@ -1,5 +1,5 @@
-//! What is known of a container whatever became of it: what it cost, how it ended. Data only; filled
-//! while it runs, so that a task that fails half-way has as much of it as one that succeeds.
+//! The measurements of one container: what it cost and how it ended. Filled while it runs, so that a task
+//! that fails half-way has as much of it as one that succeeds.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! One event in, one report out: stages the files, runs the container, reads what it wrote. Uses
-//! codec, container and process; never sees a delivery, so it can't ack anything.
+//! One event in, one report out: makes the directories, runs the container, reads what it wrote. A delivery
+//! never comes here, so nothing can be acknowledged here.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::config::{DumpOutput, KeepFiles, Verbosity};
 use crate::container::{Apptainer, Bind, ProcMount, Template, names_outfile};
+use crate::fault::TaskError;
 use crate::process::GuardianHandle;
 use crate::telemetry::Progress;
 
@@ -35,13 +36,14 @@ mod transfer;
 mod watchdog;
 
 pub use active_containers::{ActiveContainers, ContainerPids};
+pub use container_run::TaskOutcome;
 pub use event_copy::EventCopy;
 pub use external::{ExternalDirs, ExternalError};
 pub use fault_diagnosis::write_something;
 pub use leftover::Leftover;
 pub use memory_cgroup::MemoryKills;
 pub use metrics::TaskMetrics;
-pub use run::{StartGate, TaskEnd, TaskReport, TaskRunner};
+pub use run::{StartGate, TaskReport, TaskRunner};
 pub use shared_look::SharedLook;
 pub use transfer::MemoryBudget;
 pub use watchdog::ResourceLimits;
@@ -100,7 +102,20 @@ impl ContainerSpec {
     }
 }
 
-pub use init::{Initialized, run_init};
+pub use init::run_init;
 
 /// A workbench is shared with the threads that do blocking file work.
 pub type SharedTaskContext = Arc<TaskContext>;
+
+/// Runs file work on a thread of its own, inside the current span.
+async fn file_work<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, TaskError> + Send + 'static,
+) -> Result<T, TaskError> {
+    let span = tracing::Span::current();
+    match crate::blocking::start(move || span.in_scope(work)).await {
+        Ok(result) => result,
+        Err(error) => Err(TaskError::Os(format!(
+            "the pilot's file work stopped: {error}"
+        ))),
+    }
+}

@@ -1,7 +1,7 @@
-//! A container's output on its way into a file, of which only so much is kept: the beginning, and the
-//! end, where errors are. Through a pipe, because a file that is cut while a task writes into it holds
-//! no limit against a task that writes faster than we look, and would lose the end. On a thread of its own,
-//! because a disk that hangs must not hold up the pilot's loop.
+//! Copies a container's output into a file of which only so much is kept: the beginning, and the end, where
+//! errors are. Through a pipe, because a file that is cut while a task writes into it holds no limit against
+//! a task that writes faster than we look, and would lose the end. On a thread of its own, because a disk
+//! that hangs must not hold up the event loop.
 
 use std::collections::VecDeque;
 use std::fs::File;

@@ -1,6 +1,5 @@
-//! What on the execution point is the pilot's own, and how it is kept from tasks: by which file it is
-//! (device and inode) and not by its name, for the same file may have come with the job, or have a second
-//! name. Names no variable and reads no content.
+//! Keeps the pilot's own files from tasks: by device and inode and not by name, for the same file may have
+//! come with the job, or have a second name.
 
 use std::collections::HashSet;
 use std::fs::{self, Metadata};

@@ -1,6 +1,5 @@
 //! Looks at directories that may hang or fail, through a child of the pilot's own binary: a process
-//! that waits for a dead file server can't even be killed, and must not be the pilot. Both ends are
-//! here; the child's talks to files only, the pilot's to the process module only.
+//! that waits for a dead file server can't even be killed, and must not be the pilot. Both ends are here.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -130,7 +129,7 @@ async fn look_once(
     let seen = capture(guard, query, limits, shutdown.clone()).await?;
     Ok(match (seen.ended_by, seen.exit) {
         (StopCause::Timeout, _) => PathHealth::Hanging(extent.deadline()),
-        (StopCause::Will, _) | (StopCause::Itself, ExitStatus::Code(0)) => PathHealth::Clear,
+        (StopCause::Shutdown, _) | (StopCause::Itself, ExitStatus::Code(0)) => PathHealth::Clear,
         (StopCause::Itself, _) => failing(&seen.stdout),
     })
 }

@@ -1,5 +1,5 @@
 //! A container as tasks get it, made to learn something and not for an event: same flags, binds, variables
-//! and image, directories of its own. Nothing of the image is started in it. Uses container and process.
+//! and image, directories of its own. Nothing of the image is started in it.
 //!
 //! One start answers all: a script of ours, sourced after those of the image, tries what a task may rely on;
 //! then Apptainer says of a command that can't exist that it doesn't, so everything up to there works. Only
@@ -14,9 +14,9 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::container_run::binds;
-use super::run::blocking;
 use super::staging::{HUB_IN_CONTAINER, IO_IN_CONTAINER, TaskDirs};
-use super::{ContainerSpec, ExternalError, TaskContext};
+use super::{ContainerSpec, ExternalError, TaskContext, file_work};
+use crate::blocking;
 use crate::config::Verbosity;
 use crate::container::{
     self, Bind, ENV_DIR, ImageShape, LAST, MARK, Needs, ProbeFinding, RunSpec, Trials,
@@ -125,7 +125,7 @@ pub fn cause_of_spawn(error: &SpawnError) -> Cause {
     }
 }
 
-/// Whether tasks can run here in containers of `plan`'s image now; nothing when the will came in between.
+/// Whether tasks can run here in containers of `plan`'s image now; nothing when the shutdown came in between.
 pub async fn probe(
     context: &TaskContext,
     plan: &ContainerSpec,
@@ -142,11 +142,13 @@ pub async fn probe(
             said: said.clone(),
         });
     }
-    let probe = match ProbeContainer::prepare(context, plan, shutdown) {
+    let probe = match ProbeContainer::prepare(context, plan, shutdown).await {
         Ok(probe) => probe,
         Err(error) => return Some(error.into()),
     };
-    let probed = match probe.ask(&shape, depth).await {
+    let asked = probe.ask(&shape, depth).await;
+    probe.remove().await;
+    let probed = match asked {
         Ok(probed) => probed?,
         Err(error) => error.into(),
     };
@@ -165,7 +167,7 @@ pub async fn probe(
 /// Looks at the image. It may be on a file system that hangs.
 async fn shape(image: &Path) -> Result<ImageShape, ProbeError> {
     let image = image.to_owned();
-    let looking = blocking(move || Ok(ImageShape::of(&image)));
+    let looking = file_work(move || Ok(ImageShape::of(&image)));
     match tokio::time::timeout(DEADLINE, looking).await {
         Ok(Ok(shape)) => Ok(shape),
         Ok(Err(error)) => Err(ProbeError::Look(error)),
@@ -187,14 +189,20 @@ struct ProbeContainer<'a> {
 }
 
 impl<'a> ProbeContainer<'a> {
-    fn prepare(
+    async fn prepare(
         context: &'a TaskContext,
         plan: &'a ContainerSpec,
         shutdown: &'a watch::Receiver<ShutdownPhase>,
     ) -> Result<Self, ProbeError> {
         let word = format!("probe-{}", Uuid::new_v4().simple());
-        let stage = context.dirs.stage(&word)?;
-        let probe = Self {
+        let (dirs, name) = (context.dirs.clone(), word.clone());
+        let making = move || {
+            let stage = dirs.stage(&name)?;
+            fs::create_dir(stage.io_dir())?;
+            Ok(stage)
+        };
+        let stage = off_the_loop(making).await?;
+        Ok(Self {
             io: stage.io_dir(),
             workdir: stage.scratch().to_path_buf(),
             stage: Some(stage),
@@ -202,9 +210,7 @@ impl<'a> ProbeContainer<'a> {
             plan,
             shutdown,
             word,
-        };
-        fs::create_dir(&probe.io)?;
-        Ok(probe)
+        })
     }
 
     async fn ask(
@@ -224,8 +230,9 @@ impl<'a> ProbeContainer<'a> {
             },
             own: &own,
         };
-        fs::write(self.io.join(QUESTION), format!("{}\n", self.word))?;
-        let script = self.script(LAST, &container::script(&trials))?;
+        let (path, text) = (self.io.join(QUESTION), format!("{}\n", self.word));
+        off_the_loop(move || fs::write(path, text)).await?;
+        let script = self.script(LAST, container::script(&trials)).await?;
         let began = Instant::now();
         let Some(captured) = self.run(std::slice::from_ref(&script)).await? else {
             return Ok(None);
@@ -245,7 +252,7 @@ impl<'a> ProbeContainer<'a> {
         Ok(Some(match found {
             ProbeFinding::Well { notes } => {
                 if depth == ContainerProbeDepth::Hub {
-                    self.check_hub()?;
+                    self.check_hub().await?;
                 }
                 ContainerProbeOutcome::Well { took, notes }
             }
@@ -277,8 +284,8 @@ impl<'a> ProbeContainer<'a> {
     ) -> Result<Option<ContainerProbeOutcome>, ProbeError> {
         let mut scripts = vec![last];
         for name in names {
-            scripts
-                .push(self.script(&format!("{name}{MARK}"), &container::mark(&self.word, name))?);
+            let (name, text) = (format!("{name}{MARK}"), container::mark(&self.word, name));
+            scripts.push(self.script(&name, text).await?);
         }
         let Some(captured) = self.run(&scripts).await? else {
             return Ok(None);
@@ -304,9 +311,10 @@ impl<'a> ProbeContainer<'a> {
     }
 
     /// What the container wrote into the hub must be there.
-    fn check_hub(&self) -> Result<(), ProbeError> {
+    async fn check_hub(&self) -> Result<(), ProbeError> {
         let path = self.hub_file();
-        let text = fs::read_to_string(&path)
+        let text = off_the_loop(move || fs::read_to_string(path))
+            .await
             .map_err(|error| ProbeError::Lost(format!("does not arrive: {error}")))?;
         if text.trim_end() == self.word {
             Ok(())
@@ -320,13 +328,14 @@ impl<'a> ProbeContainer<'a> {
     }
 
     /// A script of ours, bound among those of the image.
-    fn script(&self, name: &str, text: &str) -> Result<Bind, ProbeError> {
+    async fn script(&self, name: &str, text: String) -> Result<Bind, ProbeError> {
         let path = self.workdir.join(name);
-        fs::write(&path, text)?;
+        let written = path.clone();
+        off_the_loop(move || fs::write(written, text)).await?;
         Ok(Bind::script(path, format!("{ENV_DIR}/{name}")))
     }
 
-    /// Makes the container; nothing when the will ended it.
+    /// Makes the container; nothing when the shutdown ended it.
     async fn run(&self, scripts: &[Bind]) -> Result<Option<Captured>, ProbeError> {
         let mut binds = binds(self.context, self.plan, Some(&self.io), self.shutdown).await?;
         binds.extend_from_slice(scripts);
@@ -358,7 +367,7 @@ impl<'a> ProbeContainer<'a> {
         match captured.ended_by {
             StopCause::Itself => Ok(Some(captured)),
             StopCause::Timeout => Err(ProbeError::Hanging(DEADLINE)),
-            StopCause::Will => Ok(None),
+            StopCause::Shutdown => Ok(None),
         }
     }
 
@@ -373,29 +382,53 @@ impl<'a> ProbeContainer<'a> {
         }
     }
 
-    /// Removes what the container wrote, so that its directories are as they were.
-    fn clean(&self) {
-        let hidden = format!(".{}", self.word);
-        let scratch = ["tmp", "var_tmp", "home"].map(|part| self.workdir.join(part).join(&hidden));
-        let scripts = fs::read_dir(&self.workdir).into_iter().flatten().flatten();
-        let scripts = scripts
-            .map(|entry| entry.path())
-            .filter(|path| path.is_file());
-        for file in scratch.into_iter().chain([self.hub_file()]).chain(scripts) {
-            // One that isn't there was not written.
-            let _ = fs::remove_file(file);
+    /// Removes what the container wrote, so that its directories are as they were, and gives them back.
+    async fn remove(mut self) {
+        if let Some(removing) = self.removing() {
+            let _panicked = blocking::start(removing).await;
         }
+    }
+
+    /// The work of it, unless that is done.
+    fn removing(&mut self) -> Option<impl FnOnce() + Send + use<>> {
+        let stage = self.stage.take()?;
+        let hidden = format!(".{}", self.word);
+        let (hub_file, workdir) = (self.hub_file(), self.workdir.clone());
+        let files = [QUESTION, ANSWER].map(|name| self.io.join(name));
+        Some(move || {
+            let scratch = ["tmp", "var_tmp", "home"].map(|part| workdir.join(part).join(&hidden));
+            let scripts = fs::read_dir(&workdir).into_iter().flatten().flatten();
+            let scripts = scripts
+                .map(|entry| entry.path())
+                .filter(|path| path.is_file());
+            for file in scratch.into_iter().chain([hub_file]).chain(scripts) {
+                // One that isn't there was not written.
+                let _ = fs::remove_file(file);
+            }
+            if let Err(error) = stage.clear(&files) {
+                tracing::warn!(%error, "a probe's directories could not be removed");
+            }
+        })
     }
 }
 
 impl Drop for ProbeContainer<'_> {
     fn drop(&mut self) {
-        self.clean();
-        let files = [QUESTION, ANSWER].map(|name| self.io.join(name));
-        if let Some(Err(error)) = self.stage.take().map(|stage| stage.clear(&files)) {
-            tracing::warn!(%error, "a probe's directories could not be removed");
+        if let Some(removing) = self.removing() {
+            drop(blocking::start(removing));
         }
     }
+}
+
+/// Small files, which take that long only on a disk that hangs.
+const FILES_WITHIN: Duration = Duration::from_secs(30);
+
+async fn off_the_loop<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    blocking::within(FILES_WITHIN, work)
+        .await
+        .unwrap_or_else(|error| Err(error.into()))
 }
 
 /// Whether Apptainer could not show our script in this container.

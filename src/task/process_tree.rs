@@ -1,11 +1,12 @@
-//! Which processes a container has, how much memory they hold and how much they worked. Reads `/proc`
-//! only; blocks. A process that ends while it is looked at counts as nothing.
+//! The processes of a container: how many there are, how much memory they hold and how much they worked.
+//! Reads `/proc`; blocks. A process that ends while it is looked at counts as nothing.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::path::Path;
 
 use nix::unistd::{SysconfVar, sysconf};
+
+use crate::process::procfs::{self, ProcessStat};
 
 /// A process by its number, as `/proc` names it.
 pub type Pid = i32;
@@ -41,7 +42,7 @@ pub(super) fn prefer_for_oom_kill(leader: Pid) {
 /// One look at all processes of the machine, for censuses of any number of containers.
 #[derive(Debug)]
 pub struct ProcessTable {
-    found: HashMap<Pid, Stat>,
+    found: HashMap<Pid, ProcessStat>,
     by_parent: HashMap<Pid, Vec<Pid>>,
     by_session: HashMap<Pid, Vec<Pid>>,
 }
@@ -49,12 +50,19 @@ pub struct ProcessTable {
 impl ProcessTable {
     #[must_use]
     pub fn look() -> Self {
-        let mut found: HashMap<Pid, Stat> = HashMap::new();
+        let mut found: HashMap<Pid, ProcessStat> = HashMap::new();
         let mut by_parent: HashMap<Pid, Vec<Pid>> = HashMap::new();
         let mut by_session: HashMap<Pid, Vec<Pid>> = HashMap::new();
-        for (pid, stat) in pids().filter_map(|pid| Some((pid, Stat::read(pid)?))) {
-            by_parent.entry(stat.parent).or_default().push(pid);
-            by_session.entry(stat.session).or_default().push(pid);
+        for pid in procfs::pids() {
+            let Some(stat) = ProcessStat::of(pid) else {
+                continue;
+            };
+            let pid = pid.as_raw();
+            by_parent.entry(stat.parent.as_raw()).or_default().push(pid);
+            by_session
+                .entry(stat.session.as_raw())
+                .or_default()
+                .push(pid);
             found.insert(pid, stat);
         }
         Self {
@@ -84,7 +92,7 @@ impl ProcessTable {
             process_tree.rss_pages += stat.rss_pages;
             // The runtime's own first process polls now and then: no progress of the task.
             if pid != leader {
-                process_tree.ticks += stat.ticks;
+                process_tree.ticks += stat.cpu_ticks;
             }
             left.extend(by_parent.get(&pid).into_iter().flatten());
         }
@@ -111,62 +119,6 @@ impl ProcessTree {
     }
 }
 
-#[derive(Debug)]
-struct Stat {
-    parent: Pid,
-    session: Pid,
-    ticks: u64,
-    rss_pages: u64,
-}
-
-impl Stat {
-    /// See proc(5); the name in parentheses may hold anything. Numbers are of fields behind it.
-    fn read(pid: Pid) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        let number = |place: usize| fields.get(place)?.parse::<i64>().ok();
-        let ticks = (11..=14).filter_map(number).sum::<i64>();
-        Some(Self {
-            parent: Pid::try_from(number(1)?).ok()?,
-            session: Pid::try_from(number(3)?).ok()?,
-            ticks: u64::try_from(ticks).unwrap_or(0),
-            rss_pages: u64::try_from(number(21)?).unwrap_or(0),
-        })
-    }
-}
-
-fn pids() -> impl Iterator<Item = Pid> {
-    fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-}
-
-/// As the kernel lists them, or where it doesn't (it is a build option), by looking at all.
-fn children(parent: Pid) -> Vec<Pid> {
-    let mut found = Vec::new();
-    let mut listed = false;
-    for task in fs::read_dir(format!("/proc/{parent}/task"))
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
-        if let Ok(list) = fs::read_to_string(task.path().join("children")) {
-            listed = true;
-            found.extend(
-                list.split_whitespace()
-                    .filter_map(|pid| pid.parse::<Pid>().ok()),
-            );
-        }
-    }
-    if !listed && Path::new("/proc/self/task").exists() {
-        found = pids()
-            .filter(|pid| Stat::read(*pid).is_some_and(|stat| stat.parent == parent))
-            .collect();
-    }
-    found
-}
-
 /// A process's proportional set size; its resident one where we may not ask.
 fn fair_share(pid: Pid) -> u64 {
     let proportional = || {
@@ -176,8 +128,19 @@ fn fair_share(pid: Pid) -> u64 {
         Some(kibibytes * 1024)
     };
     proportional()
-        .or_else(|| Some(Stat::read(pid)?.rss_pages.saturating_mul(page_bytes())))
+        .or_else(|| {
+            Some(
+                ProcessStat::of(nix::unistd::Pid::from_raw(pid))?
+                    .rss_pages
+                    .saturating_mul(page_bytes()),
+            )
+        })
         .unwrap_or(0)
+}
+
+fn children(parent: Pid) -> impl Iterator<Item = Pid> {
+    let children = procfs::children(nix::unistd::Pid::from_raw(parent));
+    children.into_iter().map(nix::unistd::Pid::as_raw)
 }
 
 fn page_bytes() -> u64 {
@@ -211,7 +174,7 @@ mod tests {
             .spawn()
             .expect("started");
         let pid = Pid::try_from(child.id()).expect("a pid");
-        assert!(children(me).contains(&pid));
+        assert!(children(me).any(|child| child == pid));
         let mut grown = false;
         for _ in 0..1000 {
             grown = ProcessTable::look().below(pid).pids.len() == 2;

@@ -1,4 +1,4 @@
-//! One event through its container: infile, run, outfile. Blocking file work happens off the loop.
+//! Runs one event to its [`TaskOutcome`]: infile, container, outfile.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use tracing::{Instrument, error, info, info_span, warn};
 
-use super::container_run::{ContainerOutcome, launch, show_output, staging_error};
+use super::container_run::{TaskOutcome, launch, show_output, staging_error};
 use super::disk::Budget;
 use super::event_copy::{EventCopy, PendingCopy};
 use super::staging::{Disposal, TaskDirs, TaskIo};
 use super::transfer::{self, MemoryBudget, OutfileState, Wanted};
-use super::{ContainerSpec, Leftover, SharedTaskContext, TaskMetrics};
+use super::{ContainerSpec, Leftover, SharedTaskContext, TaskMetrics, file_work};
 use crate::broker::{BodyStore, Content, Encoding, MessageLimit};
 use crate::config::{DumpOutput, KeepFiles};
 use crate::fault::{ContainerRole, TaskError};
@@ -40,7 +40,7 @@ pub struct TaskRunner {
 
 #[derive(Debug)]
 pub struct TaskReport {
-    pub end: TaskEnd,
+    pub outcome: TaskOutcome,
     /// The event, should it be put away.
     pub event: EventCopy,
     /// From the start of staging to the end of collecting.
@@ -49,16 +49,6 @@ pub struct TaskReport {
     pub trace: TaskMetrics,
     /// What it left on the disk, to be cleared away when its result is out.
     pub leftover: Leftover,
-}
-
-#[derive(Debug)]
-pub enum TaskEnd {
-    Output(Content),
-    /// Well, without an output event.
-    NoOutput,
-    Failed(TaskError),
-    /// Not by itself, and before it finished.
-    Interrupted,
 }
 
 /// When a task may start.
@@ -104,17 +94,17 @@ impl TaskRunner {
                     (staged, begin())
                 }
             };
-            let (end, event, leftover) = match staged {
+            let (outcome, event, leftover) = match staged {
                 Ok(staged) => self.run_staged(staged, shutdown, &mut trace).await,
                 Err(error) => {
                     let lost = EventCopy::Lost(error.to_string());
-                    (TaskEnd::Failed(error), lost, Leftover::none())
+                    (TaskOutcome::Failed(error), lost, Leftover::none())
                 }
             };
             let elapsed = started.elapsed();
-            log_end(&end, elapsed);
+            log_end(&outcome, elapsed);
             TaskReport {
-                end,
+                outcome,
                 event,
                 wall: elapsed,
                 trace,
@@ -129,7 +119,7 @@ impl TaskRunner {
         let context = Arc::clone(&self.context);
         let (infile_ext, outfile_ext) = (self.infile_ext.clone(), self.outfile_ext.clone());
         let (room, bodies) = (self.room.for_event(&event).await, self.bodies.clone());
-        blocking(move || {
+        file_work(move || {
             let _while_unpacking = room;
             let (stage, io) = context
                 .dirs
@@ -158,7 +148,7 @@ impl TaskRunner {
         staged: Staged,
         shutdown: watch::Receiver<ShutdownPhase>,
         trace: &mut TaskMetrics,
-    ) -> (TaskEnd, EventCopy, Leftover) {
+    ) -> (TaskOutcome, EventCopy, Leftover) {
         let Staged {
             stage,
             io,
@@ -168,19 +158,19 @@ impl TaskRunner {
         let running = async {
             match written {
                 Ok(()) => self.run_container(&stage, &io, shutdown, trace).await,
-                Err(error) => Err(error),
+                Err(error) => TaskOutcome::Failed(error),
             }
         };
-        let (end, kept) = tokio::join!(running, event.kept());
-        let disposal = match (&end, self.context.keep) {
+        let (outcome, kept) = tokio::join!(running, event.kept());
+        let disposal = match (&outcome, self.context.keep) {
             (_, KeepFiles::All) => Some(Disposal::Keep),
-            (Err(_), KeepFiles::Failed) => Some(Disposal::KeepWithinBudget),
+            (TaskOutcome::Failed(_), KeepFiles::Failed) => Some(Disposal::KeepWithinBudget),
             // What the kernel doesn't let go may still write there.
-            (Ok(_), KeepFiles::Failed) if trace.survivors > 0 => Some(Disposal::Remove),
-            (Ok(_), KeepFiles::Failed) => None,
+            (_, KeepFiles::Failed) if trace.survivors > 0 => Some(Disposal::Remove),
+            (_, KeepFiles::Failed) => None,
         };
         let leftover = Leftover::of(stage, disposal, io.files().into(), &self.context.kept);
-        (end.unwrap_or_else(TaskEnd::Failed), kept, leftover)
+        (outcome, kept, leftover)
     }
 
     async fn run_container(
@@ -189,8 +179,8 @@ impl TaskRunner {
         io: &TaskIo,
         shutdown: watch::Receiver<ShutdownPhase>,
         trace: &mut TaskMetrics,
-    ) -> Result<TaskEnd, TaskError> {
-        match launch(
+    ) -> TaskOutcome {
+        let ended = launch(
             &self.context,
             &self.plan,
             ContainerRole::Task,
@@ -198,27 +188,30 @@ impl TaskRunner {
             Some(io),
             shutdown,
             trace,
-        )
-        .await?
-        {
-            ContainerOutcome::Failed(error) => Err(error),
-            ContainerOutcome::Interrupted => Ok(TaskEnd::Interrupted),
-            ContainerOutcome::Succeeded => {
-                let result = self.result(io).await;
-                // Whoever wrote a result that can't be sent may have said why.
-                if result.is_err() && self.context.dump != DumpOutput::All {
-                    show_output(&self.context, ContainerRole::Task, stage, Shown::Ends);
-                }
-                if let Ok(TaskEnd::Output(content)) = &result {
+        );
+        let outcome = ended.await;
+        if !matches!(outcome, TaskOutcome::NoOutput) {
+            return outcome;
+        }
+        match self.result(io).await {
+            Ok(outcome) => {
+                if let TaskOutcome::Output(content) = &outcome {
                     trace.output_bytes = Some(content.body().len());
                 }
-                result
+                outcome
+            }
+            Err(error) => {
+                // The task that wrote a result that can't be sent may have said why.
+                if self.context.dump != DumpOutput::All {
+                    show_output(&self.context, ContainerRole::Task, stage, Shown::Ends).await;
+                }
+                TaskOutcome::Failed(error)
             }
         }
     }
 
     /// What a task wrote, as the sink wants it.
-    async fn result(&self, io: &TaskIo) -> Result<TaskEnd, TaskError> {
+    async fn result(&self, io: &TaskIo) -> Result<TaskOutcome, TaskError> {
         let (outfile, ext) = (io.outfile(), self.outfile_ext.clone());
         let wanted = Wanted {
             encoding: self.encoding,
@@ -227,19 +220,19 @@ impl TaskRunner {
         };
         let found = {
             let wanted = wanted.clone();
-            blocking(move || transfer::find_result(&outfile, &ext, &wanted)).await?
+            file_work(move || transfer::find_result(&outfile, &ext, &wanted)).await?
         };
         let outfile = match found {
-            OutfileState::Nothing => return Ok(TaskEnd::NoOutput),
-            OutfileState::Result(content) => return Ok(TaskEnd::Output(content)),
+            OutfileState::Nothing => return Ok(TaskOutcome::NoOutput),
+            OutfileState::Result(content) => return Ok(TaskOutcome::Output(content)),
             OutfileState::Large(outfile) => outfile,
         };
         let room = self.room.for_result(&outfile).await;
-        let read = blocking(move || {
+        let read = file_work(move || {
             let _while_packing = room;
             transfer::read_result(outfile, &wanted)
         });
-        read.await.map(TaskEnd::Output)
+        read.await.map(TaskOutcome::Output)
     }
 }
 
@@ -261,7 +254,7 @@ async fn called_off(staged: Result<Staged, TaskError>, kept: &Arc<Budget>) -> Ta
         Err(error) => (EventCopy::Lost(error.to_string()), Leftover::none()),
     };
     TaskReport {
-        end: TaskEnd::Interrupted,
+        outcome: TaskOutcome::Interrupted,
         event,
         wall: Duration::ZERO,
         trace: TaskMetrics::default(),
@@ -269,25 +262,14 @@ async fn called_off(staged: Result<Staged, TaskError>, kept: &Arc<Budget>) -> Ta
     }
 }
 
-/// Runs file work on a thread of its own, inside the current span.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, TaskError> + Send + 'static,
-) -> Result<T, TaskError> {
-    let span = tracing::Span::current();
-    match crate::blocking::start(move || span.in_scope(work)).await {
-        Ok(result) => result,
-        Err(error) => Err(TaskError::Os(format!(
-            "the pilot's file work stopped: {error}"
-        ))),
-    }
-}
-
-fn log_end(end: &TaskEnd, wall: Duration) {
+fn log_end(outcome: &TaskOutcome, wall: Duration) {
     let wall_secs = wall.as_secs_f64();
-    match end {
-        TaskEnd::Output(_) => info!(wall_secs, output = true, "task succeeded"),
-        TaskEnd::NoOutput => info!(wall_secs, output = false, "task succeeded"),
-        TaskEnd::Failed(error) => error!(wall_secs, error = %error.repr(), "task failed"),
-        TaskEnd::Interrupted => warn!(wall_secs, "task ended with the pilot, its event goes back"),
+    match outcome {
+        TaskOutcome::Output(_) => info!(wall_secs, output = true, "task succeeded"),
+        TaskOutcome::NoOutput => info!(wall_secs, output = false, "task succeeded"),
+        TaskOutcome::Failed(error) => error!(wall_secs, error = %error.repr(), "task failed"),
+        TaskOutcome::Interrupted => {
+            warn!(wall_secs, "task ended with the pilot, its event goes back");
+        }
     }
 }

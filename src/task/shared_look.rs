@@ -1,5 +1,5 @@
 //! One look at the processes of the machine for all tasks of a pilot that ask at about the same time. On a
-//! busy machine a look reads thousands of files. Knows nothing of what is looked for.
+//! busy machine a look reads thousands of files.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! The directories of the pilot and of each container on the EP: made before a container starts,
-//! removed or kept after it. Knows paths and files; starts nothing.
+//! removed or kept after it.
 //!
 //! ```text
 //! <parent>/ewms-pilot-data/data-hub/                     shared by all tasks, never removed

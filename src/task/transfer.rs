@@ -1,5 +1,5 @@
-//! An event into its infile, an outfile into a result, each the way that suits its size: through memory
-//! where that is small, through files where not. Knows files and formats; blocks, but for [`Room`].
+//! Writes an event into its infile and an outfile into a result, each the way that suits its size: through
+//! memory where that is small, through files where not. Blocks, except for [`Room`].
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};

@@ -1,6 +1,5 @@
-//! What watches a task while it runs: its memory, and whether it gets on. Talks to `/proc`; tells the
-//! task through a will of its own. Apart from `launch`, because a guard must never be what fails a task
-//! that is well: what it can't see, it lets run.
+//! Ends a task that takes too much memory or makes no progress. What can't be measured is let run: a watchdog
+//! must not fail a task that is well.
 
 use std::convert::Infallible;
 use std::fs;

@@ -1,6 +1,7 @@
 //! The event loop's rules, a test each.
 
 use super::*;
+use crate::broker::Content;
 use crate::fault::{ContainerRole, FaultClass};
 
 const SIGTERM: i32 = 15;
@@ -27,6 +28,20 @@ fn deliver(state: &mut PilotState) -> TaskId {
     let actions = state.on_event(PilotEvent::Delivered(id, Some(0)));
     assert!(actions.contains(&PilotAction::Start(id)), "{actions:?}");
     id
+}
+
+fn result() -> Content {
+    Content::Frame(b"result".to_vec().into())
+}
+
+fn lost_session(detail: &str) -> PublishError {
+    PublishError::SessionLost {
+        detail: detail.to_owned(),
+    }
+}
+
+fn too_large() -> PublishError {
+    PublishError::TooLarge { bytes: 2, limit: 1 }
 }
 
 fn broken() -> TaskError {
@@ -59,10 +74,10 @@ fn settles(actions: &[PilotAction]) -> Vec<(TaskId, Verdict)> {
 fn a_result_is_confirmed_before_its_event_is_acknowledged() {
     let mut state = state(1);
     let id = deliver(&mut state);
-    let ended = state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output));
-    assert_eq!(ended[0], PilotAction::Publish(id));
+    let ended = state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output(result())));
+    assert_eq!(ended[0], PilotAction::Publish(id, result()));
     assert_eq!(settles(&ended), []);
-    let confirmed = state.on_event(PilotEvent::Published(id, Publication::Confirmed));
+    let confirmed = state.on_event(PilotEvent::Published(id, Ok(())));
     assert_eq!(settles(&confirmed), [(id, Verdict::Done)]);
 }
 
@@ -124,9 +139,9 @@ fn running_tasks_finish_and_are_published_after_the_intake_closed() {
     let failed = state.on_event(PilotEvent::TaskEnded(bad, TaskOutcome::Failed(broken())));
     assert!(failed.contains(&PilotAction::Report(Status::PendingRemainingTasks)));
     state.on_event(PilotEvent::IntakeStopped);
-    let ended = state.on_event(PilotEvent::TaskEnded(good, TaskOutcome::Output));
-    assert_eq!(ended, [PilotAction::Publish(good)]);
-    let confirmed = state.on_event(PilotEvent::Published(good, Publication::Confirmed));
+    let ended = state.on_event(PilotEvent::TaskEnded(good, TaskOutcome::Output(result())));
+    assert_eq!(ended, [PilotAction::Publish(good, result())]);
+    let confirmed = state.on_event(PilotEvent::Published(good, Ok(())));
     assert_eq!(settles(&confirmed), [(good, Verdict::Done)]);
 }
 
@@ -136,12 +151,12 @@ fn no_event_is_wanted_while_every_slot_is_busy_or_the_window_is_full() {
     assert!(state.wants_event());
     let id = deliver(&mut state);
     assert!(!state.wants_event(), "the slot is busy");
-    state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output));
+    state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output(result())));
     assert!(
         !state.wants_event(),
         "the window is full until the event is settled"
     );
-    state.on_event(PilotEvent::Published(id, Publication::Confirmed));
+    state.on_event(PilotEvent::Published(id, Ok(())));
     let settled = state.on_event(PilotEvent::Settled(id));
     assert!(state.wants_event());
     assert_eq!(
@@ -221,8 +236,8 @@ fn an_event_that_comes_after_the_intake_closed_goes_back_unstarted() {
 fn a_refused_result_fails_its_event_not_the_pilot() {
     let mut state = state(1);
     let id = deliver(&mut state);
-    state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output));
-    state.on_event(PilotEvent::Published(id, Publication::Refused(broken())));
+    state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output(result())));
+    state.on_event(PilotEvent::Published(id, Err(too_large())));
     let stopped = state.on_event(PilotEvent::IntakeStopped);
     assert!(matches!(
         &settles(&stopped)[..],
@@ -242,11 +257,8 @@ fn a_lost_broker_ends_the_pilot_after_its_tasks_ended() {
     assert!(lost.contains(&PilotAction::StopIntake));
     state.on_event(PilotEvent::IntakeStopped);
     assert!(!state.is_over(), "the task still runs");
-    state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output));
-    let unpublished = state.on_event(PilotEvent::Published(
-        id,
-        Publication::Lost("gone".to_owned()),
-    ));
+    state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output(result())));
+    let unpublished = state.on_event(PilotEvent::Published(id, Err(lost_session("gone"))));
     assert_eq!(settles(&unpublished), [(id, Verdict::Released)]);
     state.on_event(PilotEvent::Settled(id));
     assert!(state.is_over());
@@ -262,10 +274,7 @@ fn a_report_about_a_task_that_is_not_there_changes_nothing() {
         state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::NoOutput)),
         []
     );
-    assert_eq!(
-        state.on_event(PilotEvent::Published(id, Publication::Confirmed)),
-        []
-    );
+    assert_eq!(state.on_event(PilotEvent::Published(id, Ok(()))), []);
     assert_eq!(state.tally().succeeded, 1);
 }
 
@@ -440,7 +449,7 @@ fn a_fault_of_the_task_or_event_is_counted_and_blames_nobody_else() {
 fn one_is_refused(rules: Rules) -> (PilotState, TaskId) {
     let mut state = PilotState::new(rules).0;
     let id = deliver(&mut state);
-    state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output));
+    state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output(result())));
     state.on_event(PilotEvent::Outlet(Outlet::Refuses));
     (state, id)
 }
@@ -455,13 +464,13 @@ fn while_results_are_refused_no_event_is_taken_no_task_started_and_no_time_is_id
     let refused = state.on_event(PilotEvent::Outlet(Outlet::Refuses));
     assert_eq!(refused, [], "the slots were busy: no time was idle");
     for id in [running, done] {
-        let ended = state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output));
-        assert_eq!(ended, [PilotAction::Publish(id)]);
+        let ended = state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output(result())));
+        assert_eq!(ended, [PilotAction::Publish(id, result())]);
         assert!(!state.wants_event());
     }
     let taken = state.on_event(PilotEvent::Outlet(Outlet::Takes));
     assert_eq!(taken, [PilotAction::Start(next)], "the window is full");
-    state.on_event(PilotEvent::Published(done, Publication::Confirmed));
+    state.on_event(PilotEvent::Published(done, Ok(())));
     let settled = state.on_event(PilotEvent::Settled(done));
     assert_eq!(
         settled,
@@ -481,7 +490,7 @@ fn the_idle_time_begins_anew_when_results_are_taken_again() {
     assert_eq!(taken, [PilotAction::StartIdleTimer(rules(2).idle_timeout)]);
     let refused = state.on_event(PilotEvent::Outlet(Outlet::Refuses));
     assert_eq!(refused, [PilotAction::StopIdleTimer]);
-    state.on_event(PilotEvent::Published(id, Publication::Confirmed));
+    state.on_event(PilotEvent::Published(id, Ok(())));
     let settled = state.on_event(PilotEvent::Settled(id));
     assert_eq!(settled, [], "another one is refused still");
 }
@@ -492,7 +501,7 @@ fn a_result_that_was_refused_for_too_long_gives_its_event_back_unmarked_and_ends
     lenient.on_task_error = OnTaskError::Continue;
     for rules in [rules(1), lenient] {
         let (mut state, id) = one_is_refused(rules);
-        let lost = Publication::Lost("full".to_owned());
+        let lost = Err(lost_session("full"));
         let given_up = state.on_event(PilotEvent::Published(id, lost));
         assert!(given_up.contains(&PilotAction::StopIntake), "{given_up:?}");
         assert_eq!(settles(&given_up), [], "it would come to this pilot again");
@@ -501,7 +510,7 @@ fn a_result_that_was_refused_for_too_long_gives_its_event_back_unmarked_and_ends
         state.on_event(PilotEvent::Settled(id));
         let conclusion = state.conclude();
         assert_eq!((conclusion.tally.failed, conclusion.tally.started), (0, 1));
-        assert_eq!(conclusion.fatal.as_deref(), Some("full"));
+        assert_eq!(conclusion.fatal, Some(lost_session("full").to_string()));
     }
 }
 
@@ -561,13 +570,19 @@ fn one_waits() -> (PilotState, TaskId, TaskId) {
 #[test]
 fn what_was_made_ready_starts_while_the_result_before_it_is_on_its_way() {
     let (mut state, running, next) = one_waits();
-    let ended = state.on_event(PilotEvent::TaskEnded(running, TaskOutcome::Output));
+    let ended = state.on_event(PilotEvent::TaskEnded(
+        running,
+        TaskOutcome::Output(result()),
+    ));
     assert_eq!(
         ended,
-        [PilotAction::Publish(running), PilotAction::Start(next)]
+        [
+            PilotAction::Publish(running, result()),
+            PilotAction::Start(next)
+        ]
     );
     assert_eq!(state.tally().started, 2);
-    state.on_event(PilotEvent::Published(running, Publication::Confirmed));
+    state.on_event(PilotEvent::Published(running, Ok(())));
     let settled = state.on_event(PilotEvent::Settled(running));
     assert_eq!(settled, [], "the slot is busy: no time is idle");
     assert!(state.wants_event());

@@ -30,10 +30,10 @@ use crate::process::spawn::{self, FailedStart, NotStarted, StartProgress};
 /// A handle to the guardian, and the list of the children that it guards. When the last handle is gone,
 /// and at the latest when the process is, the guardian kills the children that are left.
 #[derive(Debug, Clone)]
-pub struct GuardianHandle(Arc<Shared>);
+pub struct GuardianHandle(Arc<GuardianShared>);
 
 #[derive(Debug)]
-struct Shared {
+struct GuardianShared {
     state: Mutex<GuardianState>,
     /// Held by whoever makes a guardian. Threads that may block only.
     replacing: Mutex<()>,
@@ -105,7 +105,7 @@ impl GuardianHandle {
         let _refused = nix::sys::prctl::set_child_subreaper(true);
         let inherited = procfs::own_children().unwrap_or_default();
         let guardian = GuardianProcess::start(start)?;
-        Ok(Self(Arc::new(Shared {
+        Ok(Self(Arc::new(GuardianShared {
             state: Mutex::new(GuardianState {
                 start,
                 guardian,
