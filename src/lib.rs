@@ -172,8 +172,8 @@ fn log_records(task_log: Option<&Path>, pilot: &PilotIdentity) {
     }
 }
 
-/// Says it on stderr if that can be written: on a full disk, or with nobody left to read, the exit
-/// code has to say it alone, where `eprintln!` would panic.
+/// Writes a line to stderr, if that can be written. `eprintln!` would panic on a full disk or a closed pipe;
+/// there the exit code alone says how the pilot ended.
 fn say(text: &impl Display) {
     let _unheard = writeln!(io::stderr(), "{text}");
 }

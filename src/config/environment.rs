@@ -86,7 +86,7 @@ pub(super) fn with_env_file(
 
 /// The directories in which a pilot with these settings may keep `ewms-pilot-data/`: the working directory,
 /// HTCondor's scratch directory, and the one that the environment or the job's env file names. `cwd` is
-/// absolute. Settings that are wrong count as not set: reporting them is the pilot's business.
+/// absolute. Settings that are wrong count as not set; the pilot itself reports them.
 #[must_use]
 pub fn data_parents(environment: &Environment, cwd: &Path) -> Vec<PathBuf> {
     let merged = with_env_file(environment, cwd, &mut Vec::new());

@@ -177,7 +177,7 @@ fn a_probes_answer_names_the_cause_of_every_row() {
     }
 }
 
-/// Whoever wrote it, it points at Apptainer or at nothing.
+/// The task or Apptainer may have written it: it points at Apptainer or at nothing.
 #[test]
 fn every_row_is_worth_a_probe() {
     for (code, stderr, _) in SEEN {
