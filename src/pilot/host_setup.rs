@@ -189,7 +189,8 @@ impl Host<'_> {
 
     async fn external_directories(&self) -> Checked<Binds> {
         let note = self.answer(&self.config.external_directories).await?;
-        let binds = binds(self.config, &self.dirs)?;
+        let sources = BindSources::of(self.config, &self.dirs);
+        let binds = file_work(move || sources.binds()).await?;
         self.mounts_below(&binds.0).await?;
         Ok((binds, note))
     }
@@ -356,23 +357,66 @@ async fn file_work<T: Send + 'static>(
     })
 }
 
-fn binds(config: &Config, dirs: &DataDirs) -> Result<Binds, PilotError> {
-    let external = config
-        .external_directories
-        .iter()
-        .map(|dir| Bind::new(dir, dir, Access::ReadOnly))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| bind_error(&error))?;
-    let own = own_paths(config);
-    refuse_own(&external, &own)?;
-    let mut targets = external.clone();
-    for target in [HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER] {
-        let own = Bind::new(dirs.hub(), target, Access::ReadWrite);
-        targets.push(own.map_err(|error| bind_error(&error))?);
+/// What the binds of all containers are made of. Making them resolves paths and links or copies files.
+struct BindSources {
+    external: Vec<PathBuf>,
+    own: Vec<OwnPath>,
+    input_files: Vec<PathBuf>,
+    scratch: Option<PathBuf>,
+    dirs: DataDirs,
+}
+
+impl BindSources {
+    fn of(config: &Config, dirs: &DataDirs) -> Self {
+        Self {
+            external: config.external_directories.clone(),
+            own: own_paths(config),
+            input_files: config.condor.input_files.clone(),
+            scratch: config.condor.scratch.clone(),
+            dirs: dirs.clone(),
+        }
     }
-    check_distinct(&targets).map_err(|error| bind_error(&error))?;
-    let inputs = inputs(config, dirs, &own)?;
-    Ok((ExternalDirs::new(external), inputs))
+
+    fn binds(&self) -> Result<Binds, PilotError> {
+        let external = self
+            .external
+            .iter()
+            .map(|dir| Bind::new(dir, dir, Access::ReadOnly))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| bind_error(&error))?;
+        refuse_own(&external, &self.own)?;
+        let mut targets = external.clone();
+        for target in [HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER] {
+            let own = Bind::new(self.dirs.hub(), target, Access::ReadWrite);
+            targets.push(own.map_err(|error| bind_error(&error))?);
+        }
+        check_distinct(&targets).map_err(|error| bind_error(&error))?;
+        let inputs = self.inputs()?;
+        Ok((ExternalDirs::new(external), inputs))
+    }
+
+    /// The files that HTCondor transferred with the job, as one bind.
+    fn inputs(&self) -> Result<Option<Bind>, PilotError> {
+        let files = &self.input_files;
+        let Some(scratch) = self.scratch.as_ref().filter(|_| !files.is_empty()) else {
+            return Ok(None);
+        };
+        let directory = self.dirs.inputs();
+        let own = Identities::of(&self.own);
+        let gathered = gather(files, scratch, &directory, &own).map_err(|error| {
+            PilotError::ExecutionPoint(Diagnosis::new(
+                format!("can't gather the job's input files: {error}"),
+                DATA_DIR_FIX,
+            ))
+        })?;
+        gathered.report();
+        if gathered.files == 0 {
+            return Ok(None);
+        }
+        Bind::new(directory, INPUTS_IN_CONTAINER, Access::ReadOnly)
+            .map(Some)
+            .map_err(|error| bind_error(&error))
+    }
 }
 
 fn bind_error(error: &BindError) -> PilotError {
@@ -405,28 +449,6 @@ fn refuse_own(external: &[Bind], own: &[OwnPath]) -> Result<(), PilotError> {
         }
     }
     Ok(())
-}
-
-/// The files that HTCondor transferred with the job, as one bind.
-fn inputs(config: &Config, dirs: &DataDirs, own: &[OwnPath]) -> Result<Option<Bind>, PilotError> {
-    let files = &config.condor.input_files;
-    let Some(scratch) = config.condor.scratch.as_ref().filter(|_| !files.is_empty()) else {
-        return Ok(None);
-    };
-    let directory = dirs.inputs();
-    let gathered = gather(files, scratch, &directory, &Identities::of(own)).map_err(|error| {
-        PilotError::ExecutionPoint(Diagnosis::new(
-            format!("can't gather the job's input files: {error}"),
-            DATA_DIR_FIX,
-        ))
-    })?;
-    gathered.report();
-    if gathered.files == 0 {
-        return Ok(None);
-    }
-    Bind::new(directory, INPUTS_IN_CONTAINER, Access::ReadOnly)
-        .map(Some)
-        .map_err(|error| bind_error(&error))
 }
 
 /// Makes a container's image usable, and checks its arguments.

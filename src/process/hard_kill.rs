@@ -83,7 +83,7 @@ pub(super) enum SessionState {
 }
 
 /// Kills what is there. A pid that means another process by now proves that nothing of the old
-/// session is left: until then the kernel gives its number to nobody.
+/// session is left: until then the kernel doesn't give its number away.
 pub(super) fn kill_session(child_id: ChildId) -> SessionState {
     let leader_runs = match ProcessStat::read(child_id.leader.0) {
         Ok(Some(stat)) if stat.start != child_id.start => return SessionState::Dead,

@@ -48,8 +48,8 @@ pub(super) struct FailedStart {
 /// What other threads know of a child before its exec: clone(2) returns the pid only after that. Written
 /// by the child itself, in the memory that it shares with us.
 ///
-/// The child says who it is, then asks whether it is called off; whoever calls it off says so, then asks
-/// who it is. So at least one of them hears of the other.
+/// The child stores its pid, then reads whether it is called off; the other thread stores that it is, then
+/// reads the pid. So at least one of them sees the other's store.
 #[derive(Debug, Default)]
 pub(super) struct StartProgress {
     /// 0 until it is known.
@@ -319,7 +319,7 @@ fn announce(mut guardian: &PipeWriter, progress: &StartProgress) -> Result<(), N
 /// that becomes it after the pilot's end finds its pipe at an end, and goes.
 pub(super) fn spawn_guardian(pipe: &PipeReader) -> io::Result<Pid> {
     let nothing = File::options().read(true).write(true).open("/dev/null")?;
-    // Not to be hit together with the pilot by whoever kills by name.
+    // A kill by the pilot's name must not hit it together with the pilot.
     let args = ["ewms-guardian", GUARDIAN];
     let started = spawn_child(&SpawnPlan {
         program: c"/proc/self/exe".to_owned(),

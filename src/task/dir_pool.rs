@@ -76,7 +76,7 @@ impl DirPool {
 impl Drop for DirPool {
     fn drop(&mut self) {
         for tree in self.trees().drain(..) {
-            // Whoever looks for what a pilot leaves finds it in its scratch.
+            // What is left is found in the pilot's scratch.
             let _left = remove_tree(&tree);
         }
     }

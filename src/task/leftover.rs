@@ -15,7 +15,7 @@ use crate::blocking;
 /// Millions of files take longer; then the pilot goes on while they are removed.
 const CLEAR_WITHIN: Duration = Duration::from_mins(1);
 
-/// See the module. Dropped, it is cleared away too, with nobody to wait for it.
+/// Dropped, it is cleared away too, and not waited for.
 #[derive(Debug)]
 pub struct Leftover(Option<Clearing>);
 

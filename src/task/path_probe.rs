@@ -183,7 +183,7 @@ fn walk(top: &Path, extent: ProbeDepth, left: &mut usize) -> Result<(), (PathBuf
         *left -= 1;
         if let Err(error) = visit(&path, path == top, extent, *left, &mut open) {
             let is_no_failure = match error.kind() {
-                // Beyond the longest path, where whoever put it there can go and we need not.
+                // Beyond the longest path, which a task can make and we need not follow.
                 io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename => true,
                 io::ErrorKind::PermissionDenied => path != top,
                 _ => false,

@@ -168,7 +168,7 @@ pub struct TaskDirs {
 /// What happens to a container's files once it ended. Its scratch never stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposal {
-    /// They stay, for whoever looks into it.
+    /// They stay, so that a failure can be looked into.
     Keep,
     /// They stay as far as the budget for kept files goes: all, or the outputs, or nothing.
     KeepWithinBudget,

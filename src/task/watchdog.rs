@@ -58,7 +58,7 @@ impl ResourceLimits {
         peak: &mut Option<u64>,
     ) -> TaskError {
         let Ok(leader) = signs.leader.await else {
-            // It was not started, and whoever starts it says so.
+            // It was not started; the caller reports that.
             return std::future::pending().await;
         };
         process_tree::prefer_for_oom_kill(leader);
@@ -117,7 +117,7 @@ impl ResourceLimits {
 }
 
 /// What was last seen to grow, and for how long nothing has. Counted in looks, not by the clock: time
-/// in which the pilot was suspended, and its tasks with it, is nobody's stall.
+/// in which the pilot was suspended, and its tasks with it, is no stall.
 #[derive(Debug, Default)]
 struct IdleTracker {
     ticks: u64,

@@ -1,4 +1,4 @@
-//! Stderr, written by a thread of its own: a reader that is slow, or reads no more, holds up nobody else.
+//! Stderr, written by a thread of its own: a reader that is slow, or reads no more, holds up no other thread.
 //!
 //! Log lines, dumps and the progress line come out in the order in which they were handed in, and none
 //! stands inside another. What a reader leaves waiting is bounded: log lines by [`WAITING_BYTES_MAX`], dumps
@@ -44,7 +44,7 @@ struct Queue {
     waiting_bytes: usize,
     lost_lines: u64,
     is_busy: bool,
-    /// What is written to where there can be no thread: by whoever hands a job in.
+    /// Stderr itself where there can be no thread: the caller writes then.
     in_place: Option<StderrSink>,
 }
 

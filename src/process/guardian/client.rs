@@ -2,8 +2,8 @@
 //! that the guardian knows each of them, and a guardian that died is replaced by one that knows as much.
 //!
 //! The lock is held for moments only, never across a start: a program or a guardian whose file system
-//! hangs must not hold up those who reap. What happens meanwhile is settled between the threads by
-//! [`StartProgress`].
+//! hangs must not hold up a thread that reaps. A start, a replaced guardian and a caller that gives up meet
+//! in [`StartProgress`].
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, PipeReader, PipeWriter, Write};
@@ -35,7 +35,7 @@ pub struct GuardianHandle(Arc<GuardianShared>);
 #[derive(Debug)]
 struct GuardianShared {
     state: Mutex<GuardianState>,
-    /// Held by whoever makes a guardian. Threads that may block only.
+    /// Held while a guardian is made. For threads that may block only.
     replacing: Mutex<()>,
 }
 
@@ -316,7 +316,7 @@ impl GuardianHandle {
         }
     }
 
-    /// Nobody waits for this start any more: what it made so far is killed, what it makes later ends at once.
+    /// For a start whose caller gave up: kills what it made so far; what it makes later ends at once.
     fn abandon(&self, progress: &Arc<StartProgress>) {
         let state = self.lock();
         progress.abandon();
@@ -434,7 +434,7 @@ impl GuardianProcess {
     }
 }
 
-/// Ends a start that nobody waits for any more.
+/// Ends a start whose caller gave up.
 struct AbandonOnDrop<'a> {
     guardian: &'a GuardianHandle,
     progress: &'a Arc<StartProgress>,
