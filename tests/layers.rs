@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::source::{code_of, is_of_tests, rust_files};
 use crate::support::source_dir;
 
 /// A module and those it may use besides itself; `lib`, `main` and `cli` may use all. Down only: the
@@ -226,9 +227,7 @@ enum Reach {
 
 /// The types that a file defines outside of functions and of its tests.
 fn types_of(source: &str) -> Vec<(String, Reach)> {
-    let code = source
-        .split_once("#[cfg(test)]\nmod tests {")
-        .map_or(source, |(code, _)| code);
+    let code = code_of(source);
     code.lines().filter_map(type_of).collect()
 }
 
@@ -249,15 +248,6 @@ fn type_of(line: &str) -> Option<(String, Reach)> {
     is_type.then(|| (name.to_owned(), reach))
 }
 
-/// Files of unit tests stand beside what they test.
-fn is_of_tests(file: &Path) -> bool {
-    file.components().any(|part| {
-        let part = part.as_os_str().to_string_lossy();
-        let name = part.trim_end_matches(".rs");
-        name == "tests" || name.ends_with("_tests") || name == "fake_server"
-    })
-}
-
 #[test]
 fn the_reader_of_imports_sees_groups_and_nested_paths() {
     let source = "
@@ -268,22 +258,6 @@ fn the_reader_of_imports_sees_groups_and_nested_paths() {
     ";
     let expected = ["broker", "codec", "exit", "fault", "ids"].map(str::to_owned);
     assert_eq!(used_modules(source), BTreeSet::from(expected));
-}
-
-fn rust_files(directory: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory)
-        .expect("the source is there")
-        .flatten()
-    {
-        let path = entry.path();
-        if path.is_dir() {
-            found.extend(rust_files(&path));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-    found
 }
 
 /// The top-level module of a file below `src`.
@@ -301,11 +275,7 @@ fn module_of(file: &Path) -> String {
 
 /// The names that follow `crate::`, alone or in a braced group.
 fn used_modules(source: &str) -> BTreeSet<String> {
-    let code: String = source
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("//"))
-        .flat_map(|line| [line, "\n"])
-        .collect();
+    let code = code_of(source);
     let mut found = BTreeSet::new();
     for after in code.split("crate::").skip(1) {
         match after.strip_prefix('{') {

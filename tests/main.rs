@@ -21,6 +21,7 @@ mod harness;
 mod images;
 mod images_conversion;
 mod images_unfit;
+mod imports;
 mod inputs;
 mod layers;
 mod limits;

@@ -14,6 +14,7 @@ pub(crate) mod processes;
 pub(crate) mod proxy;
 pub(crate) mod rabbitmq;
 pub(crate) mod scene;
+pub(crate) mod source;
 pub(crate) mod spool;
 
 use std::path::PathBuf;
