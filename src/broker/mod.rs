@@ -28,8 +28,9 @@ mod limit;
 mod multi;
 mod outage_policy;
 mod outbox;
-mod outlet;
 pub mod rabbitmq;
+mod refused_result;
+mod result_acceptance;
 pub mod spool;
 mod start_gate;
 
@@ -40,7 +41,7 @@ pub use error::{BrokerError, PublishError, SettleError};
 pub use limit::MessageLimit;
 pub use multi::{MultiSink, MultiSource, open_sinks, open_sources};
 pub use outage_policy::{BrokerStats, OutagePolicy};
-pub use outlet::{Outlet, OutletWatch};
+pub use result_acceptance::{ResultAcceptance, ResultAcceptanceWatch};
 pub use start_gate::{StartSender, StartSignal};
 
 /// What a queue carries for one event. A clone is the same bytes.

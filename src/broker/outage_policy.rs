@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::connection_status::{ConnectionState, ConnectionStatus, ConnectionStatuses, Outages};
-use super::outlet::{OutletWatch, RefusedCount};
+use super::result_acceptance::{RefusedCount, ResultAcceptanceWatch};
 use super::{BodyStore, Endpoint, MessageLimit};
 
 /// How long a pilot that was told to end waits for its brokers: with closing it is gone after 5 s, unless a task runs.
@@ -154,7 +154,7 @@ impl OutagePolicy {
 
     /// Whether results are taken, from now on.
     #[must_use]
-    pub fn outlet(&self) -> OutletWatch {
+    pub fn result_acceptance(&self) -> ResultAcceptanceWatch {
         self.shared.refused.watch()
     }
 

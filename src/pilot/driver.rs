@@ -25,8 +25,8 @@ use super::set_aside::MAY_GO_AFTER;
 use super::state::{Conclusion, PilotState, Rules, failure_of};
 use super::{ProgressReporter, Queues};
 use crate::broker::{
-    BrokerError, Content, Delivery, OutagePolicy, Outlet, OutletWatch, PublishError, Receipt,
-    SettleError, Sink, Source, Verdict,
+    BrokerError, Content, Delivery, OutagePolicy, PublishError, Receipt, ResultAcceptance,
+    ResultAcceptanceWatch, SettleError, Sink, Source, Verdict,
 };
 use crate::ids::TaskId;
 use crate::process::{ShutdownSender, SuspendAwareTimer};
@@ -90,7 +90,7 @@ enum Wakeup {
     Done(Completion),
     Delivered(Result<Delivery, BrokerError>),
     Idle,
-    Outlet(Outlet),
+    ResultAcceptance(ResultAcceptance),
     WallTime(DeadlineStep),
 }
 
@@ -107,7 +107,7 @@ struct Driver<'a> {
     /// How long the queue may be silent, and what is left of it.
     idle: Option<(Duration, SuspendAwareTimer)>,
     outage_policy: OutagePolicy,
-    outlet: OutletWatch,
+    result_acceptance: ResultAcceptanceWatch,
     progress_reporter: &'a ProgressReporter,
     recorder: &'a mut Recorder,
     dead_letters: DeadLetters,
@@ -139,7 +139,7 @@ pub async fn run(
         held: HashMap::new(),
         under_way: FuturesUnordered::new(),
         idle: None,
-        outlet: outage_policy.outlet(),
+        result_acceptance: outage_policy.result_acceptance(),
         outage_policy,
         progress_reporter,
         recorder,
@@ -228,7 +228,7 @@ impl Driver<'_> {
             signal = signals.recv() => Wakeup::Signal(signal),
             Some(done) = self.under_way.next() => Wakeup::Done(done),
             limit = reached(limit) => Wakeup::WallTime(limit),
-            outlet = self.outlet.differs_from(state.outlet()) => Wakeup::Outlet(outlet),
+            result_acceptance = self.result_acceptance.differs_from(state.result_acceptance()) => Wakeup::ResultAcceptance(result_acceptance),
             delivery = receive(source) => Wakeup::Delivered(delivery),
             () = over(idle) => Wakeup::Idle,
         }
@@ -253,12 +253,14 @@ impl Driver<'_> {
                 info!("no event came for as long as configured: taking no more");
                 PilotEvent::IdleTimeout
             }
-            Wakeup::Outlet(outlet) => {
-                match outlet {
-                    Outlet::Refuses => warn!("results are refused: no further event is taken"),
-                    Outlet::Takes => info!("no result waits any more that was refused"),
+            Wakeup::ResultAcceptance(result_acceptance) => {
+                match result_acceptance {
+                    ResultAcceptance::Refuses => {
+                        warn!("results are refused: no further event is taken");
+                    }
+                    ResultAcceptance::Takes => info!("no result waits any more that was refused"),
                 }
-                PilotEvent::Outlet(outlet)
+                PilotEvent::ResultAcceptance(result_acceptance)
             }
             Wakeup::Delivered(Ok(delivery)) => {
                 let id = TaskId::random();

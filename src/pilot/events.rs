@@ -2,7 +2,7 @@
 
 use super::dead_letter::{Disposition, FailureNote, NotPutAway};
 use super::deadline::DeadlineStep;
-use crate::broker::{Content, Outlet, PublishError, Verdict};
+use crate::broker::{Content, PublishError, ResultAcceptance, Verdict};
 use crate::ids::TaskId;
 use crate::process::ShutdownPhase;
 use crate::task::TaskOutcome;
@@ -33,7 +33,7 @@ pub enum PilotEvent {
     /// An event that failed too often is a dead letter now, or could not become one.
     PutAway(TaskId, Result<Disposition, NotPutAway>),
     /// Results are refused for now, or taken again.
-    Outlet(Outlet),
+    ResultAcceptance(ResultAcceptance),
     /// The pilot's wall time comes to its end.
     WallTime(DeadlineStep),
     /// The disk is fuller than it may be.
@@ -61,7 +61,7 @@ pub enum PilotAction {
     SetAside(TaskId, Duration),
     /// Put an event away that failed too often; answered by [`PilotEvent::PutAway`].
     PutAway(TaskId, FailureNote),
-    /// Make every running task know the pilot's will.
+    /// Tell every running task.
     Tell(ShutdownPhase),
     /// Fire [`PilotEvent::IdleTimeout`] after this long, instead of when it was to fire before.
     StartIdleTimer(Duration),

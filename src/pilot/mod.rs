@@ -1,5 +1,6 @@
-//! A pilot's life: image, init container, connection, event loop, the end. The only layer that
-//! knows when an event is acknowledged.
+//! A pilot's life, from its start through the event loop to its end. The only module that knows when an
+//! event is acknowledged.
+#![doc = include_str!("README.md")]
 
 use std::io;
 use std::num::NonZeroU32;

@@ -24,7 +24,7 @@ use super::deadline::DeadlineStep;
 use super::events::{PilotAction, PilotEvent, Status};
 use super::requeue_backoff;
 use super::set_aside::{FailedEvents, Step};
-use crate::broker::{Outlet, PublishError, Verdict};
+use crate::broker::{PublishError, ResultAcceptance, Verdict};
 use crate::config::OnTaskError;
 use crate::fault::{Failures, FaultClass, TaskError};
 use crate::ids::TaskId;
@@ -66,7 +66,7 @@ impl Rules {
 pub struct PilotState {
     rules: Rules,
     intake: IntakeState,
-    outlet: Outlet,
+    result_acceptance: ResultAcceptance,
     shutdown: ShutdownPhase,
     signal: Option<i32>,
     tasks: HashMap<TaskId, EventStage>,
@@ -130,7 +130,7 @@ impl PilotState {
         let state = Self {
             rules,
             intake: IntakeState::Open,
-            outlet: Outlet::Takes,
+            result_acceptance: ResultAcceptance::Takes,
             shutdown: ShutdownPhase::Run,
             signal: None,
             tasks: HashMap::new(),
@@ -150,7 +150,7 @@ impl PilotState {
     #[must_use]
     pub fn wants_event(&self) -> bool {
         matches!(self.intake, IntakeState::Open)
-            && self.outlet == Outlet::Takes
+            && self.result_acceptance == ResultAcceptance::Takes
             && self.places_taken() < self.rules.window
     }
 
@@ -171,13 +171,13 @@ impl PilotState {
 
     /// Whether a task may start now: one whose result could not be sent would only wait, too.
     fn may_start(&self) -> bool {
-        self.has_free_slot() && self.outlet == Outlet::Takes
+        self.has_free_slot() && self.result_acceptance == ResultAcceptance::Takes
     }
 
     /// Whether results are taken, as far as it was told.
     #[must_use]
-    pub fn outlet(&self) -> Outlet {
-        self.outlet
+    pub fn result_acceptance(&self) -> ResultAcceptance {
+        self.result_acceptance
     }
 
     #[must_use]
@@ -228,7 +228,9 @@ impl PilotState {
             PilotEvent::TaskEnded(id, outcome) => self.task_ended(id, outcome, &mut actions),
             PilotEvent::Published(id, result) => self.published(id, result, &mut actions),
             PilotEvent::Settled(id) => self.settled(id, &mut actions),
-            PilotEvent::Outlet(outlet) => self.outlet_changed(outlet, &mut actions),
+            PilotEvent::ResultAcceptance(result_acceptance) => {
+                self.result_acceptance_changed(result_acceptance, &mut actions);
+            }
             PilotEvent::Rested(id) => {
                 let steps = self.failed_events.rested(id);
                 self.take_steps(steps, &mut actions);
@@ -260,7 +262,7 @@ impl PilotState {
         actions
     }
 
-    /// Forward only, as a will goes.
+    /// Phases move forward only.
     fn end_tasks(&mut self, shutdown: ShutdownPhase, actions: &mut Vec<PilotAction>) {
         self.shutdown = match (self.shutdown, shutdown) {
             (ShutdownPhase::Run, next)
@@ -330,13 +332,17 @@ impl PilotState {
     }
 
     /// While results are refused the queue is not asked, so its silence says nothing.
-    fn outlet_changed(&mut self, outlet: Outlet, actions: &mut Vec<PilotAction>) {
+    fn result_acceptance_changed(
+        &mut self,
+        result_acceptance: ResultAcceptance,
+        actions: &mut Vec<PilotAction>,
+    ) {
         let could_start = self.could_start();
-        self.outlet = outlet;
-        match outlet {
-            Outlet::Refuses if could_start => actions.push(PilotAction::StopIdleTimer),
-            Outlet::Refuses => {}
-            Outlet::Takes => {
+        self.result_acceptance = result_acceptance;
+        match result_acceptance {
+            ResultAcceptance::Refuses if could_start => actions.push(PilotAction::StopIdleTimer),
+            ResultAcceptance::Refuses => {}
+            ResultAcceptance::Takes => {
                 while self.may_start() && !self.waiting.is_empty() {
                     self.start_next(actions);
                 }

@@ -8,18 +8,19 @@ use tokio::sync::{oneshot, watch};
 use tracing::{error, warn};
 
 use super::active_containers::ActiveContainer;
+use super::binds::binds;
 use super::fault_diagnosis::{self, Stderr};
 use super::memory_cgroup::Sign;
 use super::output_capture::OutputCapture;
 use super::probe_container::{cause_of_spawn, shells_code};
 use super::shared_look::SharedLook;
-use super::staging::{HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER, TaskDirs, TaskIo};
+use super::staging::{HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, TaskDirs, TaskIo};
 use super::watchdog::{self, ProgressSources, ResourceLimits};
-use super::{ContainerSpec, ExternalError, TaskContext, TaskMetrics, file_work};
+use super::{ContainerSpec, TaskContext, TaskMetrics, file_work};
 use crate::blocking;
 use crate::broker::Content;
 use crate::config::DumpOutput;
-use crate::container::{self, Access, Bind, BindError, Invocation, Places, RunSpec};
+use crate::container::{self, Bind, Invocation, Places, RunSpec};
 use crate::fault::{self, Attribution, Cause, ContainerRole, FaultClass, TaskError};
 use crate::process::{
     self, ChildExit, ChildLimits, ChildSpec, ExitStatus, Leftovers, ShutdownPhase, ShutdownSender,
@@ -338,38 +339,6 @@ pub(super) async fn show_output(
     if let Err(error) = dumped {
         warn!(%error, "a container's output can't be shown");
     }
-}
-
-/// What containers see of the EP; our own directories under fixed names.
-///
-/// # Errors
-/// When what is mounted below an external directory can't be kept from being written, or there is no such
-/// directory any more.
-pub(super) async fn binds(
-    context: &TaskContext,
-    plan: &ContainerSpec,
-    io: Option<&Path>,
-    shutdown: &watch::Receiver<ShutdownPhase>,
-) -> Result<Vec<Bind>, ExternalError> {
-    let scratch = context.dirs.apptainer();
-    let external = context
-        .external
-        .binds(&context.guard, &scratch, shutdown)
-        .await?;
-    let mut own = vec![(context.dirs.hub(), HUB_IN_CONTAINER)];
-    own.extend(io.map(|io| (io.to_owned(), IO_IN_CONTAINER)));
-    let resolving = blocking::start(move || -> Result<Vec<Bind>, BindError> {
-        let own = own.into_iter();
-        own.map(|(source, target)| Bind::new(source, Path::new(target), Access::ReadWrite))
-            .collect()
-    });
-    let mut binds = resolving
-        .await
-        .map_err(|panicked| ExternalError::Table(panicked.into()))??;
-    binds.extend(context.inputs.iter().cloned());
-    binds.extend(external);
-    binds.extend(plan.repair.clone());
-    Ok(binds)
 }
 
 fn created(path: &Path, what: &'static str) -> Result<File, TaskError> {

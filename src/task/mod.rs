@@ -12,6 +12,7 @@ use crate::process::GuardianHandle;
 use crate::telemetry::Progress;
 
 mod active_containers;
+mod binds;
 mod container_run;
 mod dir_pool;
 pub mod disk;
@@ -104,7 +105,7 @@ impl ContainerSpec {
 
 pub use init::run_init;
 
-/// A workbench is shared with the threads that do blocking file work.
+/// Shared with the threads that do blocking file work.
 pub type SharedTaskContext = Arc<TaskContext>;
 
 /// Runs file work on a thread of its own, inside the current span.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::container_run::binds;
+use super::binds::binds;
 use super::staging::{HUB_IN_CONTAINER, IO_IN_CONTAINER, TaskDirs};
 use super::{ContainerSpec, ExternalError, TaskContext, file_work};
 use crate::blocking;

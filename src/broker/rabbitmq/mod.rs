@@ -19,6 +19,7 @@
 //! | --- | --- |
 //! | `source`, `sink` | the pilot's handles, and the way of one event or result |
 //! | `source_actor`, `sink_actor` | connect, serve, connect again |
+//! | `source_state` | what a source and its actor share |
 //! | `actor_thread` | an actor's thread, and a fresh runtime for each connection |
 //! | `reconnect` | when the next try is due, and when the broker is given up |
 //! | `consumer`, `publisher` | what one connection does in each direction |
@@ -63,6 +64,7 @@ mod sink;
 mod sink_actor;
 mod source;
 mod source_actor;
+mod source_state;
 mod token;
 mod unacked;
 

@@ -17,7 +17,7 @@ use super::reconnect::FirstConnection;
 use super::sink_actor::{SinkActor, SinkConnection};
 use crate::broker::body::SENDING_BYTES;
 use crate::broker::outbox::{self, UnsentResult, WhenUndeliverable};
-use crate::broker::outlet::{NextTry, RefusedResult, RefusesSince};
+use crate::broker::refused_result::{NextTry, RefusedResult, RefusesSince};
 use crate::broker::{
     Body, BrokerError, ConnectionState, Content, Endpoint, OutagePolicy, PublishError,
 };

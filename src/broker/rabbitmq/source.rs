@@ -4,19 +4,19 @@
 use std::future::Future;
 use std::num::NonZeroU32;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
 use super::actor_thread;
-use super::prefetch::{Arrival, PrefetchBuffer};
 use super::source_actor::{CLOSE_WITHIN, SourceActor, SourceOrder};
-use super::unacked::{SessionTag, UnackedId, UnackedTable};
+use super::source_state::{SharedState, SourceState};
+use super::unacked::UnackedId;
 use crate::broker::{
-    Body, BrokerError, Content, Delivery, Endpoint, OutagePolicy, ReceiptKind, SettleError,
-    StartSignal, Verdict,
+    BrokerError, Content, Delivery, Endpoint, OutagePolicy, ReceiptKind, SettleError, StartSignal,
+    Verdict,
 };
 use crate::config::AmqpAddress;
 use crate::ids::Generation;
@@ -27,66 +27,6 @@ const STOP_WITHIN: Duration = Duration::from_secs(12);
 const ORDERS: usize = 64;
 /// What a connection that was just made has for its first event, before its silence means something.
 const FIRST_EVENT_WITHIN: Duration = Duration::from_secs(1);
-
-/// What handle and actor share. No await happens under its lock.
-#[derive(Debug, Default)]
-pub(super) struct SharedState {
-    state: Mutex<SourceState>,
-    /// An event can be handed out, or none will come.
-    news: Notify,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct SourceState {
-    /// All of the live connection.
-    pub(super) prefetched: PrefetchBuffer,
-    pub(super) unacked: UnackedTable,
-    /// The live connection, and since when.
-    live: Option<(Generation, Instant)>,
-    /// How long earlier ones lived.
-    connected_before: Duration,
-    /// Why no more events are to be expected.
-    given_up: Option<BrokerError>,
-}
-
-impl SharedState {
-    pub(super) fn with<T>(&self, change: impl FnOnce(&mut SourceState) -> T) -> T {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    pub(super) fn hand_out(&self, arrival: Arrival, body: Body) {
-        self.with(|state| state.prefetched.push(arrival, body));
-        self.news.notify_one();
-    }
-
-    pub(super) fn give_up(&self, error: BrokerError) {
-        self.with(|state| state.given_up = Some(error));
-        self.news.notify_one();
-    }
-}
-
-impl SourceState {
-    pub(super) fn connected(&mut self, generation: Generation) {
-        self.live = Some((generation, Instant::now()));
-    }
-
-    pub(super) fn disconnected(&mut self) {
-        if let Some((_, since)) = self.live.take() {
-            self.connected_before += since.elapsed();
-        }
-        drop(self.prefetched.take());
-    }
-
-    pub(super) fn is_connected(&self) -> bool {
-        self.live.is_some()
-    }
-
-    /// All the time in which events could come.
-    fn connected_for(&self) -> Duration {
-        let now = self.live.map(|(_, since)| since.elapsed());
-        self.connected_before + now.unwrap_or_default()
-    }
-}
 
 /// Events from the queues that share a connection.
 pub struct RabbitMqSource {
@@ -149,7 +89,7 @@ impl RabbitMqSource {
             return std::future::pending().await;
         }
         loop {
-            let news = self.shared.news.notified();
+            let news = self.shared.news();
             if let Some(next) = self.take() {
                 return next;
             }
@@ -232,35 +172,6 @@ impl RabbitMqSource {
                  that are done"
             );
         }
-    }
-}
-
-/// An event that is handed out.
-struct TakenEvent {
-    event: UnackedId,
-    generation: Generation,
-    arrival: Arrival,
-    body: Body,
-}
-
-impl SourceState {
-    fn take(&mut self) -> Option<Result<TakenEvent, BrokerError>> {
-        if let Some(error) = &self.given_up {
-            return Some(Err(error.clone()));
-        }
-        let (generation, _) = self.live?;
-        let (arrival, body) = self.prefetched.pop()?;
-        let tag = SessionTag {
-            generation,
-            tag: arrival.tag,
-        };
-        let event = self.unacked.enter(arrival.fingerprint, tag, arrival.flag);
-        Some(Ok(TakenEvent {
-            event,
-            generation,
-            arrival,
-            body,
-        }))
     }
 }
 

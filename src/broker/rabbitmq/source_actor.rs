@@ -25,7 +25,7 @@ use super::consumer::{ConsumedMessage, Consumer, next_message};
 use super::error_mapping::in_mid_life;
 use super::prefetch::{Arrival, Origin};
 use super::reconnect::{BeforeTry, ConnectionLife, FirstConnection, Reconnect};
-use super::source::SharedState;
+use super::source_state::SharedState;
 use super::unacked::{Recognition, SessionTag, Settling, UnackedId};
 use crate::broker::{
     Body, BrokerError, ConnectionState, Endpoint, OutagePolicy, StartSignal, Verdict,

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::paths::{SpoolError, SpoolPaths, move_as_result};
 use super::{died, off_the_loop};
 use crate::broker::outbox::{self, UnsentFile, UnsentResult, WhenUndeliverable};
-use crate::broker::outlet::{NextTry, RefusedResult, RefusesSince};
+use crate::broker::refused_result::{NextTry, RefusedResult, RefusesSince};
 use crate::broker::{
     Body, BrokerError, Content, Direction, Endpoint, FileFormat, OutagePolicy, PublishError,
 };

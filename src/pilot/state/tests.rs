@@ -450,7 +450,7 @@ fn one_is_refused(rules: Rules) -> (PilotState, TaskId) {
     let mut state = PilotState::new(rules).0;
     let id = deliver(&mut state);
     state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output(result())));
-    state.on_event(PilotEvent::Outlet(Outlet::Refuses));
+    state.on_event(PilotEvent::ResultAcceptance(ResultAcceptance::Refuses));
     (state, id)
 }
 
@@ -461,14 +461,14 @@ fn while_results_are_refused_no_event_is_taken_no_task_started_and_no_time_is_id
     let (running, done) = (deliver(&mut state), deliver(&mut state));
     let next = TaskId::random();
     state.on_event(PilotEvent::Delivered(next, None));
-    let refused = state.on_event(PilotEvent::Outlet(Outlet::Refuses));
+    let refused = state.on_event(PilotEvent::ResultAcceptance(ResultAcceptance::Refuses));
     assert_eq!(refused, [], "the slots were busy: no time was idle");
     for id in [running, done] {
         let ended = state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output(result())));
         assert_eq!(ended, [PilotAction::Publish(id, result())]);
         assert!(!state.wants_event());
     }
-    let taken = state.on_event(PilotEvent::Outlet(Outlet::Takes));
+    let taken = state.on_event(PilotEvent::ResultAcceptance(ResultAcceptance::Takes));
     assert_eq!(taken, [PilotAction::Start(next)], "the window is full");
     state.on_event(PilotEvent::Published(done, Ok(())));
     let settled = state.on_event(PilotEvent::Settled(done));
@@ -484,11 +484,11 @@ fn while_results_are_refused_no_event_is_taken_no_task_started_and_no_time_is_id
 fn the_idle_time_begins_anew_when_results_are_taken_again() {
     let (mut state, id) = one_is_refused(rules(2));
     assert!(!state.wants_event());
-    let again = state.on_event(PilotEvent::Outlet(Outlet::Refuses));
+    let again = state.on_event(PilotEvent::ResultAcceptance(ResultAcceptance::Refuses));
     assert_eq!(again, [], "it is known");
-    let taken = state.on_event(PilotEvent::Outlet(Outlet::Takes));
+    let taken = state.on_event(PilotEvent::ResultAcceptance(ResultAcceptance::Takes));
     assert_eq!(taken, [PilotAction::StartIdleTimer(rules(2).idle_timeout)]);
-    let refused = state.on_event(PilotEvent::Outlet(Outlet::Refuses));
+    let refused = state.on_event(PilotEvent::ResultAcceptance(ResultAcceptance::Refuses));
     assert_eq!(refused, [PilotAction::StopIdleTimer]);
     state.on_event(PilotEvent::Published(id, Ok(())));
     let settled = state.on_event(PilotEvent::Settled(id));

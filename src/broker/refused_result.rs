@@ -6,57 +6,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::rabbitmq::pause_after;
+use super::result_acceptance::RefusedCount;
 use super::{Endpoint, OutagePolicy, PublishError};
-
-/// Whether results go out, as far as is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outlet {
-    /// No result was refused, or all those were taken since.
-    Takes,
-    /// At least one result waits, having been refused.
-    Refuses,
-}
-
-/// How many results wait that were refused; all queues of a pilot together.
-#[derive(Debug, Clone)]
-pub(super) struct RefusedCount(watch::Sender<usize>);
-
-impl RefusedCount {
-    pub(super) fn new() -> Self {
-        Self(watch::Sender::new(0))
-    }
-
-    pub(super) fn watch(&self) -> OutletWatch {
-        OutletWatch(self.0.subscribe())
-    }
-}
-
-/// Tells when results are refused and when they are taken again.
-#[derive(Debug)]
-pub struct OutletWatch(watch::Receiver<usize>);
-
-impl OutletWatch {
-    /// Resolves when it is otherwise than `known`. Cancel-safe.
-    pub async fn differs_from(&mut self, known: Outlet) -> Outlet {
-        let changed = self.0.wait_for(|count| of(*count) != known).await;
-        match changed.map(|count| of(*count)) {
-            Ok(outlet) => outlet,
-            // All queues are closed.
-            Err(_closed) => std::future::pending().await,
-        }
-    }
-}
-
-fn of(refused: usize) -> Outlet {
-    match refused {
-        0 => Outlet::Takes,
-        _ => Outlet::Refuses,
-    }
-}
 
 /// Since when one queue has taken nothing that was sent to it; shared by all results for it.
 #[derive(Debug, Clone, Default)]
@@ -94,7 +48,7 @@ pub(super) enum NextTry {
 /// refused for too long, for that ends the pilot.
 #[derive(Debug)]
 pub(super) struct RefusedResult {
-    count: watch::Sender<usize>,
+    count: RefusedCount,
     outage_policy: OutagePolicy,
     times: u32,
     next: NextTry,
@@ -103,8 +57,8 @@ pub(super) struct RefusedResult {
 
 impl RefusedResult {
     pub(super) fn new(outage_policy: &OutagePolicy) -> Self {
-        let count = outage_policy.refused_count().0.clone();
-        count.send_modify(|count| *count += 1);
+        let count = outage_policy.refused_count().clone();
+        count.add();
         Self {
             count,
             outage_policy: outage_policy.clone(),
@@ -156,7 +110,7 @@ impl RefusedResult {
 impl Drop for RefusedResult {
     fn drop(&mut self) {
         match self.next {
-            NextTry::Now => self.count.send_modify(|count| *count -= 1),
+            NextTry::Now => self.count.remove(),
             NextTry::None => {}
         }
     }
@@ -167,8 +121,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::broker::Direction;
     use crate::broker::outage_policy::SHORT_WAIT;
+    use crate::broker::{Direction, ResultAcceptance};
 
     fn at() -> Endpoint {
         Endpoint {
@@ -188,8 +142,11 @@ mod tests {
         OutagePolicy::new(Duration::from_secs(within), "unsent".into())
     }
 
-    async fn outlet(outage_policy: &OutagePolicy, known: Outlet) -> Option<Outlet> {
-        let mut watch = outage_policy.outlet();
+    async fn result_acceptance(
+        outage_policy: &OutagePolicy,
+        known: ResultAcceptance,
+    ) -> Option<ResultAcceptance> {
+        let mut watch = outage_policy.result_acceptance();
         tokio::time::timeout(Duration::ZERO, watch.differs_from(known))
             .await
             .ok()
@@ -204,8 +161,8 @@ mod tests {
         while refused.next_try(&at(), &since, &nacked()).await == NextTry::Now {
             tries += 1;
             assert_eq!(
-                outlet(&outage_policy, Outlet::Takes).await,
-                Some(Outlet::Refuses)
+                result_acceptance(&outage_policy, ResultAcceptance::Takes).await,
+                Some(ResultAcceptance::Refuses)
             );
         }
         assert_eq!(began.elapsed().as_secs(), 600);
@@ -216,7 +173,7 @@ mod tests {
         assert_eq!(next.next_try(&at(), &since, &nacked()).await, NextTry::None);
         drop((refused, next));
         assert_eq!(
-            outlet(&outage_policy, Outlet::Refuses).await,
+            result_acceptance(&outage_policy, ResultAcceptance::Refuses).await,
             None,
             "the pilot ends"
         );
@@ -234,8 +191,8 @@ mod tests {
             since.takes();
         }
         drop(refused);
-        let now = outlet(&outage_policy, Outlet::Refuses).await;
-        assert_eq!(now, Some(Outlet::Takes));
+        let now = result_acceptance(&outage_policy, ResultAcceptance::Refuses).await;
+        assert_eq!(now, Some(ResultAcceptance::Takes));
     }
 
     #[tokio::test(start_paused = true)]

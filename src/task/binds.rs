@@ -1,0 +1,44 @@
+//! What a container sees of the execution point: its own directories, the job's input files, the external
+//! directories.
+
+use std::path::Path;
+
+use tokio::sync::watch;
+
+use super::staging::{HUB_IN_CONTAINER, IO_IN_CONTAINER};
+use super::{ContainerSpec, ExternalError, TaskContext};
+use crate::blocking;
+use crate::container::{Access, Bind, BindError};
+use crate::process::ShutdownPhase;
+
+/// The binds of one container; the pilot's own directories have fixed names in it.
+///
+/// # Errors
+/// When what is mounted below an external directory can't be kept from being written, or there is no such
+/// directory any more.
+pub(super) async fn binds(
+    context: &TaskContext,
+    plan: &ContainerSpec,
+    io: Option<&Path>,
+    shutdown: &watch::Receiver<ShutdownPhase>,
+) -> Result<Vec<Bind>, ExternalError> {
+    let scratch = context.dirs.apptainer();
+    let external = context
+        .external
+        .binds(&context.guard, &scratch, shutdown)
+        .await?;
+    let mut own = vec![(context.dirs.hub(), HUB_IN_CONTAINER)];
+    own.extend(io.map(|io| (io.to_owned(), IO_IN_CONTAINER)));
+    let resolving = blocking::start(move || -> Result<Vec<Bind>, BindError> {
+        let own = own.into_iter();
+        own.map(|(source, target)| Bind::new(source, Path::new(target), Access::ReadWrite))
+            .collect()
+    });
+    let mut binds = resolving
+        .await
+        .map_err(|panicked| ExternalError::Table(panicked.into()))??;
+    binds.extend(context.inputs.iter().cloned());
+    binds.extend(external);
+    binds.extend(plan.repair.clone());
+    Ok(binds)
+}
