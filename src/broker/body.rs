@@ -28,10 +28,10 @@ pub(super) const SENDING_BYTES: u32 = 8 * 1024 * 1024;
 
 /// The bytes of one event or result. A clone is the same bytes.
 #[derive(Clone)]
-pub struct Body(Place);
+pub struct Body(BodyPlace);
 
 #[derive(Clone)]
-enum Place {
+enum BodyPlace {
     Memory(Arc<Bytes>),
     Disk {
         file: Arc<File>,
@@ -58,12 +58,12 @@ impl Body {
     pub fn of_file(file: impl Into<Arc<File>>, from: u64) -> io::Result<Self> {
         let file = file.into();
         let bytes = file.metadata()?.len().saturating_sub(from);
-        Ok(Self(Place::Disk { file, from, bytes }))
+        Ok(Self(BodyPlace::Disk { file, from, bytes }))
     }
 
     fn lost(bytes: usize, error: &io::Error) -> Self {
         let reason = format!("it could not be kept: {error}");
-        Self(Place::Lost {
+        Self(BodyPlace::Lost {
             bytes: bytes as u64,
             reason: reason.into(),
         })
@@ -73,8 +73,8 @@ impl Body {
     #[must_use]
     pub fn len(&self) -> u64 {
         match &self.0 {
-            Place::Memory(held) => held.bytes.len() as u64,
-            Place::Disk { bytes, .. } | Place::Lost { bytes, .. } => *bytes,
+            BodyPlace::Memory(held) => held.bytes.len() as u64,
+            BodyPlace::Disk { bytes, .. } | BodyPlace::Lost { bytes, .. } => *bytes,
         }
     }
 
@@ -88,8 +88,8 @@ impl Body {
     #[must_use]
     pub fn in_memory(&self) -> Option<&[u8]> {
         match &self.0 {
-            Place::Memory(held) => Some(&held.bytes),
-            Place::Disk { .. } | Place::Lost { .. } => None,
+            BodyPlace::Memory(held) => Some(&held.bytes),
+            BodyPlace::Disk { .. } | BodyPlace::Lost { .. } => None,
         }
     }
 
@@ -99,8 +99,8 @@ impl Body {
     /// When it was lost.
     pub fn reader(&self) -> io::Result<impl Read + use<>> {
         match &self.0 {
-            Place::Lost { reason, .. } => Err(io::Error::other(Arc::clone(reason).to_string())),
-            Place::Memory(_) | Place::Disk { .. } => Ok(BodyReader {
+            BodyPlace::Lost { reason, .. } => Err(io::Error::other(Arc::clone(reason).to_string())),
+            BodyPlace::Memory(_) | BodyPlace::Disk { .. } => Ok(BodyReader {
                 body: self.clone(),
                 at: 0,
             }),
@@ -151,7 +151,7 @@ impl Body {
 /// In memory, however large: for what is known to be small.
 impl From<Vec<u8>> for Body {
     fn from(bytes: Vec<u8>) -> Self {
-        Self(Place::Memory(Arc::new(Bytes { bytes, _room: None })))
+        Self(BodyPlace::Memory(Arc::new(Bytes { bytes, _room: None })))
     }
 }
 
@@ -169,9 +169,9 @@ impl Eq for Body {}
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = match &self.0 {
-            Place::Memory(_) => "memory",
-            Place::Disk { .. } => "disk",
-            Place::Lost { .. } => "lost",
+            BodyPlace::Memory(_) => "memory",
+            BodyPlace::Disk { .. } => "disk",
+            BodyPlace::Lost { .. } => "lost",
         };
         f.debug_struct("Body")
             .field("bytes", &self.len())
@@ -193,14 +193,14 @@ impl Read for BodyReader {
             .min(usize::try_from(left).unwrap_or(usize::MAX));
         let buffer = &mut buffer[..wanted];
         let read = match &self.body.0 {
-            Place::Memory(held) => {
+            BodyPlace::Memory(held) => {
                 let at = usize::try_from(self.at).unwrap_or(usize::MAX);
                 buffer.copy_from_slice(&held.bytes[at..at + wanted]);
                 wanted
             }
             // Others read the same file.
-            Place::Disk { file, from, .. } => file.read_at(buffer, from + self.at)?,
-            Place::Lost { .. } => 0,
+            BodyPlace::Disk { file, from, .. } => file.read_at(buffer, from + self.at)?,
+            BodyPlace::Lost { .. } => 0,
         };
         self.at += read as u64;
         Ok(read)
@@ -249,7 +249,10 @@ impl BodyStore {
         }
         // It may have to wait, and was made for more.
         bytes.shrink_to_fit();
-        Ok(Body(Place::Memory(Arc::new(Bytes { bytes, _room: room }))))
+        Ok(Body(BodyPlace::Memory(Arc::new(Bytes {
+            bytes,
+            _room: room,
+        }))))
     }
 
     /// Keeps bytes on the disk, which may hang: a thread for blocking work waits for it.

@@ -3,7 +3,7 @@
 //! A [`Source`] hands out deliveries, each with a [`Receipt`] that settles it once, by value. A [`Sink`] takes results
 //! and says when each is safe. Both live through outages of their broker, as long as [`OutagePolicy`] says; a call then
 //! just takes longer. After that, and only then, the lost connection is an error of [`Source::recv`] and
-//! [`Sink::publish`].
+//! [`Sink::publish_named`].
 //!
 //! A broker is added by one more variant in [`Address`], [`Source`], [`Sink`] and `ReceiptKind`, and of what
 //! [`open_sources`] and [`open_sinks`] open as one.
@@ -24,7 +24,7 @@ mod body;
 mod connection_status;
 mod endpoint;
 mod error;
-mod limit;
+mod message_limit;
 mod multi;
 mod outage_policy;
 mod outbox;
@@ -38,7 +38,7 @@ pub use body::{Body, BodyStore, LARGE_BYTES};
 pub use connection_status::{ConnectionState, ConnectionStatus, Outages};
 pub use endpoint::{Direction, Endpoint};
 pub use error::{BrokerError, PublishError, SettleError};
-pub use limit::MessageLimit;
+pub use message_limit::MessageLimit;
 pub use multi::{MultiSink, MultiSource, open_sinks, open_sources};
 pub use outage_policy::{BrokerStats, OutagePolicy};
 pub use result_acceptance::{ResultAcceptance, ResultAcceptanceWatch};
@@ -332,7 +332,7 @@ pub enum Sink {
 }
 
 impl Sink {
-    /// The only kind of [`Content`] that [`Sink::publish`] takes.
+    /// The only kind of [`Content`] that [`Sink::publish_named`] takes.
     #[must_use]
     pub fn encoding(&self) -> Encoding {
         match self {
@@ -342,26 +342,15 @@ impl Sink {
         }
     }
 
-    /// Resolves when the broker has confirmed the result, or the file is durably in place. Many
-    /// may be under way at once; how many, and how many bytes, is bounded here, by waiting.
+    /// Publishes the result of the event of this name: a directory names its file after it, a message has
+    /// no place for it. Resolves when the broker has confirmed the result, or the file is durably in place.
+    /// Many may be under way at once; how many, and how many bytes, is bounded here, by waiting.
     ///
     /// # Errors
     /// [`PublishError::TooLarge`]: the result is not there, and never will be.
     /// [`PublishError::Unroutable`], [`PublishError::Nacked`], [`PublishError::Spool`]: its queue did not
     /// take it for as long as an outage is borne. [`PublishError::SessionLost`]: the broker was away for
     /// too long; the result may be there. Those are kept on disk to be sent by a later pilot.
-    pub fn publish(
-        &self,
-        content: Content,
-    ) -> impl Future<Output = Result<(), PublishError>> + Send + use<> + 'static {
-        self.publish_with(content, &[])
-    }
-
-    /// As [`Sink::publish`], the result of the event of this name: a directory names its file after it. A
-    /// message has no place for it.
-    ///
-    /// # Errors
-    /// Those of [`Sink::publish`].
     pub fn publish_named(
         &self,
         content: Content,
@@ -374,10 +363,10 @@ impl Sink {
         }
     }
 
-    /// As [`Sink::publish`], with headers of the message. A directory has no place for them.
+    /// As [`Sink::publish_named`], with headers of the message. A directory has no place for them.
     ///
     /// # Errors
-    /// Those of [`Sink::publish`].
+    /// Those of [`Sink::publish_named`].
     pub fn publish_with(
         &self,
         content: Content,

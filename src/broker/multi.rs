@@ -1,7 +1,7 @@
 //! Several queues as one: events from all incoming ones in turn, each result to all outgoing ones.
 //!
 //! Queues at one [`Address`] of a RabbitMQ share a connection and its thread in each direction, see
-//! [`rabbitmq`](super::rabbitmq). Queues of different addresses are put together here. A spool has no connections to be
+//! [`rabbitmq`]. Queues of different addresses are put together here. A spool has no connections to be
 //! shared.
 
 use std::collections::VecDeque;
@@ -34,10 +34,10 @@ pub async fn open_sources(
     let groups = groups(queues);
     let opening = groups.iter().map(async |group| {
         let source = match group {
-            Group::RabbitMq(queues, address) => Source::RabbitMq(
+            BrokerGroup::RabbitMq(queues, address) => Source::RabbitMq(
                 rabbitmq::open_source(queues, address, window, outage_policy, start_signal).await?,
             ),
-            Group::Spool(queue, directory) => {
+            BrokerGroup::Spool(queue, directory) => {
                 // There is no connection to be made ahead, and a directory to be left alone.
                 start_signal.clone().wait().await;
                 let source = spool::SpoolSource::open(queue, directory, window).await?;
@@ -52,7 +52,7 @@ pub async fn open_sources(
         1 => sources.remove(0),
         _ => Source::Several(MultiSource {
             sources,
-            turns: Turns::of(groups.iter().map(Group::size)),
+            turns: ReceiveTurns::of(groups.iter().map(BrokerGroup::size)),
         }),
     })
 }
@@ -69,12 +69,12 @@ pub async fn open_sinks(
 ) -> Result<Sink, BrokerError> {
     let groups = groups(queues);
     let opening = groups.iter().map(async |group| match group {
-        Group::RabbitMq(queues, address) => {
+        BrokerGroup::RabbitMq(queues, address) => {
             rabbitmq::open_sink(queues, address, outage_policy, start_signal)
                 .await
                 .map(Sink::RabbitMq)
         }
-        Group::Spool(queue, directory) => {
+        BrokerGroup::Spool(queue, directory) => {
             start_signal.clone().until_all_else_is_ready().await;
             let sink = spool::SpoolSink::open(queue, directory, outage_policy).await?;
             outage_policy.note(sink.place(), ConnectionState::Up);
@@ -89,12 +89,12 @@ pub async fn open_sinks(
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Group<'a> {
+enum BrokerGroup<'a> {
     RabbitMq(Vec<&'a str>, &'a AmqpAddress),
     Spool(&'a str, &'a Path),
 }
 
-impl Group<'_> {
+impl BrokerGroup<'_> {
     fn size(&self) -> usize {
         match self {
             Self::RabbitMq(queues, _) => queues.len(),
@@ -104,23 +104,23 @@ impl Group<'_> {
 }
 
 /// In the order of their first queues.
-fn groups<'a>(queues: &[(&'a str, Address<'a>)]) -> Vec<Group<'a>> {
+fn groups<'a>(queues: &[(&'a str, Address<'a>)]) -> Vec<BrokerGroup<'a>> {
     let mut groups = Vec::new();
     for &(queue, broker) in queues {
         let address = match broker {
             Address::RabbitMq(address) => address,
             Address::Spool(directory) => {
-                groups.push(Group::Spool(queue, directory));
+                groups.push(BrokerGroup::Spool(queue, directory));
                 continue;
             }
         };
         let same = groups.iter_mut().find_map(|group| match group {
-            Group::RabbitMq(queues, of) if *of == address => Some(queues),
-            Group::RabbitMq(..) | Group::Spool(..) => None,
+            BrokerGroup::RabbitMq(queues, of) if *of == address => Some(queues),
+            BrokerGroup::RabbitMq(..) | BrokerGroup::Spool(..) => None,
         });
         match same {
             Some(queues) => queues.push(queue),
-            None => groups.push(Group::RabbitMq(vec![queue], address)),
+            None => groups.push(BrokerGroup::RabbitMq(vec![queue], address)),
         }
     }
     groups
@@ -128,7 +128,7 @@ fn groups<'a>(queues: &[(&'a str, Address<'a>)]) -> Vec<Group<'a>> {
 
 pub struct MultiSource {
     sources: Vec<Source>,
-    turns: Turns,
+    turns: ReceiveTurns,
 }
 
 impl MultiSource {
@@ -175,9 +175,9 @@ impl MultiSource {
 }
 
 /// Which source is asked when. Each has as many turns as it has queues.
-struct Turns(VecDeque<usize>);
+struct ReceiveTurns(VecDeque<usize>);
 
-impl Turns {
+impl ReceiveTurns {
     fn of(sizes: impl Iterator<Item = usize>) -> Self {
         let turns = sizes.enumerate();
         Self(
@@ -294,8 +294,12 @@ mod tests {
         let mut queues = vec![("a", Address::RabbitMq(&here))];
         queues.extend(others.iter().map(|other| ("x", Address::RabbitMq(other))));
         queues.push(("b", Address::RabbitMq(&again)));
-        let mut expected = vec![Group::RabbitMq(vec!["a", "b"], &here)];
-        expected.extend(others.iter().map(|other| Group::RabbitMq(vec!["x"], other)));
+        let mut expected = vec![BrokerGroup::RabbitMq(vec!["a", "b"], &here)];
+        expected.extend(
+            others
+                .iter()
+                .map(|other| BrokerGroup::RabbitMq(vec!["x"], other)),
+        );
         assert_eq!(groups(&queues), expected);
     }
 
@@ -303,13 +307,13 @@ mod tests {
     fn queues_of_a_spool_are_opened_by_themselves() {
         let spool = Path::new("spool");
         let queues = ["a", "b"].map(|queue| (queue, Address::Spool(spool)));
-        let each = ["a", "b"].map(|queue| Group::Spool(queue, spool));
+        let each = ["a", "b"].map(|queue| BrokerGroup::Spool(queue, spool));
         assert_eq!(groups(&queues), each);
     }
 
     #[test]
     fn a_source_of_three_queues_gives_three_times_as_many_events_as_one_of_one() {
-        let mut turns = Turns::of([3, 1].into_iter());
+        let mut turns = ReceiveTurns::of([3, 1].into_iter());
         let mut given = [0, 0];
         for _ in 0..40 {
             let source = usize::from(turns.rank(1) < turns.rank(0));
@@ -369,7 +373,7 @@ mod tests {
             .await
             .unwrap();
         let result = Content::File(FileFormat::Text, b"1".to_vec().into());
-        sink.publish(result).await.unwrap();
+        sink.publish_named(result, None).await.unwrap();
         sink.close().await;
         for queue in ["left", "right"] {
             let files = fs::read_dir(spool.join(queue)).unwrap();

@@ -14,7 +14,7 @@ fn set(board: &mut UpdateQueue, attribute: &'static str, text: &impl ToString, u
 }
 
 /// Sends what is due and says what it was.
-fn send(board: &mut UpdateQueue, scope: Scope, now: Instant) -> Vec<(&'static str, String)> {
+fn send(board: &mut UpdateQueue, scope: UpdateScope, now: Instant) -> Vec<(&'static str, String)> {
     let batch = board.take(scope, now);
     for entry in &batch {
         board.delivered(entry, now);
@@ -34,7 +34,7 @@ fn statuses_go_at_once_each_and_in_order() {
         set(&mut board, "Status", &status, AtOnce);
     }
     assert_eq!(board.due(now), Some(now));
-    let sent: Vec<_> = send(&mut board, Scope::Due, now)
+    let sent: Vec<_> = send(&mut board, UpdateScope::Due, now)
         .into_iter()
         .map(|(_, t)| t)
         .collect();
@@ -46,13 +46,16 @@ fn statuses_go_at_once_each_and_in_order() {
 fn a_count_goes_once_an_interval_and_only_the_newest() {
     let (mut board, start) = board();
     set(&mut board, "TasksTotal", &1, WithinInterval);
-    assert_eq!(send(&mut board, Scope::Due, start), one("TasksTotal", "1"));
+    assert_eq!(
+        send(&mut board, UpdateScope::Due, start),
+        one("TasksTotal", "1")
+    );
     set(&mut board, "TasksTotal", &2, WithinInterval);
     set(&mut board, "TasksTotal", &3, WithinInterval);
     assert_eq!(board.due(start), Some(start + INTERVAL));
-    assert_eq!(board.take(Scope::Due, start + INTERVAL / 2), []);
+    assert_eq!(board.take(UpdateScope::Due, start + INTERVAL / 2), []);
     assert_eq!(
-        send(&mut board, Scope::Due, start + INTERVAL),
+        send(&mut board, UpdateScope::Due, start + INTERVAL),
         one("TasksTotal", "3")
     );
 }
@@ -61,12 +64,15 @@ fn a_count_goes_once_an_interval_and_only_the_newest() {
 fn a_status_does_not_take_counts_along_before_their_time() {
     let (mut board, start) = board();
     set(&mut board, "TasksTotal", &1, WithinInterval);
-    send(&mut board, Scope::Due, start);
+    send(&mut board, UpdateScope::Due, start);
     set(&mut board, "TasksTotal", &2, WithinInterval);
     set(&mut board, "Status", &"Done", AtOnce);
-    assert_eq!(send(&mut board, Scope::Due, start), one("Status", "Done"));
     assert_eq!(
-        send(&mut board, Scope::Everything, start),
+        send(&mut board, UpdateScope::Due, start),
+        one("Status", "Done")
+    );
+    assert_eq!(
+        send(&mut board, UpdateScope::Everything, start),
         one("TasksTotal", "2")
     );
 }
@@ -76,7 +82,7 @@ fn what_goes_at_once_goes_before_what_can_wait() {
     let (mut board, now) = board();
     set(&mut board, "TasksTotal", &1, WithinInterval);
     set(&mut board, "Error", &"lost", AtOnce);
-    let order: Vec<_> = send(&mut board, Scope::Due, now)
+    let order: Vec<_> = send(&mut board, UpdateScope::Due, now)
         .into_iter()
         .map(|(a, _)| a)
         .collect();
@@ -88,7 +94,7 @@ fn an_unchanged_value_is_not_sent_again() {
     let (mut board, now) = board();
     for urgency in [AtOnce, WithinInterval] {
         set(&mut board, "A", &"same", urgency);
-        send(&mut board, Scope::Due, now);
+        send(&mut board, UpdateScope::Due, now);
         set(&mut board, "A", &"same", urgency);
         assert_eq!(board.due(now), None);
     }
@@ -98,7 +104,7 @@ fn an_unchanged_value_is_not_sent_again() {
 fn a_count_that_came_back_within_the_interval_is_not_sent_again() {
     let (mut board, now) = board();
     set(&mut board, "TasksRunning", &2, WithinInterval);
-    send(&mut board, Scope::Due, now);
+    send(&mut board, UpdateScope::Due, now);
     set(&mut board, "TasksRunning", &1, WithinInterval);
     set(&mut board, "TasksRunning", &2, WithinInterval);
     assert_eq!(board.due(now), None);
@@ -114,7 +120,7 @@ fn an_outage_leaves_the_newest_values_and_every_recent_status() {
         set(&mut board, "Error", &number, AtOnce);
     }
     set(&mut board, "Status", &"Done", AtOnce);
-    let batch = board.take(Scope::Everything, now);
+    let batch = board.take(UpdateScope::Everything, now);
     assert_eq!(batch.len(), AT_ONCE_MAX + 1);
     assert_eq!(batch[0].text, (1_000 + 1 - AT_ONCE_MAX).to_string());
     assert_eq!(batch[AT_ONCE_MAX - 1].text, "Done");
@@ -129,12 +135,12 @@ fn ever_new_errors_do_not_flood_the_log() {
         let now = start + Duration::from_millis(100) * number;
         set(&mut board, "Error", &number, AtOnce);
         if board.due(now) == Some(now) {
-            sent += send(&mut board, Scope::Due, now).len();
+            sent += send(&mut board, UpdateScope::Due, now).len();
         }
     }
     assert_eq!(sent, AT_ONCE_MAX);
     assert_eq!(board.due(start), Some(start + INTERVAL));
-    let last = send(&mut board, Scope::Due, start + INTERVAL);
+    let last = send(&mut board, UpdateScope::Due, start + INTERVAL);
     assert_eq!(last.last(), Some(&("Error", "599".to_owned())));
 }
 
@@ -143,13 +149,13 @@ fn what_was_set_while_a_round_was_under_way_is_still_sent() {
     let (mut board, now) = board();
     set(&mut board, "TasksTotal", &1, WithinInterval);
     set(&mut board, "Status", &"Tasking", AtOnce);
-    let batch = board.take(Scope::Due, now);
+    let batch = board.take(UpdateScope::Due, now);
     set(&mut board, "TasksTotal", &2, WithinInterval);
     set(&mut board, "Status", &"Done", AtOnce);
     for entry in &batch {
         board.delivered(entry, now);
     }
-    let rest = send(&mut board, Scope::Everything, now);
+    let rest = send(&mut board, UpdateScope::Everything, now);
     assert_eq!(
         rest,
         [one("Status", "Done"), one("TasksTotal", "2")].concat()
@@ -160,13 +166,13 @@ fn what_was_set_while_a_round_was_under_way_is_still_sent() {
 fn a_value_that_was_undone_while_under_way_is_sent_again() {
     let (mut board, now) = board();
     set(&mut board, "TasksRunning", &1, WithinInterval);
-    send(&mut board, Scope::Due, now);
+    send(&mut board, UpdateScope::Due, now);
     set(&mut board, "TasksRunning", &2, WithinInterval);
-    let batch = board.take(Scope::Everything, now);
+    let batch = board.take(UpdateScope::Everything, now);
     set(&mut board, "TasksRunning", &1, WithinInterval);
     board.delivered(&batch[0], now);
     assert_eq!(
-        send(&mut board, Scope::Everything, now),
+        send(&mut board, UpdateScope::Everything, now),
         one("TasksRunning", "1")
     );
 }
@@ -175,7 +181,7 @@ fn a_value_that_was_undone_while_under_way_is_sent_again() {
 fn a_refused_value_is_tried_thrice_and_then_given_up() {
     let (mut board, now) = board();
     set(&mut board, "Error", &"odd", AtOnce);
-    let entry = board.take(Scope::Due, now).remove(0);
+    let entry = board.take(UpdateScope::Due, now).remove(0);
     assert_eq!(board.refused(&entry), Refusal::Kept);
     assert_eq!(board.refused(&entry), Refusal::Kept);
     assert_eq!(board.refused(&entry), Refusal::GivenUp);
@@ -187,7 +193,7 @@ fn a_refused_status_never_overwrites_a_later_one() {
     let (mut board, now) = board();
     set(&mut board, "Status", &"Tasking", AtOnce);
     set(&mut board, "Status", &"Done", AtOnce);
-    let batch = board.take(Scope::Due, now);
+    let batch = board.take(UpdateScope::Due, now);
     board.refused(&batch[0]);
     board.delivered(&batch[1], now);
     assert_eq!(board.due(now), None);

@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::client::Client;
 use super::protocol::{ChirpCommand, ChirpError, ChirpServer};
-use super::update_queue::{QueuedUpdate, Refusal, Scope, UpdateQueue, Urgency};
+use super::update_queue::{QueuedUpdate, Refusal, UpdateQueue, UpdateScope, Urgency};
 use super::{ChirpSettings, ChirpValue, Destination};
 use crate::backoff;
 use crate::mailbox::{Mail, Mailbox, MailboxSender, mailbox};
@@ -24,7 +24,7 @@ const LAST_UPDATED: &str = "LastUpdatedTimestamp";
 
 /// How long the actor waits for the server, and between failures.
 #[derive(Debug, Clone, Copy)]
-struct Pace {
+struct RetryPace {
     /// For connecting, and for each reply.
     patience: Duration,
     /// After the first failure; doubled by each further one.
@@ -32,13 +32,13 @@ struct Pace {
     longest_pause: Duration,
 }
 
-const PACE: Pace = Pace {
+const PACE: RetryPace = RetryPace {
     patience: Duration::from_secs(10),
     first_pause: Duration::from_secs(1),
     longest_pause: Duration::from_mins(1),
 };
 
-impl Pace {
+impl RetryPace {
     fn pause(&self, failures: u32) -> Duration {
         backoff::exponential(self.first_pause, self.longest_pause, failures.into())
     }
@@ -47,10 +47,10 @@ impl Pace {
 /// The pilot's end: sets values, and never waits but in [`ChirpReporter::flush`]. When the last clone
 /// is dropped, the sending ends.
 #[derive(Debug, Clone)]
-pub struct ChirpReporter(Option<Handle>);
+pub struct ChirpReporter(Option<ReporterHandle>);
 
 #[derive(Debug, Clone)]
-struct Handle {
+struct ReporterHandle {
     destination: Destination,
     sender: MailboxSender<UpdateQueue>,
 }
@@ -68,7 +68,7 @@ impl ChirpReporter {
         Self::start_at(settings, PACE)
     }
 
-    fn start_at(settings: ChirpSettings, pace: Pace) -> Self {
+    fn start_at(settings: ChirpSettings, pace: RetryPace) -> Self {
         if let Err(error) = std::fs::metadata(&settings.config_file) {
             let path = settings.config_file.display();
             info!(%path, %error, "no chirp configuration: nothing is reported to HTCondor; a job with `+WantIOProxy = true` has one");
@@ -82,10 +82,10 @@ impl ChirpReporter {
             mailbox,
             failures: 0,
             not_before: None,
-            timestamp: Timestamp::Current,
+            timestamp: TimestampState::Current,
         };
         tokio::spawn(actor.run());
-        Self(Some(Handle {
+        Self(Some(ReporterHandle {
             destination: settings.destination,
             sender,
         }))
@@ -114,7 +114,7 @@ impl ChirpReporter {
 
 /// Whether the timestamp belongs to the last value that was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Timestamp {
+enum TimestampState {
     Current,
     Owed,
 }
@@ -124,13 +124,13 @@ enum Timestamp {
 struct ReporterActor {
     destination: Destination,
     config_file: PathBuf,
-    pace: Pace,
+    pace: RetryPace,
     mailbox: Mailbox<UpdateQueue>,
     /// Rounds in a row that failed.
     failures: u32,
     /// After a failure: when to try again.
     not_before: Option<Instant>,
-    timestamp: Timestamp,
+    timestamp: TimestampState,
 }
 
 impl ReporterActor {
@@ -139,9 +139,9 @@ impl ReporterActor {
             let due = self.due(Instant::now());
             match self.mailbox.next(due).await {
                 Mail::Changed => {}
-                Mail::Due => self.round(Scope::Due).await,
+                Mail::Due => self.round(UpdateScope::Due).await,
                 Mail::Request(done) => {
-                    self.round(Scope::Everything).await;
+                    self.round(UpdateScope::Everything).await;
                     // The caller may have stopped waiting.
                     let _ = done.send(());
                 }
@@ -152,16 +152,16 @@ impl ReporterActor {
 
     fn due(&self, now: Instant) -> Option<Instant> {
         let due = match self.timestamp {
-            Timestamp::Owed => Some(now),
-            Timestamp::Current => self.mailbox.state().due(now),
+            TimestampState::Owed => Some(now),
+            TimestampState::Current => self.mailbox.state().due(now),
         };
         due.max(due.and(self.not_before))
     }
 
     /// Sends a batch and notes how that went.
-    async fn round(&mut self, scope: Scope) {
+    async fn round(&mut self, scope: UpdateScope) {
         let batch = self.mailbox.state().take(scope, Instant::now());
-        if batch.is_empty() && self.timestamp == Timestamp::Current {
+        if batch.is_empty() && self.timestamp == TimestampState::Current {
             return;
         }
         match self.send(&batch).await {
@@ -195,7 +195,7 @@ impl ReporterActor {
         for entry in batch {
             match self.put(&mut client, entry.attribute, &entry.text).await {
                 Ok(()) => {
-                    self.timestamp = Timestamp::Owed;
+                    self.timestamp = TimestampState::Owed;
                     self.mailbox.state().delivered(entry, Instant::now());
                 }
                 Err(error @ (ChirpError::Refused { .. } | ChirpError::TooLong { .. })) => {
@@ -207,14 +207,14 @@ impl ReporterActor {
                 Err(error) => return Err(error),
             }
         }
-        if self.timestamp == Timestamp::Owed {
+        if self.timestamp == TimestampState::Owed {
             let stamp =
                 ChirpValue::Int(unix_time()).render(&prefixed(LAST_UPDATED), self.destination);
             let answer = self
                 .put(&mut client, LAST_UPDATED, &stamp.unwrap_or_default())
                 .await;
             if matches!(answer, Ok(()) | Err(ChirpError::Refused { .. })) {
-                self.timestamp = Timestamp::Current;
+                self.timestamp = TimestampState::Current;
             }
             outcome = outcome.and(answer);
         }

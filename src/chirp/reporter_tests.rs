@@ -7,7 +7,7 @@ use Urgency::{AtOnce, WithinInterval};
 const MINUTE: Duration = Duration::from_mins(1);
 
 /// So short that a test sees several attempts.
-const HASTY: Pace = Pace {
+const HASTY: RetryPace = RetryPace {
     patience: Duration::from_millis(500),
     first_pause: Duration::from_millis(10),
     longest_pause: Duration::from_millis(40),

@@ -27,7 +27,7 @@ pub enum Urgency {
 
 /// What one round of sending takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scope {
+pub(super) enum UpdateScope {
     Due,
     Everything,
 }
@@ -127,8 +127,8 @@ impl UpdateQueue {
 
     /// What to send now, what goes at once first. It stays on the board until it is known to have
     /// arrived.
-    pub(super) fn take(&self, scope: Scope, now: Instant) -> Vec<QueuedUpdate> {
-        let open = |end: Instant| scope == Scope::Everything || end <= now;
+    pub(super) fn take(&self, scope: UpdateScope, now: Instant) -> Vec<QueuedUpdate> {
+        let open = |end: Instant| scope == UpdateScope::Everything || end <= now;
         let burst_left = match self.burst {
             Some((end, used)) if !open(end) => AT_ONCE_MAX.saturating_sub(used),
             _ => usize::MAX,

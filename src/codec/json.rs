@@ -37,7 +37,7 @@ pub(super) struct Envelope {
 }
 
 /// Text that a scanner goes through once, from its beginning to its end.
-pub(super) trait Input {
+pub(super) trait JsonInput {
     /// What is there and not taken yet.
     fn window(&self) -> &[u8];
     /// Takes so many bytes of the window.
@@ -47,7 +47,7 @@ pub(super) trait Input {
 }
 
 /// All of a text at once.
-impl Input for &[u8] {
+impl JsonInput for &[u8] {
     fn window(&self) -> &[u8] {
         self
     }
@@ -67,7 +67,7 @@ pub(super) fn document(text: &str) -> Result<Range<usize>, SyntaxError> {
 }
 
 /// The same of a text in pieces, which is taken to its end.
-pub(super) fn document_of(input: &mut impl Input) -> Result<Range<usize>, SyntaxError> {
+pub(super) fn document_of(input: &mut impl JsonInput) -> Result<Range<usize>, SyntaxError> {
     let mut scanner = Scanner { input, at: 0 };
     let value = scanner.value()?;
     scanner.end()?;
@@ -81,7 +81,7 @@ pub(super) fn envelope(text: &str) -> Result<Envelope, SyntaxError> {
 }
 
 /// The same of a text in pieces, which is taken to its end.
-pub(super) fn envelope_of(input: &mut impl Input) -> Result<Envelope, SyntaxError> {
+pub(super) fn envelope_of(input: &mut impl JsonInput) -> Result<Envelope, SyntaxError> {
     let mut found = Envelope {
         headers: None,
         data: None,
@@ -184,7 +184,7 @@ struct Scanner<'a, I> {
     at: usize,
 }
 
-impl<I: Input> Scanner<'_, I> {
+impl<I: JsonInput> Scanner<'_, I> {
     fn error(&self, expected: &'static str) -> SyntaxError {
         SyntaxError {
             expected,
@@ -248,14 +248,14 @@ impl<I: Input> Scanner<'_, I> {
             if self.take_if(b'[') {
                 self.skip_white_space();
                 if !self.take_if(b']') {
-                    self.open(&mut open, Container::Array)?;
+                    self.open(&mut open, JsonContainer::Array)?;
                     continue;
                 }
             } else if self.take_if(b'{') {
                 self.skip_white_space();
                 if !self.take_if(b'}') {
                     self.key()?;
-                    self.open(&mut open, Container::Object)?;
+                    self.open(&mut open, JsonContainer::Object)?;
                     continue;
                 }
             } else {
@@ -267,7 +267,7 @@ impl<I: Input> Scanner<'_, I> {
         }
     }
 
-    fn open(&self, open: &mut Nesting, container: Container) -> Result<(), SyntaxError> {
+    fn open(&self, open: &mut Nesting, container: JsonContainer) -> Result<(), SyntaxError> {
         if open.depth == DEPTH_MAX {
             return Err(self.error("no deeper nesting"));
         }
@@ -281,21 +281,21 @@ impl<I: Input> Scanner<'_, I> {
         while let Some(container) = open.last() {
             self.skip_white_space();
             match (self.peek(), container) {
-                (Some(b','), Container::Array) => {
+                (Some(b','), JsonContainer::Array) => {
                     self.advance(1);
                     return Ok(false);
                 }
-                (Some(b','), Container::Object) => {
+                (Some(b','), JsonContainer::Object) => {
                     self.advance(1);
                     self.key()?;
                     return Ok(false);
                 }
-                (Some(b']'), Container::Array) | (Some(b'}'), Container::Object) => {
+                (Some(b']'), JsonContainer::Array) | (Some(b'}'), JsonContainer::Object) => {
                     self.advance(1);
                     open.pop();
                 }
-                (_, Container::Array) => return Err(self.error("`,` or `]`")),
-                (_, Container::Object) => return Err(self.error("`,` or `}`")),
+                (_, JsonContainer::Array) => return Err(self.error("`,` or `]`")),
+                (_, JsonContainer::Object) => return Err(self.error("`,` or `}`")),
             }
         }
         Ok(true)
@@ -397,7 +397,7 @@ impl<I: Input> Scanner<'_, I> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Container {
+enum JsonContainer {
     Array,
     Object,
 }
@@ -410,13 +410,13 @@ struct Nesting {
 }
 
 impl Nesting {
-    fn push(&mut self, container: Container) {
+    fn push(&mut self, container: JsonContainer) {
         let (word, bit) = (self.depth / 64, self.depth % 64);
         if word == self.words.len() {
             self.words.push(0);
         }
         self.words[word] &= !(1 << bit);
-        self.words[word] |= u64::from(container == Container::Object) << bit;
+        self.words[word] |= u64::from(container == JsonContainer::Object) << bit;
         self.depth += 1;
     }
 
@@ -424,12 +424,12 @@ impl Nesting {
         self.depth = self.depth.saturating_sub(1);
     }
 
-    fn last(&self) -> Option<Container> {
+    fn last(&self) -> Option<JsonContainer> {
         let top = self.depth.checked_sub(1)?;
         if self.words[top / 64] >> (top % 64) & 1 == 1 {
-            Some(Container::Object)
+            Some(JsonContainer::Object)
         } else {
-            Some(Container::Array)
+            Some(JsonContainer::Array)
         }
     }
 }
@@ -448,9 +448,9 @@ mod tests {
             words: vec![0; DEPTH_MAX / 64],
             depth: DEPTH_MAX - 1,
         };
-        assert_eq!(scanner.open(&mut open, Container::Object), Ok(()));
-        assert_eq!(open.last(), Some(Container::Object));
-        let refused = scanner.open(&mut open, Container::Array).unwrap_err();
+        assert_eq!(scanner.open(&mut open, JsonContainer::Object), Ok(()));
+        assert_eq!(open.last(), Some(JsonContainer::Object));
+        let refused = scanner.open(&mut open, JsonContainer::Array).unwrap_err();
         assert_eq!(refused.to_string(), "expected no deeper nesting at byte 7");
     }
 }

@@ -12,7 +12,7 @@ use super::files::{FileError, FileKind, InfileError, Outfile, OutfileError, type
 use super::frame::{
     AFTER_JSON, AFTER_TEXT, BEFORE_JSON, BEFORE_TEXT, DecodeError, LEVEL, data_of, unpacked_size,
 };
-use super::stream::{Fault, Text, Unwritten, write_unescaped};
+use super::stream::{StreamFault, Unwritten, Utf8Text, write_unescaped};
 use super::{escape, json};
 use crate::fault::TaskError;
 
@@ -65,15 +65,15 @@ impl UnpackError {
     }
 
     /// What kept a text that was unpacked from being read to its end.
-    fn of(fault: Fault, limit: u64) -> Self {
+    fn of(fault: StreamFault, limit: u64) -> Self {
         Self::Decode(match fault {
-            Fault::TooLong => DecodeError::TooLarge { limit },
-            Fault::NotUtf8 { at } => DecodeError::NotUtf8 { at },
+            StreamFault::TooLong => DecodeError::TooLarge { limit },
+            StreamFault::NotUtf8 { at } => DecodeError::NotUtf8 { at },
             // zstd's own errors have no number.
-            Fault::Unreadable(error) if error.raw_os_error().is_some() => {
+            StreamFault::Unreadable(error) if error.raw_os_error().is_some() => {
                 return Self::body(error);
             }
-            Fault::Unreadable(error) => match error.to_string() {
+            StreamFault::Unreadable(error) => match error.to_string() {
                 text if text.contains("too much memory") => DecodeError::Window {
                     window: 1 << WINDOW_LOG_MAX,
                 },
@@ -127,7 +127,7 @@ pub fn unpack_frame<R: Read>(
             .map_err(|error| DecodeError::Zstd(error.to_string()))?;
         Ok::<_, UnpackError>(decoder)
     };
-    let mut text = Text::new(unpacked()?, limit_bytes);
+    let mut text = Utf8Text::new(unpacked()?, limit_bytes);
     let found = json::envelope_of(&mut text);
     text.outcome()
         .map_err(|fault| UnpackError::of(fault, limit_bytes))?;
@@ -147,7 +147,7 @@ pub fn unpack_file<R: Read>(
     infile: NewInfile<'_>,
 ) -> Result<u64, UnpackError> {
     let again = || open().map_err(UnpackError::body);
-    let mut text = Text::new(again()?, limit_bytes);
+    let mut text = Utf8Text::new(again()?, limit_bytes);
     let value = match kind {
         FileKind::Json => Some(json::document_of(&mut text)),
         FileKind::Text => {
@@ -177,7 +177,7 @@ fn write_value(
     let (mut first, bytes) = ([0], place.len() as u64);
     text.read_exact(&mut first).map_err(UnpackError::body)?;
     if first == *b"\"" {
-        let mut literal = Text::new(text.take(bytes - 2), u64::MAX);
+        let mut literal = Utf8Text::new(text.take(bytes - 2), u64::MAX);
         // Without quotes and escapes it is shorter, never longer.
         return create(infile, bytes - 2, |file| {
             let written = write_unescaped(&mut literal, file);
@@ -248,7 +248,7 @@ pub fn pack_outfile(outfile: Outfile, sink: impl Write) -> Result<(), PackError>
     match kind {
         FileKind::Json => check_json(&mut file, bytes, &mut encoder)?,
         FileKind::Text => {
-            let mut text = Text::new(&mut file, bytes);
+            let mut text = Utf8Text::new(&mut file, bytes);
             text.each(|piece| escape::write_escaped(piece, &mut encoder))
                 .map_err(PackError::Sink)?;
             all_read(&mut text, bytes)?;
@@ -294,7 +294,7 @@ fn cannot_read(error: io::Error) -> OutfileError {
 /// How many bytes more a text has when it is escaped. Leaves the file at its beginning.
 fn surplus(file: &mut File, bytes: u64) -> Result<u64, OutfileError> {
     let mut surplus = 0;
-    let mut text = Text::new(&mut *file, bytes);
+    let mut text = Utf8Text::new(&mut *file, bytes);
     text.each(|piece| {
         surplus += escape::surplus(piece) as u64;
         Ok(())
@@ -313,7 +313,7 @@ fn check_json(file: &mut File, bytes: u64, sink: &mut impl Write) -> Result<(), 
         to: sink,
         failed: &mut failed,
     };
-    let mut text = Text::new(copied, bytes);
+    let mut text = Utf8Text::new(copied, bytes);
     let checked = json::document_of(&mut text);
     let read = all_read(&mut text, bytes);
     drop(text);
@@ -332,12 +332,12 @@ fn rewind(file: &mut File) -> Result<(), OutfileError> {
     io::Seek::rewind(file).map_err(cannot_read)
 }
 
-fn all_read<R: Read>(text: &mut Text<R>, bytes: u64) -> Result<(), OutfileError> {
+fn all_read<R: Read>(text: &mut Utf8Text<R>, bytes: u64) -> Result<(), OutfileError> {
     match text.outcome() {
         Ok(read) if read == bytes => Ok(()),
-        Ok(_) | Err(Fault::TooLong) => Err(OutfileError::Changed),
-        Err(Fault::NotUtf8 { at }) => Err(OutfileError::NotUtf8 { at }),
-        Err(Fault::Unreadable(error)) => Err(cannot_read(error)),
+        Ok(_) | Err(StreamFault::TooLong) => Err(OutfileError::Changed),
+        Err(StreamFault::NotUtf8 { at }) => Err(OutfileError::NotUtf8 { at }),
+        Err(StreamFault::Unreadable(error)) => Err(cannot_read(error)),
     }
 }
 

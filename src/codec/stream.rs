@@ -3,13 +3,13 @@
 use std::io::{self, Read, Write};
 use std::str::from_utf8;
 
-use super::json::{ESCAPE_BYTES_MAX, Input, LoneSurrogate, unescape};
+use super::json::{ESCAPE_BYTES_MAX, JsonInput, LoneSurrogate, unescape};
 
 const CHUNK: usize = 64 * 1024;
 
 /// Why a text ended before its end.
 #[derive(Debug)]
-pub(super) enum Fault {
+pub(super) enum StreamFault {
     /// It can't be read.
     Unreadable(io::Error),
     /// It is longer than it may be.
@@ -18,7 +18,7 @@ pub(super) enum Fault {
     NotUtf8 { at: usize },
 }
 
-pub(super) struct Text<R> {
+pub(super) struct Utf8Text<R> {
     source: R,
     buffer: Box<[u8]>,
     /// The window: checked, and not taken.
@@ -27,11 +27,11 @@ pub(super) struct Text<R> {
     end: usize,
     read: u64,
     limit: u64,
-    fault: Option<Fault>,
+    fault: Option<StreamFault>,
     ended: bool,
 }
 
-impl<R: Read> Text<R> {
+impl<R: Read> Utf8Text<R> {
     /// Of at most `limit` bytes.
     pub(super) fn new(source: R, limit: u64) -> Self {
         Self {
@@ -47,7 +47,7 @@ impl<R: Read> Text<R> {
     }
 
     /// How many bytes were read, or why there are no more. To be asked when no more came.
-    pub(super) fn outcome(&mut self) -> Result<u64, Fault> {
+    pub(super) fn outcome(&mut self) -> Result<u64, StreamFault> {
         match self.fault.take() {
             Some(fault) => Err(fault),
             None => Ok(self.read),
@@ -85,12 +85,12 @@ impl<R: Read> Text<R> {
                 self.end += bytes;
                 self.read += bytes as u64;
                 if self.read > self.limit {
-                    self.fault = Some(Fault::TooLong);
+                    self.fault = Some(StreamFault::TooLong);
                 } else {
                     self.check();
                 }
             }
-            Err(error) => self.fault = Some(Fault::Unreadable(error)),
+            Err(error) => self.fault = Some(StreamFault::Unreadable(error)),
         }
     }
 
@@ -109,11 +109,11 @@ impl<R: Read> Text<R> {
     fn not_utf8(&mut self) {
         let unchecked = (self.end - self.window.end) as u64;
         let at = usize::try_from(self.read - unchecked).unwrap_or(usize::MAX);
-        self.fault = Some(Fault::NotUtf8 { at });
+        self.fault = Some(StreamFault::NotUtf8 { at });
     }
 }
 
-impl<R: Read> Input for Text<R> {
+impl<R: Read> JsonInput for Utf8Text<R> {
     fn window(&self) -> &[u8] {
         &self.buffer[self.window.clone()]
     }
@@ -142,7 +142,7 @@ pub(super) enum Unwritten {
 /// Writes what a JSON string says, and returns how long that is. `literal` is what is between its
 /// quotes; it was checked before.
 pub(super) fn write_unescaped(
-    literal: &mut impl Input,
+    literal: &mut impl JsonInput,
     sink: &mut impl Write,
 ) -> Result<u64, Unwritten> {
     let mut written = 0;

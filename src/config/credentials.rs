@@ -49,10 +49,10 @@ impl fmt::Display for Secret {
 
 /// The file, and the last token that was read from it.
 #[derive(Debug, Clone)]
-pub struct TokenFile(Arc<Inner>);
+pub struct TokenFile(Arc<TokenFileState>);
 
 #[derive(Debug)]
-struct Inner {
+struct TokenFileState {
     path: PathBuf,
     last: Mutex<Secret>,
     reading: Arc<tokio::sync::Mutex<()>>,
@@ -64,7 +64,7 @@ impl TokenFile {
     /// # Errors
     /// Why there is no token in it. No text holds a part of it.
     pub fn open(path: PathBuf) -> Result<Self, String> {
-        let file = Self(Arc::new(Inner {
+        let file = Self(Arc::new(TokenFileState {
             path,
             last: Mutex::new(Secret::new(String::new())),
             reading: Arc::default(),

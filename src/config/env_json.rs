@@ -95,7 +95,7 @@ fn members(text: &str) -> Result<Vec<(String, Box<RawValue>)>, String> {
         // serde_json would quote the value in its own error.
         return Err("expected a JSON object such as `{\"NAME\": \"value\"}`".to_owned());
     }
-    serde_json::from_str::<Members>(text)
+    serde_json::from_str::<ObjectMembers>(text)
         .map(|members| members.0)
         .map_err(|error| format!("expected a JSON object, but it is broken: {error}"))
 }
@@ -180,25 +180,25 @@ fn value(name: &str, raw: &str) -> Result<String, String> {
 
 /// An object's members in order, values as they are written: integers of any size stay what they
 /// are.
-struct Members(Vec<(String, Box<RawValue>)>);
+struct ObjectMembers(Vec<(String, Box<RawValue>)>);
 
-impl<'de> Deserialize<'de> for Members {
+impl<'de> Deserialize<'de> for ObjectMembers {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object;
 
         impl<'de> Visitor<'de> for Object {
-            type Value = Members;
+            type Value = ObjectMembers;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<ObjectMembers, A::Error> {
                 let mut members = Vec::new();
                 while let Some(member) = map.next_entry()? {
                     members.push(member);
                 }
-                Ok(Members(members))
+                Ok(ObjectMembers(members))
             }
         }
 

@@ -115,12 +115,12 @@ pub fn data_parents(environment: &Environment, cwd: &Path) -> Vec<PathBuf> {
 struct ShellCommand {
     line: usize,
     text: String,
-    flaw: Option<Flaw>,
+    flaw: Option<ShellFlaw>,
 }
 
 /// A reason why a command is no plain assignment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Flaw {
+enum ShellFlaw {
     /// A shell would do something at this character.
     Special(char),
     /// The file ends inside of quotes.
@@ -138,15 +138,15 @@ impl ShellCommand {
     /// The variable that the command exports, or `None` when it does nothing.
     fn assignment(&self) -> Result<Option<(String, String)>, String> {
         match self.flaw {
-            Some(Flaw::OpenQuote) => {
+            Some(ShellFlaw::OpenQuote) => {
                 return Err("a quote that is opened here is never closed".to_owned());
             }
-            Some(Flaw::Special('\r')) => {
+            Some(ShellFlaw::Special('\r')) => {
                 return Err(
                     "the line ends as on Windows: write the file with Unix line ends".to_owned(),
                 );
             }
-            Some(Flaw::Special(c)) => {
+            Some(ShellFlaw::Special(c)) => {
                 return Err(format!(
                     "`{}` would be expanded or run by a shell, which this file never meets: put the \
                      value between single quotes",
@@ -232,14 +232,14 @@ fn commands(text: &str) -> Vec<ShellCommand> {
         command.text.push(c);
     }
     if quoting != Quoting::Bare {
-        command.flaw = Some(Flaw::OpenQuote);
+        command.flaw = Some(ShellFlaw::OpenQuote);
     }
     commands.push(command);
     commands
 }
 
 fn special(command: &mut ShellCommand, c: char) {
-    command.flaw.get_or_insert(Flaw::Special(c));
+    command.flaw.get_or_insert(ShellFlaw::Special(c));
 }
 
 /// The characters that Python's `shlex.quote` leaves without quotes, and blanks.

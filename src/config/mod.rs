@@ -2,7 +2,7 @@
 //! No other module reads an environment variable.
 //!
 //! Here are the types that the rest of the pilot sees. [`variables`] is the one definition of every
-//! variable, for the parser, `--help` and the README; [`load`] turns text into these types.
+//! variable, for the parser, `--help` and the README; [`load()`] turns text into these types.
 
 mod address;
 mod condor;

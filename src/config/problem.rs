@@ -86,12 +86,6 @@ impl ConfigErrors {
         Self { problems, lacking }
     }
 
-    /// The problems, in the order in which they were found.
-    #[must_use]
-    pub fn problems(&self) -> &[ConfigProblem] {
-        &self.problems
-    }
-
     /// The line that sums them up.
     #[must_use]
     pub fn last_line(&self) -> String {

@@ -31,12 +31,12 @@ const ENTER: OFlags = OFlags::RDONLY
 
 /// Tells a directory from all others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Identity {
+struct DirIdentity {
     device: u64,
     inode: u64,
 }
 
-impl Identity {
+impl DirIdentity {
     fn of(found: &Stat) -> Self {
         Self {
             device: found.st_dev,
@@ -76,10 +76,10 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
         return Ok(());
     }
     // Of each directory that was entered its name, and which one it is in.
-    let mut entered: Vec<(CString, Identity)> = Vec::new();
+    let mut entered: Vec<(CString, DirIdentity)> = Vec::new();
     loop {
         let inner = enter(&directory, &name)?;
-        entered.push((name, Identity::of(&fstat(&directory)?)));
+        entered.push((name, DirIdentity::of(&fstat(&directory)?)));
         directory = inner;
         name = loop {
             if let Some(inner) = empty(&directory)? {
@@ -89,7 +89,7 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
                 return Ok(());
             };
             let up = openat(&directory, c"..", flags, Mode::empty())?;
-            if Identity::of(&fstat(&up)?) != above {
+            if DirIdentity::of(&fstat(&up)?) != above {
                 return Err(io::Error::other(
                     "a directory was moved while it was removed",
                 ));
@@ -188,12 +188,12 @@ fn add_below(top: &Path, bytes: &mut u64) -> rustix::io::Result<()> {
         Err(error) => return Err(error),
     };
     // Of each directory that was left for one in it which one it is, and where its reading goes on.
-    let mut left: Vec<(Identity, u64)> = Vec::new();
+    let mut left: Vec<(DirIdentity, u64)> = Vec::new();
     loop {
         if let Some((name, next)) = next_directory(&directory, bytes)? {
             match openat(&directory, &name, ENTER, Mode::empty()) {
                 Ok(inner) => {
-                    left.push((Identity::of(&fstat(&directory)?), next));
+                    left.push((DirIdentity::of(&fstat(&directory)?), next));
                     directory = inner;
                 }
                 Err(_) => {
@@ -206,7 +206,7 @@ fn add_below(top: &Path, bytes: &mut u64) -> rustix::io::Result<()> {
             return Ok(());
         };
         let up = openat(&directory, c"..", ENTER, Mode::empty())?;
-        if Identity::of(&fstat(&up)?) != above {
+        if DirIdentity::of(&fstat(&up)?) != above {
             return Err(Errno::STALE);
         }
         seek(&up, SeekFrom::Start(next))?;

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::probe_script::{ENV_DIR, InImage, PLACES};
 use super::rootfs::resolve;
-use super::runscript::{self, Needs, RunscriptError};
+use super::runscript::{self, RunscriptError, RunscriptNeeds};
 
 /// The script after which Apptainer hands in the task's variables.
 const BASE_SCRIPT: &str = "99-base.sh";
@@ -19,7 +19,7 @@ const MOUNT_POINTS: [&str; 5] = ["/tmp", "/var/tmp", "/dev", "/proc", "/sys"];
 pub struct ImageShape {
     /// The first path at which there is something else than the directory that Apptainer needs there.
     pub misshapen: Option<String>,
-    pub needs: Result<Needs, RunscriptError>,
+    pub needs: Result<RunscriptNeeds, RunscriptError>,
     /// The scripts that make its environment, in the order in which Apptainer sources them.
     pub scripts: Vec<String>,
     /// Paths that tasks may rely on and for which it has no directory.

@@ -26,5 +26,5 @@ pub use mounts::{MountPoint, MountTable};
 pub use probe_script::{
     ENV_DIR, InImage, LAST, MARK, ProbeFinding, Trials, found, mark, not_past, script,
 };
-pub use runscript::{Needs, RunscriptError};
-pub use template::{Places, Template, TemplateError, names_outfile};
+pub use runscript::{RunscriptError, RunscriptNeeds};
+pub use template::{ContainerPaths, Template, TemplateError, names_outfile};

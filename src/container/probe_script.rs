@@ -5,7 +5,7 @@
 //! every image, even one without a shell, after the image's own environment was set. It uses built-in
 //! commands of that shell only, and its lines on stdout begin with a word that no image can know.
 
-use super::runscript::{Needs, SHELL};
+use super::runscript::{RunscriptNeeds, SHELL};
 use crate::fault::{Cause, ProbeResult, apptainer_error, lines, readable};
 
 /// Where Apptainer looks for scripts to source.
@@ -38,7 +38,7 @@ const NO_PATH: &str = "no-path";
 pub struct Trials<'a> {
     pub word: &'a str,
     /// What a start of the image needs.
-    pub needs: &'a Needs,
+    pub needs: &'a RunscriptNeeds,
     /// A file that holds one line, as the container sees it, and a new file to write that line into.
     pub copy: Option<(&'a str, &'a str)>,
     /// A new file in the task's own directory.
@@ -110,7 +110,7 @@ pub fn mark(word: &str, name: &str) -> String {
 /// The first of `names`, in Apptainer's order, that the container didn't get past.
 #[must_use]
 pub fn not_past<'a>(word: &str, names: &'a [String], stdout: &[u8]) -> Option<&'a str> {
-    let said = Said::of(word, stdout);
+    let said = ScriptOutput::of(word, stdout);
     names
         .iter()
         .find(|name| !said.has(&format!("past {name}")))
@@ -147,9 +147,9 @@ fn quoted(text: &str) -> String {
     shell_words::quote(text).into_owned()
 }
 
-struct Said(Vec<String>);
+struct ScriptOutput(Vec<String>);
 
-impl Said {
+impl ScriptOutput {
     fn of(word: &str, stdout: &[u8]) -> Self {
         // The image's environment may write what it likes.
         let text = String::from_utf8_lossy(stdout);
@@ -199,7 +199,7 @@ pub fn found(
     has_proc: super::ProcMount,
     in_image: impl Fn(&str) -> InImage,
 ) -> ProbeFinding {
-    let said = Said::of(trials.word, stdout);
+    let said = ScriptOutput::of(trials.word, stdout);
     if !said.has(END) || *answer != ProbeResult::Works {
         return match answer {
             ProbeResult::Works => ProbeFinding::Silent,
@@ -260,7 +260,7 @@ fn useless(said: &str) -> ProbeFinding {
 }
 
 /// What of a start isn't there.
-fn missing(needs: &Needs, said: &Said) -> Option<(Cause, String)> {
+fn missing(needs: &RunscriptNeeds, said: &ScriptOutput) -> Option<(Cause, String)> {
     let first = needs.programs.first()?;
     let mut absent = needs
         .programs

@@ -9,14 +9,14 @@ use crate::fault::FaultClass;
 
 const WORD: &str = "probe-1";
 
-fn needs() -> Needs {
-    Needs {
+fn needs() -> RunscriptNeeds {
+    RunscriptNeeds {
         programs: vec!["/bin/sh".to_owned(), "/no/such".to_owned()],
         in_path: Some("no-such-name".to_owned()),
     }
 }
 
-fn trials(needs: &Needs) -> Trials<'_> {
+fn trials(needs: &RunscriptNeeds) -> Trials<'_> {
     Trials {
         word: WORD,
         needs,
@@ -152,7 +152,7 @@ fn a_shell_that_stops_at_every_trouble_gets_through_the_script() {
         .output()
         .expect("there is bash");
     assert!(output.status.success(), "{output:?}");
-    let said = Said::of(WORD, &output.stdout);
+    let said = ScriptOutput::of(WORD, &output.stdout);
     assert!(
         said.has("null") && said.has("end") && said.has("program /bin/sh"),
         "{output:?}"

@@ -1,5 +1,5 @@
 //! The runscript that `apptainer run` starts in a sandbox directory: which one it is, its interpreter, and
-//! whether it can start at all. Reads files and starts nothing, so that no code of the user's runs; [`Needs`]
+//! whether it can start at all. Reads files and starts nothing, so that no code of the user's runs; [`RunscriptNeeds`]
 //! lists what only a container can tell.
 
 use std::fs::File;
@@ -19,7 +19,7 @@ const DEFAULT: &str = "echo \"There is no runscript defined for this container";
 
 /// What a start needs that only the container can show.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Needs {
+pub struct RunscriptNeeds {
     /// Paths of programs that must be there and executable; the runscript, then its interpreter.
     pub programs: Vec<String>,
     /// A program that `env` looks for in the container's PATH.
@@ -52,7 +52,7 @@ pub enum RunscriptError {
 /// # Errors
 /// When nothing would start, whatever the container has. A file that can't be read here is none: nothing
 /// is known of it then.
-pub(super) fn needs(image: &Path) -> Result<Needs, RunscriptError> {
+pub(super) fn needs(image: &Path) -> Result<RunscriptNeeds, RunscriptError> {
     for path in [RUNSCRIPT, OLD_RUNSCRIPT] {
         match rootfs::resolve(image, Path::new(path)) {
             Ok(file) => return of_file(path, &file),
@@ -62,7 +62,7 @@ pub(super) fn needs(image: &Path) -> Result<Needs, RunscriptError> {
                     return Ok(programs([path]));
                 }
             }
-            Err(_) => return Ok(Needs::default()),
+            Err(_) => return Ok(RunscriptNeeds::default()),
         }
     }
     // Apptainer has it run the arguments.
@@ -76,14 +76,14 @@ pub(super) fn is_default(image: &Path) -> bool {
     matches!(needs(image), Err(RunscriptError::Default { .. }))
 }
 
-fn programs<const N: usize>(programs: [&str; N]) -> Needs {
-    Needs {
+fn programs<const N: usize>(programs: [&str; N]) -> RunscriptNeeds {
+    RunscriptNeeds {
         programs: programs.map(str::to_owned).into(),
         in_path: None,
     }
 }
 
-fn of_file(path: &'static str, file: &Path) -> Result<Needs, RunscriptError> {
+fn of_file(path: &'static str, file: &Path) -> Result<RunscriptNeeds, RunscriptError> {
     if !file.is_file() {
         return Err(RunscriptError::NoFile { path });
     }
@@ -95,7 +95,7 @@ fn of_file(path: &'static str, file: &Path) -> Result<Needs, RunscriptError> {
 }
 
 /// What a script needs, or a program that is none.
-fn of_text(path: &'static str, text: &[u8]) -> Result<Needs, RunscriptError> {
+fn of_text(path: &'static str, text: &[u8]) -> Result<RunscriptNeeds, RunscriptError> {
     if text.contains(&0) {
         // Compiled.
         return Ok(programs([path]));
@@ -160,7 +160,7 @@ mod tests {
     }
 
     fn needed(text: &str) -> (Vec<String>, Option<String>) {
-        let Needs { programs, in_path } = needs(image(text).path()).expect("it can start");
+        let RunscriptNeeds { programs, in_path } = needs(image(text).path()).expect("it can start");
         (programs, in_path)
     }
 

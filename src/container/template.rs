@@ -9,7 +9,7 @@ pub struct Template(String);
 
 /// What the placeholders stand for: paths inside the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Places<'a> {
+pub struct ContainerPaths<'a> {
     /// For `{{INFILE}}` and `{{IN_FILE}}`; `None`, as for the init container, leaves them.
     pub infile: Option<&'a str>,
     /// For `{{OUTFILE}}` and `{{OUT_FILE}}`; `None`, as for the init container, leaves them.
@@ -63,7 +63,7 @@ impl Template {
     ///
     /// # Errors
     /// When a path brought in a quote or a NUL that the arguments didn't have.
-    pub fn render(&self, places: &Places<'_>) -> Result<Vec<String>, TemplateError> {
+    pub fn render(&self, places: &ContainerPaths<'_>) -> Result<Vec<String>, TemplateError> {
         let mut args = self.0.clone();
         for (names, path) in [
             (["{{INFILE}}", "{{IN_FILE}}"], places.infile),
@@ -114,20 +114,20 @@ fn split(args: &str) -> Option<Vec<String>> {
 mod tests {
     use super::*;
 
-    const TASK: Places<'static> = Places {
+    const TASK: ContainerPaths<'static> = ContainerPaths {
         infile: Some("/io/in.json"),
         outfile: Some("/io/out.json"),
         data_hub: "/hub",
         input_files: "/inputs",
     };
-    const INIT: Places<'static> = Places {
+    const INIT: ContainerPaths<'static> = ContainerPaths {
         infile: None,
         outfile: None,
         data_hub: "/hub",
         input_files: "/inputs",
     };
 
-    fn render(args: &str, places: &Places<'_>) -> Vec<String> {
+    fn render(args: &str, places: &ContainerPaths<'_>) -> Vec<String> {
         Template::parse(args)
             .expect("parses")
             .render(places)

@@ -63,8 +63,8 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Every cause, for tests and tables.
-    pub const ALL: [Self; 23] = [
+    #[cfg(test)]
+    pub(super) const ALL: [Self; 23] = [
         Self::ImageMissing,
         Self::ImageFormat,
         Self::ImageDamaged,

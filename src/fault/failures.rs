@@ -38,11 +38,6 @@ impl Failures {
     }
 
     #[must_use]
-    pub fn total(&self) -> u64 {
-        self.total
-    }
-
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.total == 0
     }

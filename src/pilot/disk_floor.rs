@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::task::disk;
+use crate::task::disk_space;
 
 const PACE: Duration = Duration::from_secs(2);
 
@@ -21,7 +21,7 @@ impl DiskFloor {
     pub async fn crossed(self) -> String {
         loop {
             let directory = self.directory.clone();
-            let free = crate::blocking::start(move || disk::free(&directory)).await;
+            let free = crate::blocking::start(move || disk_space::free(&directory)).await;
             if let Ok(Ok(free)) = free
                 && free < self.bytes
             {

@@ -15,14 +15,14 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
-use super::answers::warn_of_deletion;
+use super::broker_defaults::warn_of_deletion;
 use super::dead_letter::{DeadLetters, Disposition, NotPutAway};
 use super::deadline::{Deadline, DeadlineStep};
 use super::disk_floor::DiskFloor;
 use super::events::{PilotAction, PilotEvent};
 use super::recorder::{Recorder, Settlement};
 use super::set_aside::MAY_GO_AFTER;
-use super::state::{Conclusion, PilotState, Rules, failure_of};
+use super::state::{Conclusion, LoopRules, PilotState, failure_of};
 use super::{ProgressReporter, Queues};
 use crate::broker::{
     BrokerError, Content, Delivery, OutagePolicy, PublishError, Receipt, ResultAcceptance,
@@ -40,7 +40,7 @@ const CLOSED_WITHIN: Duration = Duration::from_millis(4_500);
 const CLOSED_AT_ONCE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
-pub struct Finished {
+pub struct LoopEnd {
     /// Counts, failures, and what ended the loop.
     pub conclusion: Conclusion,
 }
@@ -117,14 +117,14 @@ struct Driver<'a> {
 /// Runs events until the queue is idle, a failure or a signal closes the intake, and everything
 /// taken is settled.
 pub async fn run(
-    rules: Rules,
+    rules: LoopRules,
     queues: Queues,
     runner: Rc<TaskRunner>,
     signals: &mut Signals,
     progress_reporter: &ProgressReporter,
     recorder: &mut Recorder,
     extras: DriverOptions,
-) -> Finished {
+) -> LoopEnd {
     let Queues {
         source,
         sink,
@@ -165,7 +165,7 @@ pub async fn run(
     }
     progress_reporter.final_counts(state.tally());
     driver.close(&mut state, signals).await;
-    Finished {
+    LoopEnd {
         conclusion: state.conclude(),
     }
 }

@@ -22,13 +22,13 @@ use crate::container::{
 use crate::fault::{Cause, Diagnosis};
 use crate::preflight::{self, Check, CheckNote, CheckProblem, Findings};
 use crate::process::{GuardianHandle, ShutdownSender};
-use crate::task::disk::Budget;
-use crate::task::inputs::gather;
-use crate::task::own::{Identities, OwnPath, shown_by};
+use crate::task::disk_space::DiskBudget;
+use crate::task::input_files::gather;
+use crate::task::own_files::{FileIdentities, OwnPath, shown_by};
 use crate::task::staging::{DataDirs, HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER};
 use crate::task::{
     ActiveContainers, ContainerSpec, ExternalDirs, ExternalError, MemoryKills, ResourceLimits,
-    SharedLook, TaskContext, image,
+    SharedLook, TaskContext, image_setup,
 };
 use crate::telemetry::Progress;
 
@@ -292,7 +292,7 @@ impl Host<'_> {
             },
             memory_kills: MemoryKills::watch(),
             output_limit: config.limits.task_output,
-            kept: Arc::new(Budget::new(config.limits.kept_files)),
+            kept: Arc::new(DiskBudget::new(config.limits.kept_files)),
             dump: config.dump_output,
             verbosity: config.verbosity,
             proc: ProcMount::Own,
@@ -402,7 +402,7 @@ impl BindSources {
             return Ok(None);
         };
         let directory = self.dirs.inputs();
-        let own = Identities::of(&self.own);
+        let own = FileIdentities::of(&self.own);
         let gathered = gather(files, scratch, &directory, &own).map_err(|error| {
             PilotError::ExecutionPoint(Diagnosis::new(
                 format!("can't gather the job's input files: {error}"),
@@ -461,7 +461,7 @@ async fn container_spec(
         .map_err(|error| PilotError::Configuration(Diagnosis::of_text(&error.to_string())))?;
     // Giving up drops the future, and with it a conversion that goes on.
     let shutdown = ShutdownSender::new();
-    let image = image::prepare(
+    let image = image_setup::prepare(
         context,
         &container.image,
         &config.cwd,

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use tracing::{error, info, warn};
 
-mod answers;
+mod broker_defaults;
 mod check;
 pub mod dead_letter;
 pub mod deadline;
@@ -50,7 +50,7 @@ use driver::DriverOptions;
 use events::Status;
 use recorder::Recorder;
 use startup::{Observers, Started};
-use state::Rules;
+use state::LoopRules;
 
 /// Where events come from and results go, and how their outages are borne.
 #[derive(Debug)]
@@ -174,7 +174,7 @@ async fn live(
         bodies: outage_policy.bodies().clone(),
         room: MemoryBudget::new(),
     });
-    let rules = Rules {
+    let rules = LoopRules {
         slots: size(config.slots),
         window: size(config.window()),
         on_task_error: config.on_task_error.clone(),
@@ -187,7 +187,7 @@ async fn live(
         window = config.window(),
         "taking events"
     );
-    answers::advise_on_long_tasks(config);
+    broker_defaults::advise_on_long_tasks(config);
     recorder.connected();
     let extras = DriverOptions {
         dead_letters: DeadLetters::new(config, recorder.source(), &outage_policy),

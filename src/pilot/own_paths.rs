@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::dead_letter::REJECTED_DIR;
 use crate::config::{BrokerConfig, Config, ENV_FILE_NAME, TokenFile};
 use crate::status;
-use crate::task::own::{OwnPath, Privacy};
+use crate::task::own_files::{OwnPath, Privacy};
 use crate::task::staging::{DATA_DIR, SCRATCH_DIR};
 
 /// Results that could not be sent, for the next pilot.
@@ -15,7 +15,7 @@ pub(super) const UNSENT_DIR: &str = "unsent";
 
 /// All of it. Of several that a directory shows the first is told: the directories that hold the others.
 pub(super) fn own_paths(config: &Config) -> Vec<OwnPath> {
-    let mut own = List::default();
+    let mut own = OwnPathList::default();
     let condor = &config.condor;
     let parent = &config.data_parent;
     own.add(Privacy::Home, "the pilot's working directory", &config.cwd);
@@ -83,9 +83,9 @@ fn status_files(parent: &Path) -> Vec<PathBuf> {
 }
 
 #[derive(Default)]
-struct List(Vec<OwnPath>);
+struct OwnPathList(Vec<OwnPath>);
 
-impl List {
+impl OwnPathList {
     fn add(&mut self, privacy: Privacy, what: &'static str, path: impl AsRef<Path>) {
         self.0.push(OwnPath {
             path: path.as_ref().to_owned(),

@@ -16,22 +16,22 @@ pub(super) const MAY_GO_AFTER: Duration = Duration::from_secs(8);
 
 /// Where it waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rest {
+enum SetAsideRest {
     Short,
     /// It has waited for [`MAY_GO_AFTER`].
     Enough,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct WaitingEvent {
     id: TaskId,
     verdict: Verdict,
     pause: Duration,
-    rest: Rest,
+    rest: SetAsideRest,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum SetAsideStep {
     /// It takes no place from now on, and waits for so long.
     SetAside(TaskId, Duration),
     GoBack(TaskId, Verdict),
@@ -40,9 +40,9 @@ pub(super) enum Step {
 #[derive(Debug, Default)]
 pub(super) struct FailedEvents {
     /// Those without a place, the oldest first.
-    aside: VecDeque<Waiting>,
+    aside: VecDeque<WaitingEvent>,
     /// Those that keep their place in the window until there is room for them aside.
-    crowded: VecDeque<Waiting>,
+    crowded: VecDeque<WaitingEvent>,
 }
 
 impl FailedEvents {
@@ -52,31 +52,36 @@ impl FailedEvents {
     }
 
     /// One failed and is to wait for `pause`.
-    pub(super) fn add(&mut self, id: TaskId, verdict: Verdict, pause: Duration) -> Vec<Step> {
-        self.crowded.push_back(Waiting {
+    pub(super) fn add(
+        &mut self,
+        id: TaskId,
+        verdict: Verdict,
+        pause: Duration,
+    ) -> Vec<SetAsideStep> {
+        self.crowded.push_back(WaitingEvent {
             id,
             verdict,
             pause,
-            rest: Rest::Short,
+            rest: SetAsideRest::Short,
         });
         self.make_room()
     }
 
     /// One that is set aside has waited for [`MAY_GO_AFTER`].
-    pub(super) fn rested(&mut self, id: TaskId) -> Vec<Step> {
+    pub(super) fn rested(&mut self, id: TaskId) -> Vec<SetAsideStep> {
         if let Some(waiting) = self.aside.iter_mut().find(|waiting| waiting.id == id) {
-            waiting.rest = Rest::Enough;
+            waiting.rest = SetAsideRest::Enough;
         }
         self.make_room()
     }
 
     /// The pause of one that was set aside is over.
-    pub(super) fn pause_over(&mut self, id: TaskId) -> Vec<Step> {
+    pub(super) fn pause_over(&mut self, id: TaskId) -> Vec<SetAsideStep> {
         let Some(place) = self.aside.iter().position(|waiting| waiting.id == id) else {
             return Vec::new();
         };
         let over = self.aside.remove(place);
-        let mut steps: Vec<Step> = over.into_iter().map(go_back).collect();
+        let mut steps: Vec<SetAsideStep> = over.into_iter().map(go_back).collect();
         steps.extend(self.make_room());
         steps
     }
@@ -89,18 +94,18 @@ impl FailedEvents {
         all.map(|waiting| (waiting.id, waiting.verdict))
     }
 
-    fn make_room(&mut self) -> Vec<Step> {
+    fn make_room(&mut self) -> Vec<SetAsideStep> {
         let mut steps = Vec::new();
         while !self.crowded.is_empty() {
             if self.aside.len() >= SET_ASIDE_MAX {
                 let oldest = self
                     .aside
-                    .pop_front_if(|oldest| oldest.rest == Rest::Enough);
+                    .pop_front_if(|oldest| oldest.rest == SetAsideRest::Enough);
                 let Some(oldest) = oldest else { break };
                 steps.push(go_back(oldest));
             }
             if let Some(next) = self.crowded.pop_front() {
-                steps.push(Step::SetAside(next.id, next.pause));
+                steps.push(SetAsideStep::SetAside(next.id, next.pause));
                 self.aside.push_back(next);
             }
         }
@@ -108,8 +113,8 @@ impl FailedEvents {
     }
 }
 
-fn go_back(waiting: Waiting) -> Step {
-    Step::GoBack(waiting.id, waiting.verdict)
+fn go_back(waiting: WaitingEvent) -> SetAsideStep {
+    SetAsideStep::GoBack(waiting.id, waiting.verdict)
 }
 
 #[cfg(test)]
@@ -130,7 +135,7 @@ mod tests {
         let ids: Vec<TaskId> = (0..SET_ASIDE_MAX).map(|_| TaskId::random()).collect();
         for id in &ids {
             let steps = events.add(*id, failed(), PAUSE);
-            assert_eq!(steps, [Step::SetAside(*id, PAUSE)]);
+            assert_eq!(steps, [SetAsideStep::SetAside(*id, PAUSE)]);
         }
         (events, ids)
     }
@@ -139,7 +144,10 @@ mod tests {
     fn one_goes_back_when_its_pause_is_over_and_only_then() {
         let (mut events, ids) = full();
         assert_eq!(events.rested(ids[3]), []);
-        assert_eq!(events.pause_over(ids[3]), [Step::GoBack(ids[3], failed())]);
+        assert_eq!(
+            events.pause_over(ids[3]),
+            [SetAsideStep::GoBack(ids[3], failed())]
+        );
         assert_eq!(events.pause_over(ids[3]), []);
         assert_eq!(events.set_aside(), SET_ASIDE_MAX - 1);
     }
@@ -152,7 +160,10 @@ mod tests {
         assert_eq!(events.rested(ids[1]), [], "it is not the oldest");
         assert_eq!(
             events.rested(ids[0]),
-            [Step::GoBack(ids[0], failed()), Step::SetAside(more, PAUSE)]
+            [
+                SetAsideStep::GoBack(ids[0], failed()),
+                SetAsideStep::SetAside(more, PAUSE)
+            ]
         );
         assert_eq!(events.set_aside(), SET_ASIDE_MAX);
     }
@@ -164,7 +175,10 @@ mod tests {
         events.add(more, failed(), PAUSE);
         assert_eq!(
             events.pause_over(ids[5]),
-            [Step::GoBack(ids[5], failed()), Step::SetAside(more, PAUSE)]
+            [
+                SetAsideStep::GoBack(ids[5], failed()),
+                SetAsideStep::SetAside(more, PAUSE)
+            ]
         );
     }
 

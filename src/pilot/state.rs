@@ -23,7 +23,7 @@ use super::dead_letter::{Disposition, FailureNote, NotPutAway};
 use super::deadline::DeadlineStep;
 use super::events::{PilotAction, PilotEvent, Status};
 use super::requeue_backoff;
-use super::set_aside::{FailedEvents, Step};
+use super::set_aside::{FailedEvents, SetAsideStep};
 use crate::broker::{PublishError, ResultAcceptance, Verdict};
 use crate::config::OnTaskError;
 use crate::fault::{Failures, FaultClass, TaskError};
@@ -34,7 +34,7 @@ use crate::task::TaskOutcome;
 
 /// What the loop was told to do; the part of the configuration that decisions need.
 #[derive(Debug, Clone)]
-pub struct Rules {
+pub struct LoopRules {
     /// How many tasks may run at once.
     pub slots: usize,
     /// How many unsettled events to hold at most, results on their way to the broker included.
@@ -50,7 +50,7 @@ pub struct Rules {
     pub idle_timeout: Duration,
 }
 
-impl Rules {
+impl LoopRules {
     /// Whether an event that failed so becomes a dead letter.
     fn is_over(&self, error: &TaskError, earlier_deliveries: Option<u64>) -> bool {
         let was_last_try = self
@@ -64,7 +64,7 @@ impl Rules {
 
 #[derive(Debug)]
 pub struct PilotState {
-    rules: Rules,
+    rules: LoopRules,
     intake: IntakeState,
     result_acceptance: ResultAcceptance,
     shutdown: ShutdownPhase,
@@ -122,7 +122,7 @@ pub struct Conclusion {
 impl PilotState {
     /// A pilot that is connected and has no event yet, and what it does first.
     #[must_use]
-    pub fn new(rules: Rules) -> (Self, Vec<PilotAction>) {
+    pub fn new(rules: LoopRules) -> (Self, Vec<PilotAction>) {
         let first = vec![
             PilotAction::Report(Status::AwaitingFirstMessage),
             PilotAction::StartIdleTimer(rules.first_event_timeout),
@@ -481,11 +481,11 @@ impl PilotState {
     }
 
     /// An event that is set aside makes room in the window, so that the queue's silence counts again.
-    fn take_steps(&mut self, steps: Vec<Step>, actions: &mut Vec<PilotAction>) {
+    fn take_steps(&mut self, steps: Vec<SetAsideStep>, actions: &mut Vec<PilotAction>) {
         for step in steps {
             match step {
-                Step::SetAside(id, pause) => actions.push(PilotAction::SetAside(id, pause)),
-                Step::GoBack(id, verdict) => {
+                SetAsideStep::SetAside(id, pause) => actions.push(PilotAction::SetAside(id, pause)),
+                SetAsideStep::GoBack(id, verdict) => {
                     self.tasks.insert(id, EventStage::Settling);
                     actions.push(PilotAction::Settle(id, verdict));
                 }

@@ -2,7 +2,7 @@
 
 use tracing::{error, info, warn};
 
-use super::driver::Finished;
+use super::driver::LoopEnd;
 use super::recorder::Recorder;
 use super::state::Conclusion;
 use super::{PilotError, PilotExit};
@@ -11,7 +11,7 @@ use crate::exit::Exit;
 use crate::fault::Diagnosis;
 
 /// Tallies, statistics and histogram, failures included.
-pub(super) fn log(finished: &Finished, recorder: &Recorder) {
+pub(super) fn log(finished: &LoopEnd, recorder: &Recorder) {
     let tally = finished.conclusion.tally;
     info!(
         received = tally.received,

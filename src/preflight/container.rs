@@ -52,10 +52,10 @@ pub async fn init_container(
 
 struct ProbeProgress {
     took: Duration,
-    inside: Inside,
+    inside: ProbedInside,
 }
 
-enum Inside {
+enum ProbedInside {
     /// Everything was tried; these are things that tasks may miss.
     Everything(Vec<String>),
     /// Nothing was tried: the site lets no file be bound into a container.
@@ -66,19 +66,21 @@ impl ProbeProgress {
     fn seen(self) -> CheckNote {
         let said = self.said();
         match self.inside {
-            Inside::Everything(notes) if !notes.is_empty() => CheckNote::WorkedAround(
+            ProbedInside::Everything(notes) if !notes.is_empty() => CheckNote::WorkedAround(
                 format!("{said}, but {}", notes.join(", ")),
                 "mend the image if tasks need that".to_owned(),
             ),
-            Inside::Everything(_) | Inside::Nothing => CheckNote::Fine(said),
+            ProbedInside::Everything(_) | ProbedInside::Nothing => CheckNote::Fine(said),
         }
     }
 
     fn said(&self) -> String {
         let secs = self.took.as_secs_f64();
         match self.inside {
-            Inside::Everything(_) => format!("one was started and wrote a file in {secs:.2} s"),
-            Inside::Nothing => format!(
+            ProbedInside::Everything(_) => {
+                format!("one was started and wrote a file in {secs:.2} s")
+            }
+            ProbedInside::Nothing => format!(
                 "one was started in {secs:.2} s; whether it can write was not tried, as no script can be shown in it"
             ),
         }
@@ -92,8 +94,10 @@ async fn attempt(
 ) -> Result<ProbeProgress, (Cause, String)> {
     let shutdown = ShutdownSender::new();
     let (took, inside) = match probe(context, plan, depth, &shutdown.subscribe()).await {
-        Some(ContainerProbeOutcome::Well { took, notes }) => (took, Inside::Everything(notes)),
-        Some(ContainerProbeOutcome::Made(took)) => (took, Inside::Nothing),
+        Some(ContainerProbeOutcome::Well { took, notes }) => {
+            (took, ProbedInside::Everything(notes))
+        }
+        Some(ContainerProbeOutcome::Made(took)) => (took, ProbedInside::Nothing),
         Some(ContainerProbeOutcome::Broken { cause, said }) => return Err((cause, said)),
         None => return Err((Cause::Unknown, "the pilot was told to end".to_owned())),
     };

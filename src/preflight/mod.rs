@@ -30,7 +30,7 @@ pub use version::version;
 
 use crate::fault::{Cause, Diagnosis, FaultClass};
 use crate::process::{GuardianHandle, ShutdownSender};
-use crate::task::disk::free;
+use crate::task::disk_space::free;
 use crate::task::path_probe::{PathHealth, ProbeDepth, look};
 use crate::task::write_something;
 
@@ -173,10 +173,6 @@ impl Findings {
             seen,
             fix,
         });
-    }
-
-    pub fn iter(&self) -> impl Iterator<Item = &Finding> {
-        self.0.iter()
     }
 }
 

@@ -10,7 +10,9 @@ use nix::sched::{CloneFlags, unshare};
 
 use super::{CheckNote, CheckProblem};
 use crate::fault::Cause;
-use crate::process::{ChildLimits, ExitStatus, GuardianHandle, Query, ShutdownSender, capture};
+use crate::process::{
+    CaptureQuery, ChildLimits, ExitStatus, GuardianHandle, ShutdownSender, capture,
+};
 
 /// The argument by which the pilot's binary becomes the child, see `cli`.
 pub const WORD: &str = "namespaces";
@@ -22,7 +24,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// # Errors
 /// When no child can be started.
 pub async fn namespaces(guard: &GuardianHandle, scratch: &Path) -> Result<CheckNote, CheckProblem> {
-    let query = Query {
+    let query = CaptureQuery {
         program: "/proc/self/exe".into(),
         args: vec![WORD.into()],
         env: Vec::new(),

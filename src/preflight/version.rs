@@ -7,7 +7,7 @@ use super::{CheckNote, CheckProblem};
 use crate::container::Apptainer;
 use crate::fault::{self, Cause};
 use crate::process::{
-    CaptureError, ChildLimits, GuardianHandle, Query, ShutdownSender, StopCause, capture,
+    CaptureError, CaptureQuery, ChildLimits, GuardianHandle, ShutdownSender, StopCause, capture,
 };
 use crate::task::probe_container::cause_of_spawn;
 
@@ -28,7 +28,7 @@ pub async fn version(
 ) -> Result<CheckNote, CheckProblem> {
     let program = apptainer.program().display();
     let invocation = apptainer.version();
-    let query = Query {
+    let query = CaptureQuery {
         program: invocation.program,
         args: invocation.args,
         env: invocation.env,

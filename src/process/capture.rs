@@ -22,7 +22,7 @@ const FILES_WITHIN: Duration = Duration::from_secs(30);
 const KEPT: usize = 64 * 1024;
 
 #[derive(Debug, Clone)]
-pub struct Query {
+pub struct CaptureQuery {
     /// Absolute path.
     pub program: PathBuf,
     /// Its arguments, without the program's name.
@@ -71,11 +71,11 @@ pub enum CaptureError {
 /// When it can't be started or its output not be kept. How it ended is no error here.
 pub async fn capture(
     guard: &GuardianHandle,
-    query: Query,
+    query: CaptureQuery,
     limits: ChildLimits,
     shutdown: watch::Receiver<ShutdownPhase>,
 ) -> Result<Captured, CaptureError> {
-    let Query {
+    let CaptureQuery {
         program,
         args,
         env,
@@ -130,7 +130,7 @@ mod tests {
 
     async fn ask(script: &str, timeout: Duration) -> Captured {
         let scratch = tempfile::tempdir().expect("a directory");
-        let query = Query {
+        let query = CaptureQuery {
             program: "/bin/sh".into(),
             args: vec!["-c".into(), script.into()],
             env: vec![("PATH".into(), "/usr/bin:/bin".into())],

@@ -18,7 +18,7 @@ mod spawn;
 mod supervise;
 mod suspend_aware_timer;
 
-pub use capture::{CaptureError, Captured, Query, capture};
+pub use capture::{CaptureError, CaptureQuery, Captured, capture};
 pub use child::{ChildExit, ChildLimits, ChildSpec, HardKill, Leftovers, SpawnError, StopCause};
 pub use guardian::client::GuardianHandle;
 pub use guardian::protocol::GUARDIAN;

@@ -45,7 +45,7 @@ pub fn tail_of(file: &mut File, max_bytes: usize) -> io::Result<Vec<u8>> {
 
 /// How much of a file is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shown {
+pub enum ShownOutput {
     Whole,
     /// Of a long one the first and the last 32 KiB, in whole lines where there are such, and between
     /// them where all of it is.
@@ -69,12 +69,12 @@ const END_BYTES: usize = 32 * 1024;
 pub fn dump(
     (mut file, path): (File, &Path),
     name: &str,
-    shown: Shown,
+    shown: ShownOutput,
     sink: &mut dyn Write,
 ) -> io::Result<()> {
     let bytes = file.metadata()?.len();
     writeln!(sink, "{}", mark("start", name))?;
-    if shown == Shown::Ends && bytes > 2 * END_BYTES as u64 {
+    if shown == ShownOutput::Ends && bytes > 2 * END_BYTES as u64 {
         let mut head = Vec::new();
         (&file).take(END_BYTES as u64).read_to_end(&mut head)?;
         if let Some(end) = memchr::memrchr(b'\n', &head) {
@@ -173,7 +173,7 @@ mod tests {
         dump(
             (open(&content), content.path()),
             "task (stderr)",
-            Shown::Ends,
+            ShownOutput::Ends,
             &mut sink,
         )
         .expect("dumped");
@@ -194,14 +194,14 @@ mod tests {
             dump(
                 (open(&content), content.path()),
                 "x",
-                Shown::Ends,
+                ShownOutput::Ends,
                 &mut ends,
             )
             .expect("dumped");
             dump(
                 (open(&content), content.path()),
                 "x",
-                Shown::Whole,
+                ShownOutput::Whole,
                 &mut whole,
             )
             .expect("dumped");
@@ -221,7 +221,13 @@ mod tests {
         }
         let short = file(&vec![b'x'; 2 * END_BYTES]);
         let mut sink = Vec::new();
-        dump((open(&short), short.path()), "x", Shown::Ends, &mut sink).expect("dumped");
+        dump(
+            (open(&short), short.path()),
+            "x",
+            ShownOutput::Ends,
+            &mut sink,
+        )
+        .expect("dumped");
         assert!(
             sink.windows(2 * END_BYTES)
                 .any(|shown| shown == vec![b'x'; 2 * END_BYTES])
@@ -235,7 +241,7 @@ mod tests {
         dump(
             (open(&content), content.path()),
             "task (stdout)",
-            Shown::Whole,
+            ShownOutput::Whole,
             &mut sink,
         )
         .expect("dumped");

@@ -35,7 +35,7 @@ impl ShutdownSender {
         Self(watch::Sender::new(ShutdownPhase::Run))
     }
 
-    /// A view for one child; hand it to [`supervise`](super::supervise).
+    /// A view for one child; hand it to [`supervise()`](super::supervise()).
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<ShutdownPhase> {
         self.0.subscribe()

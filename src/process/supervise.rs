@@ -1,7 +1,7 @@
 //! One child from its start until nothing of it is left: started, told to end, killed, swept, reaped.
 //!
 //! Signals are repeated, because one sent in the first 100 ms of a container's start may be lost.
-//! The order of the hard kill is that of [`hard_kill`](super::hard_kill).
+//! The order of the hard kill is that of `hard_kill`.
 
 use std::time::Duration;
 

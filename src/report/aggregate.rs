@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::BuildHasher;
 
 use super::distribution::Values;
-use super::failure_reasons::{Class, Reasons};
+use super::failure_reasons::{ReasonClass, Reasons};
 use super::record_line::{JsonText, LineKind, RecordLine};
-use super::timeline_data::{Fate, TimelineData};
-use super::totals::{OutcomeCounts, SlotTime, Used};
+use super::timeline_data::{TaskFate, TimelineData};
+use super::totals::{OutcomeCounts, SlotTime, TimeUsed};
 
 /// How many tasks are recognised when they are read again (40 MB).
 const MOST_REMEMBERED: usize = 3_600_000;
@@ -36,14 +36,14 @@ pub(super) struct Aggregate {
 
     pub(super) outcomes: BTreeMap<&'static str, u64>,
     pub(super) redelivered: u64,
-    pub(super) classes: BTreeMap<Class, u64>,
+    pub(super) classes: BTreeMap<ReasonClass, u64>,
     pub(super) reasons: Reasons,
     pub(super) run_times: Values,
     pub(super) failed_secs: f64,
     pub(super) cpu_secs: f64,
     pub(super) core_secs: f64,
-    pub(super) memory: Used,
-    pub(super) disk: Used,
+    pub(super) memory: TimeUsed,
+    pub(super) disk: TimeUsed,
 
     pub(super) ends: PilotEnds,
     pub(super) timeline_data: TimelineData,
@@ -187,7 +187,7 @@ impl Aggregate {
 
         let is_done = outcome == "done";
         let is_fault = has_failed || (!is_done && line.fault_class.is_some());
-        let class = Class::of(line.fault_class.as_ref().map(JsonText::as_str));
+        let class = ReasonClass::of(line.fault_class.as_ref().map(JsonText::as_str));
         let pilot = &mut self.pilots[index as usize];
         let host = &mut self.hosts[pilot.host as usize];
         let site = host.site;
@@ -235,14 +235,14 @@ impl Aggregate {
             pilot.last_tasks.push_back((start, end));
         }
         let fate = match (is_done, is_fault) {
-            (true, _) => Fate::Done,
-            (false, true) => Fate::Failed(class),
-            (false, false) => Fate::Untried,
+            (true, _) => TaskFate::Done,
+            (false, true) => TaskFate::Failed(class),
+            (false, false) => TaskFate::Untried,
         };
         self.track(index, line, fate);
     }
 
-    fn track(&mut self, index: u32, line: &RecordLine<'_>, fate: Fate) {
+    fn track(&mut self, index: u32, line: &RecordLine<'_>, fate: TaskFate) {
         let end = line
             .ended_unix_secs
             .or(line.settled_unix_secs)
@@ -278,7 +278,7 @@ impl Aggregate {
             // Exit code 1 repeats the errors of the tasks.
             if let (2.., Some(text)) = (code, &line.error) {
                 ends.reasons.add(
-                    Class::of(line.fault_class.as_ref().map(JsonText::as_str)),
+                    ReasonClass::of(line.fault_class.as_ref().map(JsonText::as_str)),
                     text.as_str(),
                     site,
                 );

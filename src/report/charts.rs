@@ -1,10 +1,10 @@
 //! The charts of numbers: run times, throughput, failures by site. Drawn small enough for a phone.
 
 use super::distribution::Values;
-use super::failure_reasons::Class;
+use super::failure_reasons::ReasonClass;
 use super::sites::Site;
 use super::svg::{Anchor, Drawing, Shape, multiples, round_step, time_step};
-use super::timeline_data::{Fate, TimelineData};
+use super::timeline_data::{TaskFate, TimelineData};
 use crate::human::{as_float, count, one_line, percent, round_seconds, seconds, to_integer, utc};
 
 /// Units of a small chart; about a phone's width.
@@ -19,16 +19,16 @@ const SITES: usize = 15;
 const MICROS: f64 = 1e6;
 
 /// The mark of a fate, and its name in the style sheet and the legend.
-pub(super) fn look(fate: Fate) -> (&'static str, Shape, &'static str) {
+pub(super) fn look(fate: TaskFate) -> (&'static str, Shape, &'static str) {
     match fate {
-        Fate::Done => ("done", Shape::Square, "done"),
-        Fate::Untried => ("back", Shape::Square, "given back"),
-        Fate::Failed(Class::Task) => ("task", Shape::Triangle, "task's fault"),
-        Fate::Failed(Class::Event) => ("event", Shape::Diamond, "event's fault"),
-        Fate::Failed(Class::Image) => ("image", Shape::Square, "image's fault"),
-        Fate::Failed(Class::Ep) => ("ep", Shape::Cross, "machine's fault (EP)"),
-        Fate::Failed(Class::Broker) => ("broker", Shape::Circle, "broker's fault"),
-        Fate::Failed(Class::Unknown) => ("unknown", Shape::Plus, "unknown fault"),
+        TaskFate::Done => ("done", Shape::Square, "done"),
+        TaskFate::Untried => ("back", Shape::Square, "given back"),
+        TaskFate::Failed(ReasonClass::Task) => ("task", Shape::Triangle, "task's fault"),
+        TaskFate::Failed(ReasonClass::Event) => ("event", Shape::Diamond, "event's fault"),
+        TaskFate::Failed(ReasonClass::Image) => ("image", Shape::Square, "image's fault"),
+        TaskFate::Failed(ReasonClass::Ep) => ("ep", Shape::Cross, "machine's fault (EP)"),
+        TaskFate::Failed(ReasonClass::Broker) => ("broker", Shape::Circle, "broker's fault"),
+        TaskFate::Failed(ReasonClass::Unknown) => ("unknown", Shape::Plus, "unknown fault"),
     }
 }
 
@@ -171,9 +171,9 @@ pub(super) fn throughput(timeline_data: &TimelineData) -> Option<(String, f64)> 
     let mut bins = vec![[0_u64; 2]; bin_of(last) + 1];
     for task in &timeline_data.tasks {
         let kind = match task.fate {
-            Fate::Done => 0,
-            Fate::Failed(_) => 1,
-            Fate::Untried => continue,
+            TaskFate::Done => 0,
+            TaskFate::Failed(_) => 1,
+            TaskFate::Untried => continue,
         };
         bins[bin_of(f64::from(task.end))][kind] += 1;
     }
@@ -244,8 +244,8 @@ pub(super) fn sites(places: &[Site]) -> Option<String> {
         let name = one_line(place.name(), 16);
         drawing.text((NAME - 6.0, y + 16.0), Anchor::End, &name);
         let mut x = NAME;
-        let parts = Class::ALL.into_iter().map(|class| {
-            let (style, shape, label) = look(Fate::Failed(class));
+        let parts = ReasonClass::ALL.into_iter().map(|class| {
+            let (style, shape, label) = look(TaskFate::Failed(class));
             (
                 style,
                 shape,

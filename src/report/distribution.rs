@@ -14,11 +14,11 @@ pub(super) struct Values {
     count: u64,
     sum: f64,
     max: u64,
-    kept: Kept,
+    kept: KeptValues,
 }
 
 #[derive(Debug)]
-enum Kept {
+enum KeptValues {
     Few(Vec<u64>),
     Many(Histogram<u64>),
 }
@@ -43,7 +43,7 @@ impl Default for Values {
             count: 0,
             sum: 0.0,
             max: 0,
-            kept: Kept::Few(Vec::new()),
+            kept: KeptValues::Few(Vec::new()),
         }
     }
 }
@@ -54,16 +54,16 @@ impl Values {
         self.sum += as_float(value);
         self.max = self.max.max(value);
         match &mut self.kept {
-            Kept::Few(values) if values.len() < EXACT => values.push(value),
-            Kept::Few(values) => {
+            KeptValues::Few(values) if values.len() < EXACT => values.push(value),
+            KeptValues::Few(values) => {
                 let mut many =
                     Histogram::new(3).expect("3 is between 0 and 5, which is all that is asked");
                 for value in values.drain(..).chain([value]) {
                     record(&mut many, value);
                 }
-                self.kept = Kept::Many(many);
+                self.kept = KeptValues::Many(many);
             }
-            Kept::Many(many) => record(many, value),
+            KeptValues::Many(many) => record(many, value),
         }
     }
 
@@ -99,12 +99,12 @@ impl Values {
     /// The value at this place of the sorted values, from 1.
     fn at_rank(&mut self, rank: u64) -> u64 {
         match &mut self.kept {
-            Kept::Few(values) => {
+            KeptValues::Few(values) => {
                 values.sort_unstable();
                 let at = usize::try_from(rank.max(1) - 1).unwrap_or(usize::MAX);
                 values.get(at).copied().unwrap_or(self.max)
             }
-            Kept::Many(many) => {
+            KeptValues::Many(many) => {
                 let mut below = 0;
                 let step = many.iter_recorded().find(|step| {
                     below += step.count_since_last_iteration();
@@ -118,13 +118,13 @@ impl Values {
     /// Different values, ascending, and how often each occurred.
     pub(super) fn counted(&self) -> Vec<(u64, u64)> {
         match &self.kept {
-            Kept::Few(values) => {
+            KeptValues::Few(values) => {
                 let mut values = values.clone();
                 values.sort_unstable();
                 let same = values.chunk_by(|left, right| left == right);
                 same.map(|same| (same[0], same.len() as u64)).collect()
             }
-            Kept::Many(many) => many
+            KeptValues::Many(many) => many
                 .iter_recorded()
                 .map(|step| {
                     let value = many.median_equivalent(step.value_iterated_to());

@@ -16,7 +16,7 @@ pub(super) struct Reasons {
 
 #[derive(Debug)]
 struct Seen {
-    class: Class,
+    class: ReasonClass,
     count: u64,
     sites: BTreeSet<u32>,
 }
@@ -33,7 +33,7 @@ pub struct Reason {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
-pub(super) enum Class {
+pub(super) enum ReasonClass {
     Task,
     Event,
     Image,
@@ -43,7 +43,7 @@ pub(super) enum Class {
     Unknown,
 }
 
-impl Class {
+impl ReasonClass {
     pub(super) const ALL: [Self; 6] = [
         Self::Task,
         Self::Event,
@@ -73,7 +73,7 @@ impl Class {
 }
 
 impl Reasons {
-    pub(super) fn add(&mut self, class: Class, text: &str, site: u32) {
+    pub(super) fn add(&mut self, class: ReasonClass, text: &str, site: u32) {
         if let Some(seen) = self.seen.get_mut(text) {
             seen.count += 1;
             seen.sites.insert(site);
@@ -131,7 +131,7 @@ mod tests {
     fn equal_texts_are_counted_and_the_rest_is_summed() {
         let mut reasons = Reasons::default();
         for (text, site) in [("b", 1), ("a", 1), ("b", 2), ("c", 1)] {
-            reasons.add(Class::Task, text, site);
+            reasons.add(ReasonClass::Task, text, site);
         }
         let (first, rest) = reasons.most_frequent(2);
         let found: Vec<_> = first
@@ -145,9 +145,9 @@ mod tests {
     fn texts_that_never_come_back_are_forgotten_but_stay_counted() {
         let mut reasons = Reasons::default();
         for number in 0..20_000 {
-            reasons.add(Class::Task, &format!("new {number}"), 0);
+            reasons.add(ReasonClass::Task, &format!("new {number}"), 0);
             if number % 10 == 0 {
-                reasons.add(Class::Ep, "again", 0);
+                reasons.add(ReasonClass::Ep, "again", 0);
             }
         }
         assert!(reasons.seen.len() <= MOST);

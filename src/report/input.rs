@@ -24,7 +24,7 @@ pub(super) struct InputFiles {
 /// Paths that lead to no file.
 #[derive(Debug, thiserror::Error)]
 #[error("no such file or directory: {}; give record files, directories or globs", list(.0))]
-pub struct Missing(Vec<PathBuf>);
+pub struct MissingInput(Vec<PathBuf>);
 
 fn list(paths: &[PathBuf]) -> String {
     let quoted: Vec<_> = paths
@@ -35,7 +35,7 @@ fn list(paths: &[PathBuf]) -> String {
 }
 
 /// Finds the files below directories and by globs.
-pub(super) fn find(paths: &[PathBuf]) -> Result<InputFiles, Missing> {
+pub(super) fn find(paths: &[PathBuf]) -> Result<InputFiles, MissingInput> {
     let mut found = InputFiles::default();
     let mut seen = BTreeSet::new();
     let mut missing = Vec::new();
@@ -58,7 +58,7 @@ pub(super) fn find(paths: &[PathBuf]) -> Result<InputFiles, Missing> {
     if missing.is_empty() {
         Ok(found)
     } else {
-        Err(Missing(missing))
+        Err(MissingInput(missing))
     }
 }
 
@@ -108,7 +108,7 @@ fn keep(path: PathBuf, seen: &mut BTreeSet<PathBuf>, found: &mut InputFiles) {
 
 /// A message of the reading thread; they come in the order of the files.
 #[derive(Debug)]
-pub(super) enum Piece {
+pub(super) enum LinePiece {
     /// The next file, by its index, begins.
     File(usize),
     /// Whole lines; the last of a file may lack its line break.
@@ -120,14 +120,14 @@ pub(super) enum Piece {
 }
 
 /// Reads all files. Ends early when the receiver is gone.
-pub(super) fn feed(files: &[PathBuf], to: &SyncSender<Piece>) {
+pub(super) fn feed(files: &[PathBuf], to: &SyncSender<LinePiece>) {
     for (index, path) in files.iter().enumerate() {
-        if to.send(Piece::File(index)).is_err() {
+        if to.send(LinePiece::File(index)).is_err() {
             return;
         }
         let read = open(path).and_then(|mut source| read_lines(&mut *source, to));
         if let Err(error) = read
-            && to.send(Piece::Broken(error)).is_err()
+            && to.send(LinePiece::Broken(error)).is_err()
         {
             return;
         }
@@ -150,7 +150,7 @@ fn open(path: &Path) -> io::Result<Box<dyn Read>> {
     })
 }
 
-fn read_lines(source: &mut dyn Read, to: &SyncSender<Piece>) -> io::Result<()> {
+fn read_lines(source: &mut dyn Read, to: &SyncSender<LinePiece>) -> io::Result<()> {
     let mut unfinished = Vec::new();
     let mut skipping = false;
     loop {
@@ -166,7 +166,7 @@ fn read_lines(source: &mut dyn Read, to: &SyncSender<Piece>) -> io::Result<()> {
         if !at_end {
             unfinished = block.split_off(memchr::memrchr(b'\n', &block).map_or(0, |at| at + 1));
         }
-        if !block.is_empty() && to.send(Piece::Lines(block)).is_err() {
+        if !block.is_empty() && to.send(LinePiece::Lines(block)).is_err() {
             return Ok(());
         }
         result?;
@@ -176,7 +176,7 @@ fn read_lines(source: &mut dyn Read, to: &SyncSender<Piece>) -> io::Result<()> {
         if unfinished.len() > LONGEST_LINE {
             unfinished.clear();
             skipping = true;
-            if to.send(Piece::Overlong).is_err() {
+            if to.send(LinePiece::Overlong).is_err() {
                 return Ok(());
             }
         }
@@ -199,13 +199,13 @@ mod tests {
         from.iter()
             .skip(1)
             .flat_map(|piece| match piece {
-                Piece::Lines(text) => String::from_utf8_lossy(&text)
+                LinePiece::Lines(text) => String::from_utf8_lossy(&text)
                     .lines()
                     .map(str::to_owned)
                     .collect(),
-                Piece::Overlong => vec!["overlong".to_owned()],
-                Piece::Broken(_) => vec!["broken".to_owned()],
-                Piece::File(_) => vec!["another file".to_owned()],
+                LinePiece::Overlong => vec!["overlong".to_owned()],
+                LinePiece::Broken(_) => vec!["broken".to_owned()],
+                LinePiece::File(_) => vec!["another file".to_owned()],
             })
             .collect()
     }

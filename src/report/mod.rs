@@ -40,7 +40,7 @@ use std::thread;
 
 pub use distribution::Distribution;
 pub use failure_reasons::Reason;
-pub use input::Missing;
+pub use input::MissingInput;
 pub use numbers::{Broker, Cpu, Events, InputNumbers, Pilots, ReportNumbers, Resource, Slots};
 pub use sites::Site;
 pub use suspects::{Suspect, SuspectReason};
@@ -48,7 +48,7 @@ pub use suspects::{Suspect, SuspectReason};
 use crate::exit::Exit;
 use crate::human::{OutputFormat, counted};
 use aggregate::Aggregate;
-use input::Piece;
+use input::LinePiece;
 use record_line::ReadLine;
 use tables::Audience;
 
@@ -78,7 +78,7 @@ pub fn run(request: &ReportRequest, out: &mut impl Write, complaints: &mut impl 
             return Exit::Configuration;
         }
     };
-    let (mut aggregate, input) = match read(&found.files, found.problems, Whose::Everybody) {
+    let (mut aggregate, input) = match read(&found.files, found.problems, RecordScope::Everybody) {
         Ok(read) => read,
         Err(error) => {
             complain(format!("can't start a thread to read with: {error}"));
@@ -130,7 +130,7 @@ fn show(report: &ReportNumbers, output: OutputFormat, out: &mut impl Write) -> i
 /// # Errors
 /// When no thread can be started to read with. A file that can't be read is a line of the report.
 pub fn of_pilot(file: &Path, pilot_id: &str) -> io::Result<Vec<String>> {
-    let (mut aggregate, input) = read(&[file.to_owned()], Vec::new(), Whose::Only(pilot_id))?;
+    let (mut aggregate, input) = read(&[file.to_owned()], Vec::new(), RecordScope::Only(pilot_id))?;
     Ok(text(
         &ReportNumbers::of(&mut aggregate, input),
         Audience::Log,
@@ -160,7 +160,7 @@ fn text(report: &ReportNumbers, audience: Audience) -> Vec<String> {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Whose<'a> {
+enum RecordScope<'a> {
     Everybody,
     Only(&'a str),
 }
@@ -168,7 +168,7 @@ enum Whose<'a> {
 fn read(
     files: &[PathBuf],
     problems: Vec<String>,
-    whose: Whose<'_>,
+    whose: RecordScope<'_>,
 ) -> io::Result<(Aggregate, InputNumbers)> {
     let mut input = InputNumbers {
         files: files.len() as u64,
@@ -184,8 +184,8 @@ fn read(
         let mut place = (Path::new(""), 0);
         for piece in from {
             match piece {
-                Piece::File(index) => place = (&files[index], 0),
-                Piece::Lines(block) => {
+                LinePiece::File(index) => place = (&files[index], 0),
+                LinePiece::Lines(block) => {
                     let mut rest = &*block;
                     while !rest.is_empty() {
                         let end = memchr::memchr(b'\n', rest).unwrap_or(rest.len());
@@ -194,11 +194,11 @@ fn read(
                         rest = rest.get(end + 1..).unwrap_or_default();
                     }
                 }
-                Piece::Overlong => {
+                LinePiece::Overlong => {
                     place.1 += 1;
                     unreadable(&mut input, place, "too long for a record");
                 }
-                Piece::Broken(error) => input
+                LinePiece::Broken(error) => input
                     .problems
                     .push(format!("{}: {error}", place.0.display())),
             }
@@ -212,14 +212,14 @@ fn add(
     input: &mut InputNumbers,
     line: &[u8],
     place: (&Path, u64),
-    whose: Whose<'_>,
+    whose: RecordScope<'_>,
 ) {
     if line.trim_ascii().is_empty() {
         return;
     }
     match record_line::read(line) {
         ReadLine::Record(kind, record) => match whose {
-            Whose::Only(pilot_id) if record.pilot_id != pilot_id => {}
+            RecordScope::Only(pilot_id) if record.pilot_id != pilot_id => {}
             _ => aggregate.add(kind, &record),
         },
         ReadLine::UnknownKind => input.unknown_records += 1,

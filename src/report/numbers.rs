@@ -9,7 +9,7 @@ use super::aggregate::Aggregate;
 use super::distribution::Distribution;
 use super::failure_reasons::Reason;
 use super::sites::{self, Site, by_name};
-use super::totals::Used;
+use super::totals::TimeUsed;
 use crate::human::{as_float, to_integer};
 
 /// How many different errors are named.
@@ -264,7 +264,7 @@ fn events(aggregate: &Aggregate) -> Events {
 }
 
 impl Resource {
-    fn of(used: &mut Used) -> Self {
+    fn of(used: &mut TimeUsed) -> Self {
         let used_bytes = used.tasks.distribution(1.0);
         Self {
             used_bytes,

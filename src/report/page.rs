@@ -5,13 +5,13 @@ use std::fmt::Write as _;
 
 use super::aggregate::Aggregate;
 use super::charts::{self, look};
-use super::failure_reasons::Class;
+use super::failure_reasons::ReasonClass;
 use super::numbers::ReportNumbers;
 use super::sections;
 use super::svg::{Drawing, Escaped};
 use super::tables::{self, Audience, Table};
 use super::timeline;
-use super::timeline_data::Fate;
+use super::timeline_data::TaskFate;
 use crate::human::{count, percent, round_seconds, seconds};
 
 /// Tables of at most this many columns stand side by side.
@@ -139,8 +139,8 @@ fn pictures(body: &mut String, report: &ReportNumbers, aggregate: &Aggregate) {
 
 /// The legend, of the marks that occur.
 fn legend(aggregate: &Aggregate) -> String {
-    let all = Class::ALL.map(Fate::Failed);
-    let occurs = |fate: &Fate| {
+    let all = ReasonClass::ALL.map(TaskFate::Failed);
+    let occurs = |fate: &TaskFate| {
         aggregate
             .timeline_data
             .tasks
@@ -148,7 +148,7 @@ fn legend(aggregate: &Aggregate) -> String {
             .any(|task| task.fate == *fate)
     };
     let mut items = String::new();
-    for fate in [Fate::Done, Fate::Untried]
+    for fate in [TaskFate::Done, TaskFate::Untried]
         .into_iter()
         .chain(all)
         .filter(occurs)
@@ -156,7 +156,7 @@ fn legend(aggregate: &Aggregate) -> String {
         let (class, shape, label) = look(fate);
         let mut key = Drawing::new(14.0, 14.0);
         match fate {
-            Fate::Failed(_) => key.mark(shape, (7.0, 7.0), 5.0, class, ""),
+            TaskFate::Failed(_) => key.mark(shape, (7.0, 7.0), 5.0, class, ""),
             _ => key.rect((1.0, 3.0), (12.0, 8.0), &format!("{class} bar"), ""),
         }
         let _ = write!(items, "<li>{}{label}</li>", key.finish("key", label));

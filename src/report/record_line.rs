@@ -38,7 +38,7 @@ impl JsonText<'_> {
 
 /// The fields of every record, of whatever kind and format.
 #[derive(Debug, Deserialize)]
-struct Head<'a> {
+struct RecordHead<'a> {
     format: u32,
     #[serde(borrow)]
     kind: Cow<'a, str>,
@@ -111,7 +111,7 @@ pub(super) fn read(line: &[u8]) -> ReadLine<'_> {
             None => ReadLine::UnknownKind,
         },
         // A later format or another kind may give a field another type.
-        Err(error) => match serde_json::from_slice::<Head<'_>>(line) {
+        Err(error) => match serde_json::from_slice::<RecordHead<'_>>(line) {
             Ok(head) if head.format > FORMAT => ReadLine::Newer,
             Ok(head) if kind(&head.kind).is_none() => ReadLine::UnknownKind,
             _ => ReadLine::Unreadable(brief(&error)),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::aggregate::{Aggregate, HostSums};
-use super::failure_reasons::Class;
+use super::failure_reasons::ReasonClass;
 use super::significance::Sample;
 use super::suspects::{self, FaultSample, Suspect};
 use super::totals::OutcomeCounts;
@@ -123,7 +123,7 @@ fn place(
         failed_before_any_task: counts.stillborn,
         done: counts.done,
         failed: counts.failed,
-        ep_faults: counts.faults_of(Class::Ep),
+        ep_faults: counts.faults_of(ReasonClass::Ep),
         faults_by_class: by_name(|class| counts.faults_of(class)),
         failure_rate: any.rate(),
         failure_rate_95_percent: any.interval(),
@@ -154,12 +154,12 @@ impl OutcomeCounts {
     /// The counts for the comparison with other places.
     fn tried(&self) -> FaultSample {
         let faults: u64 = self.faults.iter().sum();
-        let own = self.faults_of(Class::Event);
+        let own = self.faults_of(ReasonClass::Event);
         let failed = faults - own + self.stillborn;
         let trials = self.done + failed;
         FaultSample {
             machine: Sample {
-                failed: self.faults_of(Class::Ep) + self.stillborn,
+                failed: self.faults_of(ReasonClass::Ep) + self.stillborn,
                 trials,
             },
             any: Sample { failed, trials },
@@ -202,7 +202,7 @@ impl Site {
 }
 
 /// The classes that occur, with their names.
-pub(super) fn by_name(count: impl Fn(Class) -> u64) -> BTreeMap<&'static str, u64> {
-    let counts = Class::ALL.map(|class| (class.name(), count(class)));
+pub(super) fn by_name(count: impl Fn(ReasonClass) -> u64) -> BTreeMap<&'static str, u64> {
+    let counts = ReasonClass::ALL.map(|class| (class.name(), count(class)));
     counts.into_iter().filter(|(_, count)| *count > 0).collect()
 }

@@ -86,13 +86,13 @@ pub enum SuspectReason {
 
 /// A comparison of one place with the rest.
 #[derive(Debug, Clone, Copy)]
-struct Test {
+struct SuspectTest {
     because: SuspectReason,
     here: Sample,
     rest: Sample,
 }
 
-impl Test {
+impl SuspectTest {
     fn both(here: FaultSample, rest: FaultSample) -> [Self; 2] {
         [
             Self {
@@ -131,14 +131,14 @@ pub(super) fn worst(places: &[Vec<FaultSample>]) -> Vec<Suspect> {
     let mut found: Vec<Suspect> = Vec::new();
     let mut left: Vec<usize> = (0..places.len()).collect();
     loop {
-        let tests: Vec<(usize, Test)> = left
+        let tests: Vec<(usize, SuspectTest)> = left
             .iter()
             .flat_map(|&index| {
-                Test::both(tried[index], all.without(tried[index])).map(|test| (index, test))
+                SuspectTest::both(tried[index], all.without(tried[index])).map(|test| (index, test))
             })
             .collect();
         let p_values: Vec<f64> = tests.iter().map(|(_, test)| test.p_value()).collect();
-        let mut named: Vec<(usize, Test, f64)> = tests
+        let mut named: Vec<(usize, SuspectTest, f64)> = tests
             .into_iter()
             .zip(holm(&p_values, 2 * places.len()))
             .map(|((index, test), p_value)| (index, test, p_value))
@@ -175,13 +175,13 @@ pub(super) fn worst(places: &[Vec<FaultSample>]) -> Vec<Suspect> {
 }
 
 /// The part without which the place would not stand out.
-fn culprit(parts: &[FaultSample], test: Test) -> Option<FaultSample> {
+fn culprit(parts: &[FaultSample], test: SuspectTest) -> Option<FaultSample> {
     let sample = |part: &FaultSample| match test.because {
         SuspectReason::EpFaults => part.machine,
         SuspectReason::Failures => part.any,
     };
     let worst = parts.iter().max_by_key(|part| sample(part).failed)?;
-    let others = Test {
+    let others = SuspectTest {
         here: test.here.without(sample(worst)),
         ..test
     };

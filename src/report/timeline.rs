@@ -6,9 +6,9 @@ use std::fmt::Write as _;
 
 use super::aggregate::Aggregate;
 use super::charts::{look, time_ticks};
-use super::failure_reasons::Class;
+use super::failure_reasons::ReasonClass;
 use super::svg::{Anchor, Drawing, time_step};
-use super::timeline_data::{Fate, TimelineBar};
+use super::timeline_data::{TaskFate, TimelineBar};
 use crate::human::{as_float, count, one_line, round_seconds, to_integer, utc};
 
 const WIDTH: f64 = 1000.0;
@@ -183,7 +183,7 @@ struct Canvas {
 struct Cell {
     busy: f64,
     ended: u64,
-    failed: [u64; Class::ALL.len()],
+    failed: [u64; ReasonClass::ALL.len()],
     example: Option<usize>,
 }
 
@@ -230,7 +230,7 @@ impl Canvas {
             let size = ((right - left - 0.5).max(1.5), ROW - 7.0);
             self.drawing
                 .rect((left, y + 3.0), size, &format!("{class} bar"), note);
-            if matches!(task.fate, Fate::Failed(_)) {
+            if matches!(task.fate, TaskFate::Failed(_)) {
                 marks.push((
                     shape,
                     (right.max(left + 1.5), y + ROW / 2.0 - 0.5),
@@ -268,7 +268,7 @@ impl Canvas {
             }
             let cell = &mut row[column(end)];
             cell.ended += 1;
-            if let Fate::Failed(class) = task.fate {
+            if let TaskFate::Failed(class) = task.fate {
                 cell.failed[class as usize] += 1;
                 if cell.example.is_none() && aggregate.timeline_data.note(index).is_some() {
                     cell.example = Some(index);
@@ -310,14 +310,14 @@ impl Canvas {
             self.x((time + width).min(self.to)),
         );
         let y = Self::y(row);
-        let failed: Vec<String> = Class::ALL
+        let failed: Vec<String> = ReasonClass::ALL
             .into_iter()
             .filter(|class| cell.failed[*class as usize] > 0)
             .map(|class| {
                 format!(
                     "{} {}",
                     count(cell.failed[class as usize]),
-                    look(Fate::Failed(class)).2
+                    look(TaskFate::Failed(class)).2
                 )
             })
             .collect();
@@ -344,13 +344,13 @@ impl Canvas {
             &format!("busy b{level}"),
             &note,
         );
-        let most = Class::ALL
+        let most = ReasonClass::ALL
             .into_iter()
             .max_by_key(|class| (cell.failed[*class as usize], std::cmp::Reverse(*class)));
         if let Some(class) = most.filter(|class| cell.failed[*class as usize] > 0) {
             let all: u64 = cell.failed.iter().sum();
             let size = (5.0 * (as_float(all) / as_float(cell.ended)).sqrt()).max(1.0);
-            let (style, form, _) = look(Fate::Failed(class));
+            let (style, form, _) = look(TaskFate::Failed(class));
             self.drawing.mark(
                 form,
                 (f64::midpoint(left, right), y + ROW / 2.0 - 0.5),

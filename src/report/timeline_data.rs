@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::failure_reasons::Class;
+use super::failure_reasons::ReasonClass;
 
 /// How many tasks are kept (32 MB). Later ones are missing in the charts, which say so.
 const MOST: usize = 2_000_000;
@@ -27,16 +27,16 @@ pub(super) struct TimelineBar {
     pub(super) pilot: u32,
     /// From 1; 0 if it never ran.
     pub(super) slot: u16,
-    pub(super) fate: Fate,
+    pub(super) fate: TaskFate,
 }
 
 /// What came of a task, as the charts tell it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum TaskFate {
     Done,
     /// Given back or unsettled, without a fault.
     Untried,
-    Failed(Class),
+    Failed(ReasonClass),
 }
 
 impl TimelineData {
@@ -47,7 +47,7 @@ impl TimelineData {
         times: (f64, f64),
         pilot: u32,
         slot: u16,
-        fate: Fate,
+        fate: TaskFate,
         note: impl FnOnce() -> String,
     ) {
         if self.tasks.len() >= MOST {
@@ -58,7 +58,7 @@ impl TimelineData {
             self.base = times.0;
         }
         let index = self.tasks.len();
-        let limit = if matches!(fate, Fate::Failed(_)) {
+        let limit = if matches!(fate, TaskFate::Failed(_)) {
             2 * MOST_NOTES
         } else {
             MOST_NOTES

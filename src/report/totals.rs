@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::distribution::Values;
-use super::failure_reasons::Class;
+use super::failure_reasons::ReasonClass;
 use super::record_line::RecordLine;
 
 /// Outcomes at a place.
@@ -16,12 +16,12 @@ pub(super) struct OutcomeCounts {
     pub(super) failed: u64,
     pub(super) other: u64,
     /// Tasks with a fault, by whose it was; faults of the machine are given back and don't count as failed.
-    pub(super) faults: [u64; Class::ALL.len()],
+    pub(super) faults: [u64; ReasonClass::ALL.len()],
 }
 
 /// What tasks used of a resource, and what was requested.
 #[derive(Debug, Default)]
-pub(super) struct Used {
+pub(super) struct TimeUsed {
     pub(super) tasks: Values,
     /// One value a pilot: its request, for each slot.
     pub(super) requested: Values,
@@ -45,7 +45,7 @@ pub(super) struct SlotTime {
     pub(super) outage: f64,
 }
 
-impl Used {
+impl TimeUsed {
     pub(super) fn add(&mut self, bytes: Option<u64>, requested: Option<u64>) {
         let Some(bytes) = bytes else { return };
         self.tasks.add(bytes);
@@ -124,7 +124,7 @@ impl OutcomeCounts {
         }
     }
 
-    pub(super) fn faults_of(&self, class: Class) -> u64 {
+    pub(super) fn faults_of(&self, class: ReasonClass) -> u64 {
         self.faults[class as usize]
     }
 }

@@ -14,7 +14,7 @@ use super::discover::{self, FoundPilot, Liveness};
 use super::{PilotFacts, TaskStatus};
 use crate::human::one_line;
 use crate::records::UnixTime;
-use crate::task::disk;
+use crate::task::disk_space;
 use crate::task::process_tree::{self, ProcessTable, ProcessTree};
 use crate::task::staging::outputs_of;
 
@@ -72,7 +72,7 @@ pub(super) fn views(pilots: Vec<FoundPilot>) -> Vec<PilotView> {
         .collect()
 }
 
-fn view(pilot: FoundPilot, loads: &BTreeMap<i32, Load>) -> PilotView {
+fn view(pilot: FoundPilot, loads: &BTreeMap<i32, ContainerLoad>) -> PilotView {
     let FoundPilot {
         path,
         snapshot,
@@ -106,7 +106,7 @@ fn view(pilot: FoundPilot, loads: &BTreeMap<i32, Load>) -> PilotView {
         age_secs: now.since(facts.started_unix_secs),
         written_secs_ago: now.since(facts.written_unix_secs),
         remaining_secs: facts.ends_unix_secs.map(|end| end.since(now)),
-        free_disk_bytes: disk::free(directory).ok(),
+        free_disk_bytes: disk_space::free(directory).ok(),
         tasks,
         facts,
         file: path,
@@ -114,7 +114,7 @@ fn view(pilot: FoundPilot, loads: &BTreeMap<i32, Load>) -> PilotView {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Load {
+struct ContainerLoad {
     percent: f64,
     secs: f64,
     memory: u64,
@@ -122,7 +122,7 @@ struct Load {
 }
 
 /// The loads of the containers that are there at both measurements.
-fn loads(leaders: &[i32]) -> BTreeMap<i32, Load> {
+fn loads(leaders: &[i32]) -> BTreeMap<i32, ContainerLoad> {
     if leaders.is_empty() {
         return BTreeMap::new();
     }
@@ -147,10 +147,10 @@ fn loads(leaders: &[i32]) -> BTreeMap<i32, Load> {
         .collect()
 }
 
-fn load(before: &ProcessTree, after: &ProcessTree, secs: f64) -> Load {
+fn load(before: &ProcessTree, after: &ProcessTree, secs: f64) -> ContainerLoad {
     // Ticks may be fewer than before, when a process ended whose parent hasn't waited for it yet.
     let worked = of_ticks(after.ticks.saturating_sub(before.ticks));
-    Load {
+    ContainerLoad {
         percent: (worked / secs * 1e3).round() / 10.0,
         secs: of_ticks(after.ticks),
         memory: after.memory(0),

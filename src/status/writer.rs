@@ -31,7 +31,7 @@ impl StatusWriter {
         let actor = StatusActor {
             path,
             mailbox,
-            health: Health::Well,
+            health: WriteHealth::Well,
         };
         tokio::spawn(actor.run(directory.to_owned()));
         Self(sender)
@@ -51,7 +51,7 @@ impl StatusWriter {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Health {
+enum WriteHealth {
     Well,
     Failing,
 }
@@ -60,7 +60,7 @@ enum Health {
 struct StatusActor {
     path: PathBuf,
     mailbox: Mailbox<Debounce>,
-    health: Health,
+    health: WriteHealth,
 }
 
 impl StatusActor {
@@ -89,20 +89,20 @@ impl StatusActor {
             return;
         };
         match written {
-            Ok(()) => self.health = Health::Well,
+            Ok(()) => self.health = WriteHealth::Well,
             // The pilot makes the directory later, or reports that it can't.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 debug!(file = %self.path.display(), %error, "no status file yet");
             }
             Err(error) => {
-                if self.health == Health::Well {
+                if self.health == WriteHealth::Well {
                     warn!(
                         file = %self.path.display(), %error,
                         "the status file can't be written; see to the disk's free space: the pilot goes \
                          on, `ewms-pilot status` shows old news"
                     );
                 }
-                self.health = Health::Failing;
+                self.health = WriteHealth::Failing;
             }
         }
     }

@@ -10,7 +10,7 @@ use tracing::{error, warn};
 use super::active_containers::ActiveContainer;
 use super::binds::binds;
 use super::fault_diagnosis::{self, Stderr};
-use super::memory_cgroup::Sign;
+use super::memory_cgroup::MemoryKillSign;
 use super::output_capture::OutputCapture;
 use super::probe_container::{cause_of_spawn, shells_code};
 use super::shared_look::SharedLook;
@@ -20,12 +20,12 @@ use super::{ContainerSpec, TaskContext, TaskMetrics, file_work};
 use crate::blocking;
 use crate::broker::Content;
 use crate::config::DumpOutput;
-use crate::container::{self, Bind, Invocation, Places, RunSpec};
+use crate::container::{self, Bind, ContainerPaths, Invocation, RunSpec};
 use crate::fault::{self, Attribution, Cause, ContainerRole, FaultClass, TaskError};
 use crate::process::{
     self, ChildExit, ChildLimits, ChildSpec, ExitStatus, Leftovers, ShutdownPhase, ShutdownSender,
     SpawnError, StopCause,
-    output::{self, Shown},
+    output::{self, ShownOutput},
 };
 
 /// How a task ended.
@@ -157,8 +157,8 @@ async fn start_to_end(
     };
     // The files of those that failed are kept; of the others the log is all that stays.
     match (&outcome, context.dump) {
-        (TaskOutcome::Failed(_), _) => show_output(context, role, stage, Shown::Ends).await,
-        (_, DumpOutput::All) => show_output(context, role, stage, Shown::Whole).await,
+        (TaskOutcome::Failed(_), _) => show_output(context, role, stage, ShownOutput::Ends).await,
+        (_, DumpOutput::All) => show_output(context, role, stage, ShownOutput::Whole).await,
         _ => {}
     }
     Ok(outcome)
@@ -214,7 +214,7 @@ fn invocation(
     let outfile = io.map(TaskIo::outfile_in_container);
     let args = plan
         .args
-        .render(&Places {
+        .render(&ContainerPaths {
             infile: infile.as_deref(),
             outfile: outfile.as_deref(),
             data_hub: HUB_IN_CONTAINER,
@@ -265,8 +265,8 @@ fn out_of_memory(
     }
     let sign = match shells_code(ended.exit) {
         0 => return None,
-        KILLED => Sign::Killed,
-        _ if context.running.watch().borrow().is_empty() => Sign::FailedAlone,
+        KILLED => MemoryKillSign::Killed,
+        _ if context.running.watch().borrow().is_empty() => MemoryKillSign::FailedAlone,
         _ => return None,
     };
     if !context.memory_kills.explain(kills_before, sign) {
@@ -320,7 +320,7 @@ pub(super) async fn show_output(
     context: &TaskContext,
     role: ContainerRole,
     stage: &TaskDirs,
-    shown: Shown,
+    shown: ShownOutput,
 ) {
     let (stdout, stderr) = (stage.stdout(), stage.stderr());
     let dumped = async {

@@ -24,12 +24,12 @@ const MOST: usize = 256;
 #[derive(Debug, Clone)]
 pub struct ExternalDirs {
     directories: Vec<Bind>,
-    last: Arc<Mutex<Last>>,
+    last: Arc<Mutex<LastMounts>>,
 }
 
 /// What was found the last time.
 #[derive(Debug, Clone, Default)]
-struct Last {
+struct LastMounts {
     /// The mounts below, by the place of their directory.
     mounts: Vec<(usize, PathBuf)>,
     /// Those of them that tasks can come to.
@@ -126,7 +126,7 @@ impl ExternalDirs {
                     reachable.push(mount.clone());
                 }
             }
-            *self.last() = Last {
+            *self.last() = LastMounts {
                 mounts,
                 reachable: reachable.clone(),
             };
@@ -160,7 +160,7 @@ impl ExternalDirs {
         Ok(mounts)
     }
 
-    fn last(&self) -> std::sync::MutexGuard<'_, Last> {
+    fn last(&self) -> std::sync::MutexGuard<'_, LastMounts> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

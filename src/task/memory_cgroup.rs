@@ -13,12 +13,12 @@ const UNLIMITED: u64 = 1 << 60;
 
 /// Which of the two kinds of control groups it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Version {
+enum CgroupVersion {
     One,
     Two,
 }
 
-impl Version {
+impl CgroupVersion {
     fn file_system(self) -> &'static str {
         match self {
             Self::One => "cgroup",
@@ -48,7 +48,7 @@ pub(super) struct MemoryCgroup {
     directory: PathBuf,
     /// Where the hierarchy is mounted: no limit is looked for above.
     top: PathBuf,
-    version: Version,
+    version: CgroupVersion,
 }
 
 impl MemoryCgroup {
@@ -67,14 +67,14 @@ impl MemoryCgroup {
                 let (_, rest) = line.split_once(':')?;
                 let (controllers, path) = rest.split_once(':')?;
                 let is_wanted = match version {
-                    Version::One => controllers.split(',').any(|name| name == "memory"),
-                    Version::Two => controllers.is_empty(),
+                    CgroupVersion::One => controllers.split(',').any(|name| name == "memory"),
+                    CgroupVersion::Two => controllers.is_empty(),
                 };
                 is_wanted.then(|| Path::new(path))
             })
         };
         let mut found = Vec::new();
-        for version in [Version::One, Version::Two] {
+        for version in [CgroupVersion::One, CgroupVersion::Two] {
             let Some(path) = member_of(version) else {
                 continue;
             };
@@ -106,11 +106,11 @@ impl MemoryCgroup {
     /// Bytes that all processes there may have together.
     pub(super) fn limit(&self) -> Option<u64> {
         match self.version {
-            Version::One => {
+            CgroupVersion::One => {
                 let statistics = fs::read_to_string(self.directory.join("memory.stat")).ok()?;
                 field(&statistics, "hierarchical_memory_limit").filter(|limit| *limit < UNLIMITED)
             }
-            Version::Two => self
+            CgroupVersion::Two => self
                 .directory
                 .ancestors()
                 .take_while(|directory| directory.starts_with(&self.top))
@@ -138,7 +138,7 @@ pub struct MemoryKills {
 
 /// How a container that may have been killed ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sign {
+pub(super) enum MemoryKillSign {
     Killed,
     /// In another way, and no other container ran: a process in it may have been killed.
     FailedAlone,
@@ -165,12 +165,12 @@ impl MemoryKills {
 
     /// Whether the end of a container is accounted for by a kill since it was started, when there had
     /// been so many `before`. One that failed otherwise gets only kills that no other one explains.
-    pub(super) fn explain(&self, before: u64, sign: Sign) -> bool {
+    pub(super) fn explain(&self, before: u64, sign: MemoryKillSign) -> bool {
         let now = self.count();
         let claimed = self.claimed.load(Ordering::Relaxed);
         let is_its = match sign {
-            Sign::Killed => now > before,
-            Sign::FailedAlone => now > before.max(claimed),
+            MemoryKillSign::Killed => now > before,
+            MemoryKillSign::FailedAlone => now > before.max(claimed),
         };
         if is_its {
             self.claimed.fetch_max(now, Ordering::Relaxed);
@@ -188,7 +188,7 @@ impl MemoryKills {
 mod tests {
     use super::*;
 
-    fn first(groups: &str, mounts: &str) -> Vec<(String, Version)> {
+    fn first(groups: &str, mounts: &str) -> Vec<(String, CgroupVersion)> {
         MemoryCgroup::candidates(groups, &MountTable::parse(mounts.as_bytes()))
             .into_iter()
             .map(|group| (group.directory.display().to_string(), group.version))
@@ -205,26 +205,26 @@ mod tests {
                 "9:name=systemd:/\n4:cpu,memory:/htcondor/slot1/job\n0::/",
                 V1,
                 "/sys/fs/cgroup/memory/htcondor/slot1/job",
-                Version::One,
+                CgroupVersion::One,
             ),
             (
                 "0::/system.slice/condor.service/slot1\n",
                 V2,
                 "/sys/fs/cgroup/system.slice/condor.service/slot1",
-                Version::Two,
+                CgroupVersion::Two,
             ),
             (
                 "0::/machine/job/inner",
                 "30 24 0:26 /machine/job /mnt/with\\040space rw - cgroup2 cgroup2 rw",
                 "/mnt/with space/inner",
-                Version::Two,
+                CgroupVersion::Two,
             ),
             // The pilot is outside of what its container sees.
             (
                 "0::/../../elsewhere",
                 "30 24 0:26 /machine /sys/fs/cgroup ro - cgroup2 cgroup2 rw",
                 "/sys/fs/cgroup/",
-                Version::Two,
+                CgroupVersion::Two,
             ),
         ] {
             let found = first(groups, mounts);
@@ -239,7 +239,7 @@ mod tests {
     }
 
     /// A group in a directory, with these files.
-    fn group(version: Version, files: &[(&str, &str)]) -> (tempfile::TempDir, MemoryCgroup) {
+    fn group(version: CgroupVersion, files: &[(&str, &str)]) -> (tempfile::TempDir, MemoryCgroup) {
         let top = tempfile::tempdir().expect("a directory");
         let directory = top.path().join("job/inner");
         fs::create_dir_all(&directory).expect("made");
@@ -260,22 +260,22 @@ mod tests {
             "inner/memory.stat",
             "cache 7\nhierarchical_memory_limit 314572800\n",
         )];
-        assert_eq!(group(Version::One, &stat).1.limit(), Some(300 << 20));
+        assert_eq!(group(CgroupVersion::One, &stat).1.limit(), Some(300 << 20));
         let none = [(
             "inner/memory.stat",
             "hierarchical_memory_limit 9223372036854771712\n",
         )];
-        assert_eq!(group(Version::One, &none).1.limit(), None);
+        assert_eq!(group(CgroupVersion::One, &none).1.limit(), None);
         let above = [("memory.max", "314572800\n"), ("inner/memory.max", "max\n")];
-        assert_eq!(group(Version::Two, &above).1.limit(), Some(300 << 20));
-        assert_eq!(group(Version::Two, &[]).1.limit(), None);
+        assert_eq!(group(CgroupVersion::Two, &above).1.limit(), Some(300 << 20));
+        assert_eq!(group(CgroupVersion::Two, &[]).1.limit(), None);
     }
 
     #[test]
     fn a_kill_explains_the_container_that_was_killed_and_no_other() {
         for (version, name) in [
-            (Version::One, "inner/memory.oom_control"),
-            (Version::Two, "inner/memory.events"),
+            (CgroupVersion::One, "inner/memory.oom_control"),
+            (CgroupVersion::Two, "inner/memory.events"),
         ] {
             let text = |kills: u64| {
                 format!("oom 9\noom_kill_disable 0\noom_kill {kills}\noom_group_kill 5\n")
@@ -288,17 +288,20 @@ mod tests {
             };
             let before = kills.count();
             assert_eq!(before, 3);
-            assert!(!kills.explain(before, Sign::Killed));
+            assert!(!kills.explain(before, MemoryKillSign::Killed));
             fs::write(&file, text(4)).expect("written");
-            assert!(kills.explain(before, Sign::Killed));
+            assert!(kills.explain(before, MemoryKillSign::Killed));
             assert!(
-                !kills.explain(before, Sign::FailedAlone),
+                !kills.explain(before, MemoryKillSign::FailedAlone),
                 "it is accounted for"
             );
             fs::write(&file, text(5)).expect("written");
-            assert!(kills.explain(4, Sign::FailedAlone));
+            assert!(kills.explain(4, MemoryKillSign::FailedAlone));
             fs::remove_file(&file).expect("removed");
-            assert!(!kills.explain(5, Sign::Killed), "nothing is known");
+            assert!(
+                !kills.explain(5, MemoryKillSign::Killed),
+                "nothing is known"
+            );
         }
     }
 }

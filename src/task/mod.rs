@@ -13,40 +13,40 @@ use crate::telemetry::Progress;
 
 mod active_containers;
 mod binds;
+mod cleanup;
 mod container_run;
 mod dir_pool;
-pub mod disk;
+pub mod disk_space;
 mod event_copy;
+mod event_files;
 mod external;
 mod fault_diagnosis;
-pub mod image;
-mod init;
-pub mod inputs;
-mod leftover;
+pub mod image_setup;
+mod init_container;
+pub mod input_files;
 mod memory_cgroup;
 mod metrics;
 mod output_capture;
-pub mod own;
+pub mod own_files;
 pub mod path_probe;
 pub mod probe_container;
 pub mod process_tree;
-mod run;
 mod shared_look;
 pub mod staging;
-mod transfer;
+mod task_runner;
 mod watchdog;
 
 pub use active_containers::{ActiveContainers, ContainerPids};
+pub use cleanup::Leftover;
 pub use container_run::TaskOutcome;
 pub use event_copy::EventCopy;
+pub use event_files::MemoryBudget;
 pub use external::{ExternalDirs, ExternalError};
 pub use fault_diagnosis::write_something;
-pub use leftover::Leftover;
 pub use memory_cgroup::MemoryKills;
 pub use metrics::TaskMetrics;
-pub use run::{StartGate, TaskReport, TaskRunner};
 pub use shared_look::SharedLook;
-pub use transfer::MemoryBudget;
+pub use task_runner::{StartGate, TaskReport, TaskRunner};
 pub use watchdog::ResourceLimits;
 
 use staging::DataDirs;
@@ -70,7 +70,7 @@ pub struct TaskContext {
     /// Bytes kept of each output.
     pub output_limit: u64,
     /// What may still be kept of failed tasks.
-    pub kept: Arc<disk::Budget>,
+    pub kept: Arc<disk_space::DiskBudget>,
     /// Whose output goes to the log.
     pub dump: DumpOutput,
     pub verbosity: Verbosity,
@@ -103,7 +103,7 @@ impl ContainerSpec {
     }
 }
 
-pub use init::run_init;
+pub use init_container::run_init;
 
 /// Shared with the threads that do blocking file work.
 pub type SharedTaskContext = Arc<TaskContext>;

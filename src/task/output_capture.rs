@@ -53,7 +53,7 @@ impl<const N: usize> OutputCapture<N> {
         for (file, written) in files.into_iter().zip(&written) {
             let (from, to) = io::pipe()?;
             pipes.push(File::from(OwnedFd::from(to)));
-            copies.push(Copy::new(from, file, limit, Arc::clone(written)));
+            copies.push(OutputCopy::new(from, file, limit, Arc::clone(written)));
         }
         let (finished, done) = oneshot::channel();
         let copies = in_place(copies);
@@ -97,7 +97,7 @@ fn in_place<T, const N: usize>(items: Vec<T>) -> [T; N] {
     items
 }
 
-fn run<const N: usize>(mut copies: [Copy; N]) -> [io::Result<()>; N] {
+fn run<const N: usize>(mut copies: [OutputCopy; N]) -> [io::Result<()>; N] {
     let mut chunk = vec![0; CHUNK];
     loop {
         let ready = readable(&copies);
@@ -112,7 +112,7 @@ fn run<const N: usize>(mut copies: [Copy; N]) -> [io::Result<()>; N] {
 
 /// Waits for one that has something, or has ended; none when all have. When that can't be waited for, all
 /// that are open: reading waits as well.
-fn readable(copies: &[Copy]) -> Vec<usize> {
+fn readable(copies: &[OutputCopy]) -> Vec<usize> {
     let (mut places, mut pipes) = (Vec::new(), Vec::new());
     for (place, copy) in copies.iter().enumerate() {
         if let Some(from) = &copy.from {
@@ -127,7 +127,7 @@ fn readable(copies: &[Copy]) -> Vec<usize> {
     places
 }
 
-struct Copy {
+struct OutputCopy {
     /// Until its end.
     from: Option<PipeReader>,
     file: File,
@@ -140,7 +140,7 @@ struct Copy {
     outcome: io::Result<()>,
 }
 
-impl Copy {
+impl OutputCopy {
     fn new(from: PipeReader, file: File, limit: u64, written: Arc<AtomicU64>) -> Self {
         let end_bytes = END_MAX.min(limit / 2);
         Self {

@@ -13,7 +13,8 @@ use nix::sys::statfs::{PROC_SUPER_MAGIC, SYSFS_MAGIC, statfs};
 use tokio::sync::watch;
 
 use crate::process::{
-    CaptureError, ChildLimits, ExitStatus, GuardianHandle, Query, ShutdownPhase, StopCause, capture,
+    CaptureError, CaptureQuery, ChildLimits, ExitStatus, GuardianHandle, ShutdownPhase, StopCause,
+    capture,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +115,7 @@ async fn look_once(
     }
     args.push("--".into());
     args.extend(paths.iter().map(Into::into));
-    let query = Query {
+    let query = CaptureQuery {
         // Our own binary, even when its file was replaced or removed meanwhile.
         program: "/proc/self/exe".into(),
         args,

@@ -19,12 +19,12 @@ use super::{ContainerSpec, ExternalError, TaskContext, file_work};
 use crate::blocking;
 use crate::config::Verbosity;
 use crate::container::{
-    self, Bind, ENV_DIR, ImageShape, LAST, MARK, Needs, ProbeFinding, RunSpec, Trials,
+    self, Bind, ENV_DIR, ImageShape, LAST, MARK, ProbeFinding, RunSpec, RunscriptNeeds, Trials,
 };
 use crate::fault::{self, Cause, NO_COMMAND, ProbeResult, TaskError};
 use crate::process::{
-    CaptureError, Captured, ChildLimits, ExitStatus, Query, ShutdownPhase, SpawnError, StopCause,
-    capture,
+    CaptureError, CaptureQuery, Captured, ChildLimits, ExitStatus, ShutdownPhase, SpawnError,
+    StopCause, capture,
 };
 
 /// A start takes about 0.1 s, on a machine that is overcommitted some seconds.
@@ -218,7 +218,7 @@ impl<'a> ProbeContainer<'a> {
         shape: &ImageShape,
         depth: ContainerProbeDepth,
     ) -> Result<Option<ContainerProbeOutcome>, ProbeError> {
-        let nothing = Needs::default();
+        let nothing = RunscriptNeeds::default();
         let [question, own] = [QUESTION, ANSWER].map(|name| format!("{IO_IN_CONTAINER}/{name}"));
         let answer = format!("{HUB_IN_CONTAINER}/.{}", self.word);
         let trials = Trials {
@@ -352,7 +352,7 @@ impl<'a> ProbeContainer<'a> {
                 proc: self.context.proc,
             },
         )?;
-        let query = Query {
+        let query = CaptureQuery {
             program: invocation.program,
             args: invocation.args,
             env: invocation.env,

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tracing::warn;
 
 use super::dir_pool::{DirPool, UsedDirs};
-use super::disk::{Affordable, Budget};
+use super::disk_space::{BudgetAnswer, DiskBudget};
 use crate::container::{remove_tree, tree_bytes};
 use crate::fault;
 use crate::ids::TaskId;
@@ -167,7 +167,7 @@ pub struct TaskDirs {
 
 /// What happens to a container's files once it ended. Its scratch never stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Disposal {
+pub enum DirDisposal {
     /// They stay, so that a failure can be looked into.
     Keep,
     /// They stay as far as the budget for kept files goes: all, or the outputs, or nothing.
@@ -291,31 +291,31 @@ impl TaskDirs {
         if kept {
             return Ok(());
         }
-        self.dispose(Disposal::Remove, &Budget::new(0))
+        self.dispose(DirDisposal::Remove, &DiskBudget::new(0))
     }
 
     /// Removes what is to be removed.
     ///
     /// # Errors
     /// When something can't be removed.
-    pub fn dispose(self, disposal: Disposal, budget: &Budget) -> io::Result<()> {
+    pub fn dispose(self, disposal: DirDisposal, budget: &DiskBudget) -> io::Result<()> {
         let scratch = remove_tree(&self.scratch);
         let removed = match disposal {
-            Disposal::Keep => Ok(()),
-            Disposal::KeepWithinBudget => self.keep_within(budget),
-            Disposal::Remove => remove_tree(&self.dir),
+            DirDisposal::Keep => Ok(()),
+            DirDisposal::KeepWithinBudget => self.keep_within(budget),
+            DirDisposal::Remove => remove_tree(&self.dir),
         };
         removed.and(scratch)
     }
 
     /// The outputs say most about a failure and are limited in size; they go last.
-    fn keep_within(&self, budget: &Budget) -> io::Result<()> {
-        if budget.afford(tree_bytes(&self.dir)) == Affordable::Yes {
+    fn keep_within(&self, budget: &DiskBudget) -> io::Result<()> {
+        if budget.afford(tree_bytes(&self.dir)) == BudgetAnswer::Yes {
             return Ok(());
         }
         let io = self.io_dir();
         let outputs = tree_bytes(&self.dir).saturating_sub(tree_bytes(&io));
-        if budget.afford(outputs) == Affordable::Yes {
+        if budget.afford(outputs) == BudgetAnswer::Yes {
             warn!(
                 "of a failed task only the outputs are kept, as EWMS_PILOT_KEPT_FILES_MAX is reached"
             );
@@ -373,29 +373,36 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let stage = DataDirs::create(top.path()).unwrap().stage("one").unwrap();
         let (outputs, scratch) = (stage.outputs(), stage.scratch().to_path_buf());
-        stage.dispose(Disposal::Keep, &Budget::new(0)).unwrap();
+        stage
+            .dispose(DirDisposal::Keep, &DiskBudget::new(0))
+            .unwrap();
         assert!(outputs.is_dir());
         assert!(!scratch.exists());
     }
 
     /// What stays of a failed task that wrote a large outfile.
-    fn kept_of_a_failure(budget: &Budget) -> (bool, bool) {
+    fn kept_of_a_failure(budget: &DiskBudget) -> (bool, bool) {
         let top = tempfile::tempdir().unwrap();
         let dirs = DataDirs::create(top.path()).unwrap();
         let (stage, io) = dirs.stage_task(TaskId::random(), "in", "out").unwrap();
         fs::write(io.outfile(), vec![7; 1 << 20]).unwrap();
         fs::write(stage.stderr(), "why it failed").unwrap();
         let stderr = stage.stderr();
-        stage.dispose(Disposal::KeepWithinBudget, budget).unwrap();
+        stage
+            .dispose(DirDisposal::KeepWithinBudget, budget)
+            .unwrap();
         (io.outfile().exists(), stderr.exists())
     }
 
     #[test]
     fn beyond_the_budget_outputs_are_kept_and_then_nothing() {
-        assert_eq!(kept_of_a_failure(&Budget::new(10 << 20)), (true, true));
-        assert_eq!(kept_of_a_failure(&Budget::new(512 << 10)), (false, true));
-        assert_eq!(kept_of_a_failure(&Budget::new(100)), (false, false));
-        let for_one = Budget::new((1 << 20) + (64 << 10));
+        assert_eq!(kept_of_a_failure(&DiskBudget::new(10 << 20)), (true, true));
+        assert_eq!(
+            kept_of_a_failure(&DiskBudget::new(512 << 10)),
+            (false, true)
+        );
+        assert_eq!(kept_of_a_failure(&DiskBudget::new(100)), (false, false));
+        let for_one = DiskBudget::new((1 << 20) + (64 << 10));
         assert_eq!(kept_of_a_failure(&for_one), (true, true));
         assert!(!kept_of_a_failure(&for_one).0);
     }
@@ -417,6 +424,8 @@ mod tests {
         let mut expected = [HUB_DIR.to_owned(), "one".to_owned(), id.to_string()];
         expected.sort();
         assert_eq!(names, expected);
-        stage.dispose(Disposal::Remove, &Budget::new(0)).unwrap();
+        stage
+            .dispose(DirDisposal::Remove, &DiskBudget::new(0))
+            .unwrap();
     }
 }

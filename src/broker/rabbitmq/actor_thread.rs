@@ -23,7 +23,7 @@ const NO_RUNTIME_PAUSE: Duration = Duration::from_secs(1);
 
 /// What follows a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Following {
+pub(super) enum AfterConnection {
     NextConnection,
     End,
 }
@@ -31,10 +31,10 @@ pub(super) enum Following {
 /// Serves one direction through all its connections.
 pub(super) trait ConnectionActor: Send + 'static {
     /// Serves one connection, from the pause before it to its end.
-    async fn serve_next(&mut self) -> Following;
+    async fn serve_next(&mut self) -> AfterConnection;
 
     /// The connection ended by a panic, or there was not even a runtime for it.
-    fn fail(&mut self, error: BrokerError) -> Following;
+    fn fail(&mut self, error: BrokerError) -> AfterConnection;
 }
 
 /// Runs an actor on a thread of its own.
@@ -76,7 +76,7 @@ fn run(at: &Endpoint, mut actor: impl ConnectionActor) {
                 actor.fail(error)
             }
         };
-        if following == Following::End {
+        if following == AfterConnection::End {
             return;
         }
     }
@@ -189,16 +189,16 @@ mod tests {
     }
 
     impl ConnectionActor for Panicking {
-        async fn serve_next(&mut self) -> Following {
+        async fn serve_next(&mut self) -> AfterConnection {
             assert!(self.told.is_some(), "on purpose");
             let done = self.done.take().expect("it is the second connection");
             let _gone = done.send(self.told.take());
-            Following::End
+            AfterConnection::End
         }
 
-        fn fail(&mut self, error: BrokerError) -> Following {
+        fn fail(&mut self, error: BrokerError) -> AfterConnection {
             self.told = Some(error);
-            Following::NextConnection
+            AfterConnection::NextConnection
         }
     }
 

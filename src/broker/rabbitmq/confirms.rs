@@ -12,12 +12,12 @@ use crate::ids::QueueIndex;
 
 /// Whether a confirm speaks for one tag or for all up to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reach {
+pub(super) enum ConfirmReach {
     One,
     UpTo,
 }
 
-impl From<bool> for Reach {
+impl From<bool> for ConfirmReach {
     fn from(multiple: bool) -> Self {
         if multiple { Self::UpTo } else { Self::One }
     }
@@ -25,7 +25,7 @@ impl From<bool> for Reach {
 
 /// One publish that waits.
 #[derive(Debug)]
-pub(super) struct Pending {
+pub(super) struct PendingConfirm {
     pub(super) queue: QueueIndex,
     /// Who waits.
     pub(super) outcome: oneshot::Sender<Result<(), PublishError>>,
@@ -44,7 +44,7 @@ pub(super) struct Confirms {
     /// Makes message ids unique over connections and pilots.
     session: String,
     last_tag: u64,
-    pending: BTreeMap<u64, (Pending, Option<PublishError>)>,
+    pending: BTreeMap<u64, (PendingConfirm, Option<PublishError>)>,
     lost: Option<String>,
     heard: Option<Instant>,
     results_confirmed: u64,
@@ -66,7 +66,7 @@ impl Confirms {
     /// Enters the next publish and gives its message id. It must be published on the channel in
     /// this order, and before the next call; the confirm may come before publishing returns.
     /// `None` when the channel is gone; the publish was told.
-    pub(super) fn insert(&mut self, pending: Pending) -> Option<String> {
+    pub(super) fn insert(&mut self, pending: PendingConfirm) -> Option<String> {
         if let Some(detail) = &self.lost {
             settle(
                 pending,
@@ -82,7 +82,7 @@ impl Confirms {
     }
 
     /// The broker has it, or has returned it before.
-    pub(super) fn ack(&mut self, tag: u64, reach: Reach) {
+    pub(super) fn ack(&mut self, tag: u64, reach: ConfirmReach) {
         for (pending, returned) in self.take(tag, reach) {
             if returned.is_none() && pending.permits.is_some() {
                 self.results_confirmed += 1;
@@ -92,7 +92,7 @@ impl Confirms {
     }
 
     /// The broker won't have it.
-    pub(super) fn nack(&mut self, tag: u64, reach: Reach) {
+    pub(super) fn nack(&mut self, tag: u64, reach: ConfirmReach) {
         for (pending, returned) in self.take(tag, reach) {
             let queue = self.at.name(pending.queue);
             let nacked = || PublishError::Nacked {
@@ -174,11 +174,15 @@ impl Confirms {
         self.results_confirmed
     }
 
-    fn take(&mut self, tag: u64, reach: Reach) -> Vec<(Pending, Option<PublishError>)> {
+    fn take(
+        &mut self,
+        tag: u64,
+        reach: ConfirmReach,
+    ) -> Vec<(PendingConfirm, Option<PublishError>)> {
         self.heard = Some(Instant::now());
         match reach {
-            Reach::One => self.pending.remove(&tag).into_iter().collect(),
-            Reach::UpTo => {
+            ConfirmReach::One => self.pending.remove(&tag).into_iter().collect(),
+            ConfirmReach::UpTo => {
                 // Tag 0 means: all so far.
                 let later = match tag {
                     0 => BTreeMap::new(),
@@ -200,7 +204,7 @@ fn message_limit(detail: &str) -> Option<usize> {
     limit.trim().parse().ok()
 }
 
-fn settle(pending: Pending, outcome: Result<(), PublishError>) {
+fn settle(pending: PendingConfirm, outcome: Result<(), PublishError>) {
     // The publish may have stopped waiting: the pilot was told to end.
     let _gone = pending.outcome.send(outcome);
 }
@@ -239,7 +243,7 @@ mod tests {
             let (outcome, waits) = oneshot::channel();
             let permit = || Arc::clone(&self.permits).try_acquire_owned().unwrap();
             let permits = Arc::new([permit(), permit()]);
-            let pending = Pending {
+            let pending = PendingConfirm {
                 queue,
                 outcome,
                 since: Instant::now(),
@@ -255,7 +259,7 @@ mod tests {
     fn an_ack_settles_its_own_publish_and_frees_itspermits() {
         let mut table = Table::new();
         let (mut first, mut second) = (table.publish(), table.publish());
-        table.confirms.ack(2, Reach::One);
+        table.confirms.ack(2, ConfirmReach::One);
         assert_eq!(second.try_recv(), Ok(Ok(())));
         assert!(first.try_recv().is_err());
         assert_eq!(table.permits.available_permits(), 18);
@@ -265,8 +269,8 @@ mod tests {
     fn an_ack_of_several_settles_all_up_to_its_tag_and_none_beyond() {
         let mut table = Table::new();
         let mut waits: Vec<_> = (0..5).map(|_| table.publish()).collect();
-        table.confirms.ack(2, Reach::One);
-        table.confirms.ack(4, Reach::UpTo);
+        table.confirms.ack(2, ConfirmReach::One);
+        table.confirms.ack(4, ConfirmReach::UpTo);
         for waits in &mut waits[..4] {
             assert_eq!(waits.try_recv(), Ok(Ok(())));
         }
@@ -284,7 +288,7 @@ mod tests {
     fn tag_zero_settles_all() {
         let mut table = Table::new();
         let (mut first, mut second) = (table.publish(), table.publish());
-        table.confirms.nack(0, Reach::UpTo);
+        table.confirms.nack(0, ConfirmReach::UpTo);
         let nacked = PublishError::Nacked {
             queue: "results".into(),
         };
@@ -297,7 +301,7 @@ mod tests {
         let mut table = Table::new();
         let (mut first, mut second) = (table.publish(), table.publish_to(QueueIndex(1)));
         table.confirms.returned("s:1", 312, "NO_ROUTE");
-        table.confirms.nack(2, Reach::UpTo);
+        table.confirms.nack(2, ConfirmReach::UpTo);
         let unroutable = first.try_recv().unwrap().unwrap_err();
         assert!(unroutable.to_string().contains("`results`"), "{unroutable}");
         let nacked = PublishError::Nacked {
@@ -311,7 +315,7 @@ mod tests {
         let mut table = Table::new();
         let (mut first, mut second) = (table.publish(), table.publish());
         table.confirms.returned("s:1", 312, "NO_ROUTE");
-        table.confirms.ack(2, Reach::UpTo);
+        table.confirms.ack(2, ConfirmReach::UpTo);
         let unroutable = PublishError::Unroutable {
             queue: "results".into(),
             code: 312,
@@ -327,7 +331,7 @@ mod tests {
             let mut table = Table::new();
             let (mut first, mut second) = (table.publish(), table.publish());
             table.confirms.returned(id, 312, "NO_ROUTE");
-            table.confirms.ack(2, Reach::UpTo);
+            table.confirms.ack(2, ConfirmReach::UpTo);
             for waits in [&mut first, &mut second] {
                 let outcome = waits.try_recv();
                 assert!(

@@ -54,13 +54,13 @@ struct QueueCounts {
 
 /// What a first look at a queue told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Known {
+enum KnownQueue {
     Missing,
     /// It is not as a pilot would declare it, or we may not declare any.
     AsItIs,
 }
 
-impl Known {
+impl KnownQueue {
     fn by(error: &BrokerError) -> Option<Self> {
         match error {
             BrokerError::NoQueue { .. } => Some(Self::Missing),
@@ -88,7 +88,7 @@ impl Connection {
                 return Ok(link);
             };
             // The server has closed the channel over it.
-            let now = Known::by(&error).filter(|_| !known.contains_key(&queue));
+            let now = KnownQueue::by(&error).filter(|_| !known.contains_key(&queue));
             let Some(now) = now else { return Err(error) };
             known.insert(queue, now);
             link.hang_up().await;
@@ -168,15 +168,15 @@ impl Connection {
 
     /// Operators own their queues: what is there is used, whatever its type and arguments, and needs no
     /// permission to configure it. Only a stream can't be: what a pilot takes would stay in it. That is told
-    /// only to who declares it otherwise; and by its messages, see [`Origin`](super::arrival::Origin).
+    /// only to who declares it otherwise; and by its messages, see [`QueueKind`](super::prefetch::QueueKind).
     async fn find_or_declare(
         &mut self,
-        known: &BTreeMap<QueueIndex, Known>,
+        known: &BTreeMap<QueueIndex, KnownQueue>,
     ) -> Result<(), (QueueIndex, BrokerError)> {
         for queue in self.at.indices() {
             let mut done = match known.get(&queue) {
-                Some(Known::Missing) => self.declare(queue).await,
-                Some(Known::AsItIs) | None => self.find(queue).await.map(drop),
+                Some(KnownQueue::Missing) => self.declare(queue).await,
+                Some(KnownQueue::AsItIs) | None => self.find(queue).await.map(drop),
             };
             if done.is_ok()
                 && self.at.direction == Direction::Incoming

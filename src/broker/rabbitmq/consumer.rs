@@ -26,7 +26,7 @@ use tokio::time::{Instant, timeout};
 use super::callbacks::ChannelEvent;
 use super::connection::Connection;
 use super::error_mapping;
-use super::prefetch::Arrival;
+use super::prefetch::ReceivedEvent;
 use super::reconnect::ConnectionLife;
 use crate::broker::{Body, BrokerError, Verdict};
 use crate::ids::{DeliveryTag, QueueIndex};
@@ -41,7 +41,7 @@ const WRITE_WITHIN: Duration = Duration::from_secs(8);
 
 /// What a consumer is there for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Purpose {
+enum SubscriptionPurpose {
     /// The queue's window.
     Window,
     /// One event in the place of one that is set aside.
@@ -51,7 +51,7 @@ enum Purpose {
 /// One consumer on the channel.
 pub(super) struct Subscription {
     queue: QueueIndex,
-    purpose: Purpose,
+    purpose: SubscriptionPurpose,
     /// Its last delivery, unless it is settled: all that a consumer of one event can hold.
     holds: Option<DeliveryTag>,
     consumer: String,
@@ -64,7 +64,7 @@ impl Subscription {
         connection: &mut Connection,
         queue: QueueIndex,
         window: u16,
-        purpose: Purpose,
+        purpose: SubscriptionPurpose,
     ) -> Result<Self, BrokerError> {
         // A qos counts for each consumer that is started after it.
         connection.limit(window).await?;
@@ -86,7 +86,7 @@ impl Subscription {
     /// How soon it is ended when this delivery from the queue needs no place any more, the least first; never, if it
     /// is the window's.
     fn rank(&self, queue: QueueIndex, tag: DeliveryTag) -> Option<u8> {
-        if self.purpose != Purpose::SetAside || self.queue != queue {
+        if self.purpose != SubscriptionPurpose::SetAside || self.queue != queue {
             return None;
         }
         Some(match self.holds {
@@ -140,7 +140,7 @@ pub(super) async fn next_message(
 }
 
 /// An event on its way to the disk, for which there was no room in memory.
-pub(super) type Spilling = Option<(Arrival, Pin<Box<dyn Future<Output = Body> + Send>>)>;
+pub(super) type Spilling = Option<(ReceivedEvent, Pin<Box<dyn Future<Output = Body> + Send>>)>;
 
 /// A connection that consumes. Its methods call the server, one at a time: none may be cancelled unless the
 /// connection is discarded.
@@ -169,7 +169,8 @@ impl Consumer {
     ) -> Result<Self, BrokerError> {
         let mut subscriptions = Vec::new();
         for (queue, &window) in connection.at.indices().zip(windows) {
-            let started = Subscription::start(&mut connection, queue, window, Purpose::Window);
+            let started =
+                Subscription::start(&mut connection, queue, window, SubscriptionPurpose::Window);
             subscriptions.push(started.await?);
         }
         let now = Instant::now();
@@ -294,7 +295,13 @@ impl Consumer {
         if self.subscriptions.is_empty() || self.aside.insert(tag, queue).is_some() {
             return Ok(());
         }
-        let more = Subscription::start(&mut self.connection, queue, 1, Purpose::SetAside).await?;
+        let more = Subscription::start(
+            &mut self.connection,
+            queue,
+            1,
+            SubscriptionPurpose::SetAside,
+        )
+        .await?;
         self.subscriptions.push(more);
         Ok(())
     }

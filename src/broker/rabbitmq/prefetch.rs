@@ -8,30 +8,30 @@ use std::collections::VecDeque;
 use amqprs::channel::ConsumerMessage;
 use amqprs::{BasicProperties, FieldValue};
 
-use super::unacked::{Fingerprint, Flag};
+use super::unacked::{DeliveryFlag, Fingerprint};
 use crate::broker::Body;
 use crate::ids::{DeliveryTag, QueueIndex};
 
 /// One delivery, without its body.
 #[derive(Debug, Clone)]
-pub(super) struct Arrival {
+pub(super) struct ReceivedEvent {
     pub(super) queue: QueueIndex,
     pub(super) tag: DeliveryTag,
     pub(super) fingerprint: Fingerprint,
-    pub(super) flag: Flag,
+    pub(super) flag: DeliveryFlag,
     pub(super) earlier_deliveries: Option<u64>,
-    pub(super) origin: Origin,
+    pub(super) origin: QueueKind,
 }
 
 /// What kind of queue it came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Origin {
+pub(super) enum QueueKind {
     Queue,
     /// Acknowledgements take nothing out of it: every pilot would run all that was ever sent.
     Stream,
 }
 
-impl Arrival {
+impl ReceivedEvent {
     /// A delivery and its body. None when amqprs sends an end instead of a message.
     pub(super) fn of(message: ConsumerMessage, queue: QueueIndex) -> Option<(Self, Vec<u8>)> {
         let deliver = message.deliver?;
@@ -42,11 +42,11 @@ impl Arrival {
             .and_then(|properties| properties.message_id())
             .filter(|id| !id.is_empty());
         let flag = if deliver.redelivered() {
-            Flag::Redelivered
+            DeliveryFlag::Redelivered
         } else {
-            Flag::First
+            DeliveryFlag::First
         };
-        let first = (flag == Flag::First).then_some(0);
+        let first = (flag == DeliveryFlag::First).then_some(0);
         let body = message.content.unwrap_or_default();
         let arrival = Self {
             fingerprint: Fingerprint::of(queue, &body, message_id.map(String::as_str)),
@@ -55,8 +55,8 @@ impl Arrival {
             flag,
             earlier_deliveries: counted.or(first),
             origin: match properties.and_then(|properties| header(properties, "x-stream-offset")) {
-                Some(_) => Origin::Stream,
-                None => Origin::Queue,
+                Some(_) => QueueKind::Stream,
+                None => QueueKind::Queue,
             },
         };
         Some((arrival, body))
@@ -85,11 +85,11 @@ fn delivery_count(properties: &BasicProperties) -> Option<u64> {
 #[derive(Debug, Default)]
 pub(super) struct PrefetchBuffer {
     /// In turn: the first is asked first. A queue without events has no place.
-    queues: VecDeque<(QueueIndex, VecDeque<(Arrival, Body)>)>,
+    queues: VecDeque<(QueueIndex, VecDeque<(ReceivedEvent, Body)>)>,
 }
 
 impl PrefetchBuffer {
-    pub(super) fn push(&mut self, arrival: Arrival, body: Body) {
+    pub(super) fn push(&mut self, arrival: ReceivedEvent, body: Body) {
         let queue = arrival.queue;
         match self.queues.iter_mut().find(|(of, _)| *of == queue) {
             Some((_, events)) => events.push_back((arrival, body)),
@@ -100,7 +100,7 @@ impl PrefetchBuffer {
     }
 
     /// The next event. Its queue is asked last from now on.
-    pub(super) fn pop(&mut self) -> Option<(Arrival, Body)> {
+    pub(super) fn pop(&mut self) -> Option<(ReceivedEvent, Body)> {
         let (queue, mut events) = self.queues.pop_front()?;
         let event = events.pop_front();
         if !events.is_empty() {
@@ -110,7 +110,7 @@ impl PrefetchBuffer {
     }
 
     /// Empties it.
-    pub(super) fn take(&mut self) -> impl Iterator<Item = Arrival> + use<> {
+    pub(super) fn take(&mut self) -> impl Iterator<Item = ReceivedEvent> + use<> {
         std::mem::take(&mut self.queues)
             .into_iter()
             .flat_map(|(_, events)| events)
@@ -123,13 +123,13 @@ mod tests {
     use super::*;
 
     fn arrive(buffer: &mut PrefetchBuffer, queue: usize, tag: u64) {
-        let arrival = Arrival {
+        let arrival = ReceivedEvent {
             queue: QueueIndex(queue),
             tag: DeliveryTag(tag),
             fingerprint: Fingerprint::of(QueueIndex(queue), &[], None),
-            flag: Flag::First,
+            flag: DeliveryFlag::First,
             earlier_deliveries: None,
-            origin: Origin::Queue,
+            origin: QueueKind::Queue,
         };
         buffer.push(arrival, Vec::new().into());
     }

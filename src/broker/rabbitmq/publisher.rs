@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use super::callbacks::{ChannelEvent, SharedConfirms, with};
-use super::confirms::Pending;
+use super::confirms::PendingConfirm;
 use super::connection::Connection;
 use super::error_mapping;
 use super::reconnect::ConnectionLife;
@@ -42,12 +42,12 @@ const PERSISTENT: u8 = 2;
 
 /// One message; its outcome is told by `pending`. No outcome: it was not sent.
 #[derive(Debug)]
-pub(super) struct Message {
+pub(super) struct OutgoingMessage {
     /// The connection that it is for.
     pub(super) generation: Generation,
     pub(super) body: Body,
     pub(super) headers: Vec<(&'static str, String)>,
-    pub(super) pending: Pending,
+    pub(super) pending: PendingConfirm,
 }
 
 /// What a message waits for before it is sent. The next one waits for it.
@@ -58,12 +58,12 @@ pub(super) enum PendingSend {
     Probe {
         answer: Pin<Box<dyn Future<Output = Result<(), amqprs::error::Error>>>>,
         since: Instant,
-        message: Box<Message>,
+        message: Box<OutgoingMessage>,
     },
     /// Its body, which is on the disk.
     Body {
         bytes: Pin<Box<dyn Future<Output = io::Result<Vec<u8>>>>>,
-        message: Box<Message>,
+        message: Box<OutgoingMessage>,
     },
 }
 
@@ -129,7 +129,7 @@ impl Publisher {
     /// it is not mandatory: the broker confirms it and forgets it.
     async fn ask_permission(&mut self) -> Result<(), BrokerError> {
         let (outcome, answered) = oneshot::channel();
-        let nothing = Pending {
+        let nothing = PendingConfirm {
             queue: QueueIndex(0),
             outcome,
             since: Instant::now(),
@@ -174,7 +174,7 @@ impl Publisher {
     }
 
     /// Sends a message, at once if the server was heard of just now and the body is in memory.
-    pub(super) async fn send(&mut self, message: Message) -> Result<(), BrokerError> {
+    pub(super) async fn send(&mut self, message: OutgoingMessage) -> Result<(), BrokerError> {
         let confirmed = with(&self.confirms, |confirms| confirms.last_heard());
         self.heard = self.heard.max(confirmed.unwrap_or(self.heard));
         if self.heard.elapsed() < FRESH {
@@ -211,7 +211,7 @@ impl Publisher {
     }
 
     /// All of a body must be in memory, for as long as amqprs needs it. A disk may hang: it is read on another thread.
-    async fn read(&mut self, message: Message) -> Result<(), BrokerError> {
+    async fn read(&mut self, message: OutgoingMessage) -> Result<(), BrokerError> {
         if let Some(bytes) = message.body.in_memory() {
             let bytes = bytes.to_vec();
             return self.publish(message, bytes).await;
@@ -224,7 +224,7 @@ impl Publisher {
 
     async fn publish_read(
         &mut self,
-        message: Message,
+        message: OutgoingMessage,
         bytes: io::Result<Vec<u8>>,
     ) -> Result<(), BrokerError> {
         match bytes {
@@ -239,8 +239,12 @@ impl Publisher {
         }
     }
 
-    async fn publish(&mut self, message: Message, body: Vec<u8>) -> Result<(), BrokerError> {
-        let Message {
+    async fn publish(
+        &mut self,
+        message: OutgoingMessage,
+        body: Vec<u8>,
+    ) -> Result<(), BrokerError> {
+        let OutgoingMessage {
             headers, pending, ..
         } = message;
         let queue = pending.queue;

@@ -11,8 +11,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
 use super::actor_thread;
-use super::confirms::Pending;
-use super::publisher::Message;
+use super::confirms::PendingConfirm;
+use super::publisher::OutgoingMessage;
 use super::reconnect::FirstConnection;
 use super::sink_actor::{SinkActor, SinkConnection};
 use crate::broker::body::SENDING_BYTES;
@@ -40,7 +40,7 @@ const LOST_WITH: u32 = 3;
 pub struct RabbitMqSink {
     pub(super) at: Endpoint,
     connection: watch::Receiver<SinkConnection>,
-    messages: mpsc::Sender<Message>,
+    messages: mpsc::Sender<OutgoingMessage>,
     /// Dropped, it ends the actor at once.
     closing: oneshot::Sender<oneshot::Sender<()>>,
     slots: Arc<Semaphore>,
@@ -127,7 +127,7 @@ impl RabbitMqSink {
             refuses: self.refuses.get(queue.0).cloned().unwrap_or_default(),
             outages: self.outages.clone(),
             tried: Generation(0),
-            sent: Sent::No,
+            sent: SendState::No,
             losses: None,
         };
         let (slots, bytes) = (Arc::clone(&self.slots), Arc::clone(&self.bytes));
@@ -155,7 +155,7 @@ impl RabbitMqSink {
 
 /// Whether the broker may have a result already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sent {
+enum SendState {
     No,
     Perhaps,
 }
@@ -170,12 +170,12 @@ struct OutgoingResult {
     headers: Vec<(&'static str, String)>,
     when_undeliverable: WhenUndeliverable,
     connection: watch::Receiver<SinkConnection>,
-    messages: mpsc::Sender<Message>,
+    messages: mpsc::Sender<OutgoingMessage>,
     refuses: RefusesSince,
     outages: OutagePolicy,
     /// The last connection that is of no use to it.
     tried: Generation,
-    sent: Sent,
+    sent: SendState,
     /// Connections that were lost while it waited for its confirm, and since when.
     losses: Option<(u32, Instant)>,
 }
@@ -216,7 +216,7 @@ impl OutgoingResult {
                 SendOutcome::NotSent => {}
                 SendOutcome::Hopeless(detail) => return self.keep(detail).await,
                 SendOutcome::Answered(Err(PublishError::SessionLost { detail })) => {
-                    self.sent = Sent::Perhaps;
+                    self.sent = SendState::Perhaps;
                     if self.is_lost_too_often() {
                         return self.keep(detail).await;
                     }
@@ -224,7 +224,7 @@ impl OutgoingResult {
                 SendOutcome::Answered(Err(
                     error @ (PublishError::Nacked { .. } | PublishError::Unroutable { .. }),
                 )) if self.when_undeliverable == WhenUndeliverable::Keep => {
-                    (self.sent, self.losses) = (Sent::No, None);
+                    (self.sent, self.losses) = (SendState::No, None);
                     if matches!(error, PublishError::Nacked { .. }) {
                         // The connection is as good as before. After a return only the next one will do, which
                         // declares the queue again.
@@ -247,16 +247,16 @@ impl OutgoingResult {
             Ok(generation) => generation,
             Err(detail) => return SendOutcome::Hopeless(detail),
         };
-        if self.sent == Sent::Perhaps {
+        if self.sent == SendState::Perhaps {
             self.outages.count(|stats| stats.published_again += 1);
         }
         self.tried = generation;
         let (outcome, answered) = oneshot::channel();
-        let message = Message {
+        let message = OutgoingMessage {
             generation,
             body: self.body.clone(),
             headers: self.headers.clone(),
-            pending: Pending {
+            pending: PendingConfirm {
                 queue: self.queue,
                 outcome,
                 since: Instant::now(),
@@ -399,7 +399,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_result_that_is_lost_with_one_connection_after_the_other_is_given_up() {
         let (connection, connections) = watch::channel(SinkConnection::Up(Generation(1)));
-        let (messages, mut to_actor) = mpsc::channel::<Message>(MESSAGES);
+        let (messages, mut to_actor) = mpsc::channel::<OutgoingMessage>(MESSAGES);
         let result = OutgoingResult {
             at: Endpoint {
                 direction: Direction::Outgoing,
@@ -415,7 +415,7 @@ mod tests {
             refuses: RefusesSince::default(),
             outages: OutagePolicy::new(LIMIT, "unsent".into()),
             tried: Generation(0),
-            sent: Sent::No,
+            sent: SendState::No,
             losses: None,
         };
         let losing = async {

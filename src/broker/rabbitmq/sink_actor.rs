@@ -12,10 +12,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::actor_thread::{ConnectionActor, Following};
+use super::actor_thread::{AfterConnection, ConnectionActor};
 use super::callbacks::ChannelEvent;
 use super::error_mapping::{self, in_mid_life};
-use super::publisher::{Message, Publisher};
+use super::publisher::{OutgoingMessage, Publisher};
 use super::reconnect::{BeforeTry, ConnectionLife, FirstConnection, Reconnect};
 use crate::broker::{BrokerError, ConnectionState, Endpoint, OutagePolicy};
 use crate::config::AmqpAddress;
@@ -51,7 +51,7 @@ pub(super) struct SinkActor {
     address: AmqpAddress,
     outages: OutagePolicy,
     connection: watch::Sender<SinkConnection>,
-    messages: mpsc::Receiver<Message>,
+    messages: mpsc::Receiver<OutgoingMessage>,
     closing: Closing,
     starting: Option<Starting>,
     reconnect: Reconnect,
@@ -74,11 +74,11 @@ impl From<BrokerError> for ServiceEnd {
 }
 
 impl ConnectionActor for SinkActor {
-    async fn serve_next(&mut self) -> Following {
+    async fn serve_next(&mut self) -> AfterConnection {
         let mut publisher = match self.open().await {
             Ok(publisher) => publisher,
             // Nothing is there that could be closed in order: dropping the answer says so.
-            Err(ServiceEnd::Closing(_)) => return Following::End,
+            Err(ServiceEnd::Closing(_)) => return AfterConnection::End,
             Err(ServiceEnd::Lost(error)) => return self.not_opened(error),
         };
         self.connected();
@@ -88,7 +88,7 @@ impl ConnectionActor for SinkActor {
                     self.close(publisher).await;
                     let _gone = done.send(());
                 }
-                Following::End
+                AfterConnection::End
             }
             ServiceEnd::Lost(error) => {
                 let life = publisher.life();
@@ -98,12 +98,12 @@ impl ConnectionActor for SinkActor {
         }
     }
 
-    fn fail(&mut self, error: BrokerError) -> Following {
+    fn fail(&mut self, error: BrokerError) -> AfterConnection {
         if !matches!(
             self.closing.try_recv(),
             Err(oneshot::error::TryRecvError::Empty)
         ) {
-            return Following::End;
+            return AfterConnection::End;
         }
         while let Ok(message) = self.messages.try_recv() {
             drop(message);
@@ -129,7 +129,7 @@ impl SinkActor {
         address: AmqpAddress,
         outages: OutagePolicy,
         connection: watch::Sender<SinkConnection>,
-        (messages, closing): (mpsc::Receiver<Message>, Closing),
+        (messages, closing): (mpsc::Receiver<OutgoingMessage>, Closing),
         (first, ready): (FirstConnection, oneshot::Sender<Result<(), BrokerError>>),
     ) -> Self {
         Self {
@@ -237,7 +237,7 @@ impl SinkActor {
         }
     }
 
-    fn lost(&mut self, error: BrokerError, life: ConnectionLife) -> Following {
+    fn lost(&mut self, error: BrokerError, life: ConnectionLife) -> AfterConnection {
         let error = in_mid_life(error);
         self.connection.send_replace(SinkConnection::Down);
         if self.starting.is_some() {
@@ -246,26 +246,26 @@ impl SinkActor {
         tracing::warn!(%error, "the outgoing queue's session is lost; results wait");
         self.pause = self.reconnect.lost(life);
         self.down(error);
-        Following::NextConnection
+        AfterConnection::NextConnection
     }
 
-    fn not_opened(&mut self, error: BrokerError) -> Following {
+    fn not_opened(&mut self, error: BrokerError) -> AfterConnection {
         if let Some(mut starting) = self.starting.take() {
             let Some(before) = starting.first.failed(&error) else {
                 // The pilot may have stopped waiting.
                 let _gone = starting.ready.send(Err(error));
-                return Following::End;
+                return AfterConnection::End;
             };
             starting.before = Some(before);
             self.starting = Some(starting);
-            return Following::NextConnection;
+            return AfterConnection::NextConnection;
         }
         self.pause = self.reconnect.failed();
         let down_secs = self.reconnect.unhealthy_for().as_secs();
         let tried = self.reconnect.attempts();
         tracing::warn!(%error, down_secs, tried, "the outgoing queue can't be reached yet");
         self.down(error);
-        Following::NextConnection
+        AfterConnection::NextConnection
     }
 
     fn down(&mut self, error: BrokerError) {

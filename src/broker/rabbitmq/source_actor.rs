@@ -18,12 +18,12 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::actor_thread::{ConnectionActor, Following};
+use super::actor_thread::{AfterConnection, ConnectionActor};
 use super::callbacks::ChannelEvent;
 use super::connection::Connection;
 use super::consumer::{ConsumedMessage, Consumer, next_message};
 use super::error_mapping::in_mid_life;
-use super::prefetch::{Arrival, Origin};
+use super::prefetch::{QueueKind, ReceivedEvent};
 use super::reconnect::{BeforeTry, ConnectionLife, FirstConnection, Reconnect};
 use super::source_state::SharedState;
 use super::unacked::{Recognition, SessionTag, Settling, UnackedId};
@@ -125,16 +125,16 @@ enum ActorWakeup {
     Order(Option<SourceOrder>),
     Fault(ChannelEvent),
     Message(Box<ConsumedMessage>),
-    Spilled(Arrival, Body),
+    Spilled(ReceivedEvent, Body),
     ProofDue,
     Time,
 }
 
 impl ConnectionActor for SourceActor {
-    async fn serve_next(&mut self) -> Following {
+    async fn serve_next(&mut self) -> AfterConnection {
         let mut consumer = match self.open().await {
             Ok(consumer) => consumer,
-            Err(ServiceEnd::Closed) => return Following::End,
+            Err(ServiceEnd::Closed) => return AfterConnection::End,
             Err(ServiceEnd::Lost(error)) => return self.not_opened(error),
         };
         self.connected();
@@ -142,28 +142,28 @@ impl ConnectionActor for SourceActor {
             Ok(()) => {
                 let life = consumer.life();
                 match self.close(consumer).await {
-                    Ok(()) => Following::End,
+                    Ok(()) => AfterConnection::End,
                     Err(error) => self.lost(error, life),
                 }
             }
-            Err(ServiceEnd::Closed) => Following::End,
+            Err(ServiceEnd::Closed) => AfterConnection::End,
             Err(ServiceEnd::Lost(error)) => self.lost(error, consumer.life()),
         }
     }
 
-    fn fail(&mut self, error: BrokerError) -> Following {
+    fn fail(&mut self, error: BrokerError) -> AfterConnection {
         // With nothing to wait on, orders are answered between two tries.
         loop {
             match self.orders.try_recv() {
                 Ok(order) => self.obey_unconnected(order),
                 Err(mpsc::error::TryRecvError::Empty) => break,
-                Err(mpsc::error::TryRecvError::Disconnected) => return Following::End,
+                Err(mpsc::error::TryRecvError::Disconnected) => return AfterConnection::End,
             }
         }
         self.look_at_the_clock_unconnected();
         if self.is_ready_to_close_unconnected() {
             self.finish_closing();
-            return Following::End;
+            return AfterConnection::End;
         }
         if self.shared.with(|state| state.is_connected()) {
             let life = ConnectionLife {
@@ -428,13 +428,14 @@ impl SourceActor {
         consumer: &mut Consumer,
     ) -> Result<(), BrokerError> {
         let at = || self.at.only(queue);
-        let Some((arrival, body)) = message.and_then(|message| Arrival::of(message, queue)) else {
+        let Some((arrival, body)) = message.and_then(|message| ReceivedEvent::of(message, queue))
+        else {
             return Err(BrokerError::ConnectionLost {
                 at: at(),
                 detail: "the consumer ended without a word".into(),
             });
         };
-        if arrival.origin == Origin::Stream {
+        if arrival.origin == QueueKind::Stream {
             return Err(BrokerError::Unusable {
                 at: at(),
                 why: "it is a stream, out of which no event is ever taken".into(),
@@ -499,7 +500,7 @@ impl SourceActor {
         self.recover_until = Some(now + RECOVER_WITHIN);
     }
 
-    fn lost(&mut self, error: BrokerError, life: ConnectionLife) -> Following {
+    fn lost(&mut self, error: BrokerError, life: ConnectionLife) -> AfterConnection {
         let error = in_mid_life(error);
         let (in_hand, in_doubt) = self.shared.with(|state| {
             let in_doubt = state.unacked.session_lost();
@@ -515,26 +516,26 @@ impl SourceActor {
         // Each loss brings every event in hand closer to the broker's delivery limit.
         self.pause = self.reconnect.lost(life);
         self.down(error);
-        Following::NextConnection
+        AfterConnection::NextConnection
     }
 
-    fn not_opened(&mut self, error: BrokerError) -> Following {
+    fn not_opened(&mut self, error: BrokerError) -> AfterConnection {
         if let Some(mut starting) = self.starting.take() {
             let Some(before) = starting.first.failed(&error) else {
                 // The pilot may have stopped waiting.
                 let _gone = starting.ready.send(Err(error));
-                return Following::End;
+                return AfterConnection::End;
             };
             starting.before = Some(before);
             self.starting = Some(starting);
-            return Following::NextConnection;
+            return AfterConnection::NextConnection;
         }
         self.pause = self.reconnect.failed();
         let down_secs = self.reconnect.unhealthy_for().as_secs();
         let tried = self.reconnect.attempts();
         tracing::warn!(%error, down_secs, tried, "the incoming queue can't be reached yet");
         self.down(error);
-        Following::NextConnection
+        AfterConnection::NextConnection
     }
 
     fn down(&mut self, error: BrokerError) {
@@ -701,7 +702,7 @@ impl SourceActor {
 }
 
 /// An event whose body is being put on the disk, once it is there; or never.
-async fn spilled(spilling: &mut super::consumer::Spilling) -> (Arrival, Body) {
+async fn spilled(spilling: &mut super::consumer::Spilling) -> (ReceivedEvent, Body) {
     match spilling {
         Some((arrival, body)) => {
             let body = body.await;

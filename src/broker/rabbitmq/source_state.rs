@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
-use super::prefetch::{Arrival, PrefetchBuffer};
+use super::prefetch::{PrefetchBuffer, ReceivedEvent};
 use super::unacked::{SessionTag, UnackedId, UnackedTable};
 use crate::broker::{Body, BrokerError};
 use crate::ids::Generation;
@@ -44,7 +44,7 @@ impl SharedState {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(super) fn hand_out(&self, arrival: Arrival, body: Body) {
+    pub(super) fn hand_out(&self, arrival: ReceivedEvent, body: Body) {
         self.with(|state| state.prefetched.push(arrival, body));
         self.news.notify_one();
     }
@@ -82,7 +82,7 @@ impl SourceState {
 pub(super) struct TakenEvent {
     pub(super) event: UnackedId,
     pub(super) generation: Generation,
-    pub(super) arrival: Arrival,
+    pub(super) arrival: ReceivedEvent,
     pub(super) body: Body,
 }
 

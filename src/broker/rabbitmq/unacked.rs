@@ -51,23 +51,23 @@ impl Fingerprint {
     }
 }
 
-/// What is remembered of a fingerprint: half of it, for there are thousands. A likeness by chance would only
-/// make us careful, see [`InFlight::reused`].
+/// What is remembered of a fingerprint: 8 of its 64 bytes, for thousands are kept in a list and a set. A
+/// collision only makes the pilot more careful, see [`UnackedTable::reused`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Half(u64);
+struct ShortFingerprint(u64);
 
 impl Fingerprint {
-    fn half(&self) -> Half {
+    fn short(&self) -> ShortFingerprint {
         let hash = self.hash ^ self.message_id.unwrap_or_default();
         let low = u64::try_from(hash & u128::from(u64::MAX)).unwrap_or_default();
         let queue = u64::try_from(self.queue.0).unwrap_or_default();
-        Half(low ^ queue)
+        ShortFingerprint(low ^ queue)
     }
 }
 
 /// Whether the broker says that it delivered the event before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Flag {
+pub(super) enum DeliveryFlag {
     First,
     Redelivered,
 }
@@ -152,10 +152,10 @@ pub(super) struct UnackedTable {
     entries: BTreeMap<UnackedId, UnackedEvent>,
     last: u64,
     /// Of events with a `message_id`; of others nothing is trusted that would have to be remembered.
-    remembered: VecDeque<Half>,
-    seen: HashSet<Half>,
+    remembered: VecDeque<ShortFingerprint>,
+    seen: HashSet<ShortFingerprint>,
     /// Ids that more than one event has, with the same body.
-    reused: HashSet<Half>,
+    reused: HashSet<ShortFingerprint>,
 }
 
 impl UnackedTable {
@@ -163,10 +163,10 @@ impl UnackedTable {
         &mut self,
         fingerprint: Fingerprint,
         owner: SessionTag,
-        flag: Flag,
+        flag: DeliveryFlag,
     ) -> UnackedId {
         if fingerprint.message_id.is_some() {
-            self.remember(fingerprint.half(), flag);
+            self.remember(fingerprint.short(), flag);
         }
         self.last += 1;
         let id = UnackedId(self.last);
@@ -179,7 +179,7 @@ impl UnackedTable {
         id
     }
 
-    fn remember(&mut self, half: Half, flag: Flag) {
+    fn remember(&mut self, half: ShortFingerprint, flag: DeliveryFlag) {
         if self.seen.insert(half) {
             self.remembered.push_back(half);
             if self.remembered.len() > REMEMBERED
@@ -188,7 +188,7 @@ impl UnackedTable {
                 self.seen.remove(&oldest);
                 self.reused.remove(&oldest);
             }
-        } else if flag == Flag::First {
+        } else if flag == DeliveryFlag::First {
             self.reused.insert(half);
         }
     }
@@ -198,12 +198,12 @@ impl UnackedTable {
         &mut self,
         fingerprint: Fingerprint,
         owner: SessionTag,
-        flag: Flag,
+        flag: DeliveryFlag,
     ) -> Recognition {
-        if flag == Flag::First {
+        if flag == DeliveryFlag::First {
             return Recognition::New;
         }
-        let reused = self.reused.contains(&fingerprint.half());
+        let reused = self.reused.contains(&fingerprint.short());
         let candidates = self.entries.iter_mut().filter(|(_, entry)| {
             entry.owner.is_none()
                 && entry.fingerprint == fingerprint

@@ -21,7 +21,7 @@ const WARNED_MAX: usize = 1024;
 
 /// What looking for an event came to.
 #[derive(Debug)]
-pub(super) enum Next {
+pub(super) enum NextName {
     Claimed(Box<Claim>),
     Empty,
     /// Something there that can't be taken just now.
@@ -69,7 +69,7 @@ impl Backlog {
         !self.found.is_empty() || !self.announced.is_empty()
     }
 
-    pub(super) fn claim_next(&mut self, desk: &Arc<ClaimTable>) -> Result<Next, SpoolError> {
+    pub(super) fn claim_next(&mut self, desk: &Arc<ClaimTable>) -> Result<NextName, SpoolError> {
         let mut not_yet = false;
         loop {
             let (name, sighting) = if let Some(name) = self.found.pop_front() {
@@ -81,10 +81,14 @@ impl Backlog {
                 continue;
             } else {
                 self.more = not_yet;
-                return Ok(if not_yet { Next::NotYet } else { Next::Empty });
+                return Ok(if not_yet {
+                    NextName::NotYet
+                } else {
+                    NextName::Empty
+                });
             };
             match desk.claim(&name, sighting)? {
-                ClaimOutcome::Claimed(claim) => return Ok(Next::Claimed(claim)),
+                ClaimOutcome::Claimed(claim) => return Ok(NextName::Claimed(claim)),
                 ClaimOutcome::Gone => {}
                 ClaimOutcome::NoFile(kind) => self.warn(desk, &name, kind),
                 ClaimOutcome::NotYet => not_yet = true,

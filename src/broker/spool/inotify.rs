@@ -10,11 +10,11 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::unix::AsyncFd;
 
 /// A watch on one directory. Without one (the kernel limits their number) it never reports.
-pub(super) struct DirectoryWatch(Option<AsyncFd<Watch>>);
+pub(super) struct DirectoryWatch(Option<AsyncFd<WatchedDirectory>>);
 
-struct Watch(Inotify);
+struct WatchedDirectory(Inotify);
 
-impl AsRawFd for Watch {
+impl AsRawFd for WatchedDirectory {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_fd().as_raw_fd()
     }
@@ -39,7 +39,7 @@ impl DirectoryWatch {
                 reason = "its successor is unsafe for the sake of types that change their \
                           descriptor; `Watch` owns one and never does"
             )]
-            let registered = AsyncFd::new(Watch(inotify));
+            let registered = AsyncFd::new(WatchedDirectory(inotify));
             registered.map_err(|error| {
                 error
                     .raw_os_error()

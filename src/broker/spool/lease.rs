@@ -45,19 +45,19 @@ pub(super) struct Lease {
     pub(super) generation: Generation,
     pub(super) directory: PathBuf,
     id: String,
-    mark: Mark,
+    mark: LeaseMark,
     _lock: Option<File>,
 }
 
 /// What tells whether a lock says anything: the kernel and the mount it was taken through.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Mark {
+struct LeaseMark {
     boot: String,
     device: String,
     lock: String,
 }
 
-impl Mark {
+impl LeaseMark {
     fn parse(text: &str) -> Option<Self> {
         let field = |name: &str| {
             text.lines()
@@ -91,7 +91,7 @@ impl Lease {
             .metadata()
             .map_err(SpoolError::on("look at", &lease))?
             .dev();
-        let mark = Mark {
+        let mark = LeaseMark {
             boot: fs::read_to_string("/proc/sys/kernel/random/boot_id")
                 .map_or_else(|_| String::new(), |id| id.trim().to_owned()),
             device: device.to_string(),
@@ -175,7 +175,7 @@ impl Lease {
         put_back(paths, &self.directory)
     }
 
-    fn proof_of_death(&self, path: &Path, now: Option<SystemTime>) -> Option<Proof> {
+    fn proof_of_death(&self, path: &Path, now: Option<SystemTime>) -> Option<ProofOfDeath> {
         let lease = path.join(LEASE);
         // Opened, not just looked at: network file systems answer from a cache otherwise. And for
         // writing, if we may: they lock nothing else.
@@ -185,27 +185,27 @@ impl Lease {
             .open(&lease)
             .or_else(|_not_ours| File::open(&lease));
         let Ok(mut lease) = lease else {
-            return is_stale(fs::metadata(path), now).then_some(Proof::Lease);
+            return is_stale(fs::metadata(path), now).then_some(ProofOfDeath::Lease);
         };
         let mut text = String::new();
         let mark = Read::by_ref(&mut lease)
             .take(4096)
             .read_to_string(&mut text)
             .ok()
-            .and_then(|_| Mark::parse(&text));
+            .and_then(|_| LeaseMark::parse(&text));
         if mark.is_some_and(|mark| self.mark.decides_for(&mark)) {
             match lease.try_lock() {
-                Ok(()) => return Some(Proof::Lock { _held: lease }),
+                Ok(()) => return Some(ProofOfDeath::Lock { _held: lease }),
                 Err(TryLockError::WouldBlock) => return None,
                 Err(TryLockError::Error(_locks_broke)) => {}
             }
         }
-        is_stale(lease.metadata(), now).then_some(Proof::Lease)
+        is_stale(lease.metadata(), now).then_some(ProofOfDeath::Lease)
     }
 }
 
 /// How it is known that a holder is dead.
-enum Proof {
+enum ProofOfDeath {
     /// Its lock was free. Held until its directory is taken, so that no other pilot of this
     /// machine gets there at the same time.
     Lock {

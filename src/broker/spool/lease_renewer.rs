@@ -16,7 +16,7 @@ const KEEP_EVERY: Duration = Duration::from_secs(5);
 /// How often all are, in units of the above.
 const EVERYONE_EVERY: u32 = 6;
 
-/// The thread. Dropping it ends it soon; [`Keeper::stop`] waits for that.
+/// The thread. Dropping it ends it soon; [`LeaseRenewer::stop`] waits for that.
 pub(super) struct LeaseRenewer {
     alive: mpsc::Sender<()>,
     thread: thread::JoinHandle<()>,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::backlog::{Backlog, Next};
+use super::backlog::{Backlog, NextName};
 use super::claim::{Claim, ClaimTable};
 use super::inotify::{DirectoryEvent, DirectoryWatch};
 use super::lease::LeaseScope;
@@ -50,7 +50,7 @@ pub struct SpoolSource {
     window: Arc<Semaphore>,
     room: Option<OwnedSemaphorePermit>,
     backlog: Backlog,
-    /// Here and not on [`Source::recv`]'s stack, so that cancelling it loses no claim.
+    /// Here and not on [`SpoolSource::recv`]'s stack, so that cancelling it loses no claim.
     pub(super) work: Option<TakeWork>,
     look_after: Duration,
     look_at: Instant,
@@ -279,9 +279,9 @@ pub(super) fn take(
 ) -> Result<TakeOutcome, SpoolError> {
     loop {
         let claim = match backlog.claim_next(desk)? {
-            Next::Claimed(claim) => claim,
-            Next::Empty => return Ok(TakeOutcome::Nothing),
-            Next::NotYet => return Ok(TakeOutcome::NotYet),
+            NextName::Claimed(claim) => claim,
+            NextName::Empty => return Ok(TakeOutcome::Nothing),
+            NextName::NotYet => return Ok(TakeOutcome::NotYet),
         };
         match claim.read() {
             Ok(content) => return Ok(TakeOutcome::Event(claim, content)),

@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use tempfile::TempDir;
 
 use super::super::json::{document, document_of, envelope, envelope_of};
-use super::super::stream::Text;
+use super::super::stream::Utf8Text;
 use super::{LIMIT, Random, frame, golden, unhex};
 use crate::codec::*;
 use crate::fault::{FaultClass, TaskError};
@@ -315,7 +315,7 @@ fn random_texts_in_pieces_are_judged_as_in_one() {
         if random.below(2) == 0 {
             text = format!("{{\"headers\": 1, \"data\":{text}}}");
         }
-        let in_pieces = || Text::new(Dribble(text.as_bytes()), u64::MAX);
+        let in_pieces = || Utf8Text::new(Dribble(text.as_bytes()), u64::MAX);
         assert_eq!(document_of(&mut in_pieces()), document(&text), "{text}");
         assert_eq!(envelope_of(&mut in_pieces()), envelope(&text), "{text}");
         taken += u32::from(envelope(&text).is_ok());

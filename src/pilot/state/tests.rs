@@ -6,8 +6,8 @@ use crate::fault::{ContainerRole, FaultClass};
 
 const SIGTERM: i32 = 15;
 
-fn rules(slots: usize) -> Rules {
-    Rules {
+fn rules(slots: usize) -> LoopRules {
+    LoopRules {
         slots,
         window: slots,
         on_task_error: OnTaskError::StopListening {
@@ -123,7 +123,7 @@ fn an_okay_error_goes_back_and_the_intake_stays_open() {
 
 #[test]
 fn with_continue_no_failure_closes_the_intake() {
-    let (mut state, _) = PilotState::new(Rules {
+    let (mut state, _) = PilotState::new(LoopRules {
         on_task_error: OnTaskError::Continue,
         ..rules(1)
     });
@@ -280,7 +280,7 @@ fn a_report_about_a_task_that_is_not_there_changes_nothing() {
 
 /// The last failure that an event may have, and what was done about it.
 fn last_failure(error: TaskError, earlier: u64) -> (PilotState, TaskId, Vec<PilotAction>) {
-    let (mut state, _) = PilotState::new(Rules {
+    let (mut state, _) = PilotState::new(LoopRules {
         max_deliveries: Some(3),
         on_task_error: OnTaskError::Continue,
         ..rules(1)
@@ -446,7 +446,7 @@ fn a_fault_of_the_task_or_event_is_counted_and_blames_nobody_else() {
 }
 
 /// A result waits that was refused, whatever the rules say of failed tasks.
-fn one_is_refused(rules: Rules) -> (PilotState, TaskId) {
+fn one_is_refused(rules: LoopRules) -> (PilotState, TaskId) {
     let mut state = PilotState::new(rules).0;
     let id = deliver(&mut state);
     state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output(result())));
@@ -457,7 +457,7 @@ fn one_is_refused(rules: Rules) -> (PilotState, TaskId) {
 #[test]
 fn while_results_are_refused_no_event_is_taken_no_task_started_and_no_time_is_idle() {
     let window = 3;
-    let mut state = PilotState::new(Rules { window, ..rules(2) }).0;
+    let mut state = PilotState::new(LoopRules { window, ..rules(2) }).0;
     let (running, done) = (deliver(&mut state), deliver(&mut state));
     let next = TaskId::random();
     state.on_event(PilotEvent::Delivered(next, None));
@@ -516,7 +516,7 @@ fn a_result_that_was_refused_for_too_long_gives_its_event_back_unmarked_and_ends
 
 #[test]
 fn an_event_that_would_fail_each_time_is_put_away_the_first_time_if_that_was_asked_for() {
-    let (mut state, _) = PilotState::new(Rules {
+    let (mut state, _) = PilotState::new(LoopRules {
         max_deliveries: Some(9),
         ..rules(1)
     });
@@ -553,7 +553,7 @@ fn an_event_that_would_fail_each_time_goes_back_like_any_other_unless_asked() {
 /// One task runs, another waits for its slot.
 fn one_waits() -> (PilotState, TaskId, TaskId) {
     let window = 2;
-    let (mut state, _) = PilotState::new(Rules { window, ..rules(1) });
+    let (mut state, _) = PilotState::new(LoopRules { window, ..rules(1) });
     let running = deliver(&mut state);
     assert!(state.wants_event());
     let next = TaskId::random();
@@ -618,7 +618,7 @@ fn fails_again(state: &mut PilotState) -> (TaskId, Vec<PilotAction>) {
 }
 
 fn going_on(slots: usize) -> PilotState {
-    let rules = Rules {
+    let rules = LoopRules {
         on_task_error: OnTaskError::Continue,
         ..rules(slots)
     };

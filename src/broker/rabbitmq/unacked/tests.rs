@@ -23,7 +23,7 @@ fn named(body: &[u8], id: &str) -> Fingerprint {
 /// An event that is done, its acknowledgement being in doubt.
 fn in_doubt(fingerprint: Fingerprint) -> (UnackedTable, UnackedId) {
     let mut table = UnackedTable::default();
-    let id = table.enter(fingerprint, owner(1, 7), Flag::First);
+    let id = table.enter(fingerprint, owner(1, 7), DeliveryFlag::First);
     table.settle(id, &Verdict::Done, 2);
     table.proven(1);
     table.session_lost();
@@ -31,7 +31,7 @@ fn in_doubt(fingerprint: Fingerprint) -> (UnackedTable, UnackedId) {
 }
 
 fn named_again(table: &mut UnackedTable, body: &[u8], id: &str) -> Recognition {
-    table.recognise(named(body, id), owner(2, 3), Flag::Redelivered)
+    table.recognise(named(body, id), owner(2, 3), DeliveryFlag::Redelivered)
 }
 
 fn failed() -> Verdict {
@@ -41,12 +41,12 @@ fn failed() -> Verdict {
 }
 
 fn again(table: &mut UnackedTable, body: &[u8], tag: u64) -> Recognition {
-    table.recognise(fingerprint(body), owner(2, tag), Flag::Redelivered)
+    table.recognise(fingerprint(body), owner(2, tag), DeliveryFlag::Redelivered)
 }
 
 fn running(body: &[u8]) -> (UnackedTable, UnackedId) {
     let mut table = UnackedTable::default();
-    let id = table.enter(fingerprint(body), owner(1, 7), Flag::First);
+    let id = table.enter(fingerprint(body), owner(1, 7), DeliveryFlag::First);
     (table, id)
 }
 
@@ -66,7 +66,7 @@ fn a_running_event_that_comes_again_gets_the_new_tag() {
 #[test]
 fn one_delivery_adopts_one_event() {
     let (mut table, _) = running(A);
-    table.enter(fingerprint(A), owner(1, 8), Flag::First);
+    table.enter(fingerprint(A), owner(1, 8), DeliveryFlag::First);
     table.session_lost();
     assert_eq!(again(&mut table, A, 1), Recognition::Running);
     assert_eq!(again(&mut table, A, 2), Recognition::Running);
@@ -78,7 +78,7 @@ fn nothing_adopts_an_event_whose_session_lives_and_no_unflagged_delivery_adopts(
     let (mut table, _) = running(A);
     assert_eq!(again(&mut table, A, 3), Recognition::New);
     table.session_lost();
-    let fresh = table.recognise(fingerprint(A), owner(2, 4), Flag::First);
+    let fresh = table.recognise(fingerprint(A), owner(2, 4), DeliveryFlag::First);
     assert_eq!(fresh, Recognition::New);
     assert_eq!(again(&mut table, b"pixel 2", 5), Recognition::New);
 }
@@ -120,7 +120,7 @@ fn an_event_that_failed_during_the_outage_is_back_already() {
 #[test]
 fn an_acknowledgement_in_doubt_is_never_settled_by_a_body() {
     let mut table = UnackedTable::default();
-    let id = table.enter(fingerprint(A), owner(1, 7), Flag::First);
+    let id = table.enter(fingerprint(A), owner(1, 7), DeliveryFlag::First);
     table.settle(id, &Verdict::Done, 1);
     assert_eq!(table.session_lost(), 1, "it may be run again");
     assert_eq!(table.owed(), 0, "nobody waits for it");
@@ -147,8 +147,8 @@ fn an_id_with_another_body_and_a_body_with_another_id_settle_nothing() {
 #[test]
 fn an_id_that_two_events_have_settles_none_in_doubt() {
     let mut table = UnackedTable::default();
-    let first = table.enter(named(A, "1"), owner(1, 7), Flag::First);
-    let second = table.enter(named(A, "1"), owner(1, 8), Flag::First);
+    let first = table.enter(named(A, "1"), owner(1, 7), DeliveryFlag::First);
+    let second = table.enter(named(A, "1"), owner(1, 8), DeliveryFlag::First);
     table.settle(first, &Verdict::Done, 1);
     table.session_lost();
     assert_eq!(named_again(&mut table, A, "1"), Recognition::Running);
@@ -162,7 +162,7 @@ fn an_id_that_two_events_have_settles_none_in_doubt() {
 #[test]
 fn doubt_never_swallows_the_twin_of_an_event() {
     let (mut table, first) = running(A);
-    let second = table.enter(fingerprint(A), owner(1, 8), Flag::First);
+    let second = table.enter(fingerprint(A), owner(1, 8), DeliveryFlag::First);
     table.settle(first, &Verdict::Done, 1);
     table.session_lost();
     assert_eq!(again(&mut table, A, 3), Recognition::Running);
@@ -176,7 +176,7 @@ fn doubt_never_swallows_the_twin_of_an_event() {
 #[test]
 fn each_run_acknowledges_one_of_twins_whichever_comes() {
     let (mut table, first) = running(A);
-    let second = table.enter(fingerprint(A), owner(1, 8), Flag::First);
+    let second = table.enter(fingerprint(A), owner(1, 8), DeliveryFlag::First);
     table.session_lost();
     assert_eq!(table.settle(first, &Verdict::Done, 1), Settling::Deferred);
     let settled = Recognition::Settled(first, Verdict::Done);
@@ -191,7 +191,7 @@ fn each_run_acknowledges_one_of_twins_whichever_comes() {
 #[test]
 fn doubts_end_and_are_counted_but_what_was_never_acknowledged_is_owed_on() {
     let (mut table, _) = in_doubt(named(A, "1"));
-    let done = table.enter(fingerprint(b"b"), owner(2, 8), Flag::First);
+    let done = table.enter(fingerprint(b"b"), owner(2, 8), DeliveryFlag::First);
     table.session_lost();
     table.settle(done, &Verdict::Done, 1);
     assert_eq!(table.end_doubts(), 1);
@@ -217,13 +217,13 @@ fn a_second_settlement_of_a_forgotten_event_sends_nothing() {
 fn an_event_is_adopted_by_its_own_queue_only() {
     let (mut table, first) = running(A);
     let other_queue = Fingerprint::of(QueueIndex(1), A, None);
-    let second = table.enter(other_queue, owner(1, 8), Flag::First);
+    let second = table.enter(other_queue, owner(1, 8), DeliveryFlag::First);
     table.session_lost();
     let ownerless =
         |table: &UnackedTable| [0, 1].map(|queue| table.ownerless_of(QueueIndex(queue)));
     assert_eq!(ownerless(&table), [1, 1]);
     let other = |table: &mut UnackedTable, tag| {
-        table.recognise(other_queue, owner(2, tag), Flag::Redelivered)
+        table.recognise(other_queue, owner(2, tag), DeliveryFlag::Redelivered)
     };
     assert_eq!(other(&mut table, 3), Recognition::Running);
     assert_eq!(ownerless(&table), [1, 0]);
@@ -238,9 +238,9 @@ fn an_event_is_adopted_by_its_own_queue_only() {
 #[test]
 fn the_same_id_in_another_queue_is_no_twin() {
     let mut table = UnackedTable::default();
-    let id = table.enter(named(A, "1"), owner(1, 7), Flag::First);
+    let id = table.enter(named(A, "1"), owner(1, 7), DeliveryFlag::First);
     let elsewhere = Fingerprint::of(QueueIndex(1), A, Some("1"));
-    table.enter(elsewhere, owner(1, 8), Flag::First);
+    table.enter(elsewhere, owner(1, 8), DeliveryFlag::First);
     table.settle(id, &Verdict::Done, 1);
     table.session_lost();
     // Were it one, this doubt would not be trusted, and the event be run again.

@@ -35,9 +35,9 @@ pub enum Privacy {
 
 /// Files and directories by what they are.
 #[derive(Debug, Clone, Default)]
-pub struct Identities(HashSet<(u64, u64)>);
+pub struct FileIdentities(HashSet<(u64, u64)>);
 
-impl Identities {
+impl FileIdentities {
     /// Those of the paths that exist and are not to be among the input files.
     #[must_use]
     pub fn of(own: &[OwnPath]) -> Self {

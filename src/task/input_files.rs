@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
 
-use super::own::Identities;
+use super::own_files::FileIdentities;
 use crate::regular_file::kind_of;
 
 /// How many of those that are left out are named in the log.
 const NAMED: usize = 10;
 
 #[derive(Debug, Default)]
-pub struct Gathered {
+pub struct GatheredInputs {
     /// Files that containers see.
     pub files: usize,
     left_out: Vec<(PathBuf, &'static str)>,
@@ -26,13 +26,13 @@ pub struct Gathered {
 struct PendingInput {
     from: PathBuf,
     to: PathBuf,
-    way: Way,
+    way: LinkWay,
 }
 
 /// How it was come to. Links to directories are followed, but not on from there: else few of them would
 /// be endlessly many directories.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum LinkWay {
     Straight,
     ThroughLink,
 }
@@ -46,18 +46,18 @@ pub fn gather(
     files: &[PathBuf],
     home: &Path,
     inputs: &Path,
-    own: &Identities,
-) -> io::Result<Gathered> {
+    own: &FileIdentities,
+) -> io::Result<GatheredInputs> {
     fs::create_dir_all(inputs)?;
     let home = fs::canonicalize(home)?;
-    let mut gathered = Gathered::default();
+    let mut gathered = GatheredInputs::default();
     let mut open: Vec<PendingInput> = Vec::new();
     for file in files {
         if let Some(name) = file.file_name() {
             open.push(PendingInput {
                 from: file.clone(),
                 to: inputs.join(name),
-                way: Way::Straight,
+                way: LinkWay::Straight,
             });
         }
     }
@@ -69,12 +69,12 @@ pub fn gather(
     Ok(gathered)
 }
 
-impl Gathered {
+impl GatheredInputs {
     fn take(
         &mut self,
         entry: PendingInput,
         home: &Path,
-        own: &Identities,
+        own: &FileIdentities,
         open: &mut Vec<PendingInput>,
     ) -> io::Result<()> {
         let mut found = fs::symlink_metadata(&entry.from)?;
@@ -85,14 +85,14 @@ impl Gathered {
         } = entry;
         if found.is_symlink() {
             match led_to(&from, home) {
-                Some((target, _)) if target.is_dir() && way == Way::ThroughLink => {
+                Some((target, _)) if target.is_dir() && way == LinkWay::ThroughLink => {
                     self.leave_out(from, "a link to a directory behind another one");
                     return Ok(());
                 }
                 Some((target, at)) => {
                     found = target;
                     from = at;
-                    way = Way::ThroughLink;
+                    way = LinkWay::ThroughLink;
                 }
                 None => {
                     self.leave_out(from, "a link that leads out of the job's directory");
@@ -161,7 +161,7 @@ fn link(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Removes what is the pilot's own.
-fn withdraw(inputs: &Path, own: &Identities) -> io::Result<()> {
+fn withdraw(inputs: &Path, own: &FileIdentities) -> io::Result<()> {
     let mut open = vec![inputs.to_owned()];
     while let Some(directory) = open.pop() {
         for entry in fs::read_dir(&directory)? {
@@ -184,11 +184,11 @@ mod tests {
     use nix::sys::stat::Mode;
     use nix::unistd::mkfifo;
 
-    use super::super::own::{OwnPath, Privacy};
+    use super::super::own_files::{OwnPath, Privacy};
     use super::*;
 
     /// What is gathered of `a`, `data` and `link`, and what is left out.
-    fn gathered(prepare: impl FnOnce(&Path) -> Vec<PathBuf>) -> (Vec<String>, Gathered) {
+    fn gathered(prepare: impl FnOnce(&Path) -> Vec<PathBuf>) -> (Vec<String>, GatheredInputs) {
         let top = tempfile::tempdir().expect("a directory");
         let home = top.path().join("scratch");
         fs::create_dir_all(home.join("data/deep")).expect("made");
@@ -199,7 +199,7 @@ mod tests {
             what: "own",
             privacy: Privacy::Secret,
         });
-        let own = Identities::of(&own.collect::<Vec<_>>());
+        let own = FileIdentities::of(&own.collect::<Vec<_>>());
         let files = ["a", "data", "link"].map(|name| home.join(name));
         let files: Vec<_> = files
             .into_iter()

@@ -26,9 +26,9 @@ pub fn free(path: &Path) -> io::Result<u64> {
 
 /// What may still be kept of failed tasks' directories.
 #[derive(Debug)]
-pub struct Budget(AtomicU64);
+pub struct DiskBudget(AtomicU64);
 
-impl Budget {
+impl DiskBudget {
     /// Starts with `bytes`.
     #[must_use]
     pub fn new(bytes: u64) -> Self {
@@ -36,21 +36,21 @@ impl Budget {
     }
 
     /// Takes `bytes` off, if there are so many.
-    pub(super) fn afford(&self, bytes: u64) -> Affordable {
+    pub(super) fn afford(&self, bytes: u64) -> BudgetAnswer {
         let taken = self
             .0
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
                 left.checked_sub(bytes)
             });
         match taken {
-            Ok(_) => Affordable::Yes,
-            Err(_) => Affordable::No,
+            Ok(_) => BudgetAnswer::Yes,
+            Err(_) => BudgetAnswer::No,
         }
     }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Affordable {
+pub(super) enum BudgetAnswer {
     Yes,
     No,
 }
@@ -67,10 +67,10 @@ mod tests {
 
     #[test]
     fn a_budget_is_spent_once() {
-        let budget = Budget::new(10);
-        assert_eq!(budget.afford(7), Affordable::Yes);
-        assert_eq!(budget.afford(4), Affordable::No);
-        assert_eq!(budget.afford(3), Affordable::Yes);
-        assert_eq!(budget.afford(1), Affordable::No);
+        let budget = DiskBudget::new(10);
+        assert_eq!(budget.afford(7), BudgetAnswer::Yes);
+        assert_eq!(budget.afford(4), BudgetAnswer::No);
+        assert_eq!(budget.afford(3), BudgetAnswer::Yes);
+        assert_eq!(budget.afford(1), BudgetAnswer::No);
     }
 }

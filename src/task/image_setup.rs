@@ -14,7 +14,7 @@ use crate::blocking::{self, Panicked};
 use crate::config::ImagePolicy;
 use crate::container::{ConversionLock, ImageError, Invocation, LockOutcome, Resolution};
 use crate::fault::{Diagnosis, FaultClass};
-use crate::process::{CaptureError, Captured, ChildLimits, Query, ShutdownPhase, capture};
+use crate::process::{CaptureError, CaptureQuery, Captured, ChildLimits, ShutdownPhase, capture};
 
 /// How long a conversion may take, our own or that of another pilot on this EP that we wait for. Large
 /// images of registries take minutes.
@@ -136,7 +136,7 @@ async fn run(
     invocation: Invocation,
     shutdown: watch::Receiver<ShutdownPhase>,
 ) -> Result<Captured, CaptureError> {
-    let query = Query {
+    let query = CaptureQuery {
         program: invocation.program,
         args: invocation.args,
         env: invocation.env,

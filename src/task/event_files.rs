@@ -1,5 +1,5 @@
 //! Writes an event into its infile and an outfile into a result, each the way that suits its size: through
-//! memory where that is small, through files where not. Blocks, except for [`Room`].
+//! memory where that is small, through files where not. Blocks, except for [`MemoryBudget`].
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::disk;
+use super::disk_space;
 use crate::broker::{Body, BodyStore, Content, Encoding, FileFormat, LARGE_BYTES, MessageLimit};
 use crate::codec::{self, FileKind, NewInfile, Outfile, PackError};
 use crate::fault::TaskError;
@@ -73,7 +73,7 @@ pub(super) fn write_event(event: &Content, infile_ext: &str, path: &Path) -> Res
     let infile = NewInfile {
         path,
         extension: infile_ext,
-        free: path.parent().and_then(|dir| disk::free(dir).ok()),
+        free: path.parent().and_then(|dir| disk_space::free(dir).ok()),
     };
     let limit = codec::DEFAULT_LIMIT_BYTES;
     let payload = match event {
@@ -107,7 +107,7 @@ fn unreadable(error: &io::Error) -> TaskError {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Wanted {
+pub(super) struct WantedResult {
     pub(super) encoding: Encoding,
     pub(super) limit: MessageLimit,
     pub(super) bodies: BodyStore,
@@ -125,7 +125,7 @@ pub(super) enum OutfileState {
 pub(super) fn find_result(
     path: &Path,
     ext: &str,
-    wanted: &Wanted,
+    wanted: &WantedResult,
 ) -> Result<OutfileState, TaskError> {
     let Some(outfile) = codec::open_outfile(path, ext, codec::DEFAULT_LIMIT_BYTES)? else {
         return Ok(OutfileState::Nothing);
@@ -137,7 +137,7 @@ pub(super) fn find_result(
 }
 
 /// Makes a result of an outfile, as the sink wants it.
-pub(super) fn read_result(outfile: Outfile, wanted: &Wanted) -> Result<Content, TaskError> {
+pub(super) fn read_result(outfile: Outfile, wanted: &WantedResult) -> Result<Content, TaskError> {
     match wanted.encoding {
         Encoding::Frame => pack(outfile, wanted).map(Content::Frame),
         Encoding::File if outfile.bytes() > SMALL_BYTES => {
@@ -161,7 +161,7 @@ fn format(kind: FileKind) -> FileFormat {
 
 /// What is larger than the broker takes is found here, not when it is published, because here the task's
 /// files are still kept.
-fn pack(outfile: Outfile, wanted: &Wanted) -> Result<Body, TaskError> {
+fn pack(outfile: Outfile, wanted: &WantedResult) -> Result<Body, TaskError> {
     let limit = wanted.limit.bytes();
     if outfile.bytes() <= LARGE_BYTES as u64 {
         let payload = outfile.read()?;
@@ -175,7 +175,7 @@ fn pack(outfile: Outfile, wanted: &Wanted) -> Result<Body, TaskError> {
         }
     }
     let file = wanted.bodies.file().map_err(|error| unkept(&error))?;
-    let mut sink = Limited {
+    let mut sink = LimitedWriter {
         file: BufWriter::with_capacity(256 * 1024, file),
         written: 0,
         limit,
@@ -207,14 +207,14 @@ fn unkept(error: &io::Error) -> TaskError {
 }
 
 /// Takes so much and no more.
-struct Limited {
+struct LimitedWriter {
     file: BufWriter<File>,
     /// What it was given, the last refused piece included.
     written: usize,
     limit: usize,
 }
 
-impl Write for Limited {
+impl Write for LimitedWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.written.saturating_add(bytes.len()) > self.limit {
             self.written += bytes.len();

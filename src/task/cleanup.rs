@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tracing::{Span, warn};
 
-use super::disk::Budget;
-use super::staging::{Disposal, TaskDirs};
+use super::disk_space::DiskBudget;
+use super::staging::{DirDisposal, TaskDirs};
 use crate::blocking;
 
 /// Millions of files take longer; then the pilot goes on while they are removed.
@@ -22,9 +22,9 @@ pub struct Leftover(Option<Clearing>);
 #[derive(Debug)]
 struct Clearing {
     stage: TaskDirs,
-    disposal: Option<Disposal>,
+    disposal: Option<DirDisposal>,
     files: Vec<PathBuf>,
-    kept: Arc<Budget>,
+    kept: Arc<DiskBudget>,
 }
 
 impl Leftover {
@@ -36,9 +36,9 @@ impl Leftover {
     /// them; what may be in them then is these `files`.
     pub(super) fn of(
         stage: TaskDirs,
-        disposal: Option<Disposal>,
+        disposal: Option<DirDisposal>,
         files: Vec<PathBuf>,
-        kept: &Arc<Budget>,
+        kept: &Arc<DiskBudget>,
     ) -> Self {
         Self(Some(Clearing {
             stage,

@@ -7,17 +7,17 @@ use tokio::sync::{oneshot, watch};
 use tracing::{Instrument, error, info, info_span, warn};
 
 use super::container_run::{TaskOutcome, launch, show_output, staging_error};
-use super::disk::Budget;
+use super::disk_space::DiskBudget;
 use super::event_copy::{EventCopy, PendingCopy};
-use super::staging::{Disposal, TaskDirs, TaskIo};
-use super::transfer::{self, MemoryBudget, OutfileState, Wanted};
+use super::event_files::{self, MemoryBudget, OutfileState, WantedResult};
+use super::staging::{DirDisposal, TaskDirs, TaskIo};
 use super::{ContainerSpec, Leftover, SharedTaskContext, TaskMetrics, file_work};
 use crate::broker::{BodyStore, Content, Encoding, MessageLimit};
 use crate::config::{DumpOutput, KeepFiles};
 use crate::fault::{ContainerRole, TaskError};
 use crate::ids::TaskId;
 use crate::process::ShutdownPhase;
-use crate::process::output::Shown;
+use crate::process::output::ShownOutput;
 
 /// Runs tasks, any number at once.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ pub enum StartGate {
 }
 
 /// A task's directories with its infile, or why there is none.
-struct Staged {
+struct StagedTask {
     stage: TaskDirs,
     io: TaskIo,
     written: Result<(), TaskError>,
@@ -115,7 +115,7 @@ impl TaskRunner {
         .await
     }
 
-    async fn stage(&self, id: TaskId, event: Content) -> Result<Staged, TaskError> {
+    async fn stage(&self, id: TaskId, event: Content) -> Result<StagedTask, TaskError> {
         let context = Arc::clone(&self.context);
         let (infile_ext, outfile_ext) = (self.infile_ext.clone(), self.outfile_ext.clone());
         let (room, bodies) = (self.room.for_event(&event).await, self.bodies.clone());
@@ -125,8 +125,8 @@ impl TaskRunner {
                 .dirs
                 .stage_task(id, &infile_ext, &outfile_ext)
                 .map_err(|error| staging_error("directories", &error))?;
-            let written = transfer::write_event(&event, &infile_ext, &io.infile());
-            Ok(Staged {
+            let written = event_files::write_event(&event, &infile_ext, &io.infile());
+            Ok(StagedTask {
                 stage,
                 io,
                 written,
@@ -137,7 +137,7 @@ impl TaskRunner {
     }
 
     /// The same, and nothing large stays in memory.
-    async fn stage_ahead(&self, id: TaskId, event: Content) -> Result<Staged, TaskError> {
+    async fn stage_ahead(&self, id: TaskId, event: Content) -> Result<StagedTask, TaskError> {
         let mut staged = self.stage(id, event).await?;
         staged.event = staged.event.put_by().await;
         Ok(staged)
@@ -145,11 +145,11 @@ impl TaskRunner {
 
     async fn run_staged(
         &self,
-        staged: Staged,
+        staged: StagedTask,
         shutdown: watch::Receiver<ShutdownPhase>,
         trace: &mut TaskMetrics,
     ) -> (TaskOutcome, EventCopy, Leftover) {
-        let Staged {
+        let StagedTask {
             stage,
             io,
             written,
@@ -163,10 +163,10 @@ impl TaskRunner {
         };
         let (outcome, kept) = tokio::join!(running, event.kept());
         let disposal = match (&outcome, self.context.keep) {
-            (_, KeepFiles::All) => Some(Disposal::Keep),
-            (TaskOutcome::Failed(_), KeepFiles::Failed) => Some(Disposal::KeepWithinBudget),
+            (_, KeepFiles::All) => Some(DirDisposal::Keep),
+            (TaskOutcome::Failed(_), KeepFiles::Failed) => Some(DirDisposal::KeepWithinBudget),
             // What the kernel doesn't let go may still write there.
-            (_, KeepFiles::Failed) if trace.survivors > 0 => Some(Disposal::Remove),
+            (_, KeepFiles::Failed) if trace.survivors > 0 => Some(DirDisposal::Remove),
             (_, KeepFiles::Failed) => None,
         };
         let leftover = Leftover::of(stage, disposal, io.files().into(), &self.context.kept);
@@ -203,7 +203,7 @@ impl TaskRunner {
             Err(error) => {
                 // The task that wrote a result that can't be sent may have said why.
                 if self.context.dump != DumpOutput::All {
-                    show_output(&self.context, ContainerRole::Task, stage, Shown::Ends).await;
+                    show_output(&self.context, ContainerRole::Task, stage, ShownOutput::Ends).await;
                 }
                 TaskOutcome::Failed(error)
             }
@@ -213,14 +213,14 @@ impl TaskRunner {
     /// What a task wrote, as the sink wants it.
     async fn result(&self, io: &TaskIo) -> Result<TaskOutcome, TaskError> {
         let (outfile, ext) = (io.outfile(), self.outfile_ext.clone());
-        let wanted = Wanted {
+        let wanted = WantedResult {
             encoding: self.encoding,
             limit: self.limit.clone(),
             bodies: self.bodies.clone(),
         };
         let found = {
             let wanted = wanted.clone();
-            file_work(move || transfer::find_result(&outfile, &ext, &wanted)).await?
+            file_work(move || event_files::find_result(&outfile, &ext, &wanted)).await?
         };
         let outfile = match found {
             OutfileState::Nothing => return Ok(TaskOutcome::NoOutput),
@@ -230,7 +230,7 @@ impl TaskRunner {
         let room = self.room.for_result(&outfile).await;
         let read = file_work(move || {
             let _while_packing = room;
-            transfer::read_result(outfile, &wanted)
+            event_files::read_result(outfile, &wanted)
         });
         read.await.map(TaskOutcome::Output)
     }
@@ -242,9 +242,9 @@ fn begin() -> Instant {
 }
 
 /// The report of a task that never started, and of which nothing is left.
-async fn called_off(staged: Result<Staged, TaskError>, kept: &Arc<Budget>) -> TaskReport {
+async fn called_off(staged: Result<StagedTask, TaskError>, kept: &Arc<DiskBudget>) -> TaskReport {
     let (event, leftover) = match staged {
-        Ok(Staged {
+        Ok(StagedTask {
             stage, io, event, ..
         }) => {
             let files = io.files().into();

@@ -4,7 +4,7 @@ use tokio::sync::watch;
 use tracing::{Instrument, info, info_span};
 
 use super::container_run::{TaskOutcome, launch, staging_error};
-use super::staging::Disposal;
+use super::staging::DirDisposal;
 use super::{ContainerSpec, Leftover, TaskContext, TaskMetrics, file_work};
 use crate::config::KeepFiles;
 use crate::fault::{ContainerRole, TaskError};
@@ -44,8 +44,8 @@ pub async fn run_init(
             TaskOutcome::Output(_) | TaskOutcome::NoOutput | TaskOutcome::Interrupted => Ok(()),
         };
         let disposal = match (&result, context.keep) {
-            (Ok(()), KeepFiles::Failed) => Disposal::Remove,
-            _ => Disposal::Keep,
+            (Ok(()), KeepFiles::Failed) => DirDisposal::Remove,
+            _ => DirDisposal::Keep,
         };
         let leftover = Leftover::of(stage, Some(disposal), Vec::new(), &context.kept);
         leftover.clear().await;
