@@ -54,7 +54,7 @@ pub(super) struct QueuedUpdate {
     refusals: u32,
 }
 
-/// See the module. Bounded: at most [`AT_ONCE_MAX`] entries besides one or two an attribute, each
+/// Bounded: at most [`AT_ONCE_MAX`] entries besides one or two an attribute, each
 /// of at most [`super::value::REPORT_MAX`] bytes, and the attributes' names are compiled in.
 #[derive(Debug)]
 pub(super) struct UpdateQueue {

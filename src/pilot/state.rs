@@ -42,7 +42,7 @@ pub struct LoopRules {
     /// What a failed task means for further events.
     pub on_task_error: OnTaskError,
     /// Deliveries of an event that fails each time, before it is taken out of the queue. None: no event
-    /// ever is, for nobody asked for it.
+    /// ever is.
     pub max_deliveries: Option<u64>,
     /// How long to wait for the first event.
     pub first_event_timeout: Duration,

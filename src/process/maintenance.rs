@@ -90,7 +90,7 @@ impl GuardianHandle {
     fn stop_with_the_pilot(&self) {
         warn!("SIGTSTP received: stopping, containers first");
         self.suspend();
-        // Returns when somebody lets us go on.
+        // Returns at SIGCONT.
         send(getpid(), libc::SIGSTOP);
         self.resume();
         info!("going on, containers too");

@@ -18,7 +18,7 @@ use crate::container::remove_tree;
 /// Where the other directories are while they wait, in the scratch.
 const WAITING: &str = "task";
 
-/// See the module. What is left is removed when this is dropped.
+/// What is left is removed when this is dropped.
 #[derive(Debug, Default)]
 pub(super) struct DirPool(Mutex<Vec<PathBuf>>);
 

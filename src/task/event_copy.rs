@@ -6,7 +6,6 @@ use std::io;
 
 use crate::broker::{BodyStore, Content};
 
-/// See the module.
 #[derive(Debug)]
 pub enum EventCopy {
     Kept(Content),

@@ -39,7 +39,7 @@ pub(super) enum FileState {
 #[derive(Debug)]
 pub(super) enum ClaimOutcome {
     Claimed(Box<Claim>),
-    /// Somebody else has it.
+    /// Another pilot has it.
     Gone,
     /// It is something else than a file.
     NoFile(fs::FileType),

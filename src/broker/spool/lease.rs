@@ -153,7 +153,7 @@ impl Lease {
             };
             let taken = self.directory.join(format!("{TAKEN}{name}"));
             match fs::rename(&path, &taken) {
-                // Somebody was faster.
+                // Another pilot was faster.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(SpoolError::on("take back", &path)(error)),
                 Ok(()) => {
