@@ -221,11 +221,12 @@ impl SinkActor {
             starting.first.reached();
             return;
         }
+        // Before the connection is shown to be up.
+        self.outages.count(|stats| stats.reconnects += 1);
         self.outages.note(&self.at, ConnectionState::Up);
         let generation = self.generation.0;
         let down_secs = self.reconnect.unhealthy_for().as_secs();
         tracing::info!(at = %self.at, generation, down_secs, "the outgoing queue is back");
-        self.outages.count(|stats| stats.reconnects += 1);
     }
 
     /// The first connection is there, and all else.

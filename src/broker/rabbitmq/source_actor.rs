@@ -487,6 +487,10 @@ impl SourceActor {
     fn connected(&mut self) {
         let now = Instant::now();
         let generation = self.generation;
+        if self.starting.is_none() {
+            // Before the connection is shown to be up.
+            self.outages.count(|stats| stats.reconnects += 1);
+        }
         self.outages.note(&self.at, ConnectionState::Up);
         self.shared.with(|state| state.connected(generation));
         if let Some(starting) = self.starting.take() {
@@ -496,7 +500,6 @@ impl SourceActor {
         }
         let down_secs = self.reconnect.unhealthy_for().as_secs();
         tracing::info!(at = %self.at, generation = generation.0, down_secs, "the incoming queue is back");
-        self.outages.count(|stats| stats.reconnects += 1);
         self.recover_until = Some(now + RECOVER_WITHIN);
     }
 
