@@ -39,6 +39,9 @@ const MOST: usize = 256;
 /// How long a thread beyond those that stay waits for further work.
 const LINGER: Duration = Duration::from_secs(10);
 
+/// For [`small_files`].
+const SMALL_FILES_WITHIN: Duration = Duration::from_secs(30);
+
 /// Of the process, like the limit on its threads: sessions with brokers have event loops of their own.
 static POOL: Pool = Pool::new();
 
@@ -68,6 +71,18 @@ pub async fn within<T: Send + 'static>(
         Ok(done) => Ok(done?),
         Err(_) => Err(NotDone::InTime(limit)),
     }
+}
+
+/// As [`within`], for small files: takes long only on a disk that hangs.
+///
+/// # Errors
+/// Those of `work`, and when it takes longer than 30 s, or panics.
+pub async fn small_files<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    within(SMALL_FILES_WITHIN, work)
+        .await
+        .unwrap_or_else(|error| Err(error.into()))
 }
 
 /// Blocks until no work waits or is under way, for `limit` at most. For the end of the process.

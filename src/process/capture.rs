@@ -4,7 +4,6 @@
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
@@ -16,8 +15,6 @@ use super::signal::ExitStatus;
 use super::supervise::supervise;
 use crate::blocking;
 
-/// For a few small files, unless their disk hangs.
-const FILES_WITHIN: Duration = Duration::from_secs(30);
 /// How much of each stream is given back: its end, because errors stand there.
 const KEPT: usize = 64 * 1024;
 
@@ -93,7 +90,7 @@ pub async fn capture(
         let copies = [stdout.try_clone()?, stderr.try_clone()?];
         Ok(([stdout, stderr], copies))
     };
-    let (kept, [stdout, stderr]) = off_the_loop(files).await.map_err(output)?;
+    let (kept, [stdout, stderr]) = blocking::small_files(files).await.map_err(output)?;
     let job = ChildSpec {
         program,
         args,
@@ -105,7 +102,7 @@ pub async fn capture(
     let ended = supervise(guard, job, limits, shutdown, oneshot::channel().0).await?;
     let [mut stdout, mut stderr] = kept;
     let tails = move || Ok((tail_of(&mut stdout, KEPT)?, tail_of(&mut stderr, KEPT)?));
-    let (stdout, stderr) = off_the_loop(tails).await.map_err(output)?;
+    let (stdout, stderr) = blocking::small_files(tails).await.map_err(output)?;
     Ok(Captured {
         exit: ended.exit,
         ended_by: ended.ended_by,
@@ -115,16 +112,10 @@ pub async fn capture(
     })
 }
 
-async fn off_the_loop<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    blocking::within(FILES_WITHIN, work)
-        .await
-        .unwrap_or_else(|error| Err(error.into()))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::process::ShutdownSender;
 

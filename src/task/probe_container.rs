@@ -201,7 +201,7 @@ impl<'a> ProbeContainer<'a> {
             fs::create_dir(stage.io_dir())?;
             Ok(stage)
         };
-        let stage = off_the_loop(making).await?;
+        let stage = blocking::small_files(making).await?;
         Ok(Self {
             io: stage.io_dir(),
             workdir: stage.scratch().to_path_buf(),
@@ -231,7 +231,7 @@ impl<'a> ProbeContainer<'a> {
             own: &own,
         };
         let (path, text) = (self.io.join(QUESTION), format!("{}\n", self.word));
-        off_the_loop(move || fs::write(path, text)).await?;
+        blocking::small_files(move || fs::write(path, text)).await?;
         let script = self.script(LAST, container::script(&trials)).await?;
         let began = Instant::now();
         let Some(captured) = self.run(std::slice::from_ref(&script)).await? else {
@@ -313,7 +313,7 @@ impl<'a> ProbeContainer<'a> {
     /// What the container wrote into the hub must be there.
     async fn check_hub(&self) -> Result<(), ProbeError> {
         let path = self.hub_file();
-        let text = off_the_loop(move || fs::read_to_string(path))
+        let text = blocking::small_files(move || fs::read_to_string(path))
             .await
             .map_err(|error| ProbeError::Lost(format!("does not arrive: {error}")))?;
         if text.trim_end() == self.word {
@@ -331,7 +331,7 @@ impl<'a> ProbeContainer<'a> {
     async fn script(&self, name: &str, text: String) -> Result<Bind, ProbeError> {
         let path = self.workdir.join(name);
         let written = path.clone();
-        off_the_loop(move || fs::write(written, text)).await?;
+        blocking::small_files(move || fs::write(written, text)).await?;
         Ok(Bind::script(path, format!("{ENV_DIR}/{name}")))
     }
 
@@ -418,17 +418,6 @@ impl Drop for ProbeContainer<'_> {
             drop(blocking::start(removing));
         }
     }
-}
-
-/// Small files, which take that long only on a disk that hangs.
-const FILES_WITHIN: Duration = Duration::from_secs(30);
-
-async fn off_the_loop<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    blocking::within(FILES_WITHIN, work)
-        .await
-        .unwrap_or_else(|error| Err(error.into()))
 }
 
 /// Whether Apptainer could not show our script in this container.
