@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -157,6 +158,57 @@ impl FirstConnection {
         }
         tracing::warn!(%error, tried, pause_ms = pause.as_millis(), "will try again");
         Some(BeforeTry::Pause(pause))
+    }
+}
+
+/// An actor's first connection, until its handle is told how that went.
+pub(super) struct Starting {
+    first: FirstConnection,
+    before: Option<BeforeTry>,
+    ready: oneshot::Sender<Result<(), BrokerError>>,
+}
+
+impl Starting {
+    pub(super) fn new(
+        first: FirstConnection,
+        ready: oneshot::Sender<Result<(), BrokerError>>,
+    ) -> Self {
+        Self {
+            first,
+            before: None,
+            ready,
+        }
+    }
+
+    /// What precedes the next try; nothing before the first one.
+    pub(super) fn before_try(&mut self) -> Option<BeforeTry> {
+        self.before.take()
+    }
+
+    /// See [`FirstConnection::reached`].
+    pub(super) fn reached(&mut self) {
+        self.first.reached();
+    }
+
+    /// Resolves when all but the brokers is ready.
+    pub(super) async fn all_else_is_ready(&mut self) {
+        self.first.all_else_is_ready().await;
+    }
+
+    pub(super) fn succeeded(self) {
+        // The pilot may have stopped waiting: then the handle is dropped.
+        let _gone = self.ready.send(Ok(()));
+    }
+
+    /// Counts a try in vain. None: it was the last, and the handle is told.
+    pub(super) fn failed(mut self, error: BrokerError) -> Option<Self> {
+        let Some(before) = self.first.failed(&error) else {
+            // The pilot may have stopped waiting.
+            let _gone = self.ready.send(Err(error));
+            return None;
+        };
+        self.before = Some(before);
+        Some(self)
     }
 }
 

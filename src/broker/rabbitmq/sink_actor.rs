@@ -16,7 +16,7 @@ use super::actor_thread::{AfterConnection, ConnectionActor};
 use super::callbacks::ChannelEvent;
 use super::error_mapping::{self, in_mid_life};
 use super::publisher::{OutgoingMessage, Publisher};
-use super::reconnect::{BeforeTry, ConnectionLife, FirstConnection, Reconnect};
+use super::reconnect::{BeforeTry, ConnectionLife, FirstConnection, Reconnect, Starting};
 use crate::broker::{BrokerError, ConnectionState, Endpoint, OutagePolicy};
 use crate::config::AmqpAddress;
 use crate::ids::Generation;
@@ -39,13 +39,6 @@ pub(super) enum SinkConnection {
 /// The handle was closed, and what is told when the last connection is; or it was dropped.
 type Closing = oneshot::Receiver<oneshot::Sender<()>>;
 
-/// The first connection, until results may come.
-struct Starting {
-    first: FirstConnection,
-    before: Option<BeforeTry>,
-    ready: oneshot::Sender<Result<(), BrokerError>>,
-}
-
 pub(super) struct SinkActor {
     at: Endpoint,
     address: AmqpAddress,
@@ -53,6 +46,7 @@ pub(super) struct SinkActor {
     connection: watch::Sender<SinkConnection>,
     messages: mpsc::Receiver<OutgoingMessage>,
     closing: Closing,
+    /// Until results may come.
     starting: Option<Starting>,
     reconnect: Reconnect,
     pause: Duration,
@@ -140,11 +134,7 @@ impl SinkActor {
             connection,
             messages,
             closing,
-            starting: Some(Starting {
-                first,
-                before: None,
-                ready,
-            }),
+            starting: Some(Starting::new(first, ready)),
             pause: Duration::ZERO,
             last_error: None,
             generation: Generation(0),
@@ -154,7 +144,7 @@ impl SinkActor {
     /// Waits until a connection is due, and makes it.
     async fn open(&mut self) -> Result<Publisher, ServiceEnd> {
         let before = match &mut self.starting {
-            Some(starting) => starting.before.take(),
+            Some(starting) => starting.before_try(),
             None => Some(BeforeTry::Pause(self.pause)),
         };
         if let Some(before) = before {
@@ -218,7 +208,7 @@ impl SinkActor {
         self.connection
             .send_replace(SinkConnection::Up(self.generation));
         if let Some(starting) = &mut self.starting {
-            starting.first.reached();
+            starting.reached();
             return;
         }
         // Before the connection is shown to be up.
@@ -233,8 +223,7 @@ impl SinkActor {
     fn started(&mut self) {
         if let Some(starting) = self.starting.take() {
             self.outages.note(&self.at, ConnectionState::Up);
-            // The pilot may have stopped waiting: then the handle is dropped.
-            let _gone = starting.ready.send(Ok(()));
+            starting.succeeded();
         }
     }
 
@@ -251,15 +240,12 @@ impl SinkActor {
     }
 
     fn not_opened(&mut self, error: BrokerError) -> AfterConnection {
-        if let Some(mut starting) = self.starting.take() {
-            let Some(before) = starting.first.failed(&error) else {
-                // The pilot may have stopped waiting.
-                let _gone = starting.ready.send(Err(error));
-                return AfterConnection::End;
+        if let Some(starting) = self.starting.take() {
+            self.starting = starting.failed(error);
+            return match self.starting {
+                Some(_) => AfterConnection::NextConnection,
+                None => AfterConnection::End,
             };
-            starting.before = Some(before);
-            self.starting = Some(starting);
-            return AfterConnection::NextConnection;
         }
         self.pause = self.reconnect.failed();
         let down_secs = self.reconnect.unhealthy_for().as_secs();
@@ -308,7 +294,7 @@ impl SinkActor {
 /// When all but the brokers is ready, for a connection that waits for it; or never.
 async fn all_else_is_ready(starting: &mut Option<Starting>) {
     match starting {
-        Some(starting) => starting.first.all_else_is_ready().await,
+        Some(starting) => starting.all_else_is_ready().await,
         None => std::future::pending().await,
     }
 }

@@ -24,7 +24,7 @@ use super::connection::Connection;
 use super::consumer::{ConsumedMessage, Consumer, next_message};
 use super::error_mapping::in_mid_life;
 use super::prefetch::{QueueKind, ReceivedEvent};
-use super::reconnect::{BeforeTry, ConnectionLife, FirstConnection, Reconnect};
+use super::reconnect::{BeforeTry, ConnectionLife, FirstConnection, Reconnect, Starting};
 use super::source_state::SharedState;
 use super::unacked::{Recognition, SessionTag, Settling, UnackedId};
 use crate::broker::{
@@ -85,14 +85,6 @@ impl From<BrokerError> for ServiceEnd {
     }
 }
 
-/// The first connection, until events come.
-struct Starting {
-    first: FirstConnection,
-    start: StartSignal,
-    before: Option<BeforeTry>,
-    ready: oneshot::Sender<Result<(), BrokerError>>,
-}
-
 /// The end that was asked for.
 struct Closing {
     done: oneshot::Sender<()>,
@@ -108,6 +100,9 @@ pub(super) struct SourceActor {
     shared: Arc<SharedState>,
     outages: OutagePolicy,
     orders: mpsc::Receiver<SourceOrder>,
+    /// When the first connection may take events.
+    start: StartSignal,
+    /// Until events come.
     starting: Option<Starting>,
     reconnect: Reconnect,
     pause: Duration,
@@ -186,12 +181,7 @@ impl SourceActor {
         orders: mpsc::Receiver<SourceOrder>,
         (start, ready): (StartSignal, oneshot::Sender<Result<(), BrokerError>>),
     ) -> Self {
-        let starting = Starting {
-            first: FirstConnection::of_pilot(&start, outages.reconnect_within()),
-            start,
-            before: None,
-            ready,
-        };
+        let first = FirstConnection::of_pilot(&start, outages.reconnect_within());
         Self {
             at,
             address,
@@ -200,7 +190,8 @@ impl SourceActor {
             reconnect: Reconnect::within(outages.reconnect_within()),
             outages,
             orders,
-            starting: Some(starting),
+            start,
+            starting: Some(Starting::new(first, ready)),
             pause: Duration::ZERO,
             last_error: None,
             generation: Generation(0),
@@ -219,7 +210,7 @@ impl SourceActor {
             self.meanwhile(pending::<()>()).await?;
         }
         let before = match &mut self.starting {
-            Some(starting) => starting.before.take(),
+            Some(starting) => starting.before_try(),
             None => Some(BeforeTry::Pause(self.pause)),
         };
         if let Some(before) = before {
@@ -230,8 +221,8 @@ impl SourceActor {
         let connecting = async move { Connection::open(&address, &at, "").await };
         let mut connection = self.meanwhile(connecting).await??;
         let start = self.starting.as_mut().map(|starting| {
-            starting.first.reached();
-            starting.start.clone()
+            starting.reached();
+            self.start.clone()
         });
         let windows = self.windows();
         let starting = async move {
@@ -494,8 +485,7 @@ impl SourceActor {
         self.outages.note(&self.at, ConnectionState::Up);
         self.shared.with(|state| state.connected(generation));
         if let Some(starting) = self.starting.take() {
-            // The pilot may have stopped waiting: then there are no orders any more.
-            let _gone = starting.ready.send(Ok(()));
+            starting.succeeded();
             return;
         }
         let down_secs = self.reconnect.unhealthy_for().as_secs();
@@ -523,15 +513,12 @@ impl SourceActor {
     }
 
     fn not_opened(&mut self, error: BrokerError) -> AfterConnection {
-        if let Some(mut starting) = self.starting.take() {
-            let Some(before) = starting.first.failed(&error) else {
-                // The pilot may have stopped waiting.
-                let _gone = starting.ready.send(Err(error));
-                return AfterConnection::End;
+        if let Some(starting) = self.starting.take() {
+            self.starting = starting.failed(error);
+            return match self.starting {
+                Some(_) => AfterConnection::NextConnection,
+                None => AfterConnection::End,
             };
-            starting.before = Some(before);
-            self.starting = Some(starting);
-            return AfterConnection::NextConnection;
         }
         self.pause = self.reconnect.failed();
         let down_secs = self.reconnect.unhealthy_for().as_secs();
