@@ -22,9 +22,10 @@ use crate::container::{
 use crate::fault::{Cause, Diagnosis};
 use crate::preflight::{self, Check, CheckNote, CheckProblem, Findings};
 use crate::process::{GuardianHandle, ShutdownSender};
+use crate::status;
 use crate::task::disk_space::DiskBudget;
 use crate::task::input_files::gather;
-use crate::task::own_files::{FileIdentities, OwnPath, shown_by};
+use crate::task::own_files::{HiddenFiles, OwnPath, shown_by};
 use crate::task::staging::{DataDirs, HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER};
 use crate::task::{
     ActiveContainers, ContainerSpec, ExternalDirs, ExternalError, MemoryKills, ResourceLimits,
@@ -402,7 +403,7 @@ impl BindSources {
             return Ok(None);
         };
         let directory = self.dirs.inputs();
-        let own = FileIdentities::of(&self.own);
+        let own = HiddenFiles::of(&self.own, status::is_file_name);
         let gathered = gather(files, scratch, &directory, &own).map_err(|error| {
             PilotError::ExecutionPoint(Diagnosis::new(
                 format!("can't gather the job's input files: {error}"),

@@ -1,12 +1,10 @@
 //! Lists the pilot's own paths on the execution point, from the settings and HTCondor's variables.
-//! `task::own` keeps them from tasks.
+//! `task::own_files` keeps them from tasks. Status files are known by their names instead, see `status`.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::dead_letter::REJECTED_DIR;
 use crate::config::{BrokerConfig, Config, ENV_FILE_NAME, TokenFile};
-use crate::status;
 use crate::task::own_files::{OwnPath, Privacy};
 use crate::task::staging::{DATA_DIR, SCRATCH_DIR};
 
@@ -57,7 +55,6 @@ pub(super) fn own_paths(config: &Config) -> Vec<OwnPath> {
 
     own.extend(Privacy::NoInput, "the task log", &config.task_log);
     own.extend(Privacy::NoInput, "the CA certificates", &config.ca_file);
-    own.extend(Privacy::NoInput, "the status file", status_files(parent));
     // The program, by whatever name it came, the log, and what HTCondor makes of the scratch directory for
     // the job's /tmp.
     for path in [
@@ -70,16 +67,6 @@ pub(super) fn own_paths(config: &Config) -> Vec<OwnPath> {
         own.add(Privacy::NoInput, "the pilot's own", path);
     }
     own.0
-}
-
-/// Of all pilots that work here.
-fn status_files(parent: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
-    let is_status = |name: &str| name.starts_with(status::FILE_PREFIX);
-    entries
-        .filter(|entry| is_status(&entry.file_name().to_string_lossy()))
-        .map(|entry| entry.path())
-        .collect()
 }
 
 #[derive(Default)]

@@ -1,6 +1,7 @@
 //! Writes a snapshot to disk and reads it back; both block. A file is whole or absent: it is written under
 //! another name and renamed. It is not synced: after a power failure there is no pilot either.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,8 +10,7 @@ use std::path::{Path, PathBuf};
 use super::snapshot::{FORMAT, Snapshot};
 use crate::records::UnixTime;
 
-/// The beginning of every status file's name.
-pub const PREFIX: &str = "ewms-pilot-status-";
+const PREFIX: &str = "ewms-pilot-status-";
 const SUFFIX: &str = ".json";
 /// A task takes about 120 bytes.
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -41,6 +41,13 @@ impl ReadError {
 /// The file of a pilot whose data are in `directory`.
 pub(super) fn path(directory: &Path, pilot_id: &str) -> PathBuf {
     directory.join(format!("{PREFIX}{pilot_id}{SUFFIX}"))
+}
+
+/// Whether a file of this name is some pilot's status file, or is about to become one.
+#[must_use]
+pub fn is_file_name(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    name.trim_start_matches('.').starts_with(PREFIX)
 }
 
 /// The status files in a directory.
@@ -146,6 +153,9 @@ mod tests {
     fn what_is_written_is_read_again_by_its_owner_and_leaves_nothing_else_behind() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = path(directory.path(), "p");
+        for name in [&path, &hidden(&path)] {
+            assert!(is_file_name(name.file_name().expect("it has one")));
+        }
         let snapshot = snapshot();
         for _ in 0..2 {
             write(&path, snapshot.clone()).expect("written");

@@ -48,7 +48,7 @@ mod writer;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
-pub use file::PREFIX as FILE_PREFIX;
+pub use file::is_file_name;
 pub use snapshot::{PilotFacts, ProcessId, QueueState, QueueStatus, Snapshot, TaskStatus};
 pub use writer::StatusWriter;
 

@@ -1,6 +1,6 @@
 //! The files that came with the job, gathered in one directory that all containers see, read-only: linked,
-//! not copied, where the file system can. What is the pilot's own is left out, by which file it is. Links
-//! that lead out of the job's directory, and what is no file, are left out as well.
+//! not copied, where the file system can. What is the pilot's own is left out, by which file it is and by
+//! its path. Links that lead out of the job's directory, and what is no file, are left out as well.
 
 use std::ffi::OsString;
 use std::fs::{self, Metadata};
@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
 
-use super::own_files::FileIdentities;
+use super::own_files::HiddenFiles;
 use crate::regular_file::kind_of;
 
 /// How many of those that are left out are named in the log.
 const NAMED: usize = 10;
+
+const THE_PILOTS_OWN: &str = "the pilot's own";
 
 #[derive(Debug, Default)]
 pub struct GatheredInputs {
@@ -24,6 +26,7 @@ pub struct GatheredInputs {
 
 /// One thing that is still to be gathered.
 struct PendingInput {
+    /// Without links, but for the last name.
     from: PathBuf,
     to: PathBuf,
     way: LinkWay,
@@ -46,16 +49,16 @@ pub fn gather(
     files: &[PathBuf],
     home: &Path,
     inputs: &Path,
-    own: &FileIdentities,
+    own: &HiddenFiles,
 ) -> io::Result<GatheredInputs> {
     fs::create_dir_all(inputs)?;
     let home = fs::canonicalize(home)?;
     let mut gathered = GatheredInputs::default();
     let mut open: Vec<PendingInput> = Vec::new();
     for file in files {
-        if let Some(name) = file.file_name() {
+        if let (Some(name), Some(parent)) = (file.file_name(), file.parent()) {
             open.push(PendingInput {
-                from: file.clone(),
+                from: fs::canonicalize(parent)?.join(name),
                 to: inputs.join(name),
                 way: LinkWay::Straight,
             });
@@ -74,15 +77,20 @@ impl GatheredInputs {
         &mut self,
         entry: PendingInput,
         home: &Path,
-        own: &FileIdentities,
+        own: &HiddenFiles,
         open: &mut Vec<PendingInput>,
     ) -> io::Result<()> {
-        let mut found = fs::symlink_metadata(&entry.from)?;
         let PendingInput {
             mut from,
             to,
             mut way,
         } = entry;
+        // Before it is looked at: a file that the pilot replaces may be gone a moment after it was listed.
+        if own.contain_path(&from) {
+            self.leave_out(from, THE_PILOTS_OWN);
+            return Ok(());
+        }
+        let mut found = fs::symlink_metadata(&from)?;
         if found.is_symlink() {
             match led_to(&from, home) {
                 Some((target, _)) if target.is_dir() && way == LinkWay::ThroughLink => {
@@ -100,8 +108,8 @@ impl GatheredInputs {
                 }
             }
         }
-        if own.contain(&found) {
-            self.leave_out(from, "the pilot's own");
+        if own.contain(&found) || own.contain_path(&from) {
+            self.leave_out(from, THE_PILOTS_OWN);
         } else if found.is_dir() {
             fs::create_dir_all(&to)?;
             for inside in fs::read_dir(&from)? {
@@ -161,7 +169,7 @@ fn link(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Removes what is the pilot's own.
-fn withdraw(inputs: &Path, own: &FileIdentities) -> io::Result<()> {
+fn withdraw(inputs: &Path, own: &HiddenFiles) -> io::Result<()> {
     let mut open = vec![inputs.to_owned()];
     while let Some(directory) = open.pop() {
         for entry in fs::read_dir(&directory)? {
@@ -169,7 +177,7 @@ fn withdraw(inputs: &Path, own: &FileIdentities) -> io::Result<()> {
             let found = fs::symlink_metadata(&path)?;
             if found.is_dir() {
                 open.push(path);
-            } else if own.contain(&found) {
+            } else if own.contain(&found) || own.contain_path(&path) {
                 fs::remove_file(&path)?;
             }
         }
@@ -187,19 +195,24 @@ mod tests {
     use super::super::own_files::{OwnPath, Privacy};
     use super::*;
 
-    /// What is gathered of `a`, `data` and `link`, and what is left out.
+    /// What is gathered of `a`, `data` and `link`, and what is left out. `prepare` says what is the pilot's
+    /// own; what of it is not there is made once the pilot has looked at its own.
     fn gathered(prepare: impl FnOnce(&Path) -> Vec<PathBuf>) -> (Vec<String>, GatheredInputs) {
         let top = tempfile::tempdir().expect("a directory");
         let home = top.path().join("scratch");
         fs::create_dir_all(home.join("data/deep")).expect("made");
         fs::write(home.join("a"), "a").expect("written");
         fs::write(home.join("data/b"), "b").expect("written");
-        let own = prepare(&home).into_iter().map(|path| OwnPath {
-            path,
+        let paths = prepare(&home);
+        let own = paths.iter().map(|path| OwnPath {
+            path: path.clone(),
             what: "own",
             privacy: Privacy::Secret,
         });
-        let own = FileIdentities::of(&own.collect::<Vec<_>>());
+        let own = HiddenFiles::of(&own.collect::<Vec<_>>(), |name| name == "of-all-pilots");
+        for path in paths.iter().filter(|path| !path.exists()) {
+            fs::write(path, "made later").expect("written");
+        }
         let files = ["a", "data", "link"].map(|name| home.join(name));
         let files: Vec<_> = files
             .into_iter()
@@ -239,6 +252,24 @@ mod tests {
         });
         assert_eq!(seen, ["a", "data/b"]);
         assert_eq!(gathered.left_out.len(), 4);
+    }
+
+    #[test]
+    fn what_the_pilot_makes_or_replaces_meanwhile_is_left_out_by_its_path() {
+        let (seen, gathered) = gathered(|home| {
+            fs::write(home.join("data/deep/of-all-pilots"), "a").expect("written");
+            symlink("deep/of-all-pilots", home.join("data/link to it")).expect("linked");
+            symlink("gone", home.join("data/of-all-pilots")).expect("linked");
+            vec![home.join("data/made later")]
+        });
+        assert_eq!(seen, ["a", "data/b"]);
+        assert!(
+            gathered
+                .left_out
+                .iter()
+                .all(|(_, why)| *why == THE_PILOTS_OWN),
+            "{gathered:?}"
+        );
     }
 
     #[test]

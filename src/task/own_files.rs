@@ -1,7 +1,8 @@
-//! Keeps the pilot's own files from tasks: by device and inode and not by name, for the same file may have
-//! come with the job, or have a second name.
+//! Keeps the pilot's own files from tasks: by device and inode, for the same file may have come with the
+//! job, or have a second name; and by path, for a file that the pilot is about to make or to replace.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -33,23 +34,40 @@ pub enum Privacy {
     NoInput,
 }
 
-/// Files and directories by what they are.
-#[derive(Debug, Clone, Default)]
-pub struct FileIdentities(HashSet<(u64, u64)>);
+/// The files and directories that are not among the job's input files.
+#[derive(Debug, Clone)]
+pub struct HiddenFiles {
+    identities: HashSet<(u64, u64)>,
+    /// Without links.
+    paths: HashSet<PathBuf>,
+    is_own_name: fn(&OsStr) -> bool,
+}
 
-impl FileIdentities {
-    /// Those of the paths that exist and are not to be among the input files.
+impl HiddenFiles {
+    /// Those of the paths that are not to be among the input files, and all files with a name of the pilot's
+    /// own: other pilots in the same place make such files at any time.
     #[must_use]
-    pub fn of(own: &[OwnPath]) -> Self {
-        let hidden = own.iter().filter(|own| own.privacy != Privacy::Home);
-        let found = hidden.filter_map(|own| fs::metadata(&own.path).ok());
-        Self(found.map(|found| identity(&found)).collect())
+    pub fn of(own: &[OwnPath], is_own_name: fn(&OsStr) -> bool) -> Self {
+        let hidden = || own.iter().filter(|own| own.privacy != Privacy::Home);
+        let found = hidden().filter_map(|own| fs::metadata(&own.path).ok());
+        Self {
+            identities: found.map(|found| identity(&found)).collect(),
+            paths: hidden().map(|own| real(&own.path)).collect(),
+            is_own_name,
+        }
     }
 
-    /// Whether this is one of them.
+    /// Whether the file or directory at this path, which is without links, is one of them. It need not be
+    /// there.
+    #[must_use]
+    pub fn contain_path(&self, path: &Path) -> bool {
+        self.paths.contains(path) || path.file_name().is_some_and(self.is_own_name)
+    }
+
+    /// Whether this is one of them, by whatever path it was found.
     #[must_use]
     pub fn contain(&self, found: &Metadata) -> bool {
-        self.0.contains(&identity(found))
+        self.identities.contains(&identity(found))
     }
 }
 
