@@ -155,6 +155,8 @@ struct PoolState {
     waiting: VecDeque<BoxedWork>,
     /// Pieces of work that wait or are under way.
     unfinished: usize,
+    /// Whether [`Pool::finish`] waits for that to be none: to tell nobody takes a system call, too.
+    is_finishing: bool,
     threads: usize,
     idle: usize,
 }
@@ -171,6 +173,7 @@ impl Pool {
             shared: Mutex::new(PoolState {
                 waiting: VecDeque::new(),
                 unfinished: 0,
+                is_finishing: false,
                 threads: 0,
                 idle: 0,
             }),
@@ -257,7 +260,7 @@ impl Pool {
                 run(job);
                 shared = self.lock();
                 shared.unfinished -= 1;
-                if shared.unfinished == 0 {
+                if shared.unfinished == 0 && shared.is_finishing {
                     self.work_done.notify_all();
                 }
                 continue;
@@ -283,6 +286,7 @@ impl Pool {
     fn finish(&self, limit: Duration) {
         let end = Instant::now() + limit;
         let mut shared = self.lock();
+        shared.is_finishing = true;
         while shared.unfinished > 0 {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {

@@ -11,7 +11,7 @@ use super::active_containers::ActiveContainer;
 use super::binds::binds;
 use super::fault_diagnosis::{self, Stderr};
 use super::memory_cgroup::MemoryKillSign;
-use super::output_capture::OutputCapture;
+use super::output_capture::{BytesWritten, OutputCapture};
 use super::probe_container::{cause_of_spawn, shells_code};
 use super::shared_look::SharedLook;
 use super::staging::{HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, TaskDirs, TaskIo};
@@ -102,9 +102,10 @@ async fn start_to_end(
             )
         })?;
     let (started, leader) = oneshot::channel();
+    let written = outputs.written();
     let signs = ProgressSources {
         leader,
-        outputs: outputs.written(),
+        outputs: written.clone(),
         outfile: io.map(TaskIo::outfile),
     };
     let job = ChildSpec {
@@ -147,9 +148,15 @@ async fn start_to_end(
     if let Leftovers::Survive(pids) = &ended.leftovers {
         error!(?pids, "processes of a container can't be killed");
     }
-    let judged = match out_of_memory(context, role, &ended, kills_before) {
-        Some(error) => TaskOutcome::Failed(error),
-        None => judge(context, role, &ended, plan, stage, &shutdown).await?,
+    let explained = out_of_memory(context, role, &ended, kills_before)
+        .map(TaskOutcome::Failed)
+        .or_else(|| ended_by_pilot(role, &ended, plan));
+    let judged = if let Some(outcome) = explained {
+        outcome
+    } else {
+        let [_, stderr_bytes] = written;
+        let stderr = read_stderr(stage, &stderr_bytes).await?;
+        judge(context, role, ended.exit, plan, stage, &stderr, &shutdown).await
     };
     let outcome = match (judged, breach) {
         (TaskOutcome::Interrupted, Some(breach)) => TaskOutcome::Failed(breach),
@@ -281,37 +288,52 @@ fn out_of_memory(
     Some(TaskError::OutOfMemory { role, limit })
 }
 
-/// What the end of a container means. One that was told to end and exits with 0 finished its work.
-async fn judge(
-    context: &TaskContext,
+/// What the end of a container means that the pilot ended. One that was told to end and exits with 0 finished
+/// its work.
+fn ended_by_pilot(
     role: ContainerRole,
     ended: &ChildExit,
     plan: &ContainerSpec,
-    stage: &TaskDirs,
-    shutdown: &watch::Receiver<ShutdownPhase>,
-) -> Result<TaskOutcome, TaskError> {
+) -> Option<TaskOutcome> {
     match (ended.ended_by, ended.exit) {
-        (StopCause::Timeout, _) => {
-            return Ok(TaskOutcome::Failed(TaskError::Timeout {
-                role,
-                after: plan.timeout.unwrap_or_default(),
-            }));
-        }
-        (StopCause::Shutdown, ExitStatus::Code(0)) => return Ok(TaskOutcome::NoOutput),
-        (StopCause::Shutdown, _) => return Ok(TaskOutcome::Interrupted),
-        (StopCause::Itself, _) => {}
+        (StopCause::Timeout, _) => Some(TaskOutcome::Failed(TaskError::Timeout {
+            role,
+            after: plan.timeout.unwrap_or_default(),
+        })),
+        (StopCause::Shutdown, ExitStatus::Code(0)) => Some(TaskOutcome::NoOutput),
+        (StopCause::Shutdown, _) => Some(TaskOutcome::Interrupted),
+        (StopCause::Itself, _) => None,
     }
-    let path = stage.stderr();
-    let reading = move || Stderr::read(&path).map_err(|error| staging_error("stderrfile", &error));
-    let stderr = file_work(reading).await?;
-    let blame = fault_diagnosis::blame(context, plan, stage, ended.exit, &stderr, shutdown).await;
-    Ok(match (&blame, ended.exit) {
+}
+
+/// What the end of a container means that ended by itself.
+async fn judge(
+    context: &TaskContext,
+    role: ContainerRole,
+    exit: ExitStatus,
+    plan: &ContainerSpec,
+    stage: &TaskDirs,
+    stderr: &Stderr,
+    shutdown: &watch::Receiver<ShutdownPhase>,
+) -> TaskOutcome {
+    let blame = fault_diagnosis::blame(context, plan, stage, exit, stderr, shutdown).await;
+    match (&blame, exit) {
         (Attribution::Task | Attribution::Unknown, ExitStatus::Code(0)) => TaskOutcome::NoOutput,
         (Attribution::Unknown, _) => TaskOutcome::Interrupted,
         (Attribution::Task | Attribution::Cause(..), exit) => {
             TaskOutcome::Failed(blame.error(role, python_code(exit), &stderr.tail))
         }
-    })
+    }
+}
+
+/// A file that nothing was written to needn't be read, which takes a thread.
+async fn read_stderr(stage: &TaskDirs, written: &BytesWritten) -> Result<Stderr, TaskError> {
+    if written.bytes() == 0 {
+        return Ok(Stderr::default());
+    }
+    let path = stage.stderr();
+    file_work(move || Stderr::read(&path).map_err(|error| staging_error("stderrfile", &error)))
+        .await
 }
 
 /// Copies what a container wrote into the log. Waits for that, so that no more than the tasks that run can have

@@ -32,6 +32,7 @@ const HEAD: u64 = 16 * 1024;
 const NEEDED: usize = 1 << 20;
 
 /// A container's stderr, as far as it is evidence.
+#[derive(Debug, Default)]
 pub(super) struct Stderr {
     pub(super) tail: Vec<u8>,
     evidence: Vec<u8>,
