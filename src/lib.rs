@@ -66,6 +66,7 @@ use color_eyre::eyre::{Result, WrapErr};
 use tracing::{debug, info, warn};
 
 use cli::Command;
+use config::ConfigErrors;
 use exit::Exit;
 use fault::Diagnosis;
 use human::OutputFormat;
@@ -112,6 +113,7 @@ fn run_pilot() -> Result<ExitCode> {
         Ok(config) => config,
         Err(problems) => {
             say(&problems);
+            chirp(&problems);
             return Ok(Exit::Configuration.code().into());
         }
     };
@@ -176,6 +178,18 @@ fn log_records(task_log: Option<&Path>, pilot: &PilotIdentity) {
 /// there the exit code alone says how the pilot ended.
 fn say(text: &impl Display) {
     let _unheard = writeln!(io::stderr(), "{text}");
+}
+
+/// Tells HTCondor what is wrong with the configuration, if there is a way to.
+fn chirp(problems: &ConfigErrors) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    // stderr has it in any case.
+    if let Ok(runtime) = runtime {
+        runtime.block_on(pilot::chirp_wrong_configuration(problems));
+        runtime.shutdown_background();
+    }
 }
 
 /// Looks for pilots and shows them.

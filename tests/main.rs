@@ -3,6 +3,7 @@
 
 mod broker_not_yet;
 mod chaos;
+mod chirp;
 mod configuration;
 mod configuration_binds;
 mod configuration_envfile;

@@ -1,16 +1,20 @@
 //! Which updates are due at which time.
 
+use std::sync::LazyLock;
+
 use super::Urgency::{AtOnce, WithinInterval};
 use super::*;
+
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 const INTERVAL: Duration = Duration::from_mins(1);
 
 fn board() -> (UpdateQueue, Instant) {
-    (UpdateQueue::new(INTERVAL), Instant::now())
+    (UpdateQueue::new(INTERVAL), *START)
 }
 
 fn set(board: &mut UpdateQueue, attribute: &'static str, text: &impl ToString, urgency: Urgency) {
-    board.set(attribute, text.to_string(), urgency);
+    board.set(attribute, text.to_string(), urgency, *START);
 }
 
 /// Sends what is due and says what it was.
@@ -75,6 +79,31 @@ fn a_status_does_not_take_counts_along_before_their_time() {
         send(&mut board, UpdateScope::Everything, start),
         one("TasksTotal", "2")
     );
+}
+
+#[test]
+fn a_count_waits_a_little_for_a_status_to_go_with() {
+    let (mut board, start) = board();
+    set(&mut board, "TasksSuccess", &1, WithinInterval);
+    assert_eq!(board.due(start), Some(start + COMPANY_WAIT));
+    let status = "PendingRemainingTasks";
+    set(&mut board, "Status", &status, AtOnce);
+    assert_eq!(board.due(start), Some(start));
+    assert_eq!(
+        send(&mut board, UpdateScope::Due, start),
+        [one("Status", status), one("TasksSuccess", "1")].concat()
+    );
+}
+
+#[test]
+fn a_count_that_changes_all_the_time_does_not_wait_all_the_time() {
+    let (mut board, start) = board();
+    for number in 1..10 {
+        let now = start + Duration::from_secs(number);
+        board.set("TasksTotal", number.to_string(), WithinInterval, now);
+    }
+    let first_set = start + Duration::from_secs(1);
+    assert_eq!(board.due(start), Some(first_set + COMPANY_WAIT));
 }
 
 #[test]

@@ -22,6 +22,19 @@ const PREFIX: &str = "HTChirpEWMSPilot";
 
 const LAST_UPDATED: &str = "LastUpdatedTimestamp";
 
+/// What goes into the job event log: the attributes that services read there, and no others, for one log
+/// serves thousands of jobs.
+const IN_EVENT_LOG: [&str; 8] = [
+    "StartedTimestamp",
+    "Status",
+    "TasksTotal",
+    "TasksFailed",
+    "TasksSuccess",
+    "Error",
+    "ErrorTraceback",
+    LAST_UPDATED,
+];
+
 /// How long the actor waits for the server, and between failures.
 #[derive(Debug, Clone, Copy)]
 struct RetryPace {
@@ -91,15 +104,19 @@ impl ChirpReporter {
         }))
     }
 
-    /// Notes that `attribute`, named without its prefix, is now `value`. Only changes are sent.
+    /// Notes that `attribute`, named without its prefix, is now `value`. Only changes are sent, and into the
+    /// job event log only what services read there.
     pub fn set(&self, attribute: &'static str, value: ChirpValue, urgency: Urgency) {
         let Some(handle) = &self.0 else { return };
+        if handle.destination == Destination::JobEventLog && !IN_EVENT_LOG.contains(&attribute) {
+            return;
+        }
         let Some(text) = value.render(&prefixed(attribute), handle.destination) else {
             return;
         };
         handle
             .sender
-            .change(|queue| queue.set(attribute, text, urgency));
+            .change(|queue| queue.set(attribute, text, urgency, Instant::now()));
     }
 
     /// Tries once to send all that is left, whatever the interval and past failures say; returns

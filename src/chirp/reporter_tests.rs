@@ -72,22 +72,42 @@ async fn a_status_is_sent_without_anybody_waiting_and_counts_are_held_back() {
     let server = FakeServer::start(OBEY).await;
     let reporter = ChirpReporter::start(server.settings(Destination::JobAttr, MINUTE));
     reporter.set("TasksTotal", ChirpValue::Count(1), WithinInterval);
-    server.wait_for(|lines| lines.len() >= 2).await;
+    reporter.set("Status", text("Tasking"), AtOnce);
+    server.wait_for(|lines| lines.len() >= 3).await;
     for number in 2..100 {
         reporter.set("TasksTotal", ChirpValue::Count(number), WithinInterval);
     }
     reporter.set("Status", text("PendingRemainingTasks"), AtOnce);
     reporter.set("Status", text("Done"), AtOnce);
-    let lines = server.wait_for(|lines| lines.len() >= 5).await;
+    let lines = server.wait_for(|lines| lines.len() >= 6).await;
     assert_eq!(
-        lines[2],
+        lines[3],
         "set_job_attr HTChirpEWMSPilotStatus \"PendingRemainingTasks\""
     );
-    assert_eq!(lines[3], "set_job_attr HTChirpEWMSPilotStatus \"Done\"");
+    assert_eq!(lines[4], "set_job_attr HTChirpEWMSPilotStatus \"Done\"");
     reporter.flush(MINUTE).await;
     let lines = server.seen();
-    assert_eq!(lines[5], "set_job_attr HTChirpEWMSPilotTasksTotal 99");
-    assert_eq!(lines.len(), 7, "{lines:?}");
+    assert_eq!(lines[6], "set_job_attr HTChirpEWMSPilotTasksTotal 99");
+    assert_eq!(lines.len(), 8, "{lines:?}");
+}
+
+#[tokio::test]
+async fn the_event_log_gets_nothing_that_services_do_not_read_there() {
+    for (destination, expected) in [(Destination::JobAttr, 6), (Destination::JobEventLog, 2)] {
+        let server = FakeServer::start(OBEY).await;
+        let reporter = ChirpReporter::start(server.settings(destination, MINUTE));
+        for attribute in ["Site", "ErrorClass", "TasksRunning"] {
+            reporter.set(attribute, text("x"), AtOnce);
+        }
+        reporter.set("Error", ChirpValue::Undefined, AtOnce);
+        reporter.set("Status", text("Started"), AtOnce);
+        reporter.flush(MINUTE).await;
+        let lines = server.seen();
+        assert_eq!(lines.len(), expected, "{lines:?}");
+        let undone = "set_job_attr HTChirpEWMSPilotError UNDEFINED";
+        let is_undone = lines.iter().any(|line| line == undone);
+        assert_eq!(is_undone, destination == Destination::JobAttr, "{lines:?}");
+    }
 }
 
 #[tokio::test]

@@ -14,6 +14,10 @@ const AT_ONCE_MAX: usize = 16;
 /// How often a value may be refused before it is given up.
 const REFUSALS_MAX: u32 = 3;
 
+/// How long a count waits for a status that it can go with: each round of sending ends in a timestamp, which
+/// is a line more in the job event log. A pilot that is idle for the default of 1 s says so within this.
+const COMPANY_WAIT: Duration = Duration::from_secs(5);
+
 /// Longer intervals mean the same to a job, and adding them to the time could overflow.
 const INTERVAL_MAX: Duration = Duration::from_hours(365 * 24);
 
@@ -51,6 +55,8 @@ pub(super) struct QueuedUpdate {
     pub(super) attribute: &'static str,
     pub(super) text: String,
     urgency: Urgency,
+    /// Since when its attribute has had a value to be sent.
+    since: Instant,
     refusals: u32,
 }
 
@@ -86,11 +92,20 @@ impl UpdateQueue {
     }
 
     /// Notes that `attribute` is now `text`.
-    pub(super) fn set(&mut self, attribute: &'static str, text: String, urgency: Urgency) {
+    pub(super) fn set(
+        &mut self,
+        attribute: &'static str,
+        text: String,
+        urgency: Urgency,
+        now: Instant,
+    ) {
         if self.newest.get(attribute) == Some(&text) {
             return;
         }
         self.newest.insert(attribute, text.clone());
+        let waiting = self.entries.iter().find(|e| e.attribute == attribute);
+        // A value that changes all the time must not wait all the time.
+        let since = waiting.map_or(now, |entry| entry.since);
         self.entries
             .retain(|e| e.attribute != attribute || e.urgency == Urgency::AtOnce);
         let back_to_sent = self.sent.get(attribute) == Some(&text)
@@ -98,17 +113,18 @@ impl UpdateQueue {
         if back_to_sent {
             return;
         }
-        self.push(attribute, text, urgency);
+        self.push(attribute, text, urgency, since);
         self.forget_superseded();
     }
 
-    fn push(&mut self, attribute: &'static str, text: String, urgency: Urgency) {
+    fn push(&mut self, attribute: &'static str, text: String, urgency: Urgency, since: Instant) {
         self.last_ticket.0 += 1;
         self.entries.push(QueuedUpdate {
             ticket: self.last_ticket,
             attribute,
             text,
             urgency,
+            since,
             refusals: 0,
         });
     }
@@ -120,7 +136,12 @@ impl UpdateQueue {
                 Some((end, AT_ONCE_MAX..)) => end.max(now),
                 _ => now,
             },
-            Urgency::WithinInterval => self.rest_until.map_or(now, |end| end.max(now)),
+            Urgency::WithinInterval => {
+                let company = entry.since + COMPANY_WAIT;
+                self.rest_until
+                    .map_or(company, |end| end.max(company))
+                    .max(now)
+            }
         });
         times.min()
     }
@@ -168,7 +189,7 @@ impl UpdateQueue {
         if let Some(newest) = newest.cloned()
             && !self.entries.iter().any(|e| e.attribute == entry.attribute)
         {
-            self.push(entry.attribute, newest, entry.urgency);
+            self.push(entry.attribute, newest, entry.urgency, now);
         }
     }
 

@@ -27,6 +27,8 @@ pub enum ChirpValue {
     Int(i64),
     /// A number of tasks; zero is never sent, because readers take a missing count for zero.
     Count(u64),
+    /// Undoes what an earlier run of the same job left in its ad. A line of the event log can't be undone.
+    Undefined,
 }
 
 impl ChirpValue {
@@ -37,6 +39,9 @@ impl ChirpValue {
         let room = REPORT_MAX.saturating_sub(attribute.len() + ": ".len());
         let number = match self {
             Self::Count(0) => return None,
+            Self::Undefined => {
+                return (destination == Destination::JobAttr).then(|| "UNDEFINED".to_owned());
+            }
             Self::Text(text) => return Some(quote_within(&readable(&text), room)),
             Self::Int(number) => number.to_string(),
             Self::Count(number) => number.to_string(),

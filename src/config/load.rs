@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::condor::allotted_cores;
+use super::early_chirp::{EnvFileState, early_chirp};
 use super::environment::with_env_file;
 use super::limits::{kill_grace, limits};
 use super::problem::{ConfigErrors, ConfigProblem, MissingSetting, one_line};
@@ -31,12 +32,20 @@ const PREFIX: &str = "EWMS_PILOT_";
 pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigErrors> {
     let mut problems = Vec::new();
     let environment = with_env_file(environment, cwd, &mut problems);
+    let env_file = if problems.is_empty() {
+        EnvFileState::Read
+    } else {
+        EnvFileState::Broken
+    };
     let mut reader = VariableReader::new(&environment, problems);
     warn_of_unknown_variables(&mut reader);
     let mut config = read(&mut reader, cwd);
     if !reader.problems.is_empty() {
         let missing = missing_setting(&environment);
-        return Err(ConfigErrors::new(reader.problems, missing));
+        let of_job = [Some(cwd), config.condor.scratch.as_deref()];
+        let of_job = of_job.into_iter().flatten().map(Path::to_owned).collect();
+        let chirp = early_chirp(&environment, env_file, config.condor);
+        return Err(ConfigErrors::new(reader.problems, missing, of_job, chirp));
     }
     config.token_end = token_end(
         &[&config.incoming, &config.outgoing],

@@ -7,6 +7,7 @@
 mod address;
 mod condor;
 mod credentials;
+mod early_chirp;
 mod env_json;
 mod environment;
 pub mod help_table;
@@ -220,6 +221,17 @@ pub struct ChirpConfig {
     pub destination: ChirpDestination,
     /// The least time between two reports of the counters; status and errors go at once.
     pub interval: Duration,
+}
+
+/// Where HTCondor is told that the pilot can't start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EarlyChirp {
+    /// All that may be meant; at least one.
+    pub destinations: Vec<ChirpDestination>,
+    /// The file that says where the chirp server is; it need not exist.
+    pub file: PathBuf,
+    /// The site, as glideins name it.
+    pub site: Option<String>,
 }
 
 /// Where HTCondor puts what the pilot reports.

@@ -2,9 +2,16 @@
 //! form in which they may be shown, so no text holds a secret.
 
 use std::fmt;
+use std::path::PathBuf;
+
+use super::EarlyChirp;
 
 /// The longest value that is quoted whole, in characters.
 const SHOWN: usize = 160;
+
+/// How many bytes of whole problems a chirped error has. A report to HTCondor has 950, in which quotes and what
+/// isn't ASCII take more room than here.
+const CHIRPED: usize = 700;
 
 /// One thing that is wrong with the settings.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -79,11 +86,73 @@ pub(super) enum MissingSetting {
 pub struct ConfigErrors {
     problems: Vec<ConfigProblem>,
     lacking: MissingSetting,
+    /// The directories that are of this job alone.
+    of_job: Vec<PathBuf>,
+    chirp: Option<Box<EarlyChirp>>,
 }
 
 impl ConfigErrors {
-    pub(super) fn new(problems: Vec<ConfigProblem>, lacking: MissingSetting) -> Self {
-        Self { problems, lacking }
+    pub(super) fn new(
+        problems: Vec<ConfigProblem>,
+        lacking: MissingSetting,
+        of_job: Vec<PathBuf>,
+        chirp: Option<EarlyChirp>,
+    ) -> Self {
+        Self {
+            problems,
+            lacking,
+            of_job,
+            chirp: chirp.map(Box::new),
+        }
+    }
+
+    /// Where they are to be chirped, if anywhere.
+    #[must_use]
+    pub fn chirp(&self) -> Option<&EarlyChirp> {
+        self.chirp.as_deref()
+    }
+
+    /// What is chirped of them: as many whole problems as a report has room for, then the names of others. It
+    /// is the same for all pilots with these settings, since services count equal texts.
+    #[must_use]
+    pub fn chirped(&self) -> String {
+        if self.lacking != MissingSetting::Nothing {
+            return self.last_line();
+        }
+        let problems: Vec<String> = self
+            .problems
+            .iter()
+            .map(|one| self.countable(one))
+            .collect();
+        if let [problem] = &problems[..] {
+            return format!("RuntimeError: {problem}");
+        }
+        let (whole, rest) = problems.split_at(fitting(&problems, CHIRPED));
+        let mut text = format!("RuntimeError: {} configuration problems", problems.len());
+        for problem in whole {
+            text.push_str("; ");
+            text.push_str(problem);
+        }
+        let subjects: Vec<String> = rest.iter().map(|problem| subject(problem)).collect();
+        let named = fitting(&subjects, CHIRPED / 5);
+        if named > 0 {
+            text.push_str("; also ");
+            text.push_str(&subjects[..named].join(", "));
+        }
+        match rest.len() - named {
+            0 => text,
+            unnamed => format!("{text}; and {unnamed} more"),
+        }
+    }
+
+    /// A problem without the paths of this job's own directories.
+    fn countable(&self, problem: &ConfigProblem) -> String {
+        let mut text = one_line(&problem.to_string());
+        // A job in `/` has no directory of its own.
+        for directory in self.of_job.iter().filter(|path| path.parent().is_some()) {
+            text = text.replace(&format!("{}/", directory.display()), "");
+        }
+        text
     }
 
     /// The line that sums them up.
@@ -113,6 +182,24 @@ impl fmt::Display for ConfigErrors {
     }
 }
 
+/// How many of the texts, and a separator each, have room.
+fn fitting(texts: &[String], room: usize) -> usize {
+    let mut used = 0;
+    texts
+        .iter()
+        .take_while(|text| {
+            used += text.len() + 2;
+            used <= room
+        })
+        .count()
+}
+
+/// What a problem is about: each begins with a name between backticks.
+fn subject(problem: &str) -> String {
+    let name = problem.split('`').nth(1).unwrap_or_default();
+    format!("`{name}`")
+}
+
 /// Writes control characters as escapes: a value must not break the line, or steer a terminal.
 pub(super) fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
@@ -130,9 +217,49 @@ pub(super) fn one_line(text: &str) -> String {
 mod tests {
     use super::*;
 
+    fn errors(problems: Vec<ConfigProblem>, lacking: MissingSetting) -> ConfigErrors {
+        ConfigErrors::new(problems, lacking, vec!["/job".into(), "/".into()], None)
+    }
+
+    #[test]
+    fn what_is_chirped_names_the_variables_and_no_path_of_the_job() {
+        let wrong = |name: &str| ConfigProblem::value(name, "many", "expected an integer");
+        let chirped = |problems, lacking| errors(problems, lacking).chirped();
+        let text = chirped(vec![wrong("A")], MissingSetting::Nothing);
+        assert_eq!(text, "RuntimeError: `A` is `many`: expected an integer");
+        let file = ConfigProblem::EnvFile {
+            file: "/job/env.sh".to_owned(),
+            line: 3,
+            advice: "expected `/x/y`".to_owned(),
+        };
+        assert_eq!(
+            chirped(vec![wrong("A"), file.clone()], MissingSetting::Nothing),
+            "RuntimeError: 2 configuration problems; `A` is `many`: expected an integer; \
+             `env.sh`, line 3: expected `/x/y`"
+        );
+        assert_eq!(
+            chirped(vec![file], MissingSetting::TaskImage),
+            "RuntimeError: Task image was not provided."
+        );
+    }
+
+    #[test]
+    fn more_problems_than_a_report_holds_are_named_and_then_counted() {
+        let name = |number| format!("EWMS_PILOT_NUMBER_{number:02}");
+        let problems = (0..40).map(|number| ConfigProblem::value(&name(number), "x", "wrong"));
+        let text = errors(problems.collect(), MissingSetting::Nothing).chirped();
+        assert!(text.len() <= 900, "{}: {text}", text.len());
+        assert!(text.contains("; also `EWMS_PILOT_NUMBER_"), "{text}");
+        let named = text.matches("`EWMS_PILOT_NUMBER_").count();
+        assert!(
+            text.ends_with(&format!("; and {} more", 40 - named)),
+            "{text}"
+        );
+    }
+
     #[test]
     fn every_problem_is_one_line_above_the_last() {
-        let errors = ConfigErrors::new(
+        let errors = errors(
             vec![
                 ConfigProblem::value("A", "1\n2\x1b[0m", "expected 3"),
                 ConfigProblem::missing("B", "name it"),

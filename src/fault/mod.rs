@@ -243,6 +243,12 @@ impl TaskError {
         }
     }
 
+    /// Whether it is what the Python pilot calls a `ContainerRunError`.
+    #[must_use]
+    pub fn is_container_run(&self) -> bool {
+        self.names().contains(&"ContainerRunError")
+    }
+
     /// Whether it would be the same however often the event is delivered.
     #[must_use]
     pub fn is_permanent(&self) -> bool {

@@ -62,7 +62,18 @@ impl PilotError {
         }
     }
 
-    /// What HTCondor is told.
+    /// The text that services count, which for a container's error is the Python pilot's: without a name.
+    /// None of a signal, which is no error.
+    #[must_use]
+    pub fn chirped(&self) -> Option<String> {
+        match self {
+            Self::Signal(_) => None,
+            Self::Init(error) if error.is_container_run() => Some(error.message()),
+            _ => Some(self.to_string()),
+        }
+    }
+
+    /// The exit code.
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {

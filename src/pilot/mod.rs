@@ -29,7 +29,7 @@ mod summary;
 
 pub use check::check;
 pub use error::PilotError;
-pub use progress_reporter::ProgressReporter;
+pub use progress_reporter::{ProgressReporter, chirp_wrong_configuration};
 
 use crate::blocking;
 use crate::broker::{self, BodyStore, MessageLimit, OutagePolicy, Sink, Source};
@@ -60,14 +60,17 @@ pub struct Queues {
     pub outage_policy: OutagePolicy,
 }
 
-/// How a pilot ended: its exit code, and the last line that people and services read, if it failed.
+/// How a pilot ended: its exit code, and what people and services read, if it did not succeed.
 #[derive(Debug)]
 pub struct PilotExit {
     /// For HTCondor.
     pub exit: Exit,
-    /// `RuntimeError: …` and its like.
+    /// The last line on stderr: `RuntimeError: …` and its like.
     pub last_line: Option<String>,
-    /// Details that the last line has no room for.
+    /// The error that is chirped. None of a pilot that was told to stop: that is no error, and services keep
+    /// a job's last error for good.
+    pub chirped_error: Option<String>,
+    /// Details that the error has no room for.
     pub details: Option<String>,
 }
 
@@ -76,6 +79,7 @@ impl From<PilotError> for PilotExit {
         Self {
             exit: fatal.exit(),
             last_line: Some(fatal.to_string()),
+            chirped_error: fatal.chirped(),
             details: None,
         }
     }

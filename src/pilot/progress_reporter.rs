@@ -1,13 +1,15 @@
 //! Reports the pilot's progress to the log, the terminal's progress line, the status file and HTCondor.
 
+use std::cell::Cell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::future::join_all;
 use tracing::info;
 
 use super::PilotExit;
 use super::events::Status;
 use crate::chirp::{ChirpReporter, ChirpSettings, ChirpValue, Destination, Urgency};
-use crate::config::{ChirpDestination, Config};
+use crate::config::{ChirpDestination, Config, ConfigErrors, EarlyChirp};
 use crate::exit::Exit;
 use crate::stats::Tally;
 use crate::status::StatusWriter;
@@ -22,6 +24,7 @@ pub struct ProgressReporter {
     progress: Progress,
     chirp: ChirpReporter,
     keeper: StatusWriter,
+    status: Cell<Option<Status>>,
 }
 
 impl ProgressReporter {
@@ -30,10 +33,7 @@ impl ProgressReporter {
     pub fn start(config: &Config, progress: Progress, keeper: StatusWriter) -> Self {
         let chirp = match (config.chirp, &config.condor.chirp_file) {
             (Some(chirp), Some(config_file)) => ChirpReporter::start(ChirpSettings {
-                destination: match chirp.destination {
-                    ChirpDestination::JobAttributes => Destination::JobAttr,
-                    ChirpDestination::JobEventLog => Destination::JobEventLog,
-                },
+                destination: destination(chirp.destination),
                 interval: chirp.interval,
                 config_file: config_file.clone(),
             }),
@@ -43,18 +43,24 @@ impl ProgressReporter {
             }
             (None, _) => ChirpReporter::off(),
         };
-        if let Some(site) = &config.condor.site {
-            chirp.set("Site", ChirpValue::Text(site.clone()), Urgency::AtOnce);
+        chirp_site(&chirp, config.condor.site.as_ref());
+        // The same job may have run before, and its ad keeps what that run said.
+        for attribute in ERROR_ATTRIBUTES {
+            chirp.set(attribute, ChirpValue::Undefined, Urgency::AtOnce);
         }
         Self {
             progress,
             chirp,
             keeper,
+            status: Cell::new(None),
         }
     }
 
-    /// The pilot entered a phase of its life.
+    /// The pilot entered a phase of its life, or is in it still.
     pub fn status(&self, status: Status) {
+        if self.status.replace(Some(status)) == Some(status) {
+            return;
+        }
         info!(status = status.name(), "status");
         self.keeper
             .change(|snapshot| status.name().clone_into(&mut snapshot.facts.status));
@@ -66,11 +72,7 @@ impl ProgressReporter {
             let now = ChirpValue::Int(i64::try_from(now).unwrap_or(i64::MAX));
             self.chirp.set("StartedTimestamp", now, Urgency::AtOnce);
         }
-        self.chirp.set(
-            "Status",
-            ChirpValue::Text(status.name().to_owned()),
-            Urgency::AtOnce,
-        );
+        chirp_status(&self.chirp, status);
     }
 
     /// Events and tasks are now where these counts say.
@@ -82,14 +84,14 @@ impl ProgressReporter {
             waiting: tally.pending().saturating_sub(running),
         });
         self.keeper.change(|snapshot| snapshot.facts.events = tally);
-        self.chirp_counts(tally, running, Urgency::WithinInterval);
+        self.chirp_counts(tally, running);
     }
 
-    /// The last counts: HTCondor is told now.
+    /// The last counts. HTCondor is told with the pilot's end, or earlier if that takes longer than a count may wait.
     pub fn final_counts(&self, tally: Tally) {
         self.progress.finish();
         self.keeper.change(|snapshot| snapshot.facts.events = tally);
-        self.chirp_counts(tally, 0, Urgency::AtOnce);
+        self.chirp_counts(tally, 0);
     }
 
     /// Sessions with a broker were replaced so often.
@@ -103,7 +105,8 @@ impl ProgressReporter {
         }
     }
 
-    fn chirp_counts(&self, tally: Tally, running: u64, urgency: Urgency) {
+    fn chirp_counts(&self, tally: Tally, running: u64) {
+        let urgency = Urgency::WithinInterval;
         for (name, count) in [
             ("TasksTotal", tally.received),
             ("TasksFailed", tally.failed),
@@ -122,27 +125,91 @@ impl ProgressReporter {
         self.progress.finish();
         self.keeper
             .change(|snapshot| snapshot.facts.error.clone_from(&ended.last_line));
-        if let Some(line) = &ended.last_line {
-            self.chirp
-                .set("Error", ChirpValue::Text(line.clone()), Urgency::AtOnce);
-            let details = ended.details.clone().unwrap_or_else(|| line.clone());
-            self.chirp
-                .set("ErrorTraceback", ChirpValue::Text(details), Urgency::AtOnce);
-            self.chirp.set(
-                "ErrorClass",
-                ChirpValue::Text(whose_fault(ended.exit).to_owned()),
-                Urgency::AtOnce,
-            );
-            self.status(Status::FatalError);
-        } else {
-            self.status(Status::Done);
-        }
+        self.status(match &ended.chirped_error {
+            Some(error) => {
+                let details = ended.details.as_ref().unwrap_or(error);
+                chirp_error(&self.chirp, error, details, ended.exit);
+                Status::FatalError
+            }
+            None if matches!(ended.exit, Exit::Signal(_)) => Status::PendingRemainingTasks,
+            None => Status::Done,
+        });
         self.chirp.flush(FLUSH).await;
     }
 
     /// What was said during a quarantine.
     pub async fn flush(&self) {
         self.chirp.flush(FLUSH).await;
+    }
+}
+
+/// Tells HTCondor why no pilot starts. Where that goes into the event log only, the job's ad gets the error too:
+/// what holds a job reads the ad. Takes 5 s at most.
+pub async fn chirp_wrong_configuration(errors: &ConfigErrors) {
+    let Some(settings) = errors.chirp() else {
+        return;
+    };
+    let mut reporters = Vec::new();
+    for wanted in &settings.destinations {
+        let chirp = early_reporter(settings, *wanted);
+        chirp_site(&chirp, settings.site.as_ref());
+        chirp_error(
+            &chirp,
+            &errors.chirped(),
+            &errors.to_string(),
+            Exit::Configuration,
+        );
+        chirp_status(&chirp, Status::FatalError);
+        reporters.push(chirp);
+    }
+    if settings.destinations == [ChirpDestination::JobEventLog] {
+        let chirp = early_reporter(settings, ChirpDestination::JobAttributes);
+        chirp_text(&chirp, "Error", &errors.chirped());
+        reporters.push(chirp);
+    }
+    join_all(reporters.iter().map(|chirp| chirp.flush(FLUSH))).await;
+}
+
+fn early_reporter(settings: &EarlyChirp, wanted: ChirpDestination) -> ChirpReporter {
+    ChirpReporter::start(ChirpSettings {
+        destination: destination(wanted),
+        interval: Duration::ZERO,
+        config_file: settings.file.clone(),
+    })
+}
+
+fn destination(wanted: ChirpDestination) -> Destination {
+    match wanted {
+        ChirpDestination::JobAttributes => Destination::JobAttr,
+        ChirpDestination::JobEventLog => Destination::JobEventLog,
+    }
+}
+
+fn chirp_text(chirp: &ChirpReporter, attribute: &'static str, text: &str) {
+    chirp.set(
+        attribute,
+        ChirpValue::Text(text.to_owned()),
+        Urgency::AtOnce,
+    );
+}
+
+fn chirp_site(chirp: &ChirpReporter, site: Option<&String>) {
+    if let Some(site) = site {
+        chirp_text(chirp, "Site", site);
+    }
+}
+
+fn chirp_status(chirp: &ChirpReporter, status: Status) {
+    chirp_text(chirp, "Status", status.name());
+}
+
+/// What an error leaves in the job's ad.
+const ERROR_ATTRIBUTES: [&str; 3] = ["Error", "ErrorTraceback", "ErrorClass"];
+
+fn chirp_error(chirp: &ChirpReporter, error: &str, details: &str, exit: Exit) {
+    let texts = [error, details, whose_fault(exit)];
+    for (attribute, text) in ERROR_ATTRIBUTES.into_iter().zip(texts) {
+        chirp_text(chirp, attribute, text);
     }
 }
 

@@ -513,8 +513,9 @@ impl PilotState {
             }
             self.intake = IntakeState::Stopping(held);
             actions.push(PilotAction::StopIdleTimer);
-            // Services know this sequence of statuses, even if no task remains; a pilot without an event skips it.
-            if self.tally.received > 0 {
+            // Services know this sequence of statuses, even if no task remains; a pilot without an event skips it,
+            // unless it was told to stop: that is the last that is heard of it.
+            if self.tally.received > 0 || self.signal.is_some() {
                 actions.push(PilotAction::Report(Status::PendingRemainingTasks));
             }
             actions.push(PilotAction::StopIntake);

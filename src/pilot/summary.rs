@@ -90,8 +90,11 @@ pub(super) fn ended(conclusion: &Conclusion) -> Result<PilotExit, PilotError> {
     };
     let most_frequent = conclusion.failures.by_frequency();
     let details = most_frequent.first().map(|(text, _)| (*text).to_owned());
+    let was_stopped = matches!(exit, Exit::Signal(_));
     Ok(PilotExit {
         exit,
+        // Being told to stop is no error, whatever failed before: `TasksFailed` has the number of that.
+        chirped_error: failed.clone().filter(|_| !was_stopped),
         last_line: failed,
         details,
     })

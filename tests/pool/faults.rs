@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use serde_json::Value;
+
 use super::{assert_given_back, assert_results, fill, on_the_ep, pilots, sh, shell_pilots};
 use crate::support::condor::{FIRST, Happened, SECOND, Template};
 use crate::support::images;
@@ -26,6 +28,15 @@ fn a_pilot_without_its_image_takes_no_event_and_is_tried_on_another_machine() {
     assert_eq!(ads[0]["NumJobCompletions"], 2);
     assert_eq!(ads[0]["MachineAttrMachine0"], FIRST);
     assert_eq!(ads[0]["MachineAttrMachine1"], SECOND);
+    // The first run's error is of no meaning to the second one's readers.
+    let log = fs::read_to_string(jobs.log()).expect("it is there");
+    assert!(
+        log.contains("/images/busybox"),
+        "the first run told none: {log}"
+    );
+    for attribute in ["Error", "ErrorTraceback", "ErrorClass"] {
+        assert_eq!(ads[0][format!("HTChirpEWMSPilot{attribute}")], Value::Null);
+    }
 }
 
 #[test]
@@ -57,14 +68,41 @@ fn a_wrong_configuration_is_held_at_once_with_what_is_wrong() {
     let ads = jobs.queue();
     assert_eq!(ads[0]["HoldReasonSubCode"], 2);
     assert_eq!(ads[0]["NumJobStarts"], 1);
-    let reason = ads[0]["HoldReason"].as_str().expect("there is one");
-    assert!(reason.contains("exit code 2, configuration"), "{reason}");
+    assert_eq!(ads[0]["HoldReason"], HELD_FOR_PREFETCH);
+    assert_eq!(ads[0]["HTChirpEWMSPilotStatus"], "FatalError");
     assert!(
         jobs.file(0, "err").contains("`EWMS_PILOT_PREFETCH`"),
         "{}",
         jobs.story()
     );
     assert_eq!(incoming.delivery_counts(), [0]);
+}
+
+const WRONG_PREFETCH: &str =
+    "RuntimeError: `EWMS_PILOT_PREFETCH` is `many`: expected an integer from 1 to 65535";
+const HELD_FOR_PREFETCH: &str = "ewms-pilot on localhost: exit code 2, configuration: RuntimeError: \
+                                 `EWMS_PILOT_PREFETCH` is `many`: expected an integer from 1 to 65535";
+
+#[test]
+fn a_wrong_configuration_is_in_the_event_log_too_where_services_read_it() {
+    let (submission, _incoming, _outgoing) = shell_pilots("true");
+    let jobs = submission
+        .set("chirp_dest", "JOB_EVENT_LOG")
+        .export("EWMS_PILOT_PREFETCH", "many")
+        .submit();
+    jobs.wait_for(Happened::Held, 1);
+    assert_eq!(jobs.queue()[0]["HoldReason"], HELD_FOR_PREFETCH);
+    let lines: Vec<String> = jobs
+        .events()
+        .iter()
+        .filter_map(|event| event["Info"].as_str().map(str::to_owned))
+        .collect();
+    for expected in [
+        format!("HTChirpEWMSPilotError: \"{WRONG_PREFETCH}\""),
+        "HTChirpEWMSPilotStatus: \"FatalError\"".to_owned(),
+    ] {
+        assert!(lines.contains(&expected), "{expected}: {lines:?}");
+    }
 }
 
 #[test]

@@ -4,8 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use super::{assert_given_back, assert_results, fill, on_the_ep, shell_pilots};
-use crate::support::condor::Happened;
+use crate::support::condor::{BY_THEN, Happened};
 use crate::support::{SOON, eventually, processes};
 
 /// The grace that the jobs here are submitted with, in seconds, and what the pilot needs after it.
@@ -17,6 +19,20 @@ fn stubborn(marker: &str) -> String {
     format!(
         "trap '' TERM INT HUP; sleep {marker}; sleep {marker}; cp {{{{INFILE}}}} {{{{OUTFILE}}}}"
     )
+}
+
+/// Panics if a reader of the ad sees an error.
+#[track_caller]
+fn assert_no_error(ad: &Value) {
+    for attribute in ["Error", "ErrorTraceback", "ErrorClass"] {
+        assert_eq!(ad[format!("HTChirpEWMSPilot{attribute}")], Value::Null);
+    }
+}
+
+#[track_caller]
+fn assert_stopped_without_error(ad: &Value) {
+    assert_eq!(ad["HTChirpEWMSPilotStatus"], "PendingRemainingTasks");
+    assert_no_error(ad);
 }
 
 /// Sleeps the first time that it runs on an event, not the second: the hub doesn't survive a job,
@@ -46,7 +62,9 @@ fn condor_rm_during_a_task_gives_its_event_back_within_the_grace_and_leaves_no_p
     jobs.wait_for(Happened::Aborted, 1);
     assert_given_back(&incoming, 2);
     processes::assert_nothing_runs(marker, SOON);
-    assert_eq!(jobs.history(1)[0]["JobStatus"], 3);
+    let ads = jobs.history(1);
+    assert_eq!(ads[0]["JobStatus"], 3);
+    assert_stopped_without_error(&ads[0]);
 }
 
 #[test]
@@ -74,6 +92,27 @@ fn a_vacated_pilot_runs_again_and_no_event_is_lost() {
     let ads = jobs.history(1);
     assert_eq!(ads[0]["ExitCode"], 0);
     assert_eq!(ads[0]["NumJobCompletions"], 1, "an eviction is no retry");
+    assert_eq!(ads[0]["HTChirpEWMSPilotStatus"], "Done");
+    assert_no_error(&ads[0]);
+}
+
+#[test]
+fn an_idle_pilot_that_is_removed_leaves_no_error_in_the_event_log_either() {
+    let (submission, _incoming, _outgoing) = shell_pilots("true");
+    let jobs = submission
+        .set("chirp_dest", "JOB_EVENT_LOG")
+        .export("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "600")
+        .submit();
+    let log = || fs::read_to_string(jobs.log()).unwrap_or_default();
+    let waits = || log().contains("HTChirpEWMSPilotStatus: \"AwaitingFirstMessage\"");
+    assert!(eventually(BY_THEN, waits), "{}", jobs.story());
+    jobs.tell("condor_rm");
+    jobs.wait_for(Happened::Aborted, 1);
+    let stopped = || log().contains("HTChirpEWMSPilotStatus: \"PendingRemainingTasks\"");
+    assert!(eventually(SOON, stopped), "{}", jobs.story());
+    for wrong in ["HTChirpEWMSPilotError", "FatalError"] {
+        assert!(!log().contains(wrong), "{}", log());
+    }
 }
 
 #[test]
@@ -93,6 +132,7 @@ fn a_held_pilot_gives_its_event_back_and_goes_on_when_released() {
     jobs.wait_for_process(&format!("sleep {marker}"));
     jobs.tell("condor_hold");
     jobs.wait_for(Happened::Held, 1);
+    assert_stopped_without_error(&jobs.queue()[0]);
     processes::assert_nothing_runs(&format!("sleep {marker}"), GRACE_AND_CLEANUP);
     assert_given_back(&incoming, 2);
     fs::write(memory.path().join("go"), "").expect("written");

@@ -4,6 +4,7 @@
 
 pub(crate) mod broker;
 pub(crate) mod certificates;
+pub(crate) mod chirp;
 pub(crate) mod cluster;
 pub(crate) mod condor;
 pub(crate) mod faults;
