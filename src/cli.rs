@@ -72,8 +72,10 @@ enum Words {
     },
     #[command(name = path_probe::WORD, hide = true)]
     Look {
-        #[arg(long)]
+        #[arg(long, conflicts_with = "itself")]
         through: bool,
+        #[arg(long)]
+        itself: bool,
         paths: Vec<PathBuf>,
     },
     #[command(name = preflight::NAMESPACES, hide = true)]
@@ -134,12 +136,16 @@ fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, 
         } else {
             OutputFormat::Text
         }),
-        Some(Words::Look { through, paths }) => Command::Look(
+        Some(Words::Look {
+            through,
+            itself,
             paths,
-            if through {
-                ProbeDepth::Through
-            } else {
-                ProbeDepth::Glance
+        }) => Command::Look(
+            paths,
+            match (through, itself) {
+                (true, _) => ProbeDepth::Through,
+                (false, true) => ProbeDepth::Itself,
+                (false, false) => ProbeDepth::Glance,
             },
         ),
         Some(Words::Namespaces) => Command::Namespaces,

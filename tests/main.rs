@@ -8,6 +8,7 @@ mod configuration;
 mod configuration_binds;
 mod configuration_envfile;
 mod containers;
+mod cvmfs;
 mod dead_letters;
 mod documents;
 mod events;

@@ -249,6 +249,7 @@ fn a_sound_machine_is_told_so_a_line_each_and_nothing_is_taken() {
         "apptainer",
         "user-namespaces",
         "external-directories",
+        "cvmfs",
         "image",
         "fuse",
         "container",

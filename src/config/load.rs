@@ -4,7 +4,7 @@
 
 use std::ffi::OsStr;
 use std::num::NonZeroU32;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::condor::allotted_cores;
@@ -16,9 +16,9 @@ use super::queues::{both_directions, dead_letter, token_end};
 use super::reader::{VariableReader, shown};
 use super::variables::{self as var, ALL, DefaultValue, Variable};
 use super::{
-    ChirpConfig, ChirpDestination, CondorJob, Config, ContainerConfig, DumpOutput, Environment,
-    HostVariables, ImagePolicy, KeepFiles, LogLevels, OnTaskError, Preflight, Verbosity,
-    python_values,
+    ChirpConfig, ChirpDestination, CondorJob, Config, ContainerConfig, CvmfsPolicy, DumpOutput,
+    Environment, HostVariables, ImagePolicy, KeepFiles, LogLevels, OnTaskError, Preflight,
+    Verbosity, python_values,
 };
 
 /// What the name of every variable of this pilot starts with, an optional `_` aside.
@@ -78,6 +78,7 @@ fn read(reader: &mut VariableReader<'_>, cwd: &Path) -> Config {
     let condor = CondorJob::find(reader.environment, &mut reader.warnings);
     let slots = cores.unwrap_or_else(|| allotted_cores(&condor, reader.environment));
     Config {
+        cvmfs: reader.policy(&var::CVMFS, CvmfsPolicy::Bind, CvmfsPolicy::LeaveOut),
         kill_grace: kill_grace(reader, condor.vacate_time),
         limits: limits(reader, &condor, slots),
         dead_letter: dead_letter(reader, &incoming),
@@ -118,7 +119,7 @@ fn read(reader: &mut VariableReader<'_>, cwd: &Path) -> Config {
     }
 }
 
-/// What Apptainer is given of the pilot's own environment.
+/// What the machine says in the pilot's own environment.
 fn host(environment: &Environment) -> HostVariables {
     const PROXIES: [&str; 8] = [
         "http_proxy",
@@ -139,6 +140,7 @@ fn host(environment: &Environment) -> HostVariables {
             .into_iter()
             .filter_map(|name| Some((name.into(), value(name)?)))
             .collect(),
+        cvmfs_mount_dir: value("CVMFS_MOUNT_DIR").map(PathBuf::from),
     }
 }
 

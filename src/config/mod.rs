@@ -67,6 +67,8 @@ pub struct Config {
     pub reconnect_timeout: Duration,
     /// Directories bound read-only at the same path into every container. Absolute.
     pub external_directories: Vec<PathBuf>,
+    /// Whether containers see `/cvmfs`.
+    pub cvmfs: CvmfsPolicy,
     /// What a failed task means for further events.
     pub on_task_error: OnTaskError,
     /// How long to sleep after a fatal error.
@@ -91,7 +93,7 @@ pub struct Config {
     /// What is accepted as an image.
     pub images: ImagePolicy,
     pub log: LogLevels,
-    /// What Apptainer is given of the pilot's own environment.
+    /// What the machine says in the pilot's own environment.
     pub host: HostVariables,
     /// Certificates that brokers are trusted by. Absolute.
     pub ca_file: Option<PathBuf>,
@@ -105,7 +107,7 @@ pub struct Config {
     pub shown: Vec<(&'static str, String)>,
 }
 
-/// What Apptainer is given of the pilot's own environment; a container sees none of it.
+/// What the machine says in the pilot's own environment; a container sees none of it.
 #[derive(Debug, Clone, Default)]
 pub struct HostVariables {
     /// `PATH`
@@ -115,6 +117,8 @@ pub struct HostVariables {
     /// `LANG`
     pub lang: Option<OsString>,
     pub proxies: Vec<(OsString, OsString)>,
+    /// `CVMFS_MOUNT_DIR`: where a glidein mounted what else is in `/cvmfs`.
+    pub cvmfs_mount_dir: Option<PathBuf>,
 }
 
 /// One container image and how to run it.
@@ -174,6 +178,14 @@ pub enum Verbosity {
     Normal,
     /// `apptainer --debug`.
     Debug,
+}
+
+/// Whether containers see `/cvmfs`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CvmfsPolicy {
+    /// Where the machine has it.
+    Bind,
+    LeaveOut,
 }
 
 /// Whether the execution point is checked before the first event.

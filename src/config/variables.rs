@@ -221,6 +221,8 @@ variables! {
         "how long to bear a broker that is lost and can't be reached, or one that refuses results; tasks run on meanwhile";
     EXTERNAL_DIRECTORIES = "EWMS_PILOT_EXTERNAL_DIRECTORIES", ValueKind::Directories, Default(""),
         "directories that every container sees, read-only, at the same path";
+    CVMFS = "EWMS_PILOT_CVMFS", ValueKind::Bool, Default("True"),
+        "let every container see /cvmfs, read-only, where the machine has it";
     MAX_CONCURRENT_TASKS = "EWMS_PILOT_MAX_CONCURRENT_TASKS", ValueKind::Cores, Default("1"),
         "tasks that may run at once; `auto`: as many as HTCondor allotted cores";
     STOP_LISTENING = "EWMS_PILOT_STOP_LISTENING_ON_TASK_ERROR", ValueKind::Bool, Default("True"),

@@ -27,6 +27,7 @@ struct Mount {
     root: PathBuf,
     point: PathBuf,
     writable: Writable,
+    propagation: Propagation,
     file_system: String,
     options: String,
 }
@@ -44,6 +45,15 @@ pub struct MountPoint<'a> {
 enum Writable {
     Yes,
     No,
+}
+
+/// Whether what is mounted below a mount elsewhere, by root or an automounter, is mounted here too
+/// (`mount_namespaces(7)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Propagation {
+    /// It is: the mount is `shared`, or has a `master`.
+    Received,
+    Private,
 }
 
 impl MountTable {
@@ -128,6 +138,15 @@ impl MountTable {
         points
     }
 
+    /// Whether file systems are mounted on demand in `directory`, which is absolute and without links, and
+    /// those that are mounted from now on won't be seen by this process and its children.
+    #[must_use]
+    pub fn automounts_are_cut_off(&self, directory: &Path) -> bool {
+        self.at(directory).is_some_and(|mount| {
+            mount.file_system == "autofs" && mount.propagation == Propagation::Private
+        })
+    }
+
     /// Where below `directory` the file at `path` may be seen as well, both absolute and without links:
     /// through another mount of the same file system. May, because network file systems don't say which of
     /// their directories is mounted.
@@ -178,7 +197,13 @@ impl Mount {
         let root = unescaped(fields.next()?);
         let point = unescaped(fields.next()?);
         let options = fields.next()?;
-        let mut behind = fields.skip_while(|field| *field != b"-").skip(1);
+        let mut propagation = Propagation::Private;
+        for tag in fields.by_ref().take_while(|field| *field != b"-") {
+            if tag.starts_with(b"shared:") || tag.starts_with(b"master:") {
+                propagation = Propagation::Received;
+            }
+        }
+        let mut behind = fields;
         let file_system = behind.next().unwrap_or_default();
         let of_the_file_system = behind.nth(1).unwrap_or_default();
         let is_read_only = |options: &[u8]| options.split(|byte| *byte == b',').any(|o| o == b"ro");
@@ -194,6 +219,7 @@ impl Mount {
             root,
             point,
             writable,
+            propagation,
             file_system: String::from_utf8_lossy(file_system).into_owned(),
             options: String::from_utf8_lossy(of_the_file_system).into_owned(),
         })
@@ -287,6 +313,22 @@ nonsense
         assert_eq!(alias("/home/job", "/home/e/alias/of data/token"), [token]);
         assert_eq!(alias("/home/e/alias", "/home/job/token"), [""; 0]);
         assert_eq!(alias("/home/e/ext", token), [""; 0]);
+    }
+
+    #[test]
+    fn automounts_are_cut_off_where_mounts_of_the_machine_do_not_arrive() {
+        let table = "\
+60 1 254:0 / / rw shared:1 - ext4 /dev/vda rw
+61 60 0:40 / /a rw shared:19 - autofs automount rw,indirect
+62 60 0:41 / /b rw master:19 - autofs automount rw,indirect
+63 60 0:42 / /c rw - autofs automount rw,indirect
+64 60 0:43 / /d rw - fuse cvmfs2 ro
+";
+        let table = MountTable::parse(table.as_bytes());
+        for (directory, is_cut_off) in [("/a", false), ("/b", false), ("/c", true), ("/d", false)] {
+            let found = table.automounts_are_cut_off(Path::new(directory));
+            assert_eq!(found, is_cut_off, "{directory}");
+        }
     }
 
     #[test]

@@ -13,8 +13,8 @@ use tracing::{error, info};
 use super::PilotError;
 use super::own_paths::own_paths;
 use crate::blocking;
-use crate::config::variables::EXTERNAL_DIRECTORIES;
-use crate::config::{Config, ContainerConfig, Preflight};
+use crate::config::variables::{self, EXTERNAL_DIRECTORIES};
+use crate::config::{Config, ContainerConfig, CvmfsPolicy, Preflight};
 use crate::container::{
     self, Access, Apptainer, ApptainerEnvironment, Bind, BindError, MountTable, ProcMount,
     Template, check_distinct,
@@ -23,13 +23,14 @@ use crate::fault::{Cause, Diagnosis};
 use crate::preflight::{self, Check, CheckNote, CheckProblem, Findings};
 use crate::process::{GuardianHandle, ShutdownSender};
 use crate::status;
+use crate::task::cvmfs::{CVMFS, find_cvmfs};
 use crate::task::disk_space::DiskBudget;
 use crate::task::input_files::gather;
 use crate::task::own_files::{HiddenFiles, OwnPath, shown_by};
 use crate::task::staging::{DataDirs, HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER};
 use crate::task::{
-    ActiveContainers, ContainerSpec, ExternalDirs, ExternalError, MemoryKills, ResourceLimits,
-    SharedLook, TaskContext, image_setup,
+    ActiveContainers, ContainerSpec, Cvmfs, CvmfsBind, ExternalDirs, ExternalError, MemoryKills,
+    ResourceLimits, SharedLook, TaskContext, image_setup,
 };
 use crate::telemetry::Progress;
 
@@ -134,15 +135,19 @@ impl Host<'_> {
     async fn make_checks(&self, log: &mut CheckLog<'_>) -> Option<PreparedHost> {
         let checks = tokio::try_join!(self.scratch(), async {
             // A container would hang on these.
-            let (external, image) = tokio::join!(self.external_directories(), self.images_answer());
+            let (external, cvmfs, image) = tokio::join!(
+                self.external_directories(),
+                self.cvmfs(),
+                self.images_answer()
+            );
             let binds = external.as_ref().ok().map(|(binds, _)| binds.clone());
             let (apptainer, namespaces) = tokio::join!(
-                self.apptainer_and_container(binds, image),
+                self.apptainer_and_container(binds, cvmfs.0, image),
                 self.user_namespaces()
             );
-            Ok((external, apptainer, namespaces))
+            Ok((external, cvmfs.1, apptainer, namespaces))
         });
-        let (external, apptainer, namespaces) = match checks {
+        let (external, cvmfs, apptainer, namespaces) = match checks {
             Ok((scratch, rest)) => {
                 log.keep(Check::Scratch, Ok(scratch));
                 rest
@@ -153,6 +158,7 @@ impl Host<'_> {
         let container = log.keep(Check::Apptainer, apptainer).flatten();
         log.keep(Check::UserNamespaces, namespaces);
         log.keep(Check::ExternalDirectories, external);
+        log.findings.seen(Check::Cvmfs, cvmfs);
         let (image, container) = container.unzip();
         if image.is_none() {
             log.findings.skipped(Check::Image);
@@ -196,6 +202,28 @@ impl Host<'_> {
         Ok((binds, note))
     }
 
+    /// Looked at even if the user wants no checks: a container would hang on one that does.
+    async fn cvmfs(&self) -> (Cvmfs, CheckNote) {
+        let config = self.config;
+        if config.cvmfs == CvmfsPolicy::LeaveOut {
+            let name = variables::CVMFS.name;
+            return preflight::no_cvmfs(format!("left out, as `{name}` says"));
+        }
+        let mut external = config.external_directories.iter();
+        if external.any(|directory| directory == Path::new(CVMFS)) {
+            return preflight::no_cvmfs(format!("`{CVMFS}` is an external directory"));
+        }
+        let said = config.host.cvmfs_mount_dir.iter();
+        let places: Vec<PathBuf> = said
+            .filter(|place| place.is_absolute())
+            .cloned()
+            .chain([CVMFS.into()])
+            .collect();
+        let shutdown = ShutdownSender::new().subscribe();
+        let (guard, own) = (&self.guardian, own_paths(config));
+        preflight::cvmfs(find_cvmfs(guard, &places, own, &self.apptainer_scratch, &shutdown).await)
+    }
+
     async fn images_answer(&self) -> Result<CheckNote, PilotError> {
         let images = std::iter::once(&self.config.task).chain(&self.config.init);
         let images: Vec<PathBuf> = images
@@ -214,11 +242,12 @@ impl Host<'_> {
     async fn apptainer_and_container(
         &self,
         binds: Option<Binds>,
+        cvmfs: Cvmfs,
         image: Result<CheckNote, PilotError>,
     ) -> Checked<Option<FirstContainer>> {
         let apptainer = self.locate().await?;
         let container = async {
-            let context = self.context(apptainer.clone(), binds?);
+            let context = self.context(apptainer.clone(), binds?, cvmfs);
             let mut image = self.image(context, image).await;
             let container = match &mut image {
                 Ok((prepared, _)) => self.container(prepared).await,
@@ -277,7 +306,12 @@ impl Host<'_> {
         })
     }
 
-    fn context(&self, apptainer: Apptainer, (external, inputs): Binds) -> TaskContext {
+    fn context(
+        &self,
+        apptainer: Apptainer,
+        (external, inputs): Binds,
+        cvmfs: Cvmfs,
+    ) -> TaskContext {
         let config = self.config;
         TaskContext {
             apptainer,
@@ -285,6 +319,7 @@ impl Host<'_> {
             inputs,
             dirs: self.dirs.clone(),
             external,
+            cvmfs,
             grace: config.kill_grace,
             keep: config.keep_files,
             guards: ResourceLimits {
@@ -473,6 +508,7 @@ async fn container_spec(
     .map_err(|error| PilotError::of(error.class(), error.diagnosis()))?;
     Ok(ContainerSpec {
         repair: repair(context, &image)?,
+        cvmfs: CvmfsBind::Wanted,
         image,
         args,
         env: container.env.clone(),
@@ -523,12 +559,13 @@ async fn check_init(
     (context, task): (&TaskContext, &ContainerSpec),
     init: &ContainerConfig,
 ) -> Result<(ContainerSpec, Option<CheckNote>), PilotError> {
-    let spec = container_spec(context, config, init).await?;
+    let mut spec = container_spec(context, config, init).await?;
     let note = if_wanted(config, async {
         if spec.image == task.image && spec.env == task.env {
+            spec.cvmfs = task.cvmfs;
             Ok(CheckNote::Fine("its image is that of the tasks".to_owned()))
         } else {
-            preflight::init_container(context, &spec).await
+            preflight::init_container(context, &mut spec).await
         }
     })
     .await

@@ -55,7 +55,7 @@ pub(super) async fn start(
     // Boxed: the futures are large, and done before the long part of a pilot's life.
     let connecting = Box::pin(connect(config, outage_policy, &start_sender, &start_signal));
     let preparing = Box::pin(async {
-        let prepared = prepare(config, guard, observers).await?;
+        let prepared = Box::pin(prepare(config, guard, observers)).await?;
         start_sender.all_else_is_ready();
         Ok::<_, PilotError>(prepared)
     });
@@ -97,7 +97,7 @@ async fn prepare(
                 host_setup::prepare_init(config, (&context, &task), init, &mut findings).await;
             laid.inspect_err(|fatal| host_setup::report_site(config, fatal))
         };
-        let plan = unless_signalled(observers.signals, planning).await?;
+        let plan = Box::pin(unless_signalled(observers.signals, planning)).await?;
         observers
             .progress_reporter
             .status(Status::RunningInitCommand);

@@ -7,32 +7,30 @@ use super::{CheckNote, CheckProblem};
 use crate::container::ProcMount;
 use crate::fault::Cause;
 use crate::process::ShutdownSender;
+use crate::task::cvmfs::CVMFS;
 use crate::task::probe_container::{ContainerProbeDepth, ContainerProbeOutcome, probe};
-use crate::task::{ContainerSpec, TaskContext};
+use crate::task::{ContainerSpec, CvmfsBind, TaskContext};
 
-/// Makes a container of the tasks' image and, if that fails because `/proc` is masked, one without `/proc`.
+/// Makes a container of the tasks' image; where that fails for a reason that can be worked around, once more
+/// with the workaround, which then holds for all containers of the pilot.
 ///
 /// # Errors
-/// When tasks could not run in either.
+/// When tasks could not run in any.
 pub async fn container(
     context: &mut TaskContext,
-    plan: &ContainerSpec,
+    plan: &mut ContainerSpec,
 ) -> Result<CheckNote, CheckProblem> {
-    let masked = match attempt(context, plan, ContainerProbeDepth::Hub).await {
-        Ok(tried) => return Ok(tried.seen()),
-        Err((Cause::MaskedProc, said)) if context.proc == ProcMount::Own => said,
-        Err((cause, said)) => return Err(CheckProblem::of(cause, said)),
-    };
-    context.proc = ProcMount::None;
-    match attempt(context, plan, ContainerProbeDepth::Hub).await {
-        Ok(tried) => Ok(CheckNote::WorkedAround(
-            format!(
-                "{}, but only with `--no-mount proc`, so tasks have no /proc: {masked}",
-                tried.said()
-            ),
-            Cause::MaskedProc.remedy().to_owned(),
-        )),
-        Err((cause, said)) => Err(CheckProblem::of(cause, said)),
+    let mut taken: Vec<(Workaround, String)> = Vec::new();
+    loop {
+        let (cause, said) = match attempt(context, plan, ContainerProbeDepth::Hub).await {
+            Ok(progress) => return Ok(progress.seen(&taken)),
+            Err(failure) => failure,
+        };
+        let Some(workaround) = Workaround::find(context, plan, cause, &said) else {
+            return Err(CheckProblem::of(cause, said));
+        };
+        workaround.take(context, plan);
+        taken.push((workaround, said));
     }
 }
 
@@ -42,12 +40,71 @@ pub async fn container(
 /// When its image is unfit.
 pub async fn init_container(
     context: &TaskContext,
-    plan: &ContainerSpec,
+    plan: &mut ContainerSpec,
 ) -> Result<CheckNote, CheckProblem> {
-    match attempt(context, plan, ContainerProbeDepth::Start).await {
-        Ok(tried) => Ok(tried.seen()),
+    let depth = ContainerProbeDepth::Start;
+    let mut taken = Vec::new();
+    let mut attempted = attempt(context, plan, depth).await;
+    if let Err((_, said)) = &attempted
+        && is_about_cvmfs(plan, said)
+    {
+        taken.push((Workaround::NoCvmfs, said.clone()));
+        plan.cvmfs = CvmfsBind::LeftOut;
+        attempted = attempt(context, plan, depth).await;
+    }
+    match attempted {
+        Ok(progress) => Ok(progress.seen(&taken)),
         Err((cause, said)) => Err(CheckProblem::of(cause, format!("init container: {said}"))),
     }
+}
+
+/// What is done without, or with, so that containers can be made all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Workaround {
+    NoProc,
+    NoCvmfs,
+}
+
+impl Workaround {
+    /// One that may help and wasn't taken yet.
+    fn find(context: &TaskContext, plan: &ContainerSpec, cause: Cause, said: &str) -> Option<Self> {
+        if cause == Cause::MaskedProc && context.proc == ProcMount::Own {
+            Some(Self::NoProc)
+        } else if is_about_cvmfs(plan, said) {
+            Some(Self::NoCvmfs)
+        } else {
+            None
+        }
+    }
+
+    fn take(self, context: &mut TaskContext, plan: &mut ContainerSpec) {
+        match self {
+            Self::NoProc => context.proc = ProcMount::None,
+            Self::NoCvmfs => plan.cvmfs = CvmfsBind::LeftOut,
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::NoProc => "with `--no-mount proc`, so tasks have no /proc",
+            Self::NoCvmfs => "without /cvmfs",
+        }
+    }
+
+    fn fix(self) -> &'static str {
+        match self {
+            Self::NoProc => Cause::MaskedProc.remedy(),
+            Self::NoCvmfs => {
+                "give the image a directory /cvmfs, or ask the site for `enable overlay` or `enable underlay` = yes \
+                 in apptainer.conf"
+            }
+        }
+    }
+}
+
+/// Whether it was `/cvmfs` that Apptainer could not bind. No machine is at fault for that.
+fn is_about_cvmfs(plan: &ContainerSpec, said: &str) -> bool {
+    plan.cvmfs == CvmfsBind::Wanted && said.contains(CVMFS)
 }
 
 struct ProbeProgress {
@@ -63,20 +120,28 @@ enum ProbedInside {
 }
 
 impl ProbeProgress {
-    fn seen(self) -> CheckNote {
+    fn seen(self, taken: &[(Workaround, String)]) -> CheckNote {
         let said = self.said();
-        match self.inside {
-            ProbedInside::Everything(notes) if !notes.is_empty() => CheckNote::WorkedAround(
-                format!("{said}, but {}", notes.join(", ")),
-                "mend the image if tasks need that".to_owned(),
-            ),
-            ProbedInside::Everything(_) | ProbedInside::Nothing => CheckNote::Fine(said),
+        let (mut buts, mut fixes) = (Vec::new(), Vec::new());
+        for (workaround, why) in taken {
+            buts.push(format!("only {}: {why}", workaround.words()));
+            fixes.push(workaround.fix());
         }
+        if let ProbedInside::Everything(notes) = self.inside
+            && !notes.is_empty()
+        {
+            buts.push(notes.join(", "));
+            fixes.push("mend the image if tasks need that");
+        }
+        if buts.is_empty() {
+            return CheckNote::Fine(said);
+        }
+        CheckNote::WorkedAround(format!("{said}, but {}", buts.join("; ")), fixes.join("; "))
     }
 
     fn said(&self) -> String {
         let secs = self.took.as_secs_f64();
-        match self.inside {
+        match &self.inside {
             ProbedInside::Everything(_) => {
                 format!("one was started and wrote a file in {secs:.2} s")
             }

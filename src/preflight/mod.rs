@@ -7,6 +7,7 @@
 //! | `scratch` | a file of 1 MiB is written and read back in the data directory |
 //! | `apptainer` | found in PATH, and of version 1.1 or later |
 //! | `user-namespaces` | a child makes those that a container needs |
+//! | `cvmfs` | a child looks at it; when it hangs it is left out, which is no failure |
 //! | `external-directories`, `image` | a child looks at them, which is killed when they hang |
 //! | `fuse` | nothing: images run as directories, which need none |
 //! | `container` | one is started, with a task's image, flags, binds and variables: what tasks may rely on is tried in it, and whether the image's runscript could start |
@@ -14,6 +15,7 @@
 //! | `broker-incoming`, `broker-outgoing` | looked at, none is declared; in a pilot's life that goes on beside the other checks and the init container |
 
 mod container;
+mod cvmfs;
 mod namespaces;
 mod version;
 
@@ -25,6 +27,7 @@ use serde::Serialize;
 use tracing::{info, warn};
 
 pub use container::{container, init_container};
+pub use cvmfs::{cvmfs, none as no_cvmfs};
 pub use namespaces::{WORD as NAMESPACES, child as namespaces_child, namespaces};
 pub use version::version;
 
@@ -43,6 +46,7 @@ pub enum Check {
     Apptainer,
     UserNamespaces,
     ExternalDirectories,
+    Cvmfs,
     Image,
     /// `/dev/fuse`.
     Fuse,
@@ -61,6 +65,7 @@ impl Check {
             Self::Apptainer => "apptainer",
             Self::UserNamespaces => "user-namespaces",
             Self::ExternalDirectories => "external-directories",
+            Self::Cvmfs => "cvmfs",
             Self::Image => "image",
             Self::Fuse => "fuse",
             Self::Container => "container",

@@ -1,12 +1,12 @@
 //! What a container sees of the execution point: its own directories, the job's input files, the external
-//! directories.
+//! directories, `/cvmfs`.
 
 use std::path::Path;
 
 use tokio::sync::watch;
 
 use super::staging::{HUB_IN_CONTAINER, IO_IN_CONTAINER};
-use super::{ContainerSpec, ExternalError, TaskContext};
+use super::{ContainerSpec, CvmfsBind, ExternalError, TaskContext};
 use crate::blocking;
 use crate::container::{Access, Bind, BindError};
 use crate::process::ShutdownPhase;
@@ -27,6 +27,13 @@ pub(super) async fn binds(
         .external
         .binds(&context.guard, &scratch, shutdown)
         .await?;
+    let cvmfs = match plan.cvmfs {
+        CvmfsBind::Wanted => {
+            let cvmfs = &context.cvmfs;
+            cvmfs.binds(&context.guard, &scratch, shutdown).await
+        }
+        CvmfsBind::LeftOut => Vec::new(),
+    };
     let mut own = vec![(context.dirs.hub(), HUB_IN_CONTAINER)];
     own.extend(io.map(|io| (io.to_owned(), IO_IN_CONTAINER)));
     let resolving = blocking::start(move || -> Result<Vec<Bind>, BindError> {
@@ -38,7 +45,20 @@ pub(super) async fn binds(
         .await
         .map_err(|panicked| ExternalError::Table(panicked.into()))??;
     binds.extend(context.inputs.iter().cloned());
-    binds.extend(external);
+    binds.extend(in_order(external, cvmfs));
     binds.extend(plan.repair.clone());
     Ok(binds)
+}
+
+/// External directories, and `/cvmfs`, in which some of them may be: what is further up comes first, else it
+/// would cover what is below.
+fn in_order(external: Vec<Bind>, cvmfs: Vec<Bind>) -> Vec<Bind> {
+    let mut binds = external;
+    for bind in cvmfs {
+        if binds.iter().all(|other| other.target() != bind.target()) {
+            binds.push(bind);
+        }
+    }
+    binds.sort_by_key(|bind| bind.target().components().count());
+    binds
 }

@@ -15,6 +15,7 @@ mod active_containers;
 mod binds;
 mod cleanup;
 mod container_run;
+pub mod cvmfs;
 mod dir_pool;
 pub mod disk_space;
 mod event_copy;
@@ -39,6 +40,7 @@ mod watchdog;
 pub use active_containers::{ActiveContainers, ContainerPids};
 pub use cleanup::Leftover;
 pub use container_run::TaskOutcome;
+pub use cvmfs::Cvmfs;
 pub use event_copy::EventCopy;
 pub use event_files::MemoryBudget;
 pub use external::{ExternalDirs, ExternalError};
@@ -61,6 +63,7 @@ pub struct TaskContext {
     /// The files that came with the job.
     pub inputs: Option<Bind>,
     pub external: ExternalDirs,
+    pub cvmfs: Cvmfs,
     /// Time between telling a container and killing it.
     pub grace: Duration,
     pub keep: KeepFiles,
@@ -88,11 +91,20 @@ pub struct ContainerSpec {
     pub image: PathBuf,
     /// A script of ours that its containers need to get their variables.
     pub repair: Option<Bind>,
+    pub cvmfs: CvmfsBind,
     /// Arguments, placeholders not replaced yet.
     pub args: Template,
     pub env: Vec<(String, String)>,
     /// Wall time after which it is killed.
     pub timeout: Option<Duration>,
+}
+
+/// Whether containers of an image see `/cvmfs`, if the machine has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CvmfsBind {
+    Wanted,
+    /// No mount point for it can be made in them.
+    LeftOut,
 }
 
 impl ContainerSpec {

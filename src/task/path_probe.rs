@@ -19,6 +19,8 @@ use crate::process::{
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProbeDepth {
+    /// The file or directory alone: what is in it may be mounted on demand, or hang by itself.
+    Itself,
     /// The first entries and the beginning of a file: enough to know that a file system answers.
     Glance,
     /// Every byte: enough to know that a task can read it.
@@ -26,9 +28,19 @@ pub enum ProbeDepth {
 }
 
 impl ProbeDepth {
+    /// The child's option for it, see `cli`.
+    fn option(self) -> Option<&'static str> {
+        match self {
+            Self::Itself => Some("--itself"),
+            Self::Glance => None,
+            Self::Through => Some("--through"),
+        }
+    }
+
     /// The most entries to look at.
     fn entries(self) -> usize {
         match self {
+            Self::Itself => 1,
             Self::Glance => 64,
             Self::Through => usize::MAX,
         }
@@ -37,7 +49,7 @@ impl ProbeDepth {
     /// The most bytes to read of a file.
     fn bytes(self) -> u64 {
         match self {
-            Self::Glance => 4096,
+            Self::Itself | Self::Glance => 4096,
             Self::Through => u64::MAX,
         }
     }
@@ -45,7 +57,7 @@ impl ProbeDepth {
     /// A cold cache of a network file system takes seconds; a whole image of a few gigabytes minutes.
     fn deadline(self) -> Duration {
         match self {
-            Self::Glance => Duration::from_secs(30),
+            Self::Itself | Self::Glance => Duration::from_secs(30),
             Self::Through => Duration::from_mins(5),
         }
     }
@@ -65,8 +77,6 @@ pub enum PathHealth {
 
 /// The argument by which the pilot's binary becomes the child, see `cli`.
 pub const WORD: &str = "look";
-/// The child's option for [`ProbeDepth::Through`], see `cli`.
-pub const THROUGH: &str = "--through";
 
 /// How long a file system that fails has to come back before it is tried once more.
 const COME_BACK: Duration = Duration::from_secs(1);
@@ -110,9 +120,7 @@ async fn look_once(
     shutdown: &watch::Receiver<ShutdownPhase>,
 ) -> Result<PathHealth, CaptureError> {
     let mut args = vec![WORD.into()];
-    if extent == ProbeDepth::Through {
-        args.push(THROUGH.into());
-    }
+    args.extend(extent.option().map(Into::into));
     args.push("--".into());
     args.extend(paths.iter().map(Into::into));
     let query = CaptureQuery {
@@ -210,7 +218,8 @@ fn visit(
         fs::symlink_metadata(path)?
     };
     if found.is_dir() {
-        for entry in fs::read_dir(path)?.take(most) {
+        // Of a directory that is looked at alone one entry is asked for, which its server has to answer.
+        for entry in fs::read_dir(path)?.take(most.max(1)) {
             open.push(entry?.path());
         }
     } else if found.is_file() {

@@ -110,12 +110,13 @@ fn external_directories_are_at_their_own_paths_in_every_container_and_cannot_be_
 }
 
 #[test]
-fn nothing_is_mounted_but_scratch_the_hub_and_what_apptainer_needs() {
+fn nothing_is_mounted_but_scratch_the_hub_cvmfs_and_what_apptainer_needs() {
     let seen = result_of(shell_task(
         r#"{ echo "$HOME"; cut -d ' ' -f 5 /proc/self/mountinfo; } >"$EWMS_TASK_OUTFILE""#,
     ));
     let (home, mounts) = seen.split_once('\n').expect("lines");
-    let of_every_container = ["/dev/", "/proc/", "/sys/"];
+    // Other tests mount repositories of CVMFS.
+    let of_every_container = ["/dev/", "/proc/", "/sys/", "/cvmfs/"];
     let mounts: BTreeSet<&str> = mounts
         .lines()
         .filter(|mount| {

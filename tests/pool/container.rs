@@ -1,5 +1,6 @@
 //! Pilots inside an Apptainer image, which start their tasks' containers within it: container universe.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -8,6 +9,7 @@ use tempfile::TempDir;
 
 use super::{assert_results, fill, on_the_ep, pilots, sh};
 use crate::support::condor::{Submission, Template, run};
+use crate::support::mounts::Mounted;
 use crate::support::rabbitmq::Queue;
 use crate::support::{images, pilot_binary, source_dir};
 
@@ -25,9 +27,21 @@ fn pilot_images() -> &'static Path {
     made.path()
 }
 
-/// Pilots that say where they run: only their own image lacks grep.
+/// Pilots that say where they run: only their own image lacks grep. HTCondor binds /cvmfs into that, and what is
+/// mounted there comes along into the tasks' containers.
 fn nested() -> (Submission, Queue, Queue) {
-    let script = sh("test -x /bin/grep && cp {{INFILE}} {{OUTFILE}}");
+    static MOUNTED: OnceLock<Mounted> = OnceLock::new();
+    MOUNTED.get_or_init(|| {
+        let point = Path::new("/cvmfs/nested.org");
+        run(Command::new("sudo").args(["mkdir", "-p"]).arg(point));
+        let mounted = Mounted::tmpfs(point);
+        fs::write(point.join("here"), "nested").expect("everybody may write");
+        mounted
+    });
+    let script = sh(
+        "test -x /bin/grep && test \"$(cat /cvmfs/nested.org/here)\" = nested \
+         && ! touch /cvmfs/nested.org/new && cp {{INFILE}} {{OUTFILE}}",
+    );
     pilots(Template::Container, &images::busybox(), &script)
 }
 

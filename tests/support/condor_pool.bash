@@ -21,8 +21,8 @@ use POLICY : Hold_If_Memory_Exceeded
 POLLING_INTERVAL = 1
 STARTER_UPDATE_INTERVAL = 2
 STARTER_INITIAL_UPDATE_INTERVAL = 1
-# The central file system of container images: in every container, as on the grid.
-SINGULARITY_BIND_EXPR = "/images"
+# The central file systems of container images and software: in every container, as on the grid.
+SINGULARITY_BIND_EXPR = "/images /cvmfs"
 END
   ep-start condor
   # Daemons that had no session in common with the first machine's: as strangers they are let in.
