@@ -22,6 +22,24 @@ pub(super) async fn binds(
     io: Option<&Path>,
     shutdown: &watch::Receiver<ShutdownPhase>,
 ) -> Result<Vec<Bind>, ExternalError> {
+    let shared = shared_binds(context, plan, shutdown).await?;
+    let resolving = blocking::start(own_binds(context, io));
+    let mut binds = resolving
+        .await
+        .map_err(|panicked| ExternalError::Table(panicked.into()))??;
+    binds.extend(shared);
+    Ok(binds)
+}
+
+/// Of [`binds`], those that all containers share.
+///
+/// # Errors
+/// As [`binds`].
+pub(super) async fn shared_binds(
+    context: &TaskContext,
+    plan: &ContainerSpec,
+    shutdown: &watch::Receiver<ShutdownPhase>,
+) -> Result<Vec<Bind>, ExternalError> {
     let scratch = context.dirs.apptainer();
     let external = context
         .external
@@ -34,20 +52,24 @@ pub(super) async fn binds(
         }
         CvmfsBind::LeftOut => Vec::new(),
     };
-    let mut own = vec![(context.dirs.hub(), HUB_IN_CONTAINER)];
-    own.extend(io.map(|io| (io.to_owned(), IO_IN_CONTAINER)));
-    let resolving = blocking::start(move || -> Result<Vec<Bind>, BindError> {
-        let own = own.into_iter();
-        own.map(|(source, target)| Bind::new(source, Path::new(target), Access::ReadWrite))
-            .collect()
-    });
-    let mut binds = resolving
-        .await
-        .map_err(|panicked| ExternalError::Table(panicked.into()))??;
-    binds.extend(context.inputs.iter().cloned());
+    let mut binds = Vec::from_iter(context.inputs.clone());
     binds.extend(in_order(external, cvmfs));
     binds.extend(plan.repair.clone());
     Ok(binds)
+}
+
+/// Of [`binds`], the first: the pilot's own directories. What is returned blocks.
+pub(super) fn own_binds(
+    context: &TaskContext,
+    io: Option<&Path>,
+) -> impl FnOnce() -> Result<Vec<Bind>, BindError> + Send + use<> {
+    let mut own = vec![(context.dirs.hub(), HUB_IN_CONTAINER)];
+    own.extend(io.map(|io| (io.to_owned(), IO_IN_CONTAINER)));
+    move || {
+        let own = own.into_iter();
+        own.map(|(source, target)| Bind::new(source, Path::new(target), Access::ReadWrite))
+            .collect()
+    }
 }
 
 /// External directories, and `/cvmfs`, in which some of them may be: what is further up comes first, else it

@@ -8,7 +8,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::{error, warn};
 
 use super::active_containers::ActiveContainer;
-use super::binds::binds;
+use super::binds::{own_binds, shared_binds};
 use super::fault_diagnosis::{self, Stderr};
 use super::memory_cgroup::MemoryKillSign;
 use super::output_capture::{BytesWritten, OutputCapture};
@@ -82,18 +82,8 @@ async fn start_to_end(
     shutdown: watch::Receiver<ShutdownPhase>,
     trace: &mut TaskMetrics,
 ) -> Result<TaskOutcome, TaskError> {
-    let binds = binds(context, plan, io.map(|io| io.dir.as_path()), &shutdown)
-        .await
-        .map_err(|error| TaskError::InvalidBindMount(error.to_string()))?;
+    let (binds, files) = binds_and_outputs(context, plan, stage, io, &shutdown).await?;
     let invocation = invocation(context, plan, &binds, stage, io)?;
-    let [stdout, stderr] = [stage.stdout(), stage.stderr()];
-    let files = file_work(move || {
-        Ok([
-            created(&stdout, "stdoutfile")?,
-            created(&stderr, "stderrfile")?,
-        ])
-    })
-    .await?;
     let ([stdout, stderr], outputs) =
         OutputCapture::start(files, context.output_limit).map_err(|error| {
             TaskError::setup(
@@ -207,6 +197,32 @@ async fn guarded(
         never = &mut forwarded => match never {},
     };
     (ended, Some(breach))
+}
+
+/// What this container sees, and the files for its stdout and stderr.
+async fn binds_and_outputs(
+    context: &TaskContext,
+    plan: &ContainerSpec,
+    stage: &TaskDirs,
+    io: Option<&TaskIo>,
+    shutdown: &watch::Receiver<ShutdownPhase>,
+) -> Result<(Vec<Bind>, [File; 2]), TaskError> {
+    let unusable = |error: &dyn std::error::Error| TaskError::InvalidBindMount(error.to_string());
+    let shared = shared_binds(context, plan, shutdown).await;
+    let shared = shared.map_err(|error| unusable(&error))?;
+    let own = own_binds(context, io.map(|io| io.dir.as_path()));
+    let [stdout, stderr] = [stage.stdout(), stage.stderr()];
+    // One piece of work: a switch to another thread costs more than either.
+    file_work(move || {
+        let mut binds = own().map_err(|error| unusable(&error))?;
+        binds.extend(shared);
+        let files = [
+            created(&stdout, "stdoutfile")?,
+            created(&stderr, "stderrfile")?,
+        ];
+        Ok((binds, files))
+    })
+    .await
 }
 
 /// The command: what this container sees, under the names that it knows it by.
