@@ -1,26 +1,25 @@
 //! What a person sees while the pilot runs: log lines on stderr and, on a terminal, one line of progress
-//! below them.
+//! below them; what containers wrote, on stdout and stderr.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
+use std::fs;
 use std::io::{self, IsTerminal, Write};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, WeakProgressBar};
-use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing_subscriber::fmt::{MakeWriter, layer};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::LogLevels;
-use stderr_queue::StderrQueue;
+use stream_queue::StreamQueue;
 
-mod stderr_queue;
+mod stream_queue;
 
 /// The target of the pilot's own log lines: the crate's name.
 const OWN_TARGET: &str = "ewms_pilot";
@@ -28,7 +27,8 @@ const OWN_TARGET: &str = "ewms_pilot";
 /// How often the progress line is drawn anew, so that its clock moves.
 const TICK: Duration = Duration::from_secs(1);
 
-/// The log and the progress line. Dropped, it waits until all is written, for as long as stderr takes something.
+/// The log and the progress line. Dropped, it waits until all is written, for as long as stderr and stdout take
+/// something.
 #[derive(Debug)]
 pub struct Telemetry {
     pub progress: Progress,
@@ -44,21 +44,65 @@ impl Telemetry {
 
 impl Drop for Telemetry {
     fn drop(&mut self) {
-        self.progress.queue.flush();
+        let began = Instant::now();
+        self.progress.stderr.flush(began);
+        if let Some(stdout) = &self.progress.stdout {
+            stdout.flush(began);
+        }
     }
+}
+
+/// One of the two streams that the pilot, and every container, writes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputStream {
+    Stdout,
+    Stderr,
+}
+
+impl Display for OutputStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        })
+    }
+}
+
+/// Stdout without the buffer and lock of [`io::stdout`], which the process would empty at its end, for as long
+/// as that takes.
+#[derive(Debug)]
+struct UnbufferedStdout;
+
+impl Write for UnbufferedStdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(rustix::io::write(io::stdout(), bytes)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether stdout and stderr are one terminal, pipe or file: a dump in one must not come between log lines of
+/// the other then. The names that the kernel has for them tell, without a question to a disk that may hang.
+fn are_streams_one() -> bool {
+    let [stdout, stderr] = ["/proc/self/fd/1", "/proc/self/fd/2"].map(fs::read_link);
+    matches!((stdout, stderr), (Ok(stdout), Ok(stderr)) if stdout == stderr)
 }
 
 /// Sends log lines to stderr: UTC time, level, spans, target, text. Colours only on a terminal, and
 /// not when `NO_COLOR` is set. A second call leaves the first one's set-up as it is.
 #[must_use]
 pub fn init(levels: LogLevels) -> Telemetry {
-    let queue = StderrQueue::start(Box::new(io::stderr()));
+    let stderr = StreamQueue::start(OutputStream::Stderr, Box::new(io::stderr()));
+    let stdout = (!are_streams_one())
+        .then(|| StreamQueue::start(OutputStream::Stdout, Box::new(UnbufferedStdout)));
     let progress = if io::stderr().is_terminal() {
-        Progress::with_line(queue, ProgressDrawTarget::stderr())
+        Progress::with_line(stderr, stdout, ProgressDrawTarget::stderr())
     } else {
-        Progress::without_line(queue)
+        Progress::without_line(stderr, stdout)
     };
-    let lines = fmt::layer().with_writer(Lines {
+    let lines = layer().with_writer(Lines {
         progress: progress.clone(),
     });
     // Left alone on a terminal, the layer looks at NO_COLOR itself.
@@ -89,19 +133,18 @@ pub struct ProgressCounts {
     pub waiting: u64,
 }
 
-/// The progress line. Where stderr is no terminal there is none, and every call returns at once.
+/// The progress line, and the streams around it. Where stderr is no terminal there is no line, and every call
+/// about it returns at once.
 #[derive(Debug, Clone)]
 pub struct Progress {
-    queue: StderrQueue,
+    stderr: StreamQueue,
+    /// None where it is stderr.
+    stdout: Option<StreamQueue>,
     line: Option<Arc<Line>>,
-    /// Dumps that are not written yet.
-    dumps: Arc<AtomicUsize>,
 }
 
 /// A task waits this long for its dump; then the dump goes on by itself.
 const DUMP_WITHIN: Duration = Duration::from_secs(10);
-/// Dumps that may wait; those that come then are left out.
-const DUMPS_MAX: usize = 16;
 
 #[derive(Debug)]
 struct Line {
@@ -111,15 +154,19 @@ struct Line {
 }
 
 impl Progress {
-    fn without_line(queue: StderrQueue) -> Self {
+    fn without_line(stderr: StreamQueue, stdout: Option<StreamQueue>) -> Self {
         Self {
-            queue,
+            stderr,
+            stdout,
             line: None,
-            dumps: Arc::default(),
         }
     }
 
-    fn with_line(queue: StderrQueue, target: ProgressDrawTarget) -> Self {
+    fn with_line(
+        stderr: StreamQueue,
+        stdout: Option<StreamQueue>,
+        target: ProgressDrawTarget,
+    ) -> Self {
         let bar = ProgressBar::with_draw_target(None, target);
         // Cut at the terminal's width: a line that wraps can't be erased.
         if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}") {
@@ -130,7 +177,7 @@ impl Progress {
                 bar,
                 since: OnceLock::new(),
             })),
-            ..Self::without_line(queue)
+            ..Self::without_line(stderr, stdout)
         }
     }
 
@@ -138,7 +185,7 @@ impl Progress {
     pub fn update(&self, counts: ProgressCounts) {
         if let Some(line) = &self.line {
             let line = Arc::clone(line);
-            self.queue.latest(Box::new(move |_| line.show(counts)));
+            self.stderr.latest(Box::new(move |_| line.show(counts)));
         }
     }
 
@@ -146,44 +193,44 @@ impl Progress {
     pub fn finish(&self) {
         if let Some(line) = &self.line {
             let line = Arc::clone(line);
-            self.queue
+            self.stderr
                 .job(Box::new(move |_| line.bar.finish_and_clear()));
         }
     }
 
-    /// Writes to stderr, with the progress line out of the way and no log line in between. Returns when that
-    /// is done; after ten seconds it goes on by itself.
+    /// Writes to a stream, with no log line in between and, where it may be on the same terminal, the progress
+    /// line out of the way. Returns when that is done; after ten seconds it goes on by itself.
     ///
     /// # Errors
-    /// Those of `write`, or that stderr takes too little.
+    /// Those of `write`, or that the stream takes too little.
     pub async fn dump(
         &self,
+        stream: OutputStream,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static,
     ) -> io::Result<()> {
-        let too_slow = || io::Error::from(io::ErrorKind::TimedOut);
-        if self.dumps.fetch_add(1, Ordering::Relaxed) >= DUMPS_MAX {
-            self.dumps.fetch_sub(1, Ordering::Relaxed);
-            return Err(too_slow());
-        }
-        let (done, written) = oneshot::channel();
-        let (line, dumps) = (self.line.clone(), Arc::clone(&self.dumps));
-        self.queue.job(Box::new(move |sink| {
-            let result = out_of_the_way(line.as_deref(), || write(sink));
-            dumps.fetch_sub(1, Ordering::Relaxed);
-            // Nobody waits any more when it took too long.
-            let _late = done.send(result);
-        }));
+        let too_slow = |what: &str| io::Error::new(io::ErrorKind::TimedOut, what.to_owned());
+        let (queue, line) = match (stream, &self.stdout) {
+            // A line that waits for stdout would hold up stderr.
+            (OutputStream::Stdout, Some(stdout)) => (stdout, None),
+            _ => (&self.stderr, self.line.clone()),
+        };
+        let written = queue.dump(move |sink| out_of_the_way(line.as_deref(), || write(sink)));
+        let Some(written) = written else {
+            return Err(too_slow("the stream is not read, and it is left out"));
+        };
         match timeout(DUMP_WITHIN, written).await {
             Ok(Ok(result)) => result,
             Ok(Err(_panicked)) => Err(io::ErrorKind::Other.into()),
-            Err(_) => Err(too_slow()),
+            Err(_) => Err(too_slow(
+                "the stream is not read, and it waits for a reader until the pilot ends",
+            )),
         }
     }
 
     /// Never fails: a pilot whose stderr is closed, or on a full disk, still has its tasks to end.
     fn write_line(&self, line: Vec<u8>) {
         let progress_line = self.line.clone();
-        self.queue.line(line, move |text, sink| {
+        self.stderr.line(line, move |text, sink| {
             out_of_the_way(progress_line.as_deref(), || {
                 let _ = sink.write_all(text);
             });
@@ -297,9 +344,13 @@ mod tests {
 
     use super::*;
 
+    fn unread() -> StreamQueue {
+        StreamQueue::start(OutputStream::Stderr, Box::new(io::sink()))
+    }
+
     fn with_line(terminal: &InMemoryTerm) -> Progress {
         let target = ProgressDrawTarget::term_like(Box::new(terminal.clone()));
-        Progress::with_line(StderrQueue::start(Box::new(io::sink())), target)
+        Progress::with_line(unread(), None, target)
     }
 
     #[test]
@@ -336,7 +387,7 @@ mod tests {
             failed: 1,
             waiting: 2,
         });
-        progress.queue.flush();
+        progress.stderr.flush(Instant::now());
         let shown = terminal.contents();
         assert!(
             shown.contains("12 done, 4 running, 1 failed, 2 waiting, "),
@@ -344,7 +395,7 @@ mod tests {
         );
         assert_eq!(shown.lines().count(), 1, "{shown}");
         progress.finish();
-        progress.queue.flush();
+        progress.stderr.flush(Instant::now());
         assert_eq!(terminal.contents(), "");
     }
 
@@ -358,7 +409,7 @@ mod tests {
             failed: 1_000_000,
             waiting: 2,
         });
-        progress.queue.flush();
+        progress.stderr.flush(Instant::now());
         let shown = terminal.contents();
         assert_eq!(shown.lines().count(), 1, "{shown}");
         progress.finish();
@@ -366,7 +417,7 @@ mod tests {
 
     #[test]
     fn without_a_terminal_there_is_nothing_to_update() {
-        let progress = Progress::without_line(StderrQueue::start(Box::new(io::sink())));
+        let progress = Progress::without_line(unread(), None);
         progress.update(ProgressCounts::default());
         progress.finish();
         assert!(progress.line.is_none());

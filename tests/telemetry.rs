@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::support::rabbitmq::Queue;
-use crate::support::scene::{Outcome, Scene};
+use crate::support::scene::{Outcome, Pilot, Scene};
 use crate::support::spool::SpoolQueue;
 use crate::support::{SOON, eventually, images, pilot_binary};
 
@@ -198,14 +198,30 @@ fn the_output_of_a_task_is_shown_between_marked_lines_when_asked_for_or_when_it_
         let (scene, _, _) = scene(&[("1", event)]);
         let scene = scene.set("EWMS_PILOT_DUMP_TASK_OUTPUT", dump);
         let outcome = scene.run(SOON);
-        for text in ["from-task", "err-task"] {
-            let alone = outcome.stderr.lines().any(|line| line == text);
-            assert_eq!(alone, shown, "{text}: {}", outcome.stderr);
+        for (stream, text, mark) in [
+            (&outcome.stdout, "from-task", "(stdout) ---"),
+            (&outcome.stderr, "err-task", "(stderr) ---"),
+        ] {
+            let alone = stream.lines().any(|line| line == text);
+            assert_eq!(alone, shown, "{text}: {stream}");
+            let marked = stream.matches(mark).count();
+            assert_eq!(marked >= 2, shown, "{mark}: {stream}");
         }
-        for mark in ["task (stdout)", "task (stderr)"] {
-            let marked = outcome.stderr.matches(mark).count();
-            assert_eq!(marked >= 2, shown, "{mark}: {}", outcome.stderr);
-        }
+    }
+}
+
+#[test]
+fn the_pilot_itself_writes_nothing_to_stdout() {
+    let loud = "echo here; echo there >&2; echo x >$EWMS_TASK_OUTFILE";
+    for (event, code) in [(loud, 0), ("echo there >&2; false", 1)] {
+        let (scene, _, _) = scene(&[("1", event)]);
+        let scene = scene
+            .set("EWMS_PILOT_CL_LOG", "DEBUG")
+            .set("EWMS_PILOT_INIT_IMAGE", images::busybox())
+            .set("EWMS_PILOT_INIT_ARGS", "echo made");
+        let outcome = scene.run(SOON);
+        outcome.assert_code(code);
+        assert_eq!(outcome.stdout, "");
     }
 }
 
@@ -240,21 +256,21 @@ fn the_log_is_written_as_things_happen() {
     pilot.wait(SOON).assert_code(0);
 }
 
-#[test]
-fn a_log_that_is_not_read_holds_up_no_task_and_no_signal() {
+/// Starts a pilot with two tasks. The first writes a megabyte, for which a pipe has no room, to this stream of
+/// its own; the second waits for the test. A reader of both streams of the pilot reads nothing of this one.
+fn unread(stream: u8) -> (Scene, SpoolQueue, SpoolQueue, Pilot) {
+    let speak = format!(
+        "dd if=/dev/zero bs=1000000 count=1 2>/dev/null | tr '\\0' x >&{stream}; echo 1 >$EWMS_TASK_OUTFILE"
+    );
     let (scene, incoming, outgoing) = scene(&[
-        (
-            "1",
-            "dd if=/dev/zero bs=1000000 count=1 2>/dev/null | tr '\\0' x >&2; echo 1 >$EWMS_TASK_OUTFILE",
-        ),
+        ("1", &speak),
         (
             "2",
             "until [ -e $EWMS_TASK_DATA_HUB_DIR/go ]; do sleep 0.05; done; echo 2 >$EWMS_TASK_OUTFILE",
         ),
     ]);
-    // A pipe with a reader that reads nothing.
     let script = format!(
-        "mkfifo log; exec 3<>log; exec {} 2>log",
+        "mkfifo unread; exec 3<>unread; exec {} {stream}>unread",
         pilot_binary().display()
     );
     let scene = scene
@@ -265,21 +281,42 @@ fn a_log_that_is_not_read_holds_up_no_task_and_no_signal() {
         .arg("-c")
         .arg(script);
     let pilot = scene.start();
-    // The first one's dump is under way: its stderr is more than a pipe holds.
-    assert!(eventually(SOON, || scene.hub("").exists()));
-    fs::write(scene.hub("go"), "").expect("written");
-    assert!(
-        eventually(SOON, || !outgoing.files().is_empty()),
-        "{:?}",
-        incoming.files()
-    );
-    let began = Instant::now();
-    pilot.signal(Signal::SIGTERM);
-    pilot.signal(Signal::SIGTERM);
-    pilot.wait(SOON).assert_code(143);
-    assert!(
-        began.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        began.elapsed()
-    );
+    (scene, incoming, outgoing, pilot)
+}
+
+#[test]
+fn a_stream_that_is_not_read_holds_up_no_task_and_no_signal() {
+    for stream in [1, 2] {
+        let (scene, incoming, outgoing, mut pilot) = unread(stream);
+        assert!(eventually(SOON, || scene.hub("").exists()));
+        if stream == 1 {
+            // Its dump is given up, and said so where somebody reads.
+            let line = pilot.wait_for_line("a container's output can't be shown", SOON);
+            assert!(
+                line.contains("task_id=") && line.contains("stream=stdout"),
+                "{line}"
+            );
+        }
+        fs::write(scene.hub("go"), "").expect("written");
+        assert!(
+            eventually(SOON, || !outgoing.files().is_empty()),
+            "{:?}",
+            incoming.files()
+        );
+        let began = Instant::now();
+        pilot.signal(Signal::SIGTERM);
+        pilot.signal(Signal::SIGTERM);
+        let outcome = pilot.wait(SOON);
+        outcome.assert_code(143);
+        assert!(
+            began.elapsed() < Duration::from_secs(20),
+            "{:?}",
+            began.elapsed()
+        );
+        // What is written to stderr while stdout is stuck is there.
+        let told = outcome
+            .last_line()
+            .starts_with("RuntimeError: ended by signal 15; ");
+        assert_eq!(told, stream == 1, "{}", outcome.stderr);
+    }
 }

@@ -77,7 +77,7 @@ pub struct Config {
     pub kill_grace: Duration,
     /// Which task directories survive their task.
     pub keep_files: KeepFiles,
-    /// Whose output is copied into the log.
+    /// Whose stdout is copied to the pilot's, and whose stderr.
     pub dump_output: DumpOutput,
     pub verbosity: Verbosity,
     /// Limits at which a task, or the pilot, is ended.
@@ -165,7 +165,7 @@ pub enum KeepFiles {
     All,
 }
 
-/// Whose output is copied into the log.
+/// Whose stdout is copied to the pilot's, and whose stderr.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DumpOutput {
     Failed,

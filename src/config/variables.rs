@@ -245,7 +245,7 @@ variables! {
     TASK_LOG = "EWMS_PILOT_TASK_LOG", ValueKind::File, Default("ewms-pilot-tasks.jsonl"),
         "record of every task, a JSON line each; relative to where `ewms-pilot-data/` is";
     DUMP_TASK_OUTPUT = "EWMS_PILOT_DUMP_TASK_OUTPUT", ValueKind::Bool, Default("False"),
-        "copy the output of all containers into the log, not only the first and last 32 KiB of failed ones'";
+        "copy what all containers write to stdout to the pilot's stdout, and the same for stderr, not only the first and last 32 KiB of failed ones'";
     KILL_GRACE = "EWMS_PILOT_KILL_GRACE", ValueKind::Duration, Default("10"),
         "time between telling a container to end and killing it; unless set, less where HTCondor gives an evicted job less than that and 5 s more";
     QUARANTINE_TIME = "EWMS_PILOT_QUARANTINE_TIME", ValueKind::Seconds { least: 0 }, Default("0"),

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tokio::sync::{oneshot, watch};
 use tracing::{error, warn};
@@ -27,6 +27,7 @@ use crate::process::{
     SpawnError, StopCause,
     output::{self, ShownOutput},
 };
+use crate::telemetry::{OutputStream, Progress};
 
 /// How a task ended.
 #[derive(Debug)]
@@ -352,31 +353,47 @@ async fn read_stderr(stage: &TaskDirs, written: &BytesWritten) -> Result<Stderr,
         .await
 }
 
-/// Copies what a container wrote into the log. Waits for that, so that no more than the tasks that run can have
-/// it pending, but not for a reader that is too slow: the files may be removed then.
+/// Copies what a container wrote to stdout to the pilot's, and the same for stderr. Waits for that, so that no
+/// more than the tasks that run can have it pending, but not for a reader that is too slow: the files may be
+/// removed then.
 pub(super) async fn show_output(
     context: &TaskContext,
     role: ContainerRole,
     stage: &TaskDirs,
     shown: ShownOutput,
 ) {
-    let (stdout, stderr) = (stage.stdout(), stage.stderr());
-    let dumped = async {
-        let opening = move || -> io::Result<_> {
-            let files = [File::open(&stdout)?, File::open(&stderr)?];
-            Ok((files, stdout, stderr))
-        };
-        let ([out, err], stdout, stderr) = blocking::start(opening).await??;
-        let dump = move |log: &mut dyn io::Write| {
-            output::dump((out, &stdout), &format!("{role} (stdout)"), shown, log)?;
-            output::dump((err, &stderr), &format!("{role} (stderr)"), shown, log)
-        };
-        context.log.dump(dump).await
+    let show = |stream: OutputStream, path: PathBuf| {
+        let name = format!("{role} {} ({stream})", stage.name());
+        async move {
+            let dumped = show_stream(&context.log, stream, path, name, shown).await;
+            if let Err(error) = dumped {
+                warn!(%stream, %error, "a container's output can't be shown");
+            }
+        }
     };
-    let dumped: io::Result<()> = dumped.await;
-    if let Err(error) = dumped {
-        warn!(%error, "a container's output can't be shown");
-    }
+    tokio::join!(
+        show(OutputStream::Stdout, stage.stdout()),
+        show(OutputStream::Stderr, stage.stderr())
+    );
+}
+
+async fn show_stream(
+    log: &Progress,
+    stream: OutputStream,
+    path: PathBuf,
+    name: String,
+    shown: ShownOutput,
+) -> io::Result<()> {
+    let opening = move || -> io::Result<_> {
+        let file = File::open(&path)?;
+        let is_empty = file.metadata()?.len() == 0;
+        Ok((!is_empty).then_some((file, path)))
+    };
+    let Some((file, path)) = blocking::start(opening).await?? else {
+        return Ok(());
+    };
+    let dump = move |sink: &mut dyn io::Write| output::dump((file, &path), &name, shown, sink);
+    log.dump(stream, dump).await
 }
 
 fn created(path: &Path, what: &'static str) -> Result<File, TaskError> {

@@ -74,7 +74,7 @@ pub struct TaskContext {
     pub output_limit: u64,
     /// What may still be kept of failed tasks.
     pub kept: Arc<disk_space::DiskBudget>,
-    /// Whose output goes to the log.
+    /// Whose output goes to the pilot's stdout and stderr.
     pub dump: DumpOutput,
     pub verbosity: Verbosity,
     /// Whether containers have a `/proc`.

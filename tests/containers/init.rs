@@ -56,13 +56,11 @@ fn its_failure_is_told_before_that_of_a_broker() {
 }
 
 #[test]
-fn of_its_long_output_the_log_has_both_ends_and_where_it_is() {
+fn of_its_long_output_both_ends_are_shown_and_where_it_is() {
     let scene = unreachable(with_init("true", SPEAK_AT_LENGTH));
     let outcome = scene.run(SOON);
     outcome.assert_code(5);
-    for name in ["init-container (stdout)", "init-container (stderr)"] {
-        assert_ends_are_shown(&outcome.stderr, name);
-    }
+    assert_ends_are_shown(&outcome, "init-container");
 }
 
 #[track_caller]
