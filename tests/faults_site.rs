@@ -19,6 +19,8 @@ pub(crate) enum Site<'a> {
     FewProcesses(u32),
     /// Its users have no account.
     NoAccount,
+    /// It runs pilots as root without `CAP_SYS_RESOURCE`, as in a container of Docker's.
+    LesserRoot,
     /// Whatever these lines of shell do, as root, before the pilot runs.
     Prepared(&'a str),
     /// As before, and the pilot's file system is a memory of a few MiB.
@@ -70,6 +72,14 @@ impl Site<'_> {
                 &["--mount"],
                 format!(
                     "chown -R 4242 {directory}\nexec setpriv --reuid 4242 --regid 4242 --clear-groups {pilot}"
+                ),
+            ),
+            Self::LesserRoot => (
+                &["--mount"],
+                format!(
+                    "chown -R 0:0 {directory}; chmod 755 {directory}; code=0
+                     setpriv --bounding-set -sys_resource --inh-caps -sys_resource {pilot} || code=$?
+                     chown -R $SUDO_UID:$SUDO_GID {directory}; exit $code"
                 ),
             ),
             Self::Prepared(preparation) => (&["--mount"], format!("{preparation}\n{as_user}")),

@@ -207,6 +207,96 @@ fn a_masked_proc_is_worked_around_and_said_so() {
 }
 
 #[test]
+fn root_without_all_capabilities_runs_tasks_and_they_have_none() {
+    let external = tempfile::tempdir().expect("a directory");
+    let place = external.path().display();
+    let script = format!(
+        "{{ id -u; grep CapEff /proc/self/status; cat {{{{DATA_HUB}}}}/init; touch {place}/new && echo WRITTEN
+         mount -o remount,rw,bind {place} && touch {place}/new && echo WRITTEN; }} 2>/dev/null >{{{{OUTFILE}}}}; true"
+    );
+    let sh = |script: &str| format!("sh -c {}", shell_words::quote(script));
+    let scene = Scene::task(images::busybox(), sh(&script))
+        .set("EWMS_PILOT_INIT_IMAGE", images::busybox())
+        .set("EWMS_PILOT_INIT_ARGS", sh("echo init >{{DATA_HUB}}/init"))
+        .set("EWMS_PILOT_EXTERNAL_DIRECTORIES", external.path());
+    let world = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(external.path(), world).expect("set");
+    let (scene, incoming, outgoing) = scene.spool();
+    incoming.put("a.txt", "");
+    let scene = Site::LesserRoot.of(scene);
+    scene.run(SOON).assert_code(0);
+    let results: Vec<_> = outgoing.files().into_values().collect();
+    let seen = String::from_utf8(results.concat()).expect("UTF-8");
+    assert_eq!(seen, "0\nCapEff:\t0000000000000000\ninit\n");
+}
+
+#[test]
+fn where_apptainer_can_make_containers_with_a_user_namespace_only_all_are_made_so() {
+    // Apptainer, as root who lacks a capability.
+    let lesser = r#"#!/bin/sh
+case " $* " in
+  *" --version "* | *" --userns "*) exec /usr/bin/apptainer "$@" ;;
+esac
+printf '\033[91mERROR  : Requesting capability set 0x1ff while permitted capability set is 0x0ff\n\033[0m' >&2
+exit 1
+"#;
+    let scene = || {
+        let scene = Scene::task(images::busybox(), "cp {{DATA_HUB}}/init {{OUTFILE}}");
+        let bin = scene.dir().join("bin");
+        std::fs::create_dir(&bin).expect("made");
+        std::fs::write(bin.join("apptainer"), lesser).expect("written");
+        let preparation = format!(
+            "chmod +x {0}/apptainer; export PATH={0}:$PATH",
+            bin.display()
+        );
+        let scene = scene.set("EWMS_PILOT_INIT_IMAGE", images::python()).set(
+            "EWMS_PILOT_INIT_ARGS",
+            "sh -c 'echo init >{{DATA_HUB}}/init'",
+        );
+        (preparation, scene.spool())
+    };
+    let (preparation, (run, incoming, outgoing)) = scene();
+    incoming.put("a.txt", "");
+    let run = Site::Prepared(&preparation).of(run);
+    run.run(SOON).assert_code(0);
+    let results: Vec<_> = outgoing.files().into_values().collect();
+    assert_eq!(results.concat(), b"init\n");
+
+    let (preparation, (checked, _, _)) = scene();
+    let checked = Site::Prepared(&preparation).with_arguments(checked, "check");
+    let outcome = checked.run(SOON);
+    outcome.assert_code(0);
+    let mut lines = outcome.stdout.lines();
+    let line = lines.find(|line| line.contains("  container "));
+    let line = line.unwrap_or_else(|| panic!("{}", outcome.stdout));
+    assert!(line.starts_with("ok    container "), "{line}");
+    assert!(
+        line.contains("but only with `--userns`: Requesting capability set"),
+        "{line}"
+    );
+
+    // Without the check that finds it out, the advice is to make it.
+    let (preparation, (unchecked, incoming, _)) = scene();
+    incoming.put("a.txt", "");
+    let unchecked = unchecked
+        .set("EWMS_PILOT_PREFLIGHT", "False")
+        .set("EWMS_PILOT_INIT_IMAGE", "");
+    let unchecked = Site::Prepared(&preparation).of(unchecked);
+    let outcome = unchecked.run(SOON);
+    outcome.assert_code(3);
+    assert!(
+        outcome.stderr.contains("`--userns` is tried"),
+        "{}",
+        outcome.stderr
+    );
+    assert!(
+        !outcome.stderr.contains("ask the site for unprivileged"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
 fn a_data_directory_where_nothing_can_be_started_is_no_obstacle() {
     let (scene, incoming, outgoing) = scene().spool();
     incoming.put("a.json", "1");

@@ -77,6 +77,17 @@ pub struct RunSpec<'a> {
     pub verbosity: Verbosity,
     /// Whether it has a `/proc`.
     pub proc: ProcMount,
+    pub user_namespace: UserNamespace,
+}
+
+/// Who decides whether a container has a user namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UserNamespace {
+    /// Apptainer: an ordinary user's has one, unless it is installed setuid; root's has none.
+    #[default]
+    AsInstalled,
+    /// It has one (`--userns`): root who lacks a capability can't make containers without.
+    Always,
 }
 
 /// Whether containers have a `/proc`.
@@ -291,7 +302,11 @@ fn command(
     spec: &RunSpec<'_>,
 ) -> Result<Invocation, CommandError> {
     let mut args = debug(spec.verbosity);
-    args.extend([verb, "--containall", "--no-eval"].map(Into::into));
+    // Root's tasks would have all capabilities otherwise, and with them could make read-only binds writable.
+    args.extend([verb, "--containall", "--no-eval", "--no-privs"].map(Into::into));
+    if spec.user_namespace == UserNamespace::Always {
+        args.push("--userns".into());
+    }
     if spec.proc == ProcMount::None {
         args.extend(["--no-mount", "proc"].map(Into::into));
     }

@@ -36,6 +36,7 @@ fn run_with(
         workdir: Path::new("/scratch/work"),
         verbosity: Verbosity::Normal,
         proc: ProcMount::Own,
+        user_namespace: UserNamespace::AsInstalled,
     };
     run(&apptainer("/scratch"), &spec)
 }
@@ -69,6 +70,7 @@ fn a_run_contains_all_and_evaluates_nothing() {
             "run",
             "--containall",
             "--no-eval",
+            "--no-privs",
             "--workdir",
             "/scratch/work",
             "/images/x",
@@ -90,6 +92,7 @@ fn debug_is_an_option_of_apptainer_and_not_of_run() {
         workdir: Path::new("/w"),
         verbosity: Verbosity::Debug,
         proc: ProcMount::Own,
+        user_namespace: UserNamespace::AsInstalled,
     };
     let invocation = run(&apptainer("/scratch"), &spec).expect("is allowed");
     assert_eq!(invocation.args[..2], ["--debug", "run"]);
@@ -105,6 +108,7 @@ fn an_image_with_a_dash_is_no_flag() {
         workdir: Path::new("/w"),
         verbosity: Verbosity::Normal,
         proc: ProcMount::Own,
+        user_namespace: UserNamespace::AsInstalled,
     };
     let invocation = run(&apptainer("/scratch"), &spec).expect("is allowed");
     assert_eq!(invocation.args.last().expect("an image"), "./--fakeroot");

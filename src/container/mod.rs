@@ -17,7 +17,7 @@ mod template;
 pub use bind::{Access, Bind, BindError, check_distinct};
 pub use command::{
     Apptainer, ApptainerEnvironment, CommandError, Invocation, LocateError, ProcMount, RunSpec,
-    exec, run,
+    UserNamespace, exec, run,
 };
 pub use fs_util::{remove_tree, tree_bytes};
 pub use image_conversion::{Conversion, ConversionLock, ImageError, LockOutcome, Resolution};

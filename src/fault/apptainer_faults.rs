@@ -174,7 +174,7 @@ const MESSAGES: &[(&[&str], Cause)] = &[
         &["container process", "Resource temporarily unavailable"],
         Cause::Limits,
     ),
-    (&["Requesting capability set"], Cause::Namespaces),
+    (&["Requesting capability set"], Cause::Capabilities),
     (&["transport endpoint is not connected"], Cause::Storage),
     (&["stale", " file handle"], Cause::Storage),
     (&["no space left on device"], Cause::DiskFull),

@@ -36,6 +36,8 @@ pub enum Cause {
     MountsOff,
     /// The kernel or the site gives the pilot no user namespace, or none of those that go with it.
     Namespaces,
+    /// The pilot runs as root who lacks a capability, and Apptainer asks for all.
+    Capabilities,
     /// The site gives containers no pid namespace, without which nothing in them is sure to die.
     PidNamespace,
     /// `/dev/fuse` is needed and can't be used.
@@ -64,7 +66,7 @@ pub enum Cause {
 
 impl Cause {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 23] = [
+    pub(super) const ALL: [Self; 24] = [
         Self::ImageMissing,
         Self::ImageFormat,
         Self::ImageDamaged,
@@ -76,6 +78,7 @@ impl Cause {
         Self::BindsUseless,
         Self::MountsOff,
         Self::Namespaces,
+        Self::Capabilities,
         Self::PidNamespace,
         Self::Fuse,
         Self::MaskedProc,
@@ -105,6 +108,7 @@ impl Cause {
             Self::BindsUseless => "binds-useless",
             Self::MountsOff => "mounts-off",
             Self::Namespaces => "namespaces",
+            Self::Capabilities => "capabilities",
             Self::PidNamespace => "pid-namespace",
             Self::Fuse => "fuse",
             Self::MaskedProc => "masked-proc",
@@ -134,6 +138,7 @@ impl Cause {
             | Self::BindsUseless
             | Self::MountsOff
             | Self::Namespaces
+            | Self::Capabilities
             | Self::PidNamespace
             | Self::Fuse
             | Self::MaskedProc
@@ -176,6 +181,10 @@ impl Cause {
             }
             Self::Namespaces => {
                 "ask the site for unprivileged user namespaces (`user.max_user_namespaces`)"
+            }
+            Self::Capabilities => {
+                "leave EWMS_PILOT_PREFLIGHT on, so that `--userns` is tried, or give the pilot's container \
+                 CAP_SYS_RESOURCE"
             }
             Self::PidNamespace => "ask the site for `allow pid ns = yes` in apptainer.conf",
             Self::Fuse => "ask the site for a /dev/fuse that users can open",

@@ -17,7 +17,7 @@ use crate::config::variables::{self, EXTERNAL_DIRECTORIES};
 use crate::config::{Config, ContainerConfig, CvmfsPolicy, Preflight};
 use crate::container::{
     self, Access, Apptainer, ApptainerEnvironment, Bind, BindError, MountTable, ProcMount,
-    Template, check_distinct,
+    Template, UserNamespace, check_distinct,
 };
 use crate::fault::{Cause, Diagnosis};
 use crate::preflight::{self, Check, CheckNote, CheckProblem, Findings};
@@ -332,6 +332,7 @@ impl Host<'_> {
             dump: config.dump_output,
             verbosity: config.verbosity,
             proc: ProcMount::Own,
+            user_namespace: UserNamespace::AsInstalled,
             log: self.progress.clone(),
             running: ActiveContainers::default(),
             look: SharedLook::default(),

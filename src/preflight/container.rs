@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{CheckNote, CheckProblem};
-use crate::container::ProcMount;
+use crate::container::{ProcMount, UserNamespace};
 use crate::fault::Cause;
 use crate::process::ShutdownSender;
 use crate::task::cvmfs::CVMFS;
@@ -63,6 +63,7 @@ pub async fn init_container(
 enum Workaround {
     NoProc,
     NoCvmfs,
+    UserNamespace,
 }
 
 impl Workaround {
@@ -72,6 +73,10 @@ impl Workaround {
             Some(Self::NoProc)
         } else if is_about_cvmfs(plan, said) {
             Some(Self::NoCvmfs)
+        } else if cause == Cause::Capabilities
+            && context.user_namespace == UserNamespace::AsInstalled
+        {
+            Some(Self::UserNamespace)
         } else {
             None
         }
@@ -81,6 +86,7 @@ impl Workaround {
         match self {
             Self::NoProc => context.proc = ProcMount::None,
             Self::NoCvmfs => plan.cvmfs = CvmfsBind::LeftOut,
+            Self::UserNamespace => context.user_namespace = UserNamespace::Always,
         }
     }
 
@@ -88,16 +94,19 @@ impl Workaround {
         match self {
             Self::NoProc => "with `--no-mount proc`, so tasks have no /proc",
             Self::NoCvmfs => "without /cvmfs",
+            Self::UserNamespace => "with `--userns`",
         }
     }
 
-    fn fix(self) -> &'static str {
+    /// What tasks would miss nothing with; nothing if they don't.
+    fn fix(self) -> Option<&'static str> {
         match self {
-            Self::NoProc => Cause::MaskedProc.remedy(),
-            Self::NoCvmfs => {
+            Self::UserNamespace => None,
+            Self::NoProc => Some(Cause::MaskedProc.remedy()),
+            Self::NoCvmfs => Some(
                 "give the image a directory /cvmfs, or ask the site for `enable overlay` or `enable underlay` = yes \
-                 in apptainer.conf"
-            }
+                 in apptainer.conf",
+            ),
         }
     }
 }
@@ -125,7 +134,7 @@ impl ProbeProgress {
         let (mut buts, mut fixes) = (Vec::new(), Vec::new());
         for (workaround, why) in taken {
             buts.push(format!("only {}: {why}", workaround.words()));
-            fixes.push(workaround.fix());
+            fixes.extend(workaround.fix());
         }
         if let ProbedInside::Everything(notes) = self.inside
             && !notes.is_empty()
@@ -133,10 +142,16 @@ impl ProbeProgress {
             buts.push(notes.join(", "));
             fixes.push("mend the image if tasks need that");
         }
-        if buts.is_empty() {
-            return CheckNote::Fine(said);
+        let said = if buts.is_empty() {
+            said
+        } else {
+            format!("{said}, but {}", buts.join("; "))
+        };
+        if fixes.is_empty() {
+            CheckNote::Fine(said)
+        } else {
+            CheckNote::WorkedAround(said, fixes.join("; "))
         }
-        CheckNote::WorkedAround(format!("{said}, but {}", buts.join("; ")), fixes.join("; "))
     }
 
     fn said(&self) -> String {

@@ -270,6 +270,7 @@ fn invocation(
             workdir: stage.scratch(),
             verbosity: context.verbosity,
             proc: context.proc,
+            user_namespace: context.user_namespace,
         },
     )
     .map_err(|error| setup_error(&error, FaultClass::Task))

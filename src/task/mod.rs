@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{DumpOutput, KeepFiles, Verbosity};
-use crate::container::{Apptainer, Bind, ProcMount, Template, names_outfile};
+use crate::container::{Apptainer, Bind, ProcMount, Template, UserNamespace, names_outfile};
 use crate::fault::TaskError;
 use crate::process::GuardianHandle;
 use crate::telemetry::Progress;
@@ -79,6 +79,7 @@ pub struct TaskContext {
     pub verbosity: Verbosity,
     /// Whether containers have a `/proc`.
     pub proc: ProcMount,
+    pub user_namespace: UserNamespace,
     pub log: Progress,
     pub running: ActiveContainers,
     pub look: SharedLook,

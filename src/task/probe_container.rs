@@ -350,6 +350,7 @@ impl<'a> ProbeContainer<'a> {
                 // More would only have to be read past.
                 verbosity: Verbosity::Normal,
                 proc: self.context.proc,
+                user_namespace: self.context.user_namespace,
             },
         )?;
         let query = CaptureQuery {
