@@ -34,6 +34,36 @@ fn lists(mut scene: Scene, direction: &str, queues: &[Queue]) -> Scene {
     scene
 }
 
+#[test]
+fn lists_of_queues_may_be_written_as_the_workflow_service_writes_arrays() {
+    let queues = |what| [Queue::unique(what), Queue::unique(what)];
+    let (incoming, outgoing) = (queues("events"), queues("results"));
+    for (number, queue) in incoming.iter().enumerate() {
+        queue.produce([format!("\"{number}\"")]);
+    }
+    let mut scene = Scene::task(images::busybox(), COPY);
+    for (direction, queues) in [("INCOMING", &incoming), ("OUTGOING", &outgoing)] {
+        let variable = format!("EWMS_PILOT_QUEUE_{direction}");
+        let [first, second] = queues;
+        for (suffix, list) in [
+            ("", format!("['{}', '{}']", first.name(), second.name())),
+            ("_BROKER_TYPE", r#"["rabbitmq", "rabbitmq"]"#.to_owned()),
+            (
+                "_BROKER_ADDRESS",
+                format!("['{}', '{}']", first.address(), second.address()),
+            ),
+        ] {
+            scene = scene.set(&format!("{variable}{suffix}"), list);
+        }
+    }
+    scene.run(SOON).assert_code(0);
+    for queue in &outgoing {
+        let mut results = queue.consume(3, Duration::from_secs(1));
+        results.sort();
+        assert_eq!(results, [r#""0""#, r#""1""#]);
+    }
+}
+
 /// Events in two queues, two more for the results, and a pilot with a slot for each event.
 struct Held {
     incoming: [Queue; 2],

@@ -5,7 +5,7 @@
 use std::net::Ipv6Addr;
 
 use super::credentials::{CaCertificates, Secret, TokenFile};
-use super::python_values::is_space;
+use super::python_values::{self, is_space};
 
 /// A RabbitMQ server, and the user that the pilot is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,6 +114,14 @@ impl AmqpAddress {
 
 /// The address with `***` where a password is, or might be if the address is broken.
 pub(super) fn masked(text: &str) -> String {
+    if let Some(addresses) = python_values::literal(text) {
+        let shown: Vec<String> = addresses.iter().map(|address| masked(address)).collect();
+        return format!("{shown:?}");
+    }
+    if python_values::starts_like_literal(text) && text.contains(['\'', '"']) {
+        // What was meant to be a list of addresses and isn't one may hold a password anywhere.
+        return "***".to_owned();
+    }
     if text.contains(';') {
         // Several addresses, or one whose password has a `;`: what is before the last `@` may be
         // a password of either.

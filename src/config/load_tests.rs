@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 use tracing::level_filters::LevelFilter;
 
 use super::*;
-use crate::config::{BrokerConfig, ENV_FILE_NAME, Transport};
+use crate::config::{BrokerConfig, ENV_FILE_NAME, QueueConfig, Transport};
 
 const CWD: &str = "/job/scratch";
 
@@ -409,6 +409,89 @@ fn several_queues_are_lists_in_step() {
     };
     assert_eq!((&*address.host, address.password.reveal()), ("x", "t"));
     assert!(matches!(&second.broker, BrokerConfig::Spool(path) if path == Path::new("/y")));
+}
+
+#[test]
+fn a_list_may_be_a_literal_in_every_variable_that_takes_one() {
+    let config = read(&[
+        ("EWMS_PILOT_QUEUE_INCOMING", "['a', 'b;c']"),
+        ("EWMS_PILOT_QUEUE_INCOMING_AUTH_TOKEN", r#"["t", "u;'"]"#),
+        (
+            "EWMS_PILOT_QUEUE_INCOMING_BROKER_TYPE",
+            "['rabbitmq', 'rabbitmq']",
+        ),
+        (
+            "EWMS_PILOT_QUEUE_INCOMING_BROKER_ADDRESS",
+            "('x', '[::1]:5')",
+        ),
+        ("EWMS_PILOT_QUEUE_OUTGOING", "['one']"),
+        ("EWMS_PILOT_QUEUE_OUTGOING_AUTH_TOKEN", "['out']"),
+        ("EWMS_PILOT_QUEUE_OUTGOING_BROKER_TYPE", "['rabbitmq']"),
+        ("EWMS_PILOT_QUEUE_OUTGOING_BROKER_ADDRESS", "[::1]:7"),
+        ("EWMS_PILOT_EXTERNAL_DIRECTORIES", "['/a', \"/b,c\"]"),
+        ("EWMS_PILOT_OKAY_ERRORS", r#"["A", "B"]"#),
+    ]);
+    let found = |queues: &[QueueConfig]| -> Vec<(String, String, u16, String)> {
+        let parts = queues.iter().map(|queue| {
+            let BrokerConfig::RabbitMq(address) = &queue.broker else {
+                panic!("is RabbitMQ")
+            };
+            let token = address.password.reveal().to_owned();
+            (
+                queue.name.clone(),
+                address.host.clone(),
+                address.port,
+                token,
+            )
+        });
+        parts.collect()
+    };
+    let expected = |name: &str, host: &str, port, token: &str| {
+        (name.to_owned(), host.to_owned(), port, token.to_owned())
+    };
+    assert_eq!(
+        found(&config.incoming),
+        [
+            expected("a", "x", 5672, "t"),
+            expected("b;c", "::1", 5, "u;'")
+        ]
+    );
+    assert_eq!(found(&config.outgoing), [expected("one", "::1", 7, "out")]);
+    assert_eq!(
+        config.external_directories,
+        [Path::new("/a"), Path::new("/b,c")]
+    );
+    let except = ["A".to_owned(), "B".to_owned()].into();
+    assert_eq!(config.on_task_error, OnTaskError::StopListening { except });
+}
+
+#[test]
+fn a_list_that_is_cut_short_is_one_problem_and_no_secret_in_it_is_shown() {
+    for (variable, value) in [
+        ("EWMS_PILOT_QUEUE_INCOMING", "['a', 'b'"),
+        ("EWMS_PILOT_QUEUE_INCOMING", "[a, b]"),
+        ("EWMS_PILOT_QUEUE_INCOMING", "[]"),
+        ("EWMS_PILOT_QUEUE_INCOMING_BROKER_TYPE", "['rabbitmq'"),
+        (
+            "EWMS_PILOT_QUEUE_INCOMING_BROKER_ADDRESS",
+            "['me:hush@x', 'you:hush",
+        ),
+        ("EWMS_PILOT_EXTERNAL_DIRECTORIES", "['/a', '/b'"),
+        ("EWMS_PILOT_OKAY_ERRORS", "('A'"),
+    ] {
+        let text = problem(&[(variable, value)]);
+        assert!(text.starts_with(&format!("`{variable}` is `")), "{text}");
+        assert!(!text.contains("hush"), "{text}");
+    }
+    let text = problem(&[
+        ("EWMS_PILOT_QUEUE_INCOMING_AUTH_TOKEN", "['hush', 'hush']"),
+        ("EWMS_PILOT_QUEUE_INCOMING_BROKER_ADDRESS", "['me:hush@x']"),
+    ]);
+    assert!(
+        text.contains("lists of different lengths, 1 and 2"),
+        "{text}"
+    );
+    assert!(!text.contains("hush"), "{text}");
 }
 
 #[test]

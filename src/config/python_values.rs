@@ -100,26 +100,49 @@ fn without_separators(text: &str) -> Option<String> {
     legal.then(|| text.replace('_', ""))
 }
 
-/// The members of a list: words between white space, as the Python pilot wants them, or the literal
-/// `['A', "B"]`, which is how the submitting service really writes one. `None` when text that starts like
-/// a literal isn't one of strings.
+/// The members of a list: words between white space, as the Python pilot wants them, or a literal. `None`
+/// when text that starts like a literal isn't one of strings.
 pub(super) fn list(text: &str) -> Option<Vec<String>> {
-    let trimmed = text.trim_matches(is_space);
-    match trimmed.strip_prefix('[') {
-        Some(rest) => literal(rest.strip_suffix(']')?),
-        None => Some(
-            trimmed
-                .split(is_space)
-                .filter(|word| !word.is_empty())
-                .map(str::to_owned)
-                .collect(),
-        ),
+    list_or(text, |words| {
+        words
+            .split(is_space)
+            .filter(|word| !word.is_empty())
+            .map(str::to_owned)
+            .collect()
+    })
+}
+
+/// The members of a list: of a literal, or else what `split` makes of the text. `None` when text that starts
+/// like a literal isn't one of strings.
+pub(super) fn list_or(text: &str, split: impl FnOnce(&str) -> Vec<String>) -> Option<Vec<String>> {
+    if starts_like_literal(text) {
+        literal(text)
+    } else {
+        Some(split(text))
     }
 }
 
-/// The members between the brackets of a JSON or Python list of strings. As in Python, a comma may follow
-/// the last one.
-fn literal(text: &str) -> Option<Vec<String>> {
+pub(super) fn starts_like_literal(text: &str) -> bool {
+    let opened = text.trim_start_matches(is_space);
+    opened.starts_with('[') || opened.starts_with('(')
+}
+
+/// The strings of a list literal of JSON or Python, as the workflow service writes arrays: `["A"]`, `['A']`.
+/// A tuple counts as well. `None` for anything else.
+pub(super) fn literal(text: &str) -> Option<Vec<String>> {
+    let trimmed = text.trim_matches(is_space);
+    if let Ok(members) = serde_json::from_str(trimmed) {
+        return Some(members);
+    }
+    let of_list = trimmed
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let of_tuple = || trimmed.strip_prefix('(')?.strip_suffix(')');
+    members(of_list.or_else(of_tuple)?)
+}
+
+/// The members between the brackets of a Python list of strings. As in Python, a comma may follow the last one.
+fn members(text: &str) -> Option<Vec<String>> {
     let mut members = Vec::new();
     let mut rest = text.chars().peekable();
     loop {
@@ -144,7 +167,8 @@ fn skip_space(rest: &mut Peekable<Chars<'_>>) {
     while rest.next_if(|&c| is_space(c)).is_some() {}
 }
 
-/// A string up to its closing quote, with the escapes that JSON and Python share.
+/// A string up to its closing quote, with the escapes that Python writes. It writes text that prints as it is,
+/// whatever the script.
 fn string(rest: &mut Peekable<Chars<'_>>, quote: char) -> Option<String> {
     let mut value = String::new();
     loop {
@@ -155,11 +179,19 @@ fn string(rest: &mut Peekable<Chars<'_>>, quote: char) -> Option<String> {
                 'n' => '\n',
                 't' => '\t',
                 'r' => '\r',
+                'x' => code_point(rest, 2)?,
+                'u' => code_point(rest, 4)?,
+                'U' => code_point(rest, 8)?,
                 _ => return None,
             }),
             c => value.push(c),
         }
     }
+}
+
+fn code_point(rest: &mut Peekable<Chars<'_>>, digits: usize) -> Option<char> {
+    let digits: String = rest.take(digits).collect();
+    char::from_u32(u32::from_str_radix(&digits, 16).ok()?)
 }
 
 #[cfg(test)]
@@ -292,6 +324,9 @@ mod tests {
         assert_eq!(members("['A', 'B']"), ["A", "B"]);
         assert_eq!(members(r#"["A","B"]"#), ["A", "B"]);
         assert_eq!(members(r#" ['it\'s', "a, ]b", ] "#), ["it's", "a, ]b"]);
+        assert_eq!(members(r"['\x41\u00e9', 'é\n\\']"), ["Aé", "é\n\\"]);
+        assert_eq!(members(r#"["\u00e9\ud83d\ude00\/"]"#), ["é😀/"]);
+        assert_eq!(members("('A',)"), ["A"]);
     }
 
     #[test]
@@ -305,7 +340,10 @@ mod tests {
             "[,]",
             "[1]",
             "['A]",
-            r"['\x41']",
+            r"['\q']",
+            r"['\x4']",
+            "('A'",
+            "['A')",
             "['A'] B",
         ] {
             assert_eq!(list(text), None, "{text:?}");

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use super::address::AmqpAddress;
 use super::credentials::{CaCertificates, TokenFile, expiry};
 use super::problem::ConfigProblem;
+use super::python_values::{list_or, literal};
 use super::reader::VariableReader;
 use super::variables::{self, Variable};
 
@@ -68,7 +69,7 @@ pub(super) fn both_directions(
 }
 
 /// The queues of one direction, or `None` when something is wrong with one, which the reader then knows.
-/// Several are given as lists with `;` between the items, in step.
+/// Several are given as lists in step, each with `;` between the items or as a list literal.
 fn queues(
     reader: &mut VariableReader<'_>,
     from: &QueueVariables,
@@ -82,41 +83,22 @@ fn queues(
     let address = reader.text(from.address);
     let word = reader.required(from.kind).unwrap_or_default();
     refuse_unknown_kinds(reader, from, word);
-    let names: Vec<&str> = name.split(';').collect();
-    refuse_out_of_step(reader, from, names.len(), [&token, &file, word, &address])?;
-    // One of the two has to go, so neither is read.
-    let file = has_one_token.map_or_else(String::new, |()| file);
-    if let [name] = names[..] {
-        let queue = queue(reader, from, cwd, [name, &token, &file, word, &address]);
-        return has_one_token.and(Some(vec![queue?]));
-    }
-    if names.contains(&"") {
-        reader.refuse(
-            from.name,
-            name,
-            "a name is missing between two `;`, or at an end",
-        );
+    let names = names(reader, from, name)?;
+    let lists = in_step(reader, from, &names, [&token, &file, word, &address])?;
+    if names.len() > 1 && names.iter().any(String::is_empty) {
+        let advice = "a name is missing between two `;`, at an end, or in the list";
+        reader.refuse(from.name, name, advice);
         return None;
     }
-    let items = |text: &str| -> Vec<String> {
-        if text.is_empty() {
-            vec![String::new(); names.len()]
-        } else {
-            text.split(';').map(str::to_owned).collect()
-        }
-    };
-    let (tokens, files) = (items(&token), items(&file));
-    let (words, addresses) = (items(word), items(&address));
     let mut queues = Vec::new();
     for (place, name) in names.iter().enumerate() {
-        let texts = [
-            name,
-            &*tokens[place],
-            &*files[place],
-            &*words[place],
-            &*addresses[place],
-        ];
-        queues.push(queue(reader, from, cwd, texts));
+        // A list that is empty is empty for all queues.
+        let [token, file, word, address] = lists
+            .each_ref()
+            .map(|list| list.get(place).map_or("", String::as_str));
+        // One of the two has to go, so neither is read.
+        let file = has_one_token.map_or("", |()| file);
+        queues.push(queue(reader, from, cwd, [name, token, file, word, address]));
     }
     let queues: Vec<QueueConfig> = queues.into_iter().collect::<Option<_>>()?;
     refuse_repeated(reader, from, &queues);
@@ -125,14 +107,37 @@ fn queues(
 
 /// Refuses each word that is no kind of broker, once.
 fn refuse_unknown_kinds(reader: &mut VariableReader<'_>, from: &QueueVariables, words: &str) {
-    let mut unknown: Vec<&str> = words.split(';').collect();
-    unknown.retain(|word| !word.is_empty() && !variables::BROKER_TYPES.contains(word));
+    // What is no list is told of when the lists are compared.
+    let mut unknown = list_or(words, split).unwrap_or_default();
+    unknown.retain(|word| !word.is_empty() && !variables::BROKER_TYPES.contains(&&**word));
     unknown.sort_unstable();
     unknown.dedup();
     for word in unknown {
         let advice = format!("expected {}", from.kind.kind.expected());
-        reader.refuse(from.kind, word, advice);
+        reader.refuse(from.kind, &word, advice);
     }
+}
+
+fn split(text: &str) -> Vec<String> {
+    text.split(';').map(str::to_owned).collect()
+}
+
+/// The queues' names; at least one.
+fn names(
+    reader: &mut VariableReader<'_>,
+    from: &QueueVariables,
+    text: &str,
+) -> Option<Vec<String>> {
+    let names = list_or(text, split).filter(|names| !names.is_empty());
+    if names.is_none() {
+        refuse_literal(reader, from.name, text);
+    }
+    names
+}
+
+fn refuse_literal(reader: &mut VariableReader<'_>, variable: &Variable, text: &str) {
+    let advice = "expected one, several with `;` between them, or a list like `['A', 'B']`";
+    reader.refuse(variable, text, advice);
 }
 
 /// Refuses a queue that is named twice: it would get each result twice, and its events would not be
@@ -279,52 +284,63 @@ fn token_file(
         .ok()
 }
 
-/// Refuses lists of different lengths. The texts are token, token file, kind and address; one that is
-/// empty is empty for all queues.
-fn refuse_out_of_step(
+/// The lists of tokens, token files, kinds and addresses that belong to `names`: as long as that, or empty.
+/// `None` when one is longer or shorter, or no list, which the reader then knows.
+fn in_step(
     reader: &mut VariableReader<'_>,
     from: &QueueVariables,
-    names: usize,
+    names: &[String],
     [token, file, kind, address]: [&str; 4],
-) -> Option<()> {
-    let others = if names > 1 {
-        [
-            (from.token, items(token)),
-            (from.token_file, items(file)),
-            (from.kind, items(kind)),
-            (from.address, items(address)),
-        ]
+) -> Option<[Vec<String>; 4]> {
+    let whole = |text: &str| vec![text.to_owned()];
+    let is_single = names.len() == 1;
+    let opaque = if is_single { whole } else { split };
+    // A password may have a `;` in it; what is behind the password may not.
+    let host = address.rsplit_once('@').map_or(address, |(_, host)| host);
+    let addresses = if is_single && host.contains(';') {
+        text_items(host, split)
     } else {
-        // A token or password may have a `;` in it; what is behind the password may not.
-        let host = address.rsplit_once('@').map_or(address, |(_, host)| host);
-        [
-            (from.token, names),
-            (from.token_file, names),
-            (from.kind, items(kind)),
-            (from.address, items(host)),
-        ]
+        text_items(address, opaque)
     };
-    let mut in_step = Some(());
-    for (variable, count) in others {
-        if count != names && count > 0 {
-            in_step = None;
+    let lists = [
+        (from.token, text_items(token, opaque)),
+        (from.token_file, text_items(file, opaque)),
+        (from.kind, list_items(reader, from.kind, kind)),
+        (from.address, addresses),
+    ];
+    let mut are_in_step = true;
+    for (variable, list) in &lists {
+        let count = list.len();
+        if count != names.len() && count > 0 {
+            are_in_step = false;
             reader.problems.push(ConfigProblem::Conflict(format!(
-                "`{}` and `{}` are lists of different lengths, {names} and {count}: give one of each \
-                 for each queue, with `;` between them",
-                from.name.name, variable.name
+                "`{}` and `{}` are lists of different lengths, {} and {count}: give one of each for each \
+                 queue, with `;` between them or as lists like `['A', 'B']`",
+                from.name.name,
+                variable.name,
+                names.len()
             )));
         }
     }
-    in_step
+    are_in_step.then(|| lists.map(|(_, list)| list))
 }
 
-/// How many texts are joined with `;`; 0 in an empty text.
-fn items(text: &str) -> usize {
+/// The items of a text that may begin like a list without being one, as a password or `[::1]` does.
+fn text_items(text: &str, split: fn(&str) -> Vec<String>) -> Vec<String> {
     if text.is_empty() {
-        0
-    } else {
-        text.split(';').count()
+        return Vec::new();
     }
+    literal(text).unwrap_or_else(|| split(text))
+}
+
+fn list_items(reader: &mut VariableReader<'_>, variable: &Variable, text: &str) -> Vec<String> {
+    if text.is_empty() {
+        return Vec::new();
+    }
+    list_or(text, split).unwrap_or_else(|| {
+        refuse_literal(reader, variable, text);
+        Vec::new()
+    })
 }
 
 fn rabbitmq(

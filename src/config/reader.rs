@@ -12,7 +12,7 @@ use super::address;
 use super::env_json;
 use super::environment::Environment;
 use super::problem::{ConfigProblem, one_line};
-use super::python_values::{self, list};
+use super::python_values::{self, list, list_or};
 use super::variables::{DefaultValue, MOST_SECONDS, ValueKind, Variable};
 
 /// An environment, and what was found wrong or odd in it so far. After a problem a reading function
@@ -240,14 +240,9 @@ impl<'a> VariableReader<'a> {
 
     pub(super) fn directories(&mut self, variable: &Variable) -> Vec<PathBuf> {
         self.parse(variable, |text| {
-            let parts: Vec<String> = if text
-                .trim_start_matches(python_values::is_space)
-                .starts_with('[')
-            {
-                list(text)?
-            } else {
+            let parts = list_or(text, |text| {
                 text.split(',').map(|part| part.trim().to_owned()).collect()
-            };
+            })?;
             let parts = parts.into_iter().filter(|part| !part.is_empty());
             parts
                 .map(|part| Path::new(&part).is_absolute().then(|| PathBuf::from(part)))
