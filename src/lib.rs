@@ -70,7 +70,7 @@ use config::ConfigErrors;
 use exit::Exit;
 use fault::Diagnosis;
 use human::OutputFormat;
-use preflight::{Check, Findings};
+use preflight::{Check, CheckNote, Findings};
 use records::PilotIdentity;
 use signals::Signals;
 
@@ -123,7 +123,7 @@ fn run_pilot() -> Result<ExitCode> {
         pid = std::process::id(),
         "ewms-pilot"
     );
-    for warning in &config.warnings {
+    for warning in pilot::setting_warnings(&config) {
         warn!("{warning}");
     }
     for (name, value) in config.dump() {
@@ -224,6 +224,9 @@ fn check(format: OutputFormat) -> Result<ExitCode> {
         }
         Ok(config) => {
             let telemetry = telemetry::init(config::LogLevels::QUIET);
+            for warning in pilot::setting_warnings(&config) {
+                findings.seen(Check::Configuration, CheckNote::Odd(warning));
+            }
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()

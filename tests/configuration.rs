@@ -244,6 +244,69 @@ fn a_misspelt_variable_is_pointed_out() {
 }
 
 #[test]
+fn what_is_odd_is_told_by_the_pilot_and_by_its_check_and_hinders_neither() {
+    let odd = |scene: Scene| {
+        scene
+            .set("EWMS_PILOT_PREFECH", "4")
+            .set("EWMS_PILOT_CONTAINER_PLATFORM", "apptainer")
+            .set("ewms_pilot_cl_log", "INFO")
+            .set("EWMS_PILOT_INIT_IMAGE", images::busybox())
+            .set("EWMS_PILOT_INIT_ARGS", "echo {{INFILE}} {{DATA_HUB}}")
+            // Known to the Python pilot, and of no use here.
+            .set("_EWMS_PILOT_DOCKER_SHM_SIZE", "64m")
+    };
+    let arguments = "echo {{IN_FLE}} '{{ OUTFILE }}' {{INFILE}}";
+    let expected = [
+        "`EWMS_PILOT_PREFECH` is no variable of this pilot and has no effect; is `EWMS_PILOT_PREFETCH` meant?",
+        "; is `_EWMS_PILOT_CONTAINER_PLATFORM` meant?",
+        "; is `EWMS_PILOT_CL_LOG` meant?",
+        "`{{IN_FLE}}` in `EWMS_PILOT_TASK_ARGS` is no placeholder and stays as it is; is `{{IN_FILE}}` meant?",
+        "`{{ OUTFILE }}` in `EWMS_PILOT_TASK_ARGS` is no placeholder and stays as it is; is `{{OUTFILE}}` meant?",
+        "`{{INFILE}}` in `EWMS_PILOT_INIT_ARGS` stays as it is, because an init container works on no event",
+    ];
+    let (scene, incoming, _) = Scene::task(images::busybox(), arguments).spool();
+    incoming.put("a", "event");
+    let outcome = odd(scene).run(SOON);
+    outcome.assert_code(0);
+    let warnings = |text: &str, word: &str| -> Vec<String> {
+        let lines = text.lines().filter(|line| line.contains(word));
+        lines.map(str::to_owned).collect()
+    };
+    let (scene, _, _) = Scene::task(images::busybox(), arguments).spool();
+    let checked = odd(scene).arg("check").run(SOON);
+    checked.assert_code(0);
+    let of_check = warnings(&checked.stdout, "NOTE  configuration");
+    assert_eq!(of_check.len(), expected.len(), "{}", checked.stdout);
+    for text in expected {
+        let is_told = |lines: &[String]| lines.iter().any(|line| line.contains(text));
+        assert!(
+            is_told(&warnings(&outcome.stderr, "WARN")),
+            "{text}: {}",
+            outcome.stderr
+        );
+        assert!(is_told(&of_check), "{text}: {}", checked.stdout);
+    }
+    assert!(!outcome.stderr.contains("SHM_SIZE"), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_misspelt_name_of_a_variable_that_is_needed_is_told_beside_the_problem() {
+    for arguments in [&[][..], &["check"]] {
+        let (scene, _, _) = Scene::task(images::busybox(), "true").spool();
+        let scene = scene
+            .set("EWMS_PILOT_TASK_IMAGE", "")
+            .set("EWMS_PILOT_TASK_IMGE", images::busybox());
+        let scene = arguments.iter().fold(scene, Scene::arg);
+        let outcome = scene.run(SOON);
+        outcome.assert_code(2);
+        let said = outcome.stdout.clone() + &outcome.stderr;
+        let hint = "`EWMS_PILOT_TASK_IMGE` is no variable of this pilot and has no effect; is \
+                    `EWMS_PILOT_TASK_IMAGE` meant?";
+        assert!(said.contains(hint), "{said}");
+    }
+}
+
+#[test]
 fn the_least_that_the_python_pilot_needs_is_enough() {
     let (incoming, outgoing) = (Queue::unique("drop-in"), Queue::unique("drop-in-results"));
     incoming.produce([r#""an event""#]);

@@ -14,7 +14,7 @@ use super::limits::{kill_grace, limits};
 use super::problem::{ConfigErrors, ConfigProblem, MissingSetting, one_line};
 use super::queues::{both_directions, dead_letter, token_end};
 use super::reader::{VariableReader, shown};
-use super::variables::{self as var, ALL, DefaultValue, Variable};
+use super::variables::{self as var, ALL, DefaultValue, OF_PYTHON_ALONE, Variable};
 use super::{
     ChirpConfig, ChirpDestination, CondorJob, Config, ContainerConfig, CvmfsPolicy, DumpOutput,
     Environment, HostVariables, ImagePolicy, KeepFiles, LogLevels, OnTaskError, Preflight,
@@ -45,7 +45,8 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
         let of_job = [Some(cwd), config.condor.scratch.as_deref()];
         let of_job = of_job.into_iter().flatten().map(Path::to_owned).collect();
         let chirp = early_chirp(&environment, env_file, config.condor);
-        return Err(ConfigErrors::new(reader.problems, missing, of_job, chirp));
+        let errors = ConfigErrors::new(reader.problems, missing, of_job, chirp);
+        return Err(errors.with_warnings(reader.warnings));
     }
     config.token_end = token_end(
         &[&config.incoming, &config.outgoing],
@@ -298,12 +299,14 @@ fn dump(environment: &Environment, slots: NonZeroU32) -> Vec<(&'static str, Stri
 fn warn_of_unknown_variables(reader: &mut VariableReader<'_>) {
     let bare = |name: &str| {
         name.trim_start_matches('_')
+            .to_uppercase()
             .strip_prefix(PREFIX)
             .map(str::to_owned)
     };
     for name in reader.environment.keys().map(|name| name.to_string_lossy()) {
         let Some(rest) = bare(&name) else { continue };
-        if ALL.iter().any(|variable| variable.name == name) {
+        let is_known = ALL.iter().any(|variable| variable.name == name);
+        if is_known || OF_PYTHON_ALONE.contains(&&*name) {
             continue;
         }
         let nearest = ALL

@@ -80,8 +80,8 @@ pub(super) enum MissingSetting {
     Nothing,
 }
 
-/// Everything that is wrong with the settings. Displayed, it is one line a problem and a last line
-/// that starts with `RuntimeError: `, which services search for.
+/// Everything that is wrong with the settings. Displayed, it is one line for each warning and problem, and a
+/// last line that starts with `RuntimeError: `, which services search for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigErrors {
     problems: Vec<ConfigProblem>,
@@ -89,6 +89,7 @@ pub struct ConfigErrors {
     /// The directories that are of this job alone.
     of_job: Vec<PathBuf>,
     chirp: Option<Box<EarlyChirp>>,
+    warnings: Box<[String]>,
 }
 
 impl ConfigErrors {
@@ -103,6 +104,15 @@ impl ConfigErrors {
             lacking,
             of_job,
             chirp: chirp.map(Box::new),
+            warnings: Box::default(),
+        }
+    }
+
+    /// Adds what is odd besides: a variable may be missing because its name is misspelt.
+    pub(super) fn with_warnings(self, warnings: Vec<String>) -> Self {
+        Self {
+            warnings: warnings.into(),
+            ..self
         }
     }
 
@@ -175,6 +185,9 @@ impl ConfigErrors {
 
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for warning in &self.warnings {
+            writeln!(f, "warning: {}", one_line(warning))?;
+        }
         for problem in &self.problems {
             writeln!(f, "{}", one_line(&problem.to_string()))?;
         }

@@ -275,6 +275,9 @@ variables! {
         "True: an image must be a sandbox directory; False: others are converted to one";
 }
 
+/// Variables of the Python pilot that mean nothing to this one, which needs no Docker.
+pub(super) static OF_PYTHON_ALONE: &[&str] = &["_EWMS_PILOT_DOCKER_SHM_SIZE"];
+
 /// What `…_BROKER_TYPE` may say.
 pub(super) const BROKER_TYPES: [&str; 2] = ["rabbitmq", "spool"];
 

@@ -27,4 +27,6 @@ pub use probe_script::{
     ENV_DIR, InImage, LAST, MARK, ProbeFinding, Trials, found, mark, not_past, script,
 };
 pub use runscript::{RunscriptError, RunscriptNeeds};
-pub use template::{ContainerPaths, Template, TemplateError, names_outfile};
+pub use template::{
+    ContainerPaths, OddPlaceholder, Template, TemplateError, names_outfile, odd_placeholders,
+};

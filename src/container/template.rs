@@ -3,6 +3,8 @@
 //! Placeholders are replaced first, so that one inside quotes stays inside them. Then the string is split as
 //! a POSIX shell splits words, without any expansion. No shell ever sees it.
 
+use crate::fault::ContainerRole;
+
 /// The arguments as configured, known to be splittable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template(String);
@@ -86,6 +88,72 @@ impl Template {
         }
         split(&args).ok_or(TemplateError::Quote { args })
     }
+}
+
+/// The placeholders that stand for files of an event.
+const OF_EVENT: [&str; 4] = ["INFILE", "IN_FILE", "OUTFILE", "OUT_FILE"];
+/// The placeholders that every container has.
+const OF_ALL: [&str; 4] = ["DATA_HUB", "DATAHUB", "INPUT_FILES", "INPUTFILES"];
+/// The longest text between braces that is looked at, in bytes.
+const LONGEST: usize = 40;
+
+/// Something in a container's arguments that looks like a placeholder and is not replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OddPlaceholder {
+    /// It is none, but looks like this one.
+    Misspelt {
+        written: String,
+        meant: &'static str,
+    },
+    /// It is one, but of tasks only.
+    OfTasks { written: String },
+}
+
+/// What looks like a placeholder in `args` and is none for such a container, each once.
+#[must_use]
+pub fn odd_placeholders(args: &str, role: ContainerRole) -> Vec<OddPlaceholder> {
+    let mut odd = Vec::new();
+    for (start, _) in args.match_indices('{') {
+        // An inner brace was looked at with the outer one. To a shell `${…}` is a variable.
+        if args[..start].ends_with(['{', '$']) {
+            continue;
+        }
+        let found = braced(&args[start..]).and_then(|braced| judge(braced, role));
+        odd.extend(found.filter(|found| !odd.contains(found)));
+    }
+    odd
+}
+
+/// The text that begins here with braces, to its last closing one.
+fn braced(text: &str) -> Option<&str> {
+    let inner = text.trim_start_matches('{');
+    let end = inner.find(['{', '}', '\n']).filter(|end| *end <= LONGEST)?;
+    let closing = inner[end..].len() - inner[end..].trim_start_matches('}').len();
+    let length = text.len() - inner.len() + end + closing;
+    (closing > 0).then(|| &text[..length])
+}
+
+fn judge(braced: &str, role: ContainerRole) -> Option<OddPlaceholder> {
+    let written = braced.to_owned();
+    let inside = braced.trim_matches(['{', '}']);
+    let known = || OF_EVENT.into_iter().chain(OF_ALL);
+    if !(braced.starts_with("{{") && braced.ends_with("}}")) {
+        // Single braces mean something to many languages; these names mean something only here.
+        let meant = known().find(|name| *name == inside.trim())?;
+        return Some(OddPlaceholder::Misspelt { written, meant });
+    }
+    if OF_ALL.contains(&inside) || (role == ContainerRole::Task && OF_EVENT.contains(&inside)) {
+        return None;
+    }
+    if OF_EVENT.contains(&inside) {
+        return Some(OddPlaceholder::OfTasks { written });
+    }
+    let name = inside.trim().to_uppercase();
+    known()
+        .map(|known| (strsim::damerau_levenshtein(&name, known), known))
+        .min_by_key(|&(distance, _)| distance)
+        .filter(|&(distance, _)| distance <= 1.max(name.len() / 3))
+        .map(|(_, meant)| OddPlaceholder::Misspelt { written, meant })
 }
 
 /// Whether a text that a task gets names its outfile.
@@ -204,6 +272,52 @@ mod tests {
             words,
             ["--color", "#fff", "#1", "#2", "#3", "a#b", "#", "c"]
         );
+    }
+
+    #[test]
+    fn what_is_known_as_a_placeholder_is_replaced_and_nothing_else() {
+        for name in OF_EVENT.into_iter().chain(OF_ALL) {
+            let args = format!("{{{{{name}}}}}");
+            let is_of_all = OF_ALL.contains(&name);
+            assert_ne!(render(&args, &TASK), [&*args]);
+            assert_eq!(render(&args, &INIT) != [&*args], is_of_all);
+            assert_eq!(odd_placeholders(&args, ContainerRole::Task), []);
+            let odd = odd_placeholders(&args, ContainerRole::Init);
+            assert_eq!(odd.is_empty(), is_of_all, "{odd:?}");
+        }
+    }
+
+    #[test]
+    fn what_looks_like_a_placeholder_and_is_none_is_found_once() {
+        let meant = |args: &str| -> Vec<(String, &str)> {
+            let odd = odd_placeholders(args, ContainerRole::Task).into_iter();
+            odd.map(|odd| match odd {
+                OddPlaceholder::Misspelt { written, meant } => (written, meant),
+                OddPlaceholder::OfTasks { .. } => panic!("it is a task"),
+            })
+            .collect()
+        };
+        for (written, name) in [
+            ("{{IN_FLE}}", "IN_FILE"),
+            ("{{ INFILE }}", "INFILE"),
+            ("{{infile}}", "INFILE"),
+            ("{{OUTFIEL}}", "OUTFILE"),
+            ("{{DATA-HUB}}", "DATA_HUB"),
+            ("{{INFILE}", "INFILE"),
+            ("{OUTFILE}", "OUTFILE"),
+        ] {
+            let args = format!("cat '{{{{INFILE}}}}' {written} {written}");
+            assert_eq!(meant(&args), [(written.to_owned(), name)], "{args}");
+        }
+        for none in [
+            "{{{INFILE}}}",
+            "${INFILE} ${OUTFILE:-x}",
+            "python -c 'print({\"a\": {\"b\": 1}}, f\"{infile}\")'",
+            "{{ file }} {{OTHER}} {{}} {} {{ {{INFILE}} }} }} {",
+            "awk '{{print $1}}'",
+        ] {
+            assert_eq!(meant(none), [], "{none}");
+        }
     }
 
     #[test]

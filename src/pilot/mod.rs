@@ -22,6 +22,7 @@ mod progress_reporter;
 mod recorder;
 mod requeue_backoff;
 mod set_aside;
+mod setting_warnings;
 mod startup;
 pub mod state;
 mod status_feed;
@@ -30,6 +31,7 @@ mod summary;
 pub use check::check;
 pub use error::PilotError;
 pub use progress_reporter::{ProgressReporter, chirp_wrong_configuration};
+pub use setting_warnings::setting_warnings;
 
 use crate::blocking;
 use crate::broker::{self, BodyStore, MessageLimit, OutagePolicy, Sink, Source};

@@ -123,6 +123,8 @@ pub enum CheckNote {
     Fine(String),
     /// Something that is not as it should be, but that the pilot can work around; and how to fix it.
     WorkedAround(String, String),
+    /// Something that is seldom meant. The text says what may be.
+    Odd(String),
 }
 
 /// One check and how it came out.
@@ -146,6 +148,7 @@ impl Findings {
         let (verdict, seen, fix) = match seen {
             CheckNote::Fine(seen) => (CheckVerdict::Ok, seen, None),
             CheckNote::WorkedAround(seen, fix) => (CheckVerdict::WorkedAround, seen, Some(fix)),
+            CheckNote::Odd(seen) => (CheckVerdict::WorkedAround, seen, None),
         };
         self.add(check, verdict, seen, fix);
     }
