@@ -29,6 +29,7 @@ mod layers;
 mod limits;
 mod memory;
 mod oauth;
+mod oci;
 mod outages;
 mod outages_end;
 mod outages_repeated;

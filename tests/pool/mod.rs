@@ -22,7 +22,11 @@ use crate::support::{eventually, images};
 const AT_ONCE: Duration = Duration::from_secs(2);
 
 /// Queues of its own and pilots that use them: the tasks run `arguments` in `image`.
-fn pilots(template: Template, image: &Path, arguments: &str) -> (Submission, Queue, Queue) {
+pub(crate) fn pilots(
+    template: Template,
+    image: &Path,
+    arguments: &str,
+) -> (Submission, Queue, Queue) {
     let (events, results) = (Queue::unique("events"), Queue::unique("results"));
     let submission = Submission::new(template, image, arguments).rabbitmq(&events, &results);
     (submission, events, results)
@@ -34,18 +38,18 @@ fn shell_pilots(script: &str) -> (Submission, Queue, Queue) {
 }
 
 /// The argument string that runs `script` in the image's shell.
-fn sh(script: &str) -> String {
+pub(crate) fn sh(script: &str) -> String {
     format!("sh -c {}", shell_words::quote(script))
 }
 
 /// A directory that every job sees; /tmp is each job's own.
-fn on_the_ep() -> TempDir {
+pub(crate) fn on_the_ep() -> TempDir {
     let home = std::env::var_os("HOME").expect("the tests have a home");
     tempfile::tempdir_in(home).expect("a home is writable")
 }
 
 /// Puts `count` events into a queue: numbers as texts, whatever the infile's suffix.
-fn fill(queue: &Queue, count: usize) -> Vec<String> {
+pub(crate) fn fill(queue: &Queue, count: usize) -> Vec<String> {
     let events: Vec<String> = (0..count).map(|number| format!("\"{number}\"")).collect();
     queue.produce(&events);
     assert!(eventually(Duration::from_secs(10), || queue.depth() == count));
@@ -54,7 +58,7 @@ fn fill(queue: &Queue, count: usize) -> Vec<String> {
 
 /// Panics unless the queue holds exactly the results of `events`, each of which may be there twice.
 #[track_caller]
-fn assert_results(queue: &Queue, events: &[String]) {
+pub(crate) fn assert_results(queue: &Queue, events: &[String]) {
     let mut results = queue.consume(2 * events.len() + 1, AT_ONCE);
     results.sort();
     results.dedup();
