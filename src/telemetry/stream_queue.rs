@@ -53,10 +53,10 @@ struct Queue {
     left_out: LeftOut,
     is_busy: bool,
     /// The stream itself where there can be no thread: the caller writes then.
-    in_place: Option<Sink>,
+    in_place: Option<OutputWriter>,
 }
 
-type Sink = Box<dyn Write + Send>;
+type OutputWriter = Box<dyn Write + Send>;
 
 /// What a job that waits is counted as.
 #[derive(Clone, Copy)]
@@ -74,7 +74,7 @@ struct LeftOut {
 }
 
 impl StreamQueue {
-    pub(super) fn start(stream: OutputStream, sink: Sink) -> Self {
+    pub(super) fn start(stream: OutputStream, sink: OutputWriter) -> Self {
         let queue = Self(Arc::new(Shared {
             stream,
             queue: Mutex::new(Queue {
@@ -172,7 +172,7 @@ impl StreamQueue {
     }
 }
 
-fn take(sink: &Mutex<Option<Sink>>) -> Option<Sink> {
+fn take(sink: &Mutex<Option<OutputWriter>>) -> Option<OutputWriter> {
     sink.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
@@ -198,7 +198,7 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    fn serve(&self, sink: Sink) {
+    fn serve(&self, sink: OutputWriter) {
         let mut sink = Watched { sink, shared: self };
         loop {
             let (job, left_out) = self.next();
@@ -270,7 +270,7 @@ impl LeftOut {
 
 /// Notes when its reader takes something.
 struct Watched<'a> {
-    sink: Sink,
+    sink: OutputWriter,
     shared: &'a Shared,
 }
 
