@@ -6,6 +6,7 @@ mod environment;
 mod faults;
 mod inputs;
 mod life;
+mod service;
 mod stops;
 mod templates;
 

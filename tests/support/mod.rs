@@ -15,6 +15,7 @@ pub(crate) mod processes;
 pub(crate) mod proxy;
 pub(crate) mod rabbitmq;
 pub(crate) mod scene;
+pub(crate) mod service;
 pub(crate) mod source;
 pub(crate) mod spool;
 
