@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -155,10 +155,10 @@ fn plans() -> Vec<Plan> {
     ]
 }
 
-/// Runs them all, once.
+/// Runs them all, once: where that fails it is not tried again by the next test.
 fn ended(name: &str) -> &'static Ended {
-    static ENDED: OnceLock<BTreeMap<&'static str, Ended>> = OnceLock::new();
-    &ENDED.get_or_init(run_all)[name]
+    static ENDED: LazyLock<BTreeMap<&'static str, Ended>> = LazyLock::new(run_all);
+    &ENDED[name]
 }
 
 fn run_all() -> BTreeMap<&'static str, Ended> {
