@@ -103,7 +103,6 @@ impl Plan {
         plan.set("EWMS_PILOT_TASK_IMAGE", json!(images::busybox()))
             .set("EWMS_PILOT_TASK_ARGS", json!(sh(script)))
             .set("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", json!(5))
-            .set("EWMS_PILOT_EXTERNAL_DIRECTORIES", json!([CVMFS]))
     }
 
     fn set(mut self, name: &str, value: Value) -> Self {
