@@ -1,23 +1,24 @@
 //! Threads for work that may block: file systems hang, the resolver waits for a server, an execve(2) waits
 //! for both. A few threads are started up front and stay; more come while there is more to do.
 //!
-//! tokio's own `spawn_blocking` is not used: it makes its threads when they are needed, lets them go
-//! when they aren't, and panics when the system refuses one. The processes and threads of a user are
-//! counted together, so that a neighbour may use them up at any moment; a finished result was lost so.
-//! Here the threads that stay do the work then, one piece after the other, and without any thread it is
-//! done in place: a loop that waits for a disk is better than one that panics.
+//! tokio's own `spawn_blocking` is not used: it starts its threads when they are needed, ends them when they
+//! aren't, and panics when the system refuses one. The processes and threads of a user are counted together,
+//! so another job of the user may use them up at any moment, and a finished result was lost that way. Here
+//! the threads that stay then do the work, one piece after the other. Without any thread it is done in place:
+//! a loop that waits for a disk is better than one that panics.
 //!
 //! # What event loops still do themselves
 //!
 //! | what | why it can stay |
 //! | --- | --- |
-//! | `/proc`, `/sys` and control groups are read and written | the kernel answers from memory |
+//! | reads and writes of `/proc`, `/sys` and control groups | the kernel answers from memory |
 //! | messages to the guardian | its pipe doesn't block |
 //! | log lines, dumps, the progress line, records | they go into bounded queues, and threads write them |
-//! | the lock on an image that is to be converted is tried | start-up only, in the directory that the next step writes to |
-//! | all containers are stopped, when the pilot is (`SIGTSTP`) | it stops itself right after |
+//! | trying the lock on an image that is to be converted | start-up only, in the directory that the next step writes to |
+//! | stopping all containers when the pilot is stopped (`SIGTSTP`) | it stops itself right after |
 //!
-//! Work that was begun when the pilot ends gets [`finish`]'s time; what hangs then is left to the process's end.
+//! When the pilot ends, work under way gets the time of [`finish`]; work that hangs longer ends with the
+//! process.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -34,35 +35,36 @@ use tokio::sync::oneshot;
 
 /// Threads that stay. One may hang on a dead file system while the others go on.
 const RESIDENTS: usize = 4;
-/// Threads at most; what is more waits. All work of a pilot is bounded by its window of events.
+/// The most threads; further work waits. All work of a pilot is bounded by its window of events.
 const MOST: usize = 256;
 /// How long a thread beyond those that stay waits for further work.
 const LINGER: Duration = Duration::from_secs(10);
 
-/// For [`small_files`].
+/// The time limit of [`small_files`].
 const SMALL_FILES_WITHIN: Duration = Duration::from_secs(30);
 
-/// Of the process, like the limit on its threads: sessions with brokers have event loops of their own.
+/// One pool for the whole process, because the limit on threads is the process's and sessions with brokers
+/// have event loops of their own.
 static POOL: Pool = Pool::new();
 
-/// Starts the threads that stay. To be called before the first event is taken; without it, all work is
-/// done on threads that come and go, or in place.
+/// Starts the threads that stay. Call this before the first event is taken; without it, all work is done on
+/// threads that come and go, or in place.
 ///
 /// # Errors
-/// When the system has not a single thread for us.
+/// Fails if the system grants not a single thread.
 pub fn prepare() -> io::Result<()> {
     POOL.prepare()
 }
 
-/// Begins `work` at once, and gives what it comes to. Dropping that doesn't end the work.
+/// Begins `work` at once and returns a future of its result. Dropping the future doesn't end the work.
 pub fn start<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> BlockingWork<T> {
     POOL.start(work)
 }
 
-/// As [`start`], for `limit` at most. After that the work goes on, and its result is dropped.
+/// Like [`start`], but waits for `limit` at most. After that the work goes on, and its result is dropped.
 ///
 /// # Errors
-/// When it takes longer, or panics.
+/// Fails if the work takes longer, or panics.
 pub async fn within<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,
@@ -73,10 +75,10 @@ pub async fn within<T: Send + 'static>(
     }
 }
 
-/// As [`within`], for small files: takes long only on a disk that hangs.
+/// Like [`within`], for work on small files, which takes long only on a disk that hangs.
 ///
 /// # Errors
-/// Those of `work`, and when it takes longer than 30 s, or panics.
+/// Returns the error of `work`. Also fails if the work takes longer than 30 s, or panics.
 pub async fn small_files<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
@@ -93,7 +95,7 @@ pub fn finish(limit: Duration) {
 /// The addresses of a host, as the system's resolver knows them.
 ///
 /// # Errors
-/// The resolver's.
+/// Returns the resolver's error.
 pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let host = host.to_owned();
     let resolving = start(move || Ok((host.as_str(), port).to_socket_addrs()?.collect()));
@@ -103,12 +105,12 @@ pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 #[derive(Debug)]
 pub struct BlockingWork<T>(oneshot::Receiver<T>);
 
-/// The work panicked; the panic hook has told where.
+/// The work panicked; the panic hook has reported where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("work on files panicked")]
 pub struct Panicked;
 
-/// Why there is no result.
+/// The reason why work gave no result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NotDone {
     #[error(transparent)]
@@ -155,7 +157,8 @@ struct PoolState {
     waiting: VecDeque<BoxedWork>,
     /// Pieces of work that wait or are under way.
     unfinished: usize,
-    /// Whether [`Pool::finish`] waits for that to be none: to tell nobody takes a system call, too.
+    /// Whether [`Pool::finish`] waits for that to be zero: a notification that no thread waits for costs a
+    /// system call, too.
     is_finishing: bool,
     threads: usize,
     idle: usize,
@@ -186,7 +189,7 @@ impl Pool {
         for number in 0..RESIDENTS {
             match self.add_thread(ThreadLifetime::Never) {
                 Err(error) if number == 0 => return Err(error),
-                // One is enough to go on.
+                // One thread is enough to go on.
                 Err(_) => break,
                 Ok(()) => {}
             }
@@ -210,7 +213,7 @@ impl Pool {
         let mut shared = self.lock();
         shared.waiting.push_back(job);
         shared.unfinished += 1;
-        // One that was woken stays idle here until it has taken its work.
+        // A thread that was woken still counts as idle until it has taken its work.
         if shared.idle >= shared.waiting.len() {
             drop(shared);
             self.work_came.notify_one();
@@ -224,7 +227,7 @@ impl Pool {
         self.without_another_thread();
     }
 
-    /// What waits is left to the threads that there are, or done here where there is none.
+    /// Leaves waiting work to the existing threads, or does it here if there are none.
     fn without_another_thread(&self) {
         let mut shared = self.lock();
         while shared.threads == 0
@@ -298,12 +301,12 @@ impl Pool {
     }
 
     fn lock(&self) -> MutexGuard<'_, PoolState> {
-        // Whole after every statement, and no work is done under it.
+        // The state is consistent after every statement, and no work runs under the lock.
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A panic ends the work alone: its sender is dropped with it, and the thread goes on.
+/// A panic ends only the work: its sender is dropped with it, and the thread goes on.
 fn run(job: BoxedWork) {
     let _told_by_the_hook = catch_unwind(AssertUnwindSafe(job));
 }

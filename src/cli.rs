@@ -19,22 +19,22 @@ use crate::report::ReportRequest;
 use crate::status;
 use crate::task::path_probe::{self, ProbeDepth};
 
-/// What the user wants.
+/// A parsed command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Be a pilot, configured by the environment.
     Run,
     /// Be the guardian of a pilot's containers. Started by the pilot, not by people.
     Guardian,
-    /// Check the machine as a pilot would, and say what was found.
+    /// Check the machine as a pilot would, and report the findings.
     Check(OutputFormat),
     /// Look at paths that may hang. Started by the pilot, not by people.
     Look(Vec<PathBuf>, ProbeDepth),
     /// Make a container's namespaces. Started by the pilot, not by people.
     Namespaces,
-    /// Say what records add up to.
+    /// Add records up and report the sums.
     Report(ReportRequest),
-    /// Say what the pilots of this job do now.
+    /// Show what the pilots of this job do now.
     Status(status::StatusRequest),
     /// Print this text, made from the definition of the command line itself.
     Print(Vec<u8>),
@@ -171,7 +171,7 @@ fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, 
     })
 }
 
-/// The definition without the words that only the pilot itself uses.
+/// The definition without the subcommands that only the pilot itself uses.
 fn for_people() -> clap::Command {
     let all = Arguments::command();
     let shown = all.get_subcommands().filter(|word| !word.is_hide_set());
@@ -192,7 +192,7 @@ fn completions(shell: Shell) -> Vec<u8> {
     script
 }
 
-/// The program's page, with what each subcommand takes.
+/// The manual page of the program, with the arguments of each subcommand.
 fn manual() -> Vec<u8> {
     let mut definition = for_people();
     definition.build();

@@ -1,7 +1,7 @@
 //! Numbers and texts as people read them: grouped digits, seconds as hours, bytes as GiB, times in UTC, a
 //! text of several lines as one. Shared by the commands that print them.
 
-/// What a command prints.
+/// The format that a command prints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputFormat {
     /// Lines or tables for a person.
@@ -64,7 +64,7 @@ pub(crate) fn seconds(seconds: f64) -> String {
     }
 }
 
-/// The same for a round number: `10 s`, `0.5 s`, `20 min`.
+/// Like [`seconds`], for a round number: `10 s`, `0.5 s`, `20 min`.
 pub(crate) fn round_seconds(value: f64) -> String {
     if value < 99.5 {
         format!("{} s", (value * 1e3).round() / 1e3)
@@ -121,8 +121,9 @@ fn civil(unix_secs: f64) -> (u64, u64, u64, u64) {
     (year, month, day, all % 86_400)
 }
 
-/// A text of several lines in one of at most so many characters: its first line, or its first and last,
-/// because the last line of a traceback says what happened. That of an exception group is a frame's.
+/// Shortens a text to one line of at most `most` characters: its first line, or its first and last, because
+/// the last line of a traceback says what happened. An exception group ends in a line of its frame, so such
+/// lines are skipped.
 pub(crate) fn one_line(text: &str, most: usize) -> String {
     let frame = |c| "+-| ".contains(c);
     let mut lines = text

@@ -22,8 +22,8 @@ impl fmt::Display for TaskId {
     }
 }
 
-/// A broker's number for one delivery. It means something on one channel only, which is why it
-/// never travels without its [`Generation`].
+/// A broker's number for one delivery. It is valid on one channel only, so it never travels without its
+/// [`Generation`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeliveryTag(pub u64);
 

@@ -7,27 +7,27 @@
 //! | --- | --- |
 //! | [`cli`] | arguments and `--help`; clap stops here |
 //! | [`config`] | environment and env file, parsed once into a [`config::Config`] |
-//! | [`pilot`] | the event loop: the only place that knows acks |
+//! | [`pilot`] | the event loop: the only module that knows acks |
 //! | [`preflight`] | the checks that a machine must pass before it gets an event |
 //! | [`task`] | one event in, one report out |
-//! | [`broker`] | where events come from and results go: RabbitMQ or a spool directory |
+//! | [`broker`] | the source of events and the sink for results: RabbitMQ or a spool directory |
 //! | [`codec`] | message body ⇄ payload ⇄ infile and outfile |
 //! | [`container`] | Apptainer's command line, binds and images |
 //! | [`process`] | one supervised child: session, signals, grace, kill, reap; the guardian |
-//! | [`chirp`] | what HTCondor is told while the pilot runs |
-//! | [`records`] | the file of what each task, and the pilot, did |
-//! | [`report`] | what the records of any number of pilots add up to |
-//! | [`status`] | what a person on the execution point sees of a running pilot, and the file for it |
+//! | [`chirp`] | reports to HTCondor while the pilot runs |
+//! | [`records`] | the file of records, one for each task and two for the pilot |
+//! | [`report`] | sums over the records of any number of pilots |
+//! | [`status`] | the view of a running pilot for a person on the execution point, and its file |
 //! | [`human`] | numbers and texts as people read them |
 //! | [`stats`] | tallies, run-time statistics and their histogram |
 //! | [`telemetry`] | logging and the progress line |
 //! | [`blocking`], [`mailbox`], [`backoff`] | threads for work that may block; state for an actor that may be slow; pauses between tries |
-//! | [`fault`] | what goes wrong, whose fault it is, and the rules that read Apptainer's stderr |
+//! | [`fault`] | failures, whose fault they are, and the rules that read Apptainer's stderr |
 //! | [`exit`], [`ids`], [`signals`] | exit codes, identities, signals of the pilot |
-//! | [`regular_file`] | opens files that came from outside, and nothing that only looks like one |
+//! | [`regular_file`] | opens files whose path came from outside, and only regular ones |
 //!
 //! A module uses only those below it: `cli` → `pilot` → `preflight`, `status` → `task` → `broker`, `container`, `process`,
-//! `codec`, `chirp` (which never import each other) → `ids`, `fault`, `exit`. A test holds them to it.
+//! `codec`, `chirp` (which never import each other) → `ids`, `fault`, `exit`. A test enforces this.
 
 pub mod backoff;
 pub mod blocking;
@@ -77,7 +77,7 @@ use signals::Signals;
 /// Does what the command line asks for.
 ///
 /// # Errors
-/// What no part of the pilot has a name for: there is no working directory, no runtime.
+/// Returns errors that no module has a name for: there is no working directory, or no runtime.
 pub fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run => run_pilot(),
@@ -153,12 +153,12 @@ fn run_pilot() -> Result<ExitCode> {
     Ok(ended.exit.code().into())
 }
 
-/// What is being cleared away when the pilot ends, half-made images for example, gets this long.
+/// How long clean-up that is under way at the pilot's end may take, of half-made images for example.
 const FINISH_WITHIN: Duration = Duration::from_secs(3);
 /// A file of records is read in milliseconds, unless its disk hangs.
 const REPORT_WITHIN: Duration = Duration::from_secs(30);
 
-/// The end of the log: what the pilot's records add up to, as `ewms-pilot report` has it.
+/// Ends the log with the sums of the pilot's records, as `ewms-pilot report` shows them.
 fn log_records(task_log: Option<&Path>, pilot: &PilotIdentity) {
     // A device or a pipe takes records and gives none back, or never ends.
     let Some(file) = task_log.filter(|file| file.is_file()) else {
@@ -180,7 +180,7 @@ fn say(text: &impl Display) {
     let _unheard = writeln!(io::stderr(), "{text}");
 }
 
-/// Tells HTCondor what is wrong with the configuration, if there is a way to.
+/// Tells HTCondor the problems of the configuration, if it can be reached.
 fn chirp(problems: &ConfigErrors) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -206,7 +206,7 @@ fn show_status(request: &status::StatusRequest) -> Result<ExitCode> {
     Ok(exit.code().into())
 }
 
-/// Checks the machine and the brokers, and says on stdout what was found.
+/// Checks the machine and the brokers, and reports the findings on stdout.
 fn check(format: OutputFormat) -> Result<ExitCode> {
     process::keep_memory_private();
     process::survive_file_size_limit();

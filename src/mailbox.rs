@@ -30,12 +30,12 @@ struct Shared<T> {
     changed: Notify,
 }
 
-/// What wakes the actor.
+/// Why the actor wakes up.
 #[derive(Debug)]
 pub enum Mail {
     Changed,
     Due,
-    /// By [`MailboxSender::request`], which waits until this is answered or dropped.
+    /// Sent by [`MailboxSender::request`], which waits until this is answered or dropped.
     Request(oneshot::Sender<()>),
     Closed,
 }
@@ -73,7 +73,7 @@ impl<T> MailboxSender<T> {
     /// Sends the actor [`Mail::Request`] and waits until it is answered, or the actor is gone.
     ///
     /// # Errors
-    /// No answer came `within` that time.
+    /// Fails if no answer comes `within` that time.
     pub async fn request(&self, within: Duration) -> Result<(), Elapsed> {
         let (done, is_done) = oneshot::channel();
         timeout(within, async {
@@ -87,7 +87,7 @@ impl<T> MailboxSender<T> {
 }
 
 impl<T> Mailbox<T> {
-    /// The state, to be looked at or changed without waking the actor. Not to be held across an await.
+    /// Locks the state, to read or change it without waking the actor. Don't hold the guard across an await.
     pub fn state(&self) -> MutexGuard<'_, T> {
         self.shared.lock()
     }

@@ -12,10 +12,10 @@ use nix::fcntl::OFlag;
 /// Opens a file for reading. Links are followed.
 ///
 /// # Errors
-/// Those of the system, and one that says what the path is if it is no regular file.
+/// Returns the system's error, or one that names the type of a file that isn't regular.
 pub fn open(path: &Path) -> io::Result<File> {
     check(&std::fs::metadata(path)?)?;
-    // It may have been replaced since: then at least nothing waits.
+    // The file may have been replaced since: then `O_NONBLOCK` at least keeps this from waiting.
     let file = OpenOptions::new()
         .read(true)
         .custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
@@ -27,14 +27,14 @@ pub fn open(path: &Path) -> io::Result<File> {
 /// Reads a whole file.
 ///
 /// # Errors
-/// As [`open`].
+/// Returns the errors of [`open`].
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open(path)?.read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// What something is that is no regular file.
+/// The name of a file type other than that of a regular file.
 #[must_use]
 pub fn kind_of(kind: FileType) -> &'static str {
     if kind.is_dir() {

@@ -10,7 +10,7 @@ use std::io;
 use nix::sys::signal::SigSet;
 use tokio::signal::unix::{self, SignalKind};
 
-/// A wish to end, sent to the pilot.
+/// A signal that tells the pilot to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
     /// `SIGTERM`: HTCondor evicts or removes the job.
@@ -44,8 +44,8 @@ impl Signal {
     }
 }
 
-/// The stream of signals. From its making on they don't end the process by themselves, and that
-/// stays so when it is dropped.
+/// The stream of signals. Once it is made, they don't end the process by themselves, even after the stream
+/// is dropped.
 #[derive(Debug)]
 pub struct Signals {
     terminate: unix::Signal,
@@ -55,13 +55,13 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes the signals over. Wants a tokio runtime with I/O.
+    /// Takes the signals over. Needs a tokio runtime with I/O.
     ///
     /// # Errors
-    /// When the system refuses a handler.
+    /// Fails if the system refuses a handler.
     pub fn install() -> io::Result<Self> {
-        // A parent may have blocked them, and what is blocked never arrives: neither an eviction nor
-        // the end of a child. Before the first thread is started, which inherits this.
+        // A parent may have blocked signals, and a blocked one never arrives: neither an eviction nor the end
+        // of a child. Done before the first thread is started, because threads inherit the mask.
         SigSet::all().thread_unblock()?;
         let ignored = Ignored::inherited();
         let unless_ignored = |kind: SignalKind| {
@@ -107,13 +107,13 @@ async fn next(stream: Option<&mut unix::Signal>) {
     pending::<()>().await;
 }
 
-/// The signals that the process ignores, as the bits of `SigIgn` in `/proc/self/status`. Read there
-/// because asking `sigaction` is unsafe code.
+/// The signals that the process ignores, as the bits of `SigIgn` in `/proc/self/status`. Read there,
+/// because a call of `sigaction` is unsafe code.
 #[derive(Debug, Clone, Copy)]
 struct Ignored(u64);
 
 impl Ignored {
-    /// What the parent left. Without `/proc`, nothing is taken to be ignored.
+    /// The signals that the parent set to "ignore". None without `/proc`.
     fn inherited() -> Self {
         Self::from_status(&std::fs::read_to_string("/proc/self/status").unwrap_or_default())
     }
@@ -141,7 +141,7 @@ mod tests {
 
     use super::*;
 
-    /// Waits until this signal was received, whatever others another test sends meanwhile.
+    /// Waits until this signal is received, and skips those that other tests send meanwhile.
     async fn until(signals: &mut Signals, wanted: Signal) {
         timeout(Duration::from_secs(10), async {
             while signals.recv().await != wanted {}

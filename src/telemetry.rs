@@ -1,5 +1,5 @@
-//! What a person sees while the pilot runs: log lines on stderr and, on a terminal, one line of progress
-//! below them; what containers wrote, on stdout and stderr.
+//! Output for a person while the pilot runs: log lines on stderr and, on a terminal, one line of progress
+//! below them; copies of what containers wrote, on stdout and stderr.
 
 use std::fmt::{self, Display};
 use std::fs;
@@ -27,8 +27,8 @@ const OWN_TARGET: &str = "ewms_pilot";
 /// How often the progress line is drawn anew, so that its clock moves.
 const TICK: Duration = Duration::from_secs(1);
 
-/// The log and the progress line. Dropped, it waits until all is written, for as long as stderr and stdout take
-/// something.
+/// The log and the progress line. Dropping it waits until everything is written, for as long as stderr and
+/// stdout take something.
 #[derive(Debug)]
 pub struct Telemetry {
     pub progress: Progress,
@@ -68,8 +68,8 @@ impl Display for OutputStream {
     }
 }
 
-/// Stdout without the buffer and lock of [`io::stdout`], which the process would empty at its end, for as long
-/// as that takes.
+/// Stdout without the lock and buffer of [`io::stdout`], which the process would flush at its end, for as
+/// long as that takes.
 #[derive(Debug)]
 struct UnbufferedStdout;
 
@@ -83,8 +83,8 @@ impl Write for UnbufferedStdout {
     }
 }
 
-/// Whether stdout and stderr are one terminal, pipe or file: a dump in one must not come between log lines of
-/// the other then. The names that the kernel has for them tell, without a question to a disk that may hang.
+/// Whether stdout and stderr are the same terminal, pipe or file: then a dump in one must not come between
+/// log lines of the other. Compares the kernel's names for them, which asks no disk that may hang.
 fn are_streams_one() -> bool {
     let [stdout, stderr] = ["/proc/self/fd/1", "/proc/self/fd/2"].map(fs::read_link);
     matches!((stdout, stderr), (Ok(stdout), Ok(stderr)) if stdout == stderr)
@@ -138,7 +138,7 @@ pub struct ProgressCounts {
 #[derive(Debug, Clone)]
 pub struct Progress {
     stderr: StreamQueue,
-    /// None where it is stderr.
+    /// `None` if it is the same as stderr.
     stdout: Option<StreamQueue>,
     line: Option<Arc<Line>>,
 }
@@ -181,7 +181,7 @@ impl Progress {
         }
     }
 
-    /// Shows these counts, soon.
+    /// Shows these counts in the line, soon.
     pub fn update(&self, counts: ProgressCounts) {
         if let Some(line) = &self.line {
             let line = Arc::clone(line);
@@ -189,7 +189,7 @@ impl Progress {
         }
     }
 
-    /// Erases the line. To be called before the last log lines.
+    /// Erases the line. Call this before the last log lines.
     pub fn finish(&self) {
         if let Some(line) = &self.line {
             let line = Arc::clone(line);
@@ -198,11 +198,11 @@ impl Progress {
         }
     }
 
-    /// Writes to a stream, with no log line in between and, where it may be on the same terminal, the progress
-    /// line out of the way. Returns when that is done; after ten seconds it goes on by itself.
+    /// Writes to a stream without a log line in between, and erases the progress line meanwhile if both may
+    /// be on the same terminal. Returns when that is done, or after ten seconds, while the write goes on.
     ///
     /// # Errors
-    /// Those of `write`, or that the stream takes too little.
+    /// Returns the error of `write`, or that the stream takes too little.
     pub async fn dump(
         &self,
         stream: OutputStream,

@@ -1,5 +1,4 @@
-//! Brokers that can't be used yet when a pilot starts, but soon: they are waited for, and what is in the way is
-//! named.
+//! Brokers that become usable only after a pilot has started: it waits for them and names the obstacle.
 
 use std::process::Command;
 

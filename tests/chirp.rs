@@ -1,4 +1,4 @@
-//! What HTCondor is told of a pilot: which attributes, in how many lines, and what counts as an error.
+//! Reports to HTCondor: which attributes are set, in how many lines, and what counts as an error.
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;

@@ -1,5 +1,5 @@
-//! What the pilot makes of its environment: everything wrong with it at once and nothing else done,
-//! and the settings of the Python pilot taken as they are.
+//! The pilot's settings: it reports all problems at once and does nothing else, and takes the settings of the
+//! Python pilot as they are.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -1,5 +1,5 @@
-//! Which directories of the machine a workflow may show to its containers. All is decided before an
-//! event is taken.
+//! Directories of the machine that a workflow may show to its containers. The pilot checks them before it
+//! takes an event.
 
 use std::fs;
 use std::path::Path;

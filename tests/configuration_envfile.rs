@@ -1,4 +1,4 @@
-//! The file of settings that the submitting service ships with a job: read as data, whatever is in it.
+//! The file of settings that the submitting service ships with a job. It is read as data, never run.
 
 use std::fs;
 use std::process::Command;

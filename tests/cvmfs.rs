@@ -1,5 +1,5 @@
-//! `/cvmfs` in containers: what tasks and init containers see of it, and that no fault of it is the machine's.
-//! Each site has a mount namespace of its own, and in it what these tests mount on `/cvmfs`.
+//! `/cvmfs` in containers: the view of tasks and init containers, and that no fault of it is the machine's.
+//! Each site has a mount namespace of its own, in which these tests mount something on `/cvmfs`.
 
 use std::fs;
 use std::path::Path;

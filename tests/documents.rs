@@ -1,5 +1,5 @@
-//! What the project says about itself, held to what it is: its tables to the parser's, its commands and
-//! links to the files that are there.
+//! Checks the documents against the project: their tables against the parser's, their commands and links
+//! against the files.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

@@ -1,5 +1,4 @@
-//! Events that can't be run and tasks that fail: what becomes of them, of the others, and of the
-//! pilot.
+//! Events that can't be run and tasks that fail: the effect on them, on other events, and on the pilot.
 
 use std::fs;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! What a producer sends is what a task's `cp` gives back to a consumer: seen by Python, value by
-//! value, and on the wire, byte by byte.
+//! A task that runs `cp` returns exactly what a producer sent: compared by a Python consumer, value by value,
+//! and on the wire, byte by byte.
 
 use std::fs;
 use std::time::Duration;

@@ -1,5 +1,4 @@
-//! External directories as walls: what is mounted below one can't be written, and none shows a task what is
-//! the pilot's own.
+//! External directories: tasks can't write to mounts below them, and none shows a task the pilot's own files.
 
 use std::fs;
 use std::os::unix::fs::symlink;

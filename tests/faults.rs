@@ -1,5 +1,5 @@
-//! Whose fault a failed container is, with the real thing provoked on the real Apptainer: what becomes
-//! of the event, and how the pilot ends. The preflight is off, so that every fault meets a task.
+//! Whose fault a failed container is: real faults provoked on the real Apptainer, with their effect on the
+//! event and on the pilot's end. The preflight is off, so that every fault meets a task.
 
 use crate::faults_site::{Damage, Site, image_through_fuse};
 use crate::support::rabbitmq::Queue;

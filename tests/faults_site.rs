@@ -1,5 +1,5 @@
-//! Execution points that are broken in one way each, made of the throw-away one: in mounts or a user
-//! namespace of their own, so that tests that run at the same time see nothing of it.
+//! Execution points that are broken in one way each. They are made from the throw-away one in mounts or a
+//! user namespace of their own, so that tests that run at the same time don't see the damage.
 
 use crate::support::scene::Scene;
 use crate::support::{images, pilot_binary};

@@ -1,4 +1,4 @@
-//! What ends a task that is not well, and what is kept of what it wrote: memory, stall, disk, output.
+//! Limits that end a task (memory, stall, disk), and limits on the outputs and files that are kept.
 
 use std::fs;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! The parts that all other tests lean on, each tried without the pilot: when one of these fails, look
-//! at the machine and at `tests/support` before looking at the pilot.
+//! The parts that all other tests rely on, each tried without the pilot. If one of these fails, look at the
+//! machine and at `tests/support` before looking at the pilot.
 
 use std::time::Duration;
 

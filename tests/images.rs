@@ -1,5 +1,5 @@
-//! What may be named as an image, and what is said about what may not. Conversions that go well or are
-//! disturbed are in `images_conversion`.
+//! Names that are accepted as an image, and the errors for others. Conversions, undisturbed and disturbed
+//! ones, are in `images_conversion`.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

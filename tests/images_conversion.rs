@@ -1,5 +1,5 @@
-//! Converting an image by the real `apptainer build`: once for all pilots of a machine, and never half.
-//! Where a test needs a conversion to last, a script in front of Apptainer holds it at its start.
+//! Conversion of images by the real `apptainer build`: once for all pilots of a machine, and never half-done.
+//! For tests that need a conversion to last, a script in front of Apptainer holds it at its start.
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};

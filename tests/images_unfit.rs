@@ -1,5 +1,5 @@
-//! Images that can be read and still run no task, or none as it should be: each is found before an event is
-//! taken, and what is wrong is named. And images with a flaw that the pilot makes up for.
+//! Images that can be read but can't run tasks properly: the pilot finds each before it takes an event, and
+//! names the flaw. Also images with a flaw that the pilot repairs.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -1,5 +1,5 @@
-//! Files that import each other in a circle can only be read together: none do. Also of an import through
-//! a module that re-exports the name.
+//! No files import each other in a circle, because such files can only be understood together. Imports
+//! through a module that re-exports the name count, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,5 +1,5 @@
-//! Files that came with the job, where nobody but the pilot reads what HTCondor says of them: what is the
-//! pilot's own is not among those that tasks see, by whatever name it came.
+//! Files that came with the job. Tasks see them, but not those that are the pilot's own, even under another
+//! name.
 
 use std::fs;
 use std::os::unix::fs::symlink;

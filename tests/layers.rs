@@ -1,4 +1,5 @@
-//! Holds the source to its shape: who may use whom, what a name means, and that every file says what it is for.
+//! Enforces the structure of the source: which module may use which, the meaning of names, and that every
+//! file states its purpose.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,5 +1,5 @@
-//! Limits that the batch system sets or that neighbours use up: on processes, on the size of files, on
-//! core files; and who may look into the pilot's memory.
+//! Limits that the batch system sets or that other jobs use up: on processes, on the size of files, on core
+//! files. Also that other processes can't read the pilot's memory.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! That a pilot may run for weeks: its memory doesn't know how many events there were, nor how large
-//! they and their results are.
+//! A pilot can run for weeks: its memory doesn't grow with the number of events, nor with their size and that
+//! of their results.
 
 use std::fs;
 use std::io::Write;

@@ -1,5 +1,5 @@
-//! A broker with RabbitMQ's plugin for `OAuth2`: it takes tokens that it can verify itself, until they
-//! end.
+//! A broker with RabbitMQ's plugin for `OAuth2`, which verifies tokens itself and accepts them until they
+//! expire.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! The pilot's OCI image, built of `condor/Dockerfile` by a builder that needs no daemon: as `docker run
-//! --privileged` runs it, and as a copy that CVMFS has unpacked.
+//! The pilot's OCI image, built from `condor/Dockerfile` by a builder that needs no daemon. It runs as with
+//! `docker run --privileged`, and as a copy unpacked by CVMFS.
 
 use std::fs;
 use std::path::Path;

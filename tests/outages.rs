@@ -1,5 +1,5 @@
-//! The broker fails in the midst of tasks, in every way that we know of: all results arrive, each
-//! task was started once, and the pilot ends well. Each test breaks a broker of its own.
+//! The broker fails while tasks run, in every known way: all results arrive, each task was started once, and
+//! the pilot succeeds. Each test breaks a broker of its own.
 
 use std::fs;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! Pilots that are told to end after their last task, while the broker still owes or is owed an answer.
+//! Pilots that are told to end after their last task, while a confirm, an acknowledgement or a disk is still
+//! waited for.
 
 use std::fs;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! What a pilot does on an execution point that is broken, before it takes an event: none is touched.
-//! And `ewms-pilot check`, which says the same to a person.
+//! A pilot on a broken execution point ends before it takes an event. Also `ewms-pilot check`, which reports
+//! the same to a person.
 
 use std::time::{Duration, Instant};
 

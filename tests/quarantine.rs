@@ -1,4 +1,4 @@
-//! What keeps a machine on which a pilot failed from being given the next one at once.
+//! The quarantine, which keeps HTCondor from sending the next pilot at once to a machine on which one failed.
 
 use std::fs;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! Queues are their operators': one that exists is used as it is, whatever its arguments and without the
-//! permission to configure it; only what can't work is refused, and `ewms-pilot check` declares nothing.
+//! Queues belong to their operators: an existing one is used as it is, with any arguments and without the
+//! permission to configure it. Only queues that can't work are refused, and `ewms-pilot check` declares none.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! Pilots and brokers that end in the middle of a task: no event is lost, and nobody hangs.
+//! Pilots and brokers that end in the middle of a task: no event is lost, and no pilot hangs.
 
 use std::fs;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! Brokers that can't be used: each reason has its own line, with the address and the variable to
-//! look at, soon, and without a secret.
+//! Brokers that can't be used: each reason soon gets a line of its own, with the address and the variable to
+//! look at, and without a secret.
 
 use std::time::Duration;
 

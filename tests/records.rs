@@ -1,5 +1,5 @@
-//! The file of records: what is in it of each task and of the pilot, and that nothing about it is ever
-//! worth an event.
+//! The file of records: its content for each task and for the pilot, and that no problem with the file costs
+//! an event.
 
 use std::fs;
 

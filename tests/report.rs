@@ -1,4 +1,4 @@
-//! `ewms-pilot report`: that it counts what is there, names what it can't read, and finds bad places.
+//! `ewms-pilot report`: it counts records, names lines and files that it can't read, and finds bad places.
 //! The records are made up, because real pilots have no thousand sites here.
 
 use std::fs;

@@ -1,5 +1,5 @@
-//! The page of `ewms-pilot report --html`, opened in a real browser without network: it says what the
-//! table says, fits a phone, and tells what a mark is when it is tapped.
+//! The page of `ewms-pilot report --html`, opened in a real browser without network: it shows the same
+//! numbers as the tables, fits a phone, and explains a mark when it is tapped.
 
 use std::fs;
 use std::process::Command;

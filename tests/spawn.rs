@@ -1,5 +1,5 @@
 //! Programs that hang when they are started: `apptainer` on a file system whose server doesn't answer. The
-//! pilot goes on, says whose fault it is, and leaves nothing behind.
+//! pilot goes on, reports whose fault it is, and leaves nothing behind.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! The queue without a server, one pilot at it: what comes out and where the events end up.
+//! The spool, a queue without a server, with one pilot: its results, and where its events end up.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

@@ -1,4 +1,4 @@
-//! The queue without a server, several pilots at it, some of which die.
+//! The spool, a queue without a server, with several pilots, some of which die.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,5 +1,4 @@
-//! What goes on at the same time before the first event, and that no event is taken before all of it is
-//! done.
+//! Steps of a start that run at the same time, and that no event is taken before all of them are done.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! What a pilot says about itself at its end, whatever the end is.
+//! The statistics that a pilot logs at its end, however it ends.
 
 use crate::support::scene::{Outcome, Scene};
 use crate::support::{SOON, images};

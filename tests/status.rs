@@ -1,5 +1,5 @@
-//! What a person in a job's directory is shown of its pilot, and what the pilot does for that: one small
-//! file, which says no secret, is left alone while nothing happens, and goes with the pilot.
+//! `ewms-pilot status` in a job's directory, and the small file that the pilot writes for it: the file holds
+//! no secret, isn't rewritten while nothing happens, and is removed at the pilot's end.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -1,5 +1,5 @@
-//! Signals to a pilot and its containers: eviction, stopping and going on, a careless parent, and life as
-//! pid 1.
+//! Signals to a pilot and its containers: eviction, stop and continue, a parent that blocks or ignores
+//! signals, and a pilot that is pid 1.
 
 use std::fs;
 use std::thread::sleep;

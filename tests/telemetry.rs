@@ -1,5 +1,4 @@
-//! The pilot's log, when nobody sits before it: what is in it, at which level, and that nothing about
-//! it can stop the work.
+//! The pilot's log without a terminal: its content and levels, and that no problem with it stops the work.
 
 use std::collections::BTreeSet;
 use std::fs;

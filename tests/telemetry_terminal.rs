@@ -1,5 +1,5 @@
-//! A person before a terminal: the progress line, and what happens when that person goes home.
-//! `script` gives the pilot a terminal and keeps what is shown there.
+//! The pilot on a terminal: the progress line, and a terminal that is closed while the pilot runs. `script`
+//! gives the pilot a terminal and records its output.
 
 use std::fs;
 use std::path::PathBuf;

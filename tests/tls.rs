@@ -1,4 +1,4 @@
-//! Brokers behind TLS: believed when an authority that is trusted vouches for their name, else not.
+//! Brokers behind TLS: accepted only if a trusted authority certifies their name.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Tokens that end: renewed from a file, or else the pilot ends before they do. RabbitMQ's own users
-//! have passwords, which may well look like tokens.
+//! Tokens that expire: they are renewed from a file, or else the pilot ends before they do. RabbitMQ's own
+//! users have passwords, which may look like tokens.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Acknowledgements that are in doubt: the connection is cut just after the broker got one, or just before.
-//! No event is taken for another one with an equal body, and what may be there twice is counted.
+//! Uncertain acknowledgements: the connection is cut just after the broker got one, or just before. No event
+//! is taken for another one with an equal body, and possible duplicates are counted.
 
 use std::fs;
 use std::time::Duration;

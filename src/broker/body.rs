@@ -1,9 +1,9 @@
-//! The bytes of an event or a result while the pilot has them: in memory, or in a file without a name.
+//! The bytes of an event or result that the pilot holds: in memory, or in an unnamed file.
 //!
-//! A pilot holds a window of events and of results, and each may be as large as its broker takes. Small ones are in
-//! memory, and of the others as many as have room in [`IN_MEMORY_BYTES`]; the rest is on the disk. amqprs has whole
-//! messages in memory, whatever their size. So an event is put on the disk before the next is read, and
-//! [`BodyStore::sending`] is shared by all queues, so that only one large result at a time is being sent.
+//! A pilot holds a window of events and of results, each as large as its broker allows. Small bodies are in
+//! memory, and larger ones while [`IN_MEMORY_BYTES`] has room for them; all others are on disk. amqprs holds
+//! whole messages in memory, whatever their size. So an event is written to disk before the next one is read,
+//! and all queues share [`BodyStore::sending`], so that only one large result is sent at a time.
 
 use std::fmt;
 use std::fs::File;
@@ -16,17 +16,17 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::blocking;
 
-/// A full window of these is no matter.
+/// Bodies up to this size, in bytes, are always in memory: even a full window of them is little.
 const SMALL_BYTES: usize = 64 * 1024;
-/// The largest that may be in memory, in bytes: 8 MiB.
+/// The largest body that is kept in memory, in bytes: 8 MiB.
 pub const LARGE_BYTES: usize = 8 * 1024 * 1024;
-/// What all that aren't small may have there together.
+/// The bytes that all bodies above [`SMALL_BYTES`] may have in memory together.
 const IN_MEMORY_BYTES: usize = 2 * LARGE_BYTES;
-/// What may be on its way to brokers at once. amqprs holds it twice until it is sent: as it is, and in
-/// frames.
+/// The bytes that may be on their way to brokers at once. amqprs holds a message twice until it is sent: as
+/// it is, and in frames.
 pub(super) const SENDING_BYTES: u32 = 8 * 1024 * 1024;
 
-/// The bytes of one event or result. A clone is the same bytes.
+/// The bytes of one event or result. Clones share them.
 #[derive(Clone)]
 pub struct Body(BodyPlace);
 
@@ -46,15 +46,15 @@ enum BodyPlace {
 
 struct Bytes {
     bytes: Vec<u8>,
-    /// Of those that all have together.
+    /// Its share of [`IN_MEMORY_BYTES`].
     _room: Option<OwnedSemaphorePermit>,
 }
 
 impl Body {
-    /// What a file holds from this byte on.
+    /// The bytes of `file` from offset `from` to the end.
     ///
     /// # Errors
-    /// When the file doesn't say how long it is.
+    /// Fails if the file's length can't be read.
     pub fn of_file(file: impl Into<Arc<File>>, from: u64) -> io::Result<Self> {
         let file = file.into();
         let bytes = file.metadata()?.len().saturating_sub(from);
@@ -69,7 +69,7 @@ impl Body {
         })
     }
 
-    /// How long it is, in bytes.
+    /// Length in bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
         match &self.0 {
@@ -78,13 +78,12 @@ impl Body {
         }
     }
 
-    /// Whether it has no byte.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Its bytes, where they are in memory.
+    /// The bytes, if they are in memory.
     #[must_use]
     pub fn in_memory(&self) -> Option<&[u8]> {
         match &self.0 {
@@ -93,10 +92,10 @@ impl Body {
         }
     }
 
-    /// Reads it from its beginning; blocks where it is on disk.
+    /// Reads from the beginning; blocks if the body is on disk.
     ///
     /// # Errors
-    /// When it was lost.
+    /// Fails if the body was lost.
     pub fn reader(&self) -> io::Result<impl Read + use<>> {
         match &self.0 {
             BodyPlace::Lost { reason, .. } => Err(io::Error::other(Arc::clone(reason).to_string())),
@@ -107,10 +106,10 @@ impl Body {
         }
     }
 
-    /// All of its bytes in memory; blocks where it is on disk.
+    /// Reads all bytes into memory; blocks if the body is on disk.
     ///
     /// # Errors
-    /// When it was lost or can't be read.
+    /// Fails if the body was lost or can't be read.
     pub fn read(&self) -> io::Result<Vec<u8>> {
         if let Some(bytes) = self.in_memory() {
             return Ok(bytes.to_vec());
@@ -123,7 +122,7 @@ impl Body {
         Ok(bytes)
     }
 
-    /// All of its bytes in memory, read on a thread for blocking work.
+    /// As [`read`](Self::read), on a thread for blocking work.
     pub(super) fn read_elsewhere(
         &self,
     ) -> impl Future<Output = io::Result<Vec<u8>>> + Send + use<> + 'static {
@@ -132,10 +131,10 @@ impl Body {
         async move { read.await.unwrap_or_else(|died| Err(died.into())) }
     }
 
-    /// Writes all of it; blocks.
+    /// Writes the whole body to `sink`; blocks.
     ///
     /// # Errors
-    /// When it was lost, can't be read, or `sink` can't be written.
+    /// Fails if the body was lost or can't be read, or if `sink` can't be written.
     pub fn write_to(&self, sink: &mut impl Write) -> io::Result<()> {
         if let Some(bytes) = self.in_memory() {
             return sink.write_all(bytes);
@@ -148,14 +147,14 @@ impl Body {
     }
 }
 
-/// In memory, however large: for what is known to be small.
+/// Keeps the bytes in memory, whatever their size: for bodies that are known to be small.
 impl From<Vec<u8>> for Body {
     fn from(bytes: Vec<u8>) -> Self {
         Self(BodyPlace::Memory(Arc::new(Bytes { bytes, _room: None })))
     }
 }
 
-/// For tests, which look at what is in it.
+/// Compares the contents, for tests.
 #[cfg(test)]
 impl PartialEq for Body {
     fn eq(&self, other: &Self) -> bool {
@@ -198,7 +197,7 @@ impl Read for BodyReader {
                 buffer.copy_from_slice(&held.bytes[at..at + wanted]);
                 wanted
             }
-            // Others read the same file.
+            // Clones share the file and its offset.
             BodyPlace::Disk { file, from, .. } => file.read_at(buffer, from + self.at)?,
             BodyPlace::Lost { .. } => 0,
         };
@@ -207,7 +206,7 @@ impl Read for BodyReader {
     }
 }
 
-/// Where the bodies of one pilot are kept; a clone is the same.
+/// Keeps the bodies of one pilot. Clones share its limits.
 #[derive(Debug, Clone)]
 pub struct BodyStore(Arc<BodyStoreState>);
 
@@ -219,7 +218,7 @@ struct BodyStoreState {
 }
 
 impl BodyStore {
-    /// Files are made in `directory`, have no name there, and are gone with the pilot, however it ends.
+    /// Creates files in `directory`. They have no name there, and vanish with the pilot, however it ends.
     #[must_use]
     pub fn new(directory: PathBuf) -> Self {
         Self(Arc::new(BodyStoreState {
@@ -229,25 +228,26 @@ impl BodyStore {
         }))
     }
 
-    /// What is on its way to brokers, in bytes; one that is larger than all takes all.
+    /// Permits for [`SENDING_BYTES`] on their way to brokers. A body larger than that takes all of them.
     pub(super) fn sending(&self) -> Arc<Semaphore> {
         Arc::clone(&self.0.sending)
     }
 
-    /// Keeps bytes; blocks where they go to the disk. Where that fails, reading them does.
+    /// Keeps bytes in memory or on disk; blocks while it writes to the disk. If that fails, reading the body
+    /// fails.
     #[must_use]
     pub fn keep(&self, bytes: Vec<u8>) -> Body {
         self.keep_in_memory(bytes)
             .unwrap_or_else(|bytes| self.spill(&bytes))
     }
 
-    /// Keeps bytes in memory, or gives them back: they aren't small, and there is no room.
+    /// Keeps bytes in memory, or returns them if they aren't small and there is no room.
     pub(super) fn keep_in_memory(&self, mut bytes: Vec<u8>) -> Result<Body, Vec<u8>> {
         let room = self.room(bytes.len());
         if room.is_none() && bytes.len() > SMALL_BYTES {
             return Err(bytes);
         }
-        // It may have to wait, and was made for more.
+        // The body may wait for long, and the buffer may have spare capacity.
         bytes.shrink_to_fit();
         Ok(Body(BodyPlace::Memory(Arc::new(Bytes {
             bytes,
@@ -255,7 +255,7 @@ impl BodyStore {
         }))))
     }
 
-    /// Keeps bytes on the disk, which may hang: a thread for blocking work waits for it.
+    /// Keeps bytes on disk. The disk may hang, so a thread for blocking work writes them.
     pub(super) fn keep_on_disk(
         &self,
         bytes: Vec<u8>,
@@ -268,14 +268,14 @@ impl BodyStore {
         }
     }
 
-    /// Whether [`BodyStore::put_by`] would.
+    /// Whether [`BodyStore::put_by`] would move the body to disk.
     #[must_use]
     pub fn would_put_by(&self, body: &Body) -> bool {
         let bytes = body.in_memory();
         bytes.is_some_and(|bytes| bytes.len() > SMALL_BYTES)
     }
 
-    /// Makes room for others: puts on the disk what is in memory and not small; blocks.
+    /// Moves a body that is in memory and not small to disk, to make room for others; blocks.
     #[must_use]
     pub fn put_by(&self, body: Body) -> Body {
         match body.in_memory() {
@@ -284,10 +284,10 @@ impl BodyStore {
         }
     }
 
-    /// A new file, for what becomes a body.
+    /// Creates an unnamed file that becomes a body.
     ///
     /// # Errors
-    /// When none can be made.
+    /// Fails if the file can't be created.
     pub fn file(&self) -> io::Result<File> {
         tempfile::tempfile_in(&self.0.directory)
     }

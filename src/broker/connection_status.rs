@@ -1,5 +1,5 @@
-//! How each queue is connected, for the status file and the count of outages. The actors tell it; nothing is decided by
-//! it.
+//! How each queue is connected, for the status file and the count of outages. The actors report it; no
+//! decision depends on it.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -8,12 +8,11 @@ use tokio::sync::watch;
 
 use super::Endpoint;
 
-/// One queue and how it is connected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectionStatus {
     pub at: Endpoint,
     pub state: ConnectionState,
-    /// Since when it is so.
+    /// The time of the last change to `state`. A queue that is given up counts from when it went down.
     pub since: SystemTime,
 }
 
@@ -21,10 +20,11 @@ pub struct ConnectionStatus {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConnectionState {
     Up,
-    /// The connection is lost and tried again; this is why the last try failed. No text of an error
-    /// holds a password or token.
+    /// The connection is lost, and the pilot tries to make it again. The text says why the last try failed;
+    /// no text of an error holds a password or token.
     Down(String),
-    /// It was away for longer than is borne, for this reason. Should it come back, it is used.
+    /// The connection was away for longer than an outage is tolerated, for this reason. It is used if it
+    /// comes back.
     GivenUp(String),
 }
 
@@ -32,15 +32,15 @@ pub enum ConnectionState {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Outages {
     pub count: u64,
-    /// Time in which at least one was away.
+    /// The time in which at least one connection was away.
     pub time: Duration,
 }
 
-/// All links of a pilot, and who watches them.
+/// The status of every queue of a pilot, and the channel that publishes changes.
 #[derive(Debug)]
 pub(super) struct ConnectionStatuses {
     board: watch::Sender<Vec<ConnectionStatus>>,
-    /// Those that are over, and since when there is one.
+    /// Outages that are over, and the start of the present one.
     outages: Mutex<(Outages, Option<Instant>)>,
 }
 
@@ -56,7 +56,7 @@ impl ConnectionStatuses {
         self.board.subscribe()
     }
 
-    /// The present one included.
+    /// All outages, the present one included.
     pub(super) fn outages(&self) -> Outages {
         let (mut outages, since) = *self.outages.lock().unwrap_or_else(PoisonError::into_inner);
         outages.time += since.map(|since| since.elapsed()).unwrap_or_default();
@@ -76,8 +76,8 @@ impl ConnectionStatuses {
         }
     }
 
-    /// The queue `at` is now `state`. What was given up is so until it is up: that it is still tried is
-    /// no news.
+    /// Records the state of the queue `at`. A queue that was given up stays so until it is up; a failed try
+    /// only updates the reason.
     pub(super) fn note(&self, at: &Endpoint, state: ConnectionState) {
         self.board.send_if_modified(|links| {
             let Some(link) = links.iter_mut().find(|link| link.at == *at) else {

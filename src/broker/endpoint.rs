@@ -1,4 +1,4 @@
-//! A queue and where it is, as errors, logs, the status file and the labels of kept results name it.
+//! A queue and its address, as errors, logs, the status file and the labels of kept results name it.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use crate::ids::QueueIndex;
 pub enum Direction {
     Incoming,
     Outgoing,
-    /// Events go to it that failed too often; it is on the incoming broker.
+    /// The queue for events that failed too often; it is on the incoming broker.
     DeadLetters,
 }
 
@@ -21,7 +21,7 @@ impl Direction {
         }
     }
 
-    /// Where the variables of its broker begin.
+    /// The prefix of the variables that configure its broker.
     fn broker_prefix(self) -> &'static str {
         match self {
             Self::Incoming | Self::Outgoing => self.prefix(),
@@ -38,18 +38,17 @@ impl Direction {
     }
 }
 
-/// A queue and where it is, as errors name it; or several that share a connection.
+/// A queue and its address, as errors name it; or several queues that share a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     pub direction: Direction,
-    /// `host:port`, with `/vhost` unless that is the default one; or the spool directory.
+    /// `host:port`, followed by `/vhost` unless that is the default one; or the spool directory.
     pub address: String,
-    /// The queues' names, mostly one.
+    /// The names of the queues; usually one.
     pub queues: Vec<String>,
 }
 
 impl Endpoint {
-    /// The name of one of its queues.
     pub(super) fn name(&self, queue: QueueIndex) -> &str {
         self.queues.get(queue.0).map_or("", String::as_str)
     }

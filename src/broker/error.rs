@@ -1,8 +1,8 @@
-//! What can go wrong between the pilot and a queue, in words that say which variable to look at. RabbitMQ and the spool
-//! share it.
+//! The errors between the pilot and a queue, with texts that name the variable to check. RabbitMQ and the
+//! spool share them.
 //!
-//! No text holds a password or token: an error is built from the host, the port, the queue and what the server said,
-//! never from the address as the user wrote it.
+//! No text holds a password or token: an error is built from the host, the port, the queue and the server's
+//! text, never from the address as the user wrote it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use super::Endpoint;
 
-/// Why a queue can't be used, or can't be used any more.
+/// Why a queue can't be used, at the start or any more.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum BrokerError {
     /// The host's name has no address.
@@ -24,30 +24,30 @@ pub enum BrokerError {
     #[error("the broker at {at} did not answer within `{}` s ({step}); check {}, and whether this site lets jobs connect to that port", after.as_secs(), at.address_variable())]
     TimedOut {
         at: Endpoint,
-        /// What was waited for.
+        /// What the pilot waited for.
         step: &'static str,
         after: Duration,
     },
-    /// It was reached, and ended the connection before it said a word.
+    /// The server was reached, and closed the connection before it sent anything.
     #[error("the broker at {at} cut the connection off during the handshake: {detail}; check scheme and port in {}, and whether a RabbitMQ server is there", at.address_variable())]
     CutOff { at: Endpoint, detail: String },
     #[error("no TLS connection to the broker at {at}: {detail}; check the scheme, host and port in {}, the system's CA certificates, and EWMS_PILOT_BROKER_CA_FILE", at.address_variable())]
     Tls { at: Endpoint, detail: String },
-    /// The broker doesn't know us, as far as can be told: RabbitMQ just drops the connection
-    /// about three seconds after it got credentials that it doesn't accept.
+    /// The broker doesn't accept the credentials, as far as can be told: RabbitMQ drops such a connection
+    /// after about three seconds, without a word.
     #[error("the broker at {at} did not accept the credentials: {detail}; check {token}, or {token}_FILE where that is set, and user and password in {}", at.address_variable(), token = at.token_variable())]
     Authentication { at: Endpoint, detail: String },
-    /// There is no such virtual host, or it isn't ours.
+    /// The virtual host doesn't exist, or the user may not use it.
     #[error("virtual host `{vhost}` can't be used at broker {at}: {detail}; check what follows the host in {}", at.address_variable())]
     Vhost {
         at: Endpoint,
         vhost: String,
         detail: String,
     },
-    /// We are known, but may not do this.
+    /// The user is known, but lacks the permission.
     #[error("the broker at {at} denies access: {detail}; check {}, and what {} may do there", at.queue_variable(), at.token_variable())]
     Permission { at: Endpoint, detail: String },
-    /// It takes no further connection or channel for now.
+    /// The broker takes no further connection or channel for now.
     #[error(
         "the broker at {at} is full: {detail}; have that limit raised, or run fewer pilots at once"
     )]
@@ -59,21 +59,21 @@ pub enum BrokerError {
     /// The queue does not exist.
     #[error("the queue at {at} does not exist; check {}", at.queue_variable())]
     NoQueue { at: Endpoint },
-    /// The queue exists and is of no use to a pilot.
+    /// The queue exists, but is of no use to a pilot.
     #[error("the queue at {at} can't be used: {why}; check {}", at.queue_variable())]
     Unusable { at: Endpoint, why: String },
-    /// A name that AMQP can't carry.
+    /// A name longer than AMQP allows.
     #[error("{what} of `{bytes}` bytes is too long for the broker at {at}, at most `255` fit; check {} and {}", at.queue_variable(), at.address_variable())]
     NameTooLong {
         at: Endpoint,
-        /// Which name.
+        /// The kind of name.
         what: &'static str,
         bytes: usize,
     },
-    /// Anything else that the server refuses.
+    /// Any other refusal by the server.
     #[error("the broker at {at} refused: {detail}; check {} and {}", at.queue_variable(), at.address_variable())]
     Rejected { at: Endpoint, detail: String },
-    /// The connection with the broker ended without us.
+    /// The connection ended, and the pilot did not close it.
     #[error("connection to the broker at {at} lost: {detail}; {}", at.direction.after_a_loss())]
     ConnectionLost { at: Endpoint, detail: String },
     /// The spool directory can't be used.
@@ -84,10 +84,10 @@ pub enum BrokerError {
         path: PathBuf,
         detail: String,
     },
-    /// The queue's name is no name of a directory.
+    /// The queue's name can't be the name of a directory.
     #[error("queue name {} can't be a directory in the spool `{}`: {why}; check {}", at.names(), at.address, at.queue_variable())]
     SpoolName { at: Endpoint, why: &'static str },
-    /// The machine doesn't let us talk to anyone.
+    /// The system gives the pilot no thread for the connection.
     #[error(
         "can't start the thread that talks to the broker at {at}: {detail}; check the limits on processes and memory of this job"
     )]
@@ -95,7 +95,7 @@ pub enum BrokerError {
 }
 
 impl BrokerError {
-    /// Whether the same address may work a moment later.
+    /// Whether another try at the same address may succeed a moment later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -103,10 +103,10 @@ impl BrokerError {
             | Self::Unreachable { .. }
             | Self::TimedOut { .. }
             | Self::CutOff { .. }
-            // Name servers fail for a moment, too, and some say then that there is no such name.
+            // Name servers fail for a moment, too, and some then say that there is no such name.
             | Self::UnknownHost { .. }
             | Self::Full { .. }
-            // It was deleted after it was found.
+            // The queue was deleted after it was found.
             | Self::NoQueue { .. }
             | Self::ConnectionLost { .. } => true,
             Self::Tls { .. }
@@ -124,7 +124,7 @@ impl BrokerError {
 }
 
 impl BrokerError {
-    /// Whether the broker has let us in, up to this: its address and our credentials are right.
+    /// Whether this error proves that the broker let us in: its address and the credentials are right.
     #[must_use]
     pub fn knows_us(&self) -> bool {
         matches!(self, Self::Full { .. } | Self::NoQueue { .. })
@@ -134,16 +134,16 @@ impl BrokerError {
 /// Why a result is not in the outgoing queue, or not known to be.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum PublishError {
-    /// It can never be published.
+    /// The message can never be published.
     #[error(
         "a message is too large for the broker: `{bytes}` bytes after compression, the limit is `{limit}`; send less, or raise max_message_size at the broker and EWMS_PILOT_BROKER_MAX_MESSAGE_SIZE"
     )]
     TooLarge {
         bytes: usize,
-        /// The most that the broker takes.
+        /// The largest message that the broker takes, in bytes.
         limit: usize,
     },
-    /// The broker knows no such queue (any more).
+    /// The queue no longer exists, or never did.
     #[error(
         "the broker returned the result as unroutable (`{code} {text}`): queue `{queue}` is gone; check EWMS_PILOT_QUEUE_OUTGOING"
     )]
@@ -153,12 +153,12 @@ pub enum PublishError {
         code: u16,
         text: String,
     },
-    /// The broker took it and then said no: the queue is full, or its leader is lost.
+    /// The broker took the result and then refused it: the queue is full, or its leader is lost.
     #[error(
         "the broker did not accept the result for queue `{queue}`; check the queue's length limit and its replicas"
     )]
     Nacked { queue: String },
-    /// The connection ended before the broker confirmed: the result may be there or not.
+    /// The connection ended before the broker confirmed: the result may have arrived or not.
     #[error("no confirm for the result, the session with the broker was lost: {detail}")]
     SessionLost { detail: String },
     /// The file could not be written.
@@ -168,7 +168,7 @@ pub enum PublishError {
         path: PathBuf,
         detail: String,
     },
-    /// The pilot's own copy of it can't be read.
+    /// The pilot's own copy of the result can't be read.
     #[error(
         "can't read a result that waits to be sent: {detail}; see to the disk that holds `ewms-pilot-scratch`"
     )]
@@ -181,7 +181,7 @@ pub enum PublishError {
 /// Why a delivery could not be settled. The event will be delivered again.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum SettleError {
-    /// The connection or claim through which the event came is no more.
+    /// The connection or claim that the event came through is gone.
     #[error("the session that delivered the event is lost; the event will be delivered again")]
     SessionLost,
     /// The spool's file can't be moved.

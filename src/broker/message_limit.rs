@@ -1,28 +1,28 @@
-//! How large a message may be. A task's result is measured before it comes near the broker, while the task's files are
-//! still there.
+//! The largest message that a broker takes. A task's result is measured before it is sent, while the task's
+//! files are still there.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// What a message may have at most, in bytes, as far as it is known; shared by all who hold a clone. None
-/// is guessed: brokers differ, and operators set it.
+/// The largest message body, in bytes, as far as it is known; clones share it. There is no built-in limit:
+/// brokers differ, and operators set it.
 #[derive(Debug, Clone)]
 pub struct MessageLimit(Arc<AtomicUsize>);
 
 impl MessageLimit {
-    /// As configured, if it was.
+    /// The configured limit, if there is one.
     #[must_use]
     pub fn of(bytes: Option<usize>) -> Self {
         Self(Arc::new(AtomicUsize::new(bytes.unwrap_or(usize::MAX))))
     }
 
-    /// The most that a message's body may have; `usize::MAX` while no limit is known.
+    /// The limit in bytes; `usize::MAX` while none is known.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// A broker has said that it takes no more than this.
+    /// Lowers the limit to what a broker has reported.
     pub(super) fn lower(&self, bytes: usize) {
         if self.0.fetch_min(bytes, Ordering::Relaxed) > bytes {
             tracing::warn!(

@@ -1,12 +1,12 @@
-//! Where events come from and results go: queues, deliveries and confirms.
+//! The queues that events come from and results go to: deliveries and confirms.
 //!
-//! A [`Source`] hands out deliveries, each with a [`Receipt`] that settles it once, by value. A [`Sink`] takes results
-//! and says when each is safe. Both live through outages of their broker, as long as [`OutagePolicy`] says; a call then
-//! just takes longer. After that, and only then, the lost connection is an error of [`Source::recv`] and
-//! [`Sink::publish_named`].
+//! A [`Source`] hands out deliveries, each with a [`Receipt`] that settles it once, by value. A [`Sink`]
+//! takes results and says when each is safe. Both survive outages of their broker for as long as
+//! [`OutagePolicy`] allows; a call just takes longer then. Only after that is the lost connection an error of
+//! [`Source::recv`] and [`Sink::publish_named`].
 //!
-//! A broker is added by one more variant in [`Address`], [`Source`], [`Sink`] and `ReceiptKind`, and of what
-//! [`open_sources`] and [`open_sinks`] open as one.
+//! To add a broker, add a variant to [`Address`], [`Source`], [`Sink`] and `ReceiptKind`, and to the groups
+//! that [`open_sources`] and [`open_sinks`] open as one.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -44,7 +44,7 @@ pub use outage_policy::{BrokerStats, OutagePolicy};
 pub use result_acceptance::{ResultAcceptance, ResultAcceptanceWatch};
 pub use start_gate::{StartSender, StartSignal};
 
-/// What a queue carries for one event. A clone is the same bytes.
+/// The content of one message or file of a queue. Clones share the bytes.
 #[derive(Debug, Clone)]
 #[cfg_attr(test, derive(PartialEq, Eq))]
 pub enum Content {
@@ -55,14 +55,13 @@ pub enum Content {
 }
 
 impl Content {
-    /// Its bytes.
     #[must_use]
     pub fn body(&self) -> &Body {
         let (Self::Frame(body) | Self::File(_, body)) = self;
         body
     }
 
-    /// The same kind with other bytes.
+    /// The same kind of content with other bytes.
     #[must_use]
     pub fn with_body(&self, body: Body) -> Self {
         match self {
@@ -72,7 +71,7 @@ impl Content {
     }
 }
 
-/// How the bytes of a [`Content::File`] are to be read.
+/// The format of a [`Content::File`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FileFormat {
@@ -81,7 +80,7 @@ pub enum FileFormat {
     Text,
 }
 
-/// Which kind of [`Content`] a sink wants.
+/// The kind of [`Content`] that a sink takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
     /// [`Content::Frame`].
@@ -94,30 +93,31 @@ pub enum Encoding {
 #[derive(Debug)]
 pub struct Delivery {
     pub content: Content,
-    /// What its queue calls it: the name of a spool's file. A message has none.
+    /// The name of a spool's file. A message has none.
     pub name: Option<OsString>,
-    /// How often it was delivered before, when the broker says so (`x-delivery-count`, tries).
+    /// How often the event was delivered before, if the broker says so (`x-delivery-count`; tries in a
+    /// spool).
     pub earlier_deliveries: Option<u64>,
     pub receipt: Receipt,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It was worked through, and its result, if any, is confirmed.
+    /// The task succeeded, and its result, if any, is confirmed.
     Done,
     /// The event or its task failed: back to the queue, and the broker may count it.
     Failed {
         /// The error. A spool keeps it beside the event.
         reason: String,
     },
-    /// It failed too often: out of the queue, to where the broker puts rejected events.
+    /// The event failed too often: out of the queue, to where the broker puts rejected events.
     Rejected,
-    /// It was not tried to the end for a reason that is not its own: back to the queue.
+    /// The event was not tried to the end, for a reason that is not its own: back to the queue.
     Released,
 }
 
-/// Settles one delivery, once. Dropped unsettled it logs an error, unless its connection is gone,
-/// when nothing is left that could be settled.
+/// Settles one delivery, once. Dropping it unsettled logs an error, unless its connection is gone and there
+/// is nothing left to settle.
 pub struct Receipt(Option<ReceiptKind>);
 
 enum ReceiptKind {
@@ -130,7 +130,7 @@ impl Receipt {
         Self(Some(kind))
     }
 
-    /// The connection through which the event came.
+    /// The connection that the event came through.
     #[must_use]
     pub fn generation(&self) -> Option<Generation> {
         self.0.as_ref().map(|kind| match kind {
@@ -139,8 +139,8 @@ impl Receipt {
         })
     }
 
-    /// The event will be held for a while in which nothing is done for it: another one may come in its
-    /// place. Resolves when the broker is asked for that.
+    /// Lets another event come in the place of this one, which will be held for a while with nothing to do.
+    /// Resolves when the broker was asked for that.
     pub fn set_aside(&mut self) -> impl Future<Output = ()> + Send + use<> + 'static {
         match &mut self.0 {
             Some(ReceiptKind::RabbitMq(receipt)) => Either::Left(receipt.set_aside()),
@@ -152,14 +152,14 @@ impl Receipt {
         }
     }
 
-    /// Tells the broker. For RabbitMQ, `Ok` means that the acknowledgement is on its way, or is
-    /// deferred: when the connection that delivered the event is lost, its tag means nothing any more,
-    /// and the verdict is applied when the broker delivers the event again. [`Source::close`] waits
-    /// for that, up to a minute; what never came is in [`BrokerStats::unacknowledged`].
+    /// Tells the broker the verdict. For RabbitMQ, `Ok` means that the acknowledgement is on its way or
+    /// deferred: if the connection that delivered the event is lost, its tag is void, and the verdict is
+    /// applied when the broker delivers the event again. [`Source::close`] waits for that, up to a minute;
+    /// [`BrokerStats::unacknowledged`] counts the events that never came.
     ///
     /// # Errors
-    /// [`SettleError::SessionLost`] when the source is closed, or the claim on a spool's file is
-    /// another pilot's.
+    /// [`SettleError::SessionLost`] when the source is closed, or another pilot has taken the claim on a
+    /// spool's file. [`SettleError::Spool`] when that file can't be moved.
     pub async fn settle(mut self, verdict: Verdict) -> Result<(), SettleError> {
         match self.0.take() {
             Some(ReceiptKind::RabbitMq(receipt)) => receipt.settle(verdict).await,
@@ -187,18 +187,18 @@ impl Drop for Receipt {
     }
 }
 
-/// Where a queue is, and for RabbitMQ who we are there.
+/// The address of a queue's broker, with the credentials for RabbitMQ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Address<'a> {
     RabbitMq(&'a AmqpAddress),
-    /// In a directory, as the subdirectory of its name.
+    /// A directory; the queue is its subdirectory of that name.
     Spool(&'a Path),
 }
 
-/// Opens the queue that events go to which failed too often.
+/// Opens the dead-letter queue, which takes events that failed too often.
 ///
 /// # Errors
-/// As [`open_sources`].
+/// Returns the errors of [`open_sources`].
 pub async fn open_dead_letters(
     queue: &str,
     broker: Address<'_>,
@@ -216,22 +216,22 @@ pub async fn open_dead_letters(
     }
 }
 
-/// What is where a queue should be.
+/// The state of a queue, or of the place where it should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueueLook {
-    /// Nothing. A pilot would make it.
+    /// There is no queue. A pilot would create it.
     Missing,
     There {
         waiting: u64,
-        /// How many take messages from it.
+        /// The number of consumers, or of pilots that hold a spool's events.
         consumers: u64,
     },
 }
 
-/// Looks at a queue, takes, sends and makes nothing, and leaves.
+/// Looks at a queue. Takes, sends and creates nothing.
 ///
 /// # Errors
-/// As [`open_sources`], but the queue may be missing.
+/// Returns the errors of [`open_sources`]. A missing queue is none.
 pub async fn look(
     direction: Direction,
     queue: &str,
@@ -244,19 +244,19 @@ pub async fn look(
 }
 
 pub enum Source {
-    /// From RabbitMQ, from several queues in turn where they share a connection.
+    /// Events of RabbitMQ: of several queues in turn, if they share a connection.
     RabbitMq(rabbitmq::RabbitMqSource),
     Spool(spool::SpoolSource),
-    /// From several brokers, in turn.
+    /// Events of several brokers, in turn.
     Several(MultiSource),
 }
 
 impl Source {
-    /// The next event; waits while there is none, and while the broker is away. Cancel-safe. After
-    /// [`Source::stop`] it never resolves.
+    /// The next event. Waits while there is none, and while the broker is away. Cancel-safe. Never resolves
+    /// after [`Source::stop`].
     ///
     /// # Errors
-    /// The broker was away for too long. Receipts stay usable.
+    /// Fails when the broker was away for too long. Receipts stay usable.
     pub async fn recv(&mut self) -> Result<Delivery, BrokerError> {
         match self {
             Self::RabbitMq(source) => source.recv().await,
@@ -265,18 +265,18 @@ impl Source {
         }
     }
 
-    /// Counts the time that queues are silent from now on, see [`Source::idle_left`].
+    /// Starts to measure how long the queues are silent, see [`Source::idle_left`].
     pub fn start_idle_clock(&mut self) {
         match self {
             Self::RabbitMq(source) => source.start_idle_clock(),
-            // There is no connection that could be lost.
+            // A spool has no connection that could be lost.
             Self::Spool(_) => {}
             Self::Several(sources) => sources.start_idle_clock(),
         }
     }
 
-    /// What is left of `wait` before a queue that gave nothing may be called idle: time without a connection
-    /// doesn't count, time on all connections since the clock was started does.
+    /// The part of `wait` that is left before a queue that gave nothing counts as idle. Only time with a
+    /// connection counts, on all connections since the clock was started.
     #[must_use]
     pub fn idle_left(&self, wait: Duration) -> Duration {
         match self {
@@ -286,12 +286,11 @@ impl Source {
         }
     }
 
-    /// Takes no more events and gives back those that were taken ahead and not handed out.
-    /// Receipts that were handed out stay usable, and their events are recognised when they come
-    /// again. Idempotent; bounded in time.
+    /// Takes no more events, and gives back those that were prefetched and not handed out. Receipts stay
+    /// usable, and their events are recognised when they come again. Idempotent; bounded in time.
     ///
     /// # Errors
-    /// The broker does not answer; it takes the events back by itself when the connection ends.
+    /// Fails if the broker does not answer. It takes the events back by itself when the connection ends.
     pub async fn stop(&mut self) -> Result<(), BrokerError> {
         match self {
             Self::RabbitMq(source) => source.stop().await,
@@ -300,10 +299,9 @@ impl Source {
         }
     }
 
-    /// Ends the connection in the order that loses no acknowledgement, after waiting for events that
-    /// are done and were lost with a connection. To be called after all receipts are settled; bounded
-    /// in time, by about three minutes at the very worst, and by seconds once the pilot is told to end. What fails is
-    /// logged.
+    /// Waits for events that are done but lost their connection before the acknowledgement, then closes the
+    /// connection in the order that loses no acknowledgement. To be called after all receipts are settled.
+    /// Takes at most about three minutes, and seconds once the pilot was told to end. Failures are logged.
     pub async fn close(self) {
         match self {
             Self::RabbitMq(source) => source.close().await,
@@ -324,10 +322,10 @@ impl fmt::Debug for Source {
 }
 
 pub enum Sink {
-    /// Into RabbitMQ, each result into all queues that share the connection.
+    /// Results to RabbitMQ, each to all queues that share the connection.
     RabbitMq(rabbitmq::RabbitMqSink),
     Spool(spool::SpoolSink),
-    /// Into several brokers, each result into all.
+    /// Results to several brokers, each to all of them.
     Several(MultiSink),
 }
 
@@ -342,15 +340,15 @@ impl Sink {
         }
     }
 
-    /// Publishes the result of the event of this name: a directory names its file after it, a message has
-    /// no place for it. Resolves when the broker has confirmed the result, or the file is durably in place.
-    /// Many may be under way at once; how many, and how many bytes, is bounded here, by waiting.
+    /// Publishes the result of the event `event`: a spool names the file after it, a message has no place for
+    /// a name. Resolves when the broker has confirmed the result, or the file is durably in place. Many
+    /// results may be under way at once; beyond a bound on their number and bytes, further ones wait.
     ///
     /// # Errors
-    /// [`PublishError::TooLarge`]: the result is not there, and never will be.
-    /// [`PublishError::Unroutable`], [`PublishError::Nacked`], [`PublishError::Spool`]: its queue did not
-    /// take it for as long as an outage is borne. [`PublishError::SessionLost`]: the broker was away for
-    /// too long; the result may be there. Those are kept on disk to be sent by a later pilot.
+    /// [`PublishError::TooLarge`]: the result was not and can never be sent. [`PublishError::Unroutable`],
+    /// [`PublishError::Nacked`], [`PublishError::Spool`]: the queue refused it for as long as an outage is
+    /// tolerated. [`PublishError::SessionLost`]: the broker was away for too long; the result may have
+    /// arrived. Refused results and those of a lost session are kept on disk, to be sent by a later pilot.
     pub fn publish_named(
         &self,
         content: Content,
@@ -363,10 +361,10 @@ impl Sink {
         }
     }
 
-    /// As [`Sink::publish_named`], with headers of the message. A directory has no place for them.
+    /// As [`Sink::publish_named`], with headers for the message. A spool has no place for headers.
     ///
     /// # Errors
-    /// Those of [`Sink::publish_named`].
+    /// Returns the errors of [`Sink::publish_named`].
     pub fn publish_with(
         &self,
         content: Content,
@@ -379,7 +377,7 @@ impl Sink {
         }
     }
 
-    /// Ends the connection. Bounded in time. What fails is logged.
+    /// Closes the connection. Bounded in time; failures are logged.
     pub async fn close(self) {
         match self {
             Self::RabbitMq(sink) => sink.close().await,

@@ -1,8 +1,7 @@
-//! Several queues as one: events from all incoming ones in turn, each result to all outgoing ones.
+//! Several queues as one: events from all incoming queues in turn, each result to all outgoing ones.
 //!
 //! Queues at one [`Address`] of a RabbitMQ share a connection and its thread in each direction, see
-//! [`rabbitmq`]. Queues of different addresses are put together here. A spool has no connections to be
-//! shared.
+//! [`rabbitmq`]. Queues of different addresses are combined here. A spool has no connection to share.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -19,12 +18,13 @@ use super::{
 };
 use crate::config::AmqpAddress;
 
-/// Opens all queues that events come from, and takes none before there is `leave`. Each may hold `window` unsettled events; more than one
-/// pilot's tasks need are then held only while several queues are full.
+/// Opens all queues of events, and takes none before `start_signal` allows it. Each queue may hold `window`
+/// unsettled events, so a pilot holds more than its tasks need only while several queues are full.
 ///
 /// # Errors
-/// That of the first that can't be opened: a [`BrokerError`]; transient ones only after about 20 s, or
-/// as long as an outage is borne where the broker is known to let us in, from when all else is ready.
+/// Returns the [`BrokerError`] of the first queue that can't be opened. A transient error is returned only
+/// after about 20 s; or, if the broker is known to let us in, after as long as an outage is tolerated,
+/// counted from when everything else is ready.
 pub async fn open_sources(
     queues: &[(&str, Address<'_>)],
     window: NonZeroU32,
@@ -38,7 +38,7 @@ pub async fn open_sources(
                 rabbitmq::open_source(queues, address, window, outage_policy, start_signal).await?,
             ),
             BrokerGroup::Spool(queue, directory) => {
-                // There is no connection to be made ahead, and a directory to be left alone.
+                // There is no connection to make ahead, and the directory must not be touched before.
                 start_signal.clone().wait().await;
                 let source = spool::SpoolSource::open(queue, directory, window).await?;
                 outage_policy.note(source.place(), ConnectionState::Up);
@@ -57,11 +57,11 @@ pub async fn open_sources(
     })
 }
 
-/// Opens all queues that results go to when all else is ready, having connected to them before, and sends
-/// first what earlier pilots had to leave. All are of one [`Encoding`].
+/// Opens all queues of results once everything else is ready, having connected to them before, and first
+/// sends the results that earlier pilots left. All queues are of one [`Encoding`].
 ///
 /// # Errors
-/// As [`open_sources`].
+/// Returns the errors of [`open_sources`].
 pub async fn open_sinks(
     queues: &[(&str, Address<'_>)],
     outage_policy: &OutagePolicy,
@@ -103,7 +103,7 @@ impl BrokerGroup<'_> {
     }
 }
 
-/// In the order of their first queues.
+/// Groups the queues by address, in the order of their first queues.
 fn groups<'a>(queues: &[(&'a str, Address<'a>)]) -> Vec<BrokerGroup<'a>> {
     let mut groups = Vec::new();
     for &(queue, broker) in queues {
@@ -132,7 +132,8 @@ pub struct MultiSource {
 }
 
 impl MultiSource {
-    /// A queue that has just given an event is asked last: a busy one does not starve the others.
+    /// The next event of any queue. The queue that gave the last event is asked last, so that a busy queue
+    /// does not starve the others.
     pub(super) async fn recv(&mut self) -> Result<Delivery, BrokerError> {
         let turns = &self.turns;
         let mut sources: Vec<_> = self.sources.iter_mut().enumerate().collect();
@@ -174,7 +175,7 @@ impl MultiSource {
     }
 }
 
-/// Which source is asked when. Each has as many turns as it has queues.
+/// The order in which the sources are asked. Each has as many turns as queues.
 struct ReceiveTurns(VecDeque<usize>);
 
 impl ReceiveTurns {
@@ -192,7 +193,7 @@ impl ReceiveTurns {
         turns.position(|turn| *turn == source).unwrap_or(usize::MAX)
     }
 
-    /// This source has given an event. Those that it overtook keep their turns.
+    /// Moves a source that gave an event to the end. The others keep their turns.
     fn took(&mut self, source: usize) {
         if let Some(turn) = self.0.remove(self.rank(source)) {
             self.0.push_back(turn);
@@ -209,8 +210,8 @@ impl MultiSink {
         self.sinks.first().map_or(Encoding::Frame, Sink::encoding)
     }
 
-    /// Resolves when the last queue has it. When one does not, the event is as good as not done: it
-    /// will be run again, and the other queues get its result twice.
+    /// Resolves when all queues have the result. If one fails, the event counts as not done: it is run again,
+    /// and the other queues get its result twice.
     pub(super) fn publish(
         &self,
         content: &Content,
@@ -224,7 +225,7 @@ impl MultiSink {
         )
     }
 
-    /// The same for the result of the event of this name.
+    /// As [`publish`](Self::publish), for the result of the event `event`.
     pub(super) fn publish_named(
         &self,
         content: &Content,
@@ -278,7 +279,7 @@ mod tests {
     #[test]
     fn queues_at_one_address_are_opened_as_one_and_others_by_themselves() {
         let here = address("me@mq:5672/v", "hush");
-        // Each differs in one thing only.
+        // Each differs in one field only.
         let others = [
             address("amqps://me@mq:5672/v", "hush"),
             address("me@other:5672/v", "hush"),
@@ -321,7 +322,7 @@ mod tests {
             given[source] += 1;
         }
         assert_eq!(given, [30, 10]);
-        // It was without events for a while.
+        // The source gave no event for a while.
         for _ in 0..10 {
             turns.took(0);
         }

@@ -1,5 +1,6 @@
-//! What the queues of one pilot share about outages: how long one is borne, how long anything is waited for once the
-//! pilot is told to end, where results wait that can't be sent, and what outages did. Also how large a message may be.
+//! The settings and counts about outages that the queues of one pilot share: the time for which one is
+//! tolerated, the shorter waits of a pilot that was told to end, the directory for results that can't be
+//! sent, and the counts. Also the largest message and the store of bodies.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,12 +13,13 @@ use super::connection_status::{ConnectionState, ConnectionStatus, ConnectionStat
 use super::result_acceptance::{RefusedCount, ResultAcceptanceWatch};
 use super::{BodyStore, Endpoint, MessageLimit};
 
-/// How long a pilot that was told to end waits for its brokers: with closing it is gone after 5 s, unless a task runs.
+/// How long a pilot that was told to end waits for its brokers: with closing, it is gone after 5 s unless a
+/// task runs.
 pub(super) const SHORT_WAIT: Duration = Duration::from_secs(3);
-/// What begins later, when the tasks have ended, has at least this long.
+/// The least time for a wait that begins later, when the tasks have ended.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 
-/// Policy and counts, shared by all who hold a clone.
+/// Policy and counts; clones share them.
 #[derive(Debug, Clone)]
 pub struct OutagePolicy {
     shared: Arc<OutageState>,
@@ -30,32 +32,32 @@ struct OutageState {
     reconnect_within: Duration,
     unsent: Option<PathBuf>,
     stats: Mutex<BrokerStats>,
-    /// Since when the pilot is told to end.
+    /// The time at which the pilot was told to end.
     told_to_end: watch::Sender<Option<Instant>>,
     links: ConnectionStatuses,
     refused: RefusedCount,
 }
 
-/// What outages did to a pilot's queues.
+/// The effects of outages on a pilot's queues.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BrokerStats {
     pub reconnects: u64,
-    /// Events that came again while their task ran, or after it had ended, and were not run again.
+    /// Events that were delivered again while their task ran, or after it ended, and were not run again.
     pub adopted: u64,
-    /// Results that were sent again because it is unknown whether they had arrived: each may be in the outgoing queue
-    /// twice.
+    /// Results that were sent again because it is unknown whether they had arrived. Each may be in the
+    /// outgoing queue twice.
     pub published_again: u64,
-    /// Events that are done but whose acknowledgement never arrived: each will be delivered again,
-    /// so that its output may be there twice.
+    /// Events that are done but whose acknowledgement never arrived. Each will be delivered again, so its
+    /// output may be in the queue twice.
     pub unacknowledged: u64,
-    /// Results that could not be sent and are kept on disk.
+    /// Results that could not be sent, and are kept on disk.
     pub kept_unsent: u64,
     /// Results of earlier pilots that were found on disk and sent.
     pub sent_late: u64,
 }
 
 impl BrokerStats {
-    /// Outputs that may be in the outgoing queue twice.
+    /// The number of outputs that may be in the outgoing queue twice.
     #[must_use]
     pub fn possible_duplicates(&self) -> u64 {
         self.published_again + self.unacknowledged + self.kept_unsent + self.sent_late
@@ -63,15 +65,15 @@ impl BrokerStats {
 }
 
 impl OutagePolicy {
-    /// Outages are borne for `reconnect_within` without any connection; results that can't be sent
-    /// then are kept in the directory `unsent`, which is made when it is needed.
+    /// Tolerates outages for `reconnect_within` without any connection. Results that can't be sent then are
+    /// kept in the directory `unsent`, which is created when needed.
     #[must_use]
     pub fn new(reconnect_within: Duration, unsent: PathBuf) -> Self {
         Self::with(reconnect_within, Some(unsent))
     }
 
-    /// The same for a queue beside the pilot's own: no result of it is kept on disk, and its connection is not in the
-    /// status file.
+    /// The policy for a queue beside the pilot's own: its results are not kept on disk, and its connection is
+    /// not in the status file.
     #[must_use]
     pub fn for_dead_letters(&self) -> Self {
         let shared = OutageState {
@@ -89,7 +91,7 @@ impl OutagePolicy {
         }
     }
 
-    /// No outage is borne and nothing is kept.
+    /// Tolerates no outage and keeps nothing.
     #[must_use]
     pub fn none() -> Self {
         Self::with(Duration::ZERO, None)
@@ -110,27 +112,27 @@ impl OutagePolicy {
         }
     }
 
-    /// The same, for brokers with this limit on messages.
+    /// Sets the brokers' limit on messages.
     #[must_use]
     pub fn with_message_limit(mut self, limit: MessageLimit) -> Self {
         self.message_limit = limit;
         self
     }
 
-    /// The same, with large events and results kept there.
+    /// Sets where large events and results are kept.
     #[must_use]
     pub fn with_bodies(mut self, bodies: BodyStore) -> Self {
         self.bodies = bodies;
         self
     }
 
-    /// Where large events and results are kept.
+    /// The store of large events and results.
     #[must_use]
     pub fn bodies(&self) -> &BodyStore {
         &self.bodies
     }
 
-    /// How large a message may be.
+    /// The largest message that a broker takes.
     #[must_use]
     pub fn message_limit(&self) -> &MessageLimit {
         &self.message_limit
@@ -141,7 +143,7 @@ impl OutagePolicy {
         *self.lock()
     }
 
-    /// How each queue is connected, in the order in which they were; changes when that does.
+    /// The status of each queue, in the order in which they were first connected; publishes each change.
     #[must_use]
     pub fn links(&self) -> watch::Receiver<Vec<ConnectionStatus>> {
         self.shared.links.watch()
@@ -152,7 +154,7 @@ impl OutagePolicy {
         self.shared.links.outages()
     }
 
-    /// Whether results are taken, from now on.
+    /// A watch on whether results are accepted.
     #[must_use]
     pub fn result_acceptance(&self) -> ResultAcceptanceWatch {
         self.shared.refused.watch()
@@ -162,7 +164,8 @@ impl OutagePolicy {
         &self.shared.refused
     }
 
-    /// The pilot is to end: from now on no broker is waited for longer than `SHORT_WAIT`.
+    /// Tells the queues that the pilot is to end: from now on no broker is waited for longer than
+    /// `SHORT_WAIT`.
     pub fn shorten_waits(&self) {
         self.shared.told_to_end.send_if_modified(|since| {
             let is_news = since.is_none();
@@ -171,29 +174,29 @@ impl OutagePolicy {
         });
     }
 
-    /// Since when the pilot is told to end, if it is.
+    /// The time at which the pilot was told to end.
     #[must_use]
     pub fn told_to_end_since(&self) -> Option<Instant> {
         *self.shared.told_to_end.borrow()
     }
 
-    /// Changes when the pilot is told to end.
+    /// A watch on the pilot being told to end.
     pub(super) fn told_to_end(&self) -> watch::Receiver<Option<Instant>> {
         self.shared.told_to_end.subscribe()
     }
 
-    /// When a wait that began then is over, if the pilot is told to end.
+    /// When a wait that began at `began` is over; `None` unless the pilot was told to end.
     pub(super) fn short_wait_ends(&self, began: Instant) -> Option<Instant> {
         let told = self.told_to_end_since()?;
         Some((told + SHORT_WAIT).max(began + SHORTEST_WAIT))
     }
 
-    /// Resolves when a pilot that was told to end has waited enough for what begins now.
+    /// Resolves when a pilot that was told to end has waited long enough for something that begins now.
     pub(super) fn short_wait_over(&self) -> impl Future<Output = ()> + Send + use<> + 'static {
         self.short_wait_over_since(Instant::now())
     }
 
-    /// The same for what began then.
+    /// As [`short_wait_over`](Self::short_wait_over), for a wait that began earlier.
     pub(super) fn short_wait_over_since(
         &self,
         began: Instant,

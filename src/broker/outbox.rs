@@ -1,9 +1,10 @@
-//! The outbox: results that could not be sent, on disk. A pilot leaves them when its broker stays away or its spool can't
-//! be written, and the next one on the same data directory sends them first.
+//! The outbox: results that could not be sent, on disk. A pilot leaves them when its broker stays away or its
+//! spool can't be written, and the next pilot on the same data directory sends them first.
 //!
-//! A file is one line of JSON that says where to, then the result as it is. It holds no secret: the pilot that sends it
-//! uses its own credentials. It is on disk before it has its name; it is locked while a pilot sends it, and removed when
-//! it has arrived. All of it is done on threads for blocking work, with a deadline, for the disk may hang.
+//! A file is one line of JSON that names the broker and the queue, followed by the result. It holds no
+//! secret: the pilot that sends it uses its own credentials. It is synced before it gets its name, locked
+//! while a pilot sends it, and removed once it has arrived. The disk may hang, so all of this is done on
+//! threads for blocking work, with a deadline.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -21,24 +22,24 @@ use crate::ids::QueueIndex;
 use crate::regular_file;
 
 const SUFFIX: &str = "unsent";
-/// Names of queues have 255 bytes at most, and so have names of files.
+/// Names of queues, and of files, have 255 bytes at most.
 const LABEL_BYTES_MAX: u64 = 64 * 1024;
-/// For writing one result. The disk may hang, and its event is not lost.
+/// The deadline for writing one result. The disk may hang, and the event is not lost.
 const KEEP_WITHIN: Duration = Duration::from_mins(2);
-/// For all that is found at the start. What is left then stays for the next pilot.
+/// The deadline for sending all results found at the start. The rest stays for the next pilot.
 const SEND_WITHIN: Duration = Duration::from_mins(2);
 
-/// What becomes of a result that can't be sent for too long.
+/// Whether a result that can't be sent for too long is kept on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WhenUndeliverable {
     Keep,
     Forget,
 }
 
-/// A result, and what must be known of it beside its queue.
+/// A result, with what can't be told from its queue.
 #[derive(Debug, Clone)]
 pub(super) struct UnsentResult {
-    /// Of one that is a file: a message says all by itself.
+    /// Set for a spool's result only: a message describes itself.
     pub(super) file: Option<UnsentFile>,
     pub(super) body: Body,
 }
@@ -47,7 +48,7 @@ pub(super) struct UnsentResult {
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 pub(super) struct UnsentFile {
     pub(super) format: FileFormat,
-    /// The name of its event, if that is text.
+    /// The name of its event, if that is UTF-8.
     pub(super) event: Option<String>,
 }
 
@@ -68,14 +69,14 @@ impl OutboxLabel {
         }
     }
 
-    /// Which of the queues there it is for.
+    /// The queue of `at` that the result is for.
     fn queue_at(&self, at: &Endpoint) -> Option<QueueIndex> {
         let mut queues = at.indices();
         queues.find(|queue| self.broker == at.address && self.queue == at.name(*queue))
     }
 }
 
-/// Writes a result to disk. What fails is logged: then the result is gone, though its event is not.
+/// Writes a result to disk. A failure is logged: the result is lost then, but its event is not.
 pub(super) async fn keep(
     at: &Endpoint,
     queue: QueueIndex,
@@ -135,7 +136,7 @@ fn write(directory: &Path, label: &OutboxLabel, body: &Body) -> io::Result<PathB
     Ok(path)
 }
 
-/// Sends what earlier pilots left for the queues there.
+/// Sends the results that earlier pilots left for the queues of `at`.
 pub(super) async fn send_all(
     at: &Endpoint,
     outage_policy: &OutagePolicy,
@@ -199,7 +200,7 @@ async fn send(
                 removed
             });
             if let Err(error) = removed.await.unwrap_or_else(|died| Err(died.into())) {
-                tracing::warn!(file, %error, "it can't be removed, and would be sent again");
+                tracing::warn!(file, %error, "a result that was sent can't be removed from the disk, and would be sent again");
             }
         }
         Err(error) => tracing::warn!(file, %error, "an unsent result could not be sent"),
@@ -219,12 +220,13 @@ fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
             paths.push(path);
         }
     }
-    // Their names begin with the time.
+    // The names begin with the time.
     paths.sort();
     Ok(paths)
 }
 
-/// The locked file, its queue and the result; none if it is for another queue, or another pilot sends it.
+/// The locked file, its queue and the result. `None` if the result is for another queue, or another pilot
+/// sends it.
 fn claim(path: &Path, at: &Endpoint) -> io::Result<Option<(Arc<File>, QueueIndex, UnsentResult)>> {
     let file = match regular_file::open(path) {
         Ok(file) => file,

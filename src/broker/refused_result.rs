@@ -1,8 +1,8 @@
-//! Results that their queue does not take for now: when each is sent again, and for how long. The pilot's loop is told,
-//! and takes no events meanwhile.
+//! Results that their queue refuses for now: when each is sent again, and for how long. The pilot's loop is
+//! told, and takes no events meanwhile.
 //!
-//! A full queue, one that was deleted, a disk without room: none of it is the result's fault, nor its event's. So such a
-//! refusal is borne like a broker that is away.
+//! A full queue, a deleted queue or a full disk is the fault of neither the result nor its event. So such a
+//! refusal is tolerated like a broker that is away.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,7 +12,7 @@ use super::rabbitmq::pause_after;
 use super::result_acceptance::RefusedCount;
 use super::{Endpoint, OutagePolicy, PublishError};
 
-/// Since when one queue has taken nothing that was sent to it; shared by all results for it.
+/// The time since which one queue has refused everything; shared by all results for it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct RefusesSince(Arc<Mutex<Option<Instant>>>);
 
@@ -21,7 +21,7 @@ impl RefusesSince {
         *self.lock() = None;
     }
 
-    /// Whether it did not take the last one.
+    /// Whether the queue refused the last result.
     pub(super) fn refuses(&self) -> bool {
         self.lock().is_some()
     }
@@ -35,17 +35,17 @@ impl RefusesSince {
     }
 }
 
-/// What is to be done with a result that was refused.
+/// The next step for a result that was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NextTry {
-    /// It is to be sent again, now.
+    /// Send it again now.
     Now,
-    /// It was refused for as long as is borne.
+    /// Give it up: it was refused for as long as an outage is tolerated.
     None,
 }
 
-/// One result that was refused. While it is there no event is taken; and none any more once one was
-/// refused for too long, for that ends the pilot.
+/// One result that was refused. No event is taken while this exists. If the result is given up, none is taken
+/// any more, for that ends the pilot.
 #[derive(Debug)]
 pub(super) struct RefusedResult {
     count: RefusedCount,
@@ -68,7 +68,7 @@ impl RefusedResult {
         }
     }
 
-    /// Waits until it is due again; longer each time, and with a last try at the very end.
+    /// Waits until the result is due again. The waits grow, and the last try is at the very end.
     pub(super) async fn next_try(
         &mut self,
         at: &Endpoint,

@@ -1,17 +1,18 @@
-//! Whether results are taken, as far as the pilot knows: its loop takes no event while one was refused and waits.
+//! Whether results are accepted, as far as the pilot knows: its loop takes no event while a refused result
+//! waits.
 
 use tokio::sync::watch;
 
-/// Whether results go out, as far as is known.
+/// Whether queues accept results, as far as is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResultAcceptance {
-    /// No result was refused, or all those were taken since.
+    /// No result was refused, or all refused ones were accepted since.
     Takes,
-    /// At least one result waits, having been refused.
+    /// At least one refused result waits or was given up.
     Refuses,
 }
 
-/// How many results wait that were refused; all queues of a pilot together.
+/// The number of refused results that wait or were given up, over all queues of a pilot.
 #[derive(Debug, Clone)]
 pub(super) struct RefusedCount(watch::Sender<usize>);
 
@@ -33,12 +34,12 @@ impl RefusedCount {
     }
 }
 
-/// Tells when results are refused and when they are taken again.
+/// Reports when results are refused and when they are accepted again.
 #[derive(Debug)]
 pub struct ResultAcceptanceWatch(watch::Receiver<usize>);
 
 impl ResultAcceptanceWatch {
-    /// Resolves when it is otherwise than `known`. Cancel-safe.
+    /// Resolves when the state differs from `known`. Cancel-safe.
     pub async fn differs_from(&mut self, known: ResultAcceptance) -> ResultAcceptance {
         let changed = self.0.wait_for(|count| of(*count) != known).await;
         match changed.map(|count| of(*count)) {

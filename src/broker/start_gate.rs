@@ -1,22 +1,22 @@
-//! The start signal: how far a pilot's start has come, and what brokers may do by then.
+//! The start signal: how far a pilot's start has come, and what brokers may be asked for at that stage.
 //!
-//! A queue that events come from is connected to before it is known that results can be sent: it takes time, and nothing
-//! is taken by it.
+//! The pilot connects to the queues of events before it knows that results can be sent: connecting takes
+//! time, and takes no event.
 
 use tokio::sync::watch;
 
-/// How far a pilot's start has come. Moves forward only.
+/// The stage of a pilot's start. Moves forward only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum StartStage {
-    /// Brokers may be connected to already, and it doesn't matter if they can't.
+    /// Brokers may be connected to already; a failure doesn't matter yet.
     Ahead,
-    /// All else is ready: brokers that are away are waited for from now on.
+    /// Only the brokers are missing: those that are away are waited for from now on.
     Ready,
     /// Events may be taken.
     Given,
 }
 
-/// What is waited for before the first event is asked for.
+/// The signal that allows the first event to be taken.
 #[derive(Debug, Clone)]
 pub struct StartSignal(watch::Receiver<StartStage>);
 
@@ -30,7 +30,8 @@ impl StartSender {
         (Self(start_sender), StartSignal(start_signal))
     }
 
-    /// All but the brokers is ready: those that are away are waited for, as long as is borne, from now on.
+    /// Everything but the brokers is ready: from now on, brokers that are away are waited for as long as an
+    /// outage is tolerated.
     pub fn all_else_is_ready(&self) {
         self.advance(StartStage::Ready);
     }
@@ -50,17 +51,17 @@ impl StartSignal {
         Self(watch::channel(StartStage::Given).1)
     }
 
-    /// Waits until events may be taken; without end when the sender is gone. Cancel-safe.
+    /// Waits until events may be taken. Never resolves if the sender is gone before. Cancel-safe.
     pub(super) async fn wait(&mut self) {
         self.reached(StartStage::Given).await;
     }
 
-    /// Whether all but the brokers is ready.
+    /// Whether everything but the brokers is ready.
     pub(super) fn all_else_is_ready(&self) -> bool {
         *self.0.borrow() >= StartStage::Ready
     }
 
-    /// Waits until all but the brokers is ready, as [`wait`](Self::wait) does.
+    /// Waits until everything but the brokers is ready, as [`wait`](Self::wait) does.
     pub(super) async fn until_all_else_is_ready(&mut self) {
         self.reached(StartStage::Ready).await;
     }

@@ -1,4 +1,4 @@
-//! Which updates are due at which time.
+//! Tests of which updates are due at which time.
 
 use std::sync::LazyLock;
 
@@ -17,7 +17,7 @@ fn set(board: &mut UpdateQueue, attribute: &'static str, text: &impl ToString, u
     board.set(attribute, text.to_string(), urgency, *START);
 }
 
-/// Sends what is due and says what it was.
+/// Sends the updates that are due, and returns them.
 fn send(board: &mut UpdateQueue, scope: UpdateScope, now: Instant) -> Vec<(&'static str, String)> {
     let batch = board.take(scope, now);
     for entry in &batch {

@@ -1,4 +1,4 @@
-//! One connection to the starter's chirp server: authenticates with the cookie, sends a command at a time,
+//! One connection to the starter's chirp server: authenticates with the cookie, sends one command at a time,
 //! waits with a deadline.
 
 use std::io;
@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use super::protocol::{ChirpCommand, ChirpError, ChirpServer, REPLY_MAX, in_time, judge};
 use crate::blocking;
 
-/// A connection that the server has let in.
+/// A connection that the server has authenticated.
 #[derive(Debug)]
 pub struct Client<S = TcpStream> {
     stream: BufReader<S>,
@@ -18,10 +18,10 @@ pub struct Client<S = TcpStream> {
 }
 
 impl Client<TcpStream> {
-    /// Connects and shows the cookie. Connecting, and each command, may take `patience`.
+    /// Connects and sends the cookie. Connecting, and each command, may take `patience`.
     ///
     /// # Errors
-    /// Any but those of the configuration file.
+    /// Returns any [`ChirpError`] but those of the configuration file.
     pub async fn connect(contact: &ChirpServer, patience: Duration) -> Result<Self, ChirpError> {
         let connecting = async {
             let addresses = blocking::resolve(&contact.host, contact.port).await?;
@@ -39,10 +39,10 @@ impl Client<TcpStream> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
-    /// Shows the cookie on a connection that stands.
+    /// Sends the cookie on an open connection.
     ///
     /// # Errors
-    /// Those of [`Client::send`].
+    /// Returns the errors of [`Client::send`].
     pub async fn greet(
         stream: S,
         contact: &ChirpServer,
@@ -52,7 +52,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             stream: BufReader::new(stream),
             patience,
         };
-        // The server compares the cookie as it stands in the file, unlike other words.
+        // Not escaped like other words: the server compares the cookie as it is in the file.
         client
             .ask(format!("cookie {}\n", contact.cookie).as_bytes())
             .await?;
@@ -60,10 +60,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     /// Sends a command and waits for its reply. After any error but [`ChirpError::Refused`] and
-    /// [`ChirpError::TooLong`] the connection is of no more use.
+    /// [`ChirpError::TooLong`] the connection must not be used any more.
     ///
     /// # Errors
-    /// What the server answered, or that it didn't.
+    /// Fails if the command is too long, if the server refuses it, or if no reply comes in time.
     pub async fn send(&mut self, command: ChirpCommand<'_>) -> Result<(), ChirpError> {
         let line = command.encode()?;
         self.ask(&line).await
@@ -93,7 +93,7 @@ mod tests {
         ChirpServer::parse("127.0.0.1 9618 s3cret\n").unwrap()
     }
 
-    /// What became of a `ulog` when the server had answered `replies` to the cookie and to it.
+    /// The result of a `ulog` if the server answers `replies` to the cookie and the command.
     async fn outcome(replies: &[u8]) -> (Result<(), ChirpError>, DuplexStream) {
         let (ours, mut theirs) = duplex(8_192);
         theirs.write_all(replies).await.unwrap();

@@ -1,5 +1,5 @@
-//! A fake chirp server for tests: speaks the starter's protocol, answers as it is told, and remembers what it
-//! was sent. It proves nothing about HTCondor.
+//! A fake chirp server for tests: speaks the starter's protocol, answers as configured, and records the
+//! commands that it gets. It proves nothing about HTCondor.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::{ChirpSettings, Destination};
 
 const COOKIE: &str = "s3cret";
 
-/// What the fake does about one command.
+/// The fake's reaction to one command.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Answer {
     Reply(&'static str),
@@ -29,8 +29,8 @@ pub(super) struct FakeServer {
 }
 
 impl FakeServer {
-    /// Answers each command, cookies included, with `answer(connection, command)`; connections are
-    /// counted from 1.
+    /// Answers each command, cookies included, with `answer(connection, command)`. Connections are counted
+    /// from 1.
     pub(super) async fn start(
         answer: impl Fn(usize, &str) -> Answer + Send + Sync + 'static,
     ) -> Self {
@@ -64,24 +64,24 @@ impl FakeServer {
         }
     }
 
-    /// As [`FakeServer::settings`], but with a port without a listener.
+    /// As [`FakeServer::settings`], but with a port that nothing listens on.
     pub(super) fn settings_of_the_dead(&self) -> ChirpSettings {
         std::fs::write(config(&self.directory), format!("127.0.0.1 1 {COOKIE}\n")).unwrap();
         self.settings(Destination::JobAttr, Duration::ZERO)
     }
 
-    /// Lets clients find it after [`FakeServer::settings_of_the_dead`].
+    /// Writes the real port to the configuration, after [`FakeServer::settings_of_the_dead`].
     pub(super) fn come_to_life(&self) {
         let line = format!("127.0.0.1 {} {COOKIE}\n", self.port);
         std::fs::write(config(&self.directory), line).unwrap();
     }
 
-    /// All commands but cookies, with the wire's escapes undone.
+    /// All commands received but the cookies, with the wire's escapes undone.
     pub(super) fn seen(&self) -> Vec<String> {
         self.seen.borrow().clone()
     }
 
-    /// Waits for what it was sent to satisfy `claim`.
+    /// Waits until the commands received satisfy `claim`.
     pub(super) async fn wait_for(&self, claim: impl Fn(&[String]) -> bool) -> Vec<String> {
         let mut seen = self.seen.clone();
         let wait = seen.wait_for(|lines| claim(lines));

@@ -1,4 +1,5 @@
-//! Chirp: tells HTCondor what the pilot is doing, through attributes of the job ad or of the job event log.
+//! Chirp: tells HTCondor what the pilot is doing, through attributes of the job ad or lines of the job event
+//! log.
 //!
 //! Chirp never slows or ends a pilot: the pilot sets values, and [`reporter`] sends them to the starter when
 //! it can.
@@ -27,7 +28,7 @@ pub use value::{ChirpValue, quote};
 #[derive(Debug, Clone)]
 pub struct ChirpSettings {
     pub destination: Destination,
-    /// Least time between two reports of [`Urgency::WithinInterval`] values.
+    /// The least time between two reports of [`Urgency::WithinInterval`] values.
     pub interval: Duration,
     /// The file in which HTCondor's starter left `host port cookie`: `$_CONDOR_CHIRP_CONFIG`, else
     /// `.chirp.config` in the job's scratch directory.

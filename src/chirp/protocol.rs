@@ -1,7 +1,7 @@
 //! The protocol between a job and the starter's chirp server: one line a command, one number a reply.
 //!
-//! The cookie in the configuration file is a secret: it is in no error and in no `Debug` output, and neither
-//! is a reply's text, which could be an echo of it.
+//! The cookie in the configuration file is a secret: no error and no `Debug` output shows it, or the text of
+//! a reply, which could be an echo of it.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -15,7 +15,7 @@ use crate::{blocking, regular_file};
 /// The longest command, its newline included (`CHIRP_LINE_MAX` of HTCondor's `chirp_protocol.h`).
 pub const COMMAND_MAX: usize = 5_120;
 
-/// No reply to our commands is longer than a number.
+/// Replies to the pilot's commands are a single number.
 pub(super) const REPLY_MAX: u64 = 64;
 
 /// The starter writes one short line.
@@ -45,23 +45,23 @@ pub enum ChirpError {
     Garbled,
     #[error("the chirp server answered `{code}`: {}", meaning(*code))]
     Refused { code: i64 },
-    /// A command that the server would refuse.
+    /// The command is longer than the server accepts.
     #[error(
         "a chirp command of `{length}` bytes is over the limit of {COMMAND_MAX}; shorten the value"
     )]
     TooLong {
-        /// Bytes, the newline included.
+        /// Length in bytes, the newline included.
         length: usize,
     },
 }
 
-/// What a negative reply means (`chirp_protocol.h`) and what to do.
+/// The meaning of a negative reply (`chirp_protocol.h`), and what to do.
 fn meaning(code: i64) -> &'static str {
     match code {
         -1 => "not authenticated; was the chirp configuration replaced?",
         -2 => "not authorized; HTCondor lets jobs set no such attribute",
         -5 => "too big; shorten the value",
-        // The starter's answer to all that a job without an I/O proxy isn't allowed.
+        // The starter's answer to everything that a job without an I/O proxy isn't allowed to do.
         -8 => "invalid request; does the job have `+WantIOProxy = true`?",
         -10 => "busy; see the starter's log",
         -11 => "try again; see the starter's log",
@@ -70,7 +70,7 @@ fn meaning(code: i64) -> &'static str {
     }
 }
 
-/// Where the chirp server is and what it lets us in for.
+/// The chirp server's address, and the cookie that it accepts.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ChirpServer {
     pub(super) host: String,
@@ -85,7 +85,7 @@ impl fmt::Debug for ChirpServer {
 }
 
 impl ChirpServer {
-    /// Reads `host port cookie`; none if `text` is anything else.
+    /// Parses `host port cookie`; `None` if `text` is anything else.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut words = text.split_ascii_whitespace();
@@ -100,7 +100,7 @@ impl ChirpServer {
     /// Reads the configuration file.
     ///
     /// # Errors
-    /// [`ChirpError::Unreadable`], [`ChirpError::Malformed`], [`ChirpError::Silent`].
+    /// Returns [`ChirpError::Unreadable`], [`ChirpError::Malformed`] or [`ChirpError::Silent`].
     pub async fn read(path: &Path, patience: Duration) -> Result<Self, ChirpError> {
         let file = path.to_owned();
         let read = blocking::start(move || {
@@ -126,7 +126,7 @@ impl ChirpServer {
     }
 }
 
-/// What we ask of the server once it knows us.
+/// A command to the server, after authentication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChirpCommand<'a> {
     /// Sets an attribute of the job ad.
@@ -135,18 +135,18 @@ pub enum ChirpCommand<'a> {
         /// A ClassAd expression.
         expression: &'a str,
     },
-    /// Writes an event of the user's own into the job event log.
+    /// Writes a user event into the job event log.
     Ulog {
-        /// Its text, not empty.
+        /// The event's text, not empty.
         text: &'a str,
     },
 }
 
 impl ChirpCommand<'_> {
-    /// The command's line.
+    /// Encodes the command as a line.
     ///
     /// # Errors
-    /// [`ChirpError::TooLong`].
+    /// Returns [`ChirpError::TooLong`].
     pub fn encode(self) -> Result<Vec<u8>, ChirpError> {
         let line = match self {
             Self::SetJobAttr { name, expression } => {
@@ -161,7 +161,7 @@ impl ChirpCommand<'_> {
     }
 }
 
-/// `text` as one word of a command.
+/// `text` escaped as one word of a command.
 fn word(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len() + 16);
     for character in text.chars() {
@@ -173,10 +173,10 @@ fn word(text: &str) -> String {
     escaped
 }
 
-/// Whether a reply, its newline included, is one of success.
+/// Checks that a reply, its newline included, reports success.
 pub(super) fn judge(reply: &[u8]) -> Result<(), ChirpError> {
     let Some(number) = reply.strip_suffix(b"\n") else {
-        // A number that was cut off could have meant anything.
+        // A number that was cut off could have been any.
         let full = u64::try_from(reply.len()).is_ok_and(|length| length >= REPLY_MAX);
         return Err(if full {
             ChirpError::Garbled

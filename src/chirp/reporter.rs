@@ -1,8 +1,8 @@
 //! The reporter: takes values from the pilot without making it wait, and sends them to the chirp server in
-//! rounds, each over a connection of its own.
+//! rounds, each over its own connection.
 //!
-//! Rounds are rare (one an interval, one a status). With a connection for each, none is stale, and a
-//! restarted starter's new configuration is found.
+//! Rounds are rare: one for each interval and each status. With a connection for each, none is stale, and the
+//! new configuration of a restarted starter is found.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -17,13 +17,13 @@ use super::{ChirpSettings, ChirpValue, Destination};
 use crate::backoff;
 use crate::mailbox::{Mail, Mailbox, MailboxSender, mailbox};
 
-/// Begins every attribute's name; services pick ours out by it.
+/// The prefix of every attribute's name, by which services find the pilot's attributes.
 const PREFIX: &str = "HTChirpEWMSPilot";
 
 const LAST_UPDATED: &str = "LastUpdatedTimestamp";
 
-/// What goes into the job event log: the attributes that services read there, and no others, for one log
-/// serves thousands of jobs.
+/// The attributes that go into the job event log: only those that services read there, since one log serves
+/// thousands of jobs.
 const IN_EVENT_LOG: [&str; 8] = [
     "StartedTimestamp",
     "Status",
@@ -35,7 +35,7 @@ const IN_EVENT_LOG: [&str; 8] = [
     LAST_UPDATED,
 ];
 
-/// How long the actor waits for the server, and between failures.
+/// How long the actor waits for the server, and after failures.
 #[derive(Debug, Clone, Copy)]
 struct RetryPace {
     /// For connecting, and for each reply.
@@ -57,8 +57,8 @@ impl RetryPace {
     }
 }
 
-/// The pilot's end: sets values, and never waits but in [`ChirpReporter::flush`]. When the last clone
-/// is dropped, the sending ends.
+/// The pilot's handle: sets values, and waits only in [`ChirpReporter::flush`]. When the last clone is
+/// dropped, the actor ends.
 #[derive(Debug, Clone)]
 pub struct ChirpReporter(Option<ReporterHandle>);
 
@@ -74,8 +74,8 @@ impl ChirpReporter {
         Self(None)
     }
 
-    /// Starts the sending on the current tokio runtime; there must be one. Without a configuration
-    /// file it is [`ChirpReporter::off`] and says so in the log.
+    /// Starts the actor on the current tokio runtime, which must exist. Without a configuration file, logs
+    /// that and returns [`ChirpReporter::off`].
     #[must_use]
     pub fn start(settings: ChirpSettings) -> Self {
         Self::start_at(settings, PACE)
@@ -104,8 +104,8 @@ impl ChirpReporter {
         }))
     }
 
-    /// Notes that `attribute`, named without its prefix, is now `value`. Only changes are sent, and into the
-    /// job event log only what services read there.
+    /// Sets `attribute`, named without its prefix, to `value`. Only changes are sent, and only the attributes
+    /// that services read there go into the job event log.
     pub fn set(&self, attribute: &'static str, value: ChirpValue, urgency: Urgency) {
         let Some(handle) = &self.0 else { return };
         if handle.destination == Destination::JobEventLog && !IN_EVENT_LOG.contains(&attribute) {
@@ -119,8 +119,8 @@ impl ChirpReporter {
             .change(|queue| queue.set(attribute, text, urgency, Instant::now()));
     }
 
-    /// Tries once to send all that is left, whatever the interval and past failures say; returns
-    /// when it is sent, when that failed, or at the `deadline`.
+    /// Tries once to send all remaining values, whatever the interval and past failures. Returns when they
+    /// are sent, when that failed, or after `deadline`.
     pub async fn flush(&self, deadline: Duration) {
         let Some(handle) = &self.0 else { return };
         if handle.sender.request(deadline).await.is_err() {
@@ -129,23 +129,23 @@ impl ChirpReporter {
     }
 }
 
-/// Whether the timestamp belongs to the last value that was sent.
+/// Whether the last timestamp sent covers the last value sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TimestampState {
     Current,
     Owed,
 }
 
-/// The only one that talks to the server.
+/// The actor, which alone talks to the server.
 #[derive(Debug)]
 struct ReporterActor {
     destination: Destination,
     config_file: PathBuf,
     pace: RetryPace,
     mailbox: Mailbox<UpdateQueue>,
-    /// Rounds in a row that failed.
+    /// Consecutive failed rounds.
     failures: u32,
-    /// After a failure: when to try again.
+    /// After a failure, the earliest time of the next round.
     not_before: Option<Instant>,
     timestamp: TimestampState,
 }
@@ -175,7 +175,7 @@ impl ReporterActor {
         due.max(due.and(self.not_before))
     }
 
-    /// Sends a batch and notes how that went.
+    /// Sends a batch and records the outcome.
     async fn round(&mut self, scope: UpdateScope) {
         let batch = self.mailbox.state().take(scope, Instant::now());
         if batch.is_empty() && self.timestamp == TimestampState::Current {
@@ -193,7 +193,7 @@ impl ReporterActor {
                 self.failures = self.failures.saturating_add(1);
                 let pause = self.pace.pause(self.failures);
                 self.not_before = Some(Instant::now() + pause);
-                // One line an outage; there may be no chirp server for days.
+                // One line for each outage, since there may be no chirp server for days.
                 if self.failures == 1 {
                     warn!(%error, "chirp failed; the pilot goes on, and tries again now and then");
                 } else {
@@ -203,8 +203,8 @@ impl ReporterActor {
         }
     }
 
-    /// Sends `batch`, and after it the timestamp. A refused value stops no other; the last refusal
-    /// is the round's error.
+    /// Sends `batch`, then the timestamp. A refused value does not stop the others; the last refusal is the
+    /// error of the round.
     async fn send(&mut self, batch: &[QueuedUpdate]) -> Result<(), ChirpError> {
         let contact = ChirpServer::read(&self.config_file, self.pace.patience).await?;
         let mut client = Client::connect(&contact, self.pace.patience).await?;

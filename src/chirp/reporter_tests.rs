@@ -1,4 +1,4 @@
-//! The reporter against the fake server.
+//! Tests of the reporter against the fake server.
 
 use super::super::fake_server::{Answer, FakeServer, OBEY};
 use super::*;
@@ -6,7 +6,7 @@ use Urgency::{AtOnce, WithinInterval};
 
 const MINUTE: Duration = Duration::from_mins(1);
 
-/// So short that a test sees several attempts.
+/// Short enough for a test to see several attempts.
 const HASTY: RetryPace = RetryPace {
     patience: Duration::from_millis(500),
     first_pause: Duration::from_millis(10),
@@ -17,7 +17,7 @@ fn text(text: &str) -> ChirpValue {
     ChirpValue::Text(text.to_owned())
 }
 
-/// `lines` without the timestamps' digits.
+/// `lines` without the digits of timestamps.
 fn timeless(lines: &[String]) -> Vec<String> {
     let timeless = |line: &String| match line.find(LAST_UPDATED) {
         None => line.clone(),

@@ -1,80 +1,80 @@
 //! The updates that HTCondor has yet to get: the newest value of each attribute, and the last few of those
-//! that go out at once, in their order. Is told the time and does no I/O.
+//! that are sent at once, in their order. Gets the time as an argument and does no I/O.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How many values that go at once are kept, and how many of them go out in one interval; more
-/// than a pilot's life has states. Beyond it only the newest of each attribute is sent, so that
-/// neither an outage nor a pilot whose every task fails in its own way floods the job event log.
+/// How many values to be sent at once are kept, and how many of them are sent in one interval: more than a
+/// pilot's life has states. Beyond that, only the newest of each attribute is sent, so that neither an outage
+/// nor a pilot whose every task fails differently floods the job event log.
 const AT_ONCE_MAX: usize = 16;
 
 /// How often a value may be refused before it is given up.
 const REFUSALS_MAX: u32 = 3;
 
-/// How long a count waits for a status that it can go with: each round of sending ends in a timestamp, which
-/// is a line more in the job event log. A pilot that is idle for the default of 1 s says so within this.
+/// How long a count waits for a status to be sent with. Each round ends in a timestamp, which is one more
+/// line in the job event log. A pilot that is idle for the default of 1 s says so within this time.
 const COMPANY_WAIT: Duration = Duration::from_secs(5);
 
-/// Longer intervals mean the same to a job, and adding them to the time could overflow.
+/// Longer intervals make no difference to a job, and adding them to the time could overflow.
 const INTERVAL_MAX: Duration = Duration::from_hours(365 * 24);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Urgency {
-    /// At once, and so does every later one, in order: a status, a fatal error.
+    /// At once, as every later value too, in order: a status, a fatal error.
     AtOnce,
     /// At most once an interval, the newest only: a count.
     WithinInterval,
 }
 
-/// What one round of sending takes.
+/// Which values a round of sending takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum UpdateScope {
     Due,
     Everything,
 }
 
-/// What became of a refused value.
+/// What happens to a refused value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusal {
     Kept,
-    /// It was refused too often, or is known no more.
+    /// The value was refused too often, or is no longer queued.
     GivenUp,
 }
 
-/// Names one value that was set; later ones are larger.
+/// Identifies one value that was set. Later values have larger ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) struct UpdateId(u64);
 
-/// A value that is to be sent.
+/// A value to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct QueuedUpdate {
     pub(super) ticket: UpdateId,
     pub(super) attribute: &'static str,
     pub(super) text: String,
     urgency: Urgency,
-    /// Since when its attribute has had a value to be sent.
+    /// The time since which its attribute has had an unsent value.
     since: Instant,
     refusals: u32,
 }
 
-/// Bounded: at most [`AT_ONCE_MAX`] entries besides one or two an attribute, each
-/// of at most [`super::value::REPORT_MAX`] bytes, and the attributes' names are compiled in.
+/// Bounded: at most [`AT_ONCE_MAX`] entries besides one or two for each attribute, each of at most
+/// [`super::value::REPORT_MAX`] bytes, and the names of attributes are compiled in.
 #[derive(Debug)]
 pub(super) struct UpdateQueue {
     interval: Duration,
     last_ticket: UpdateId,
-    /// In the order in which they are sent.
+    /// In the order of sending.
     entries: Vec<QueuedUpdate>,
     /// The newest value that the pilot set.
     newest: BTreeMap<&'static str, String>,
-    /// The newest value that HTCondor took.
+    /// The newest value that HTCondor accepted.
     sent: BTreeMap<&'static str, String>,
-    /// Before this, nothing that can wait is sent.
+    /// Values that can wait are not sent before this time.
     rest_until: Option<Instant>,
-    /// The interval in which values that go at once are counted: its end, and their number.
+    /// The end of the interval in which values sent at once are counted, and their number.
     burst: Option<(Instant, usize)>,
 }
 
@@ -91,7 +91,7 @@ impl UpdateQueue {
         }
     }
 
-    /// Notes that `attribute` is now `text`.
+    /// Sets `attribute` to `text`.
     pub(super) fn set(
         &mut self,
         attribute: &'static str,
@@ -104,7 +104,7 @@ impl UpdateQueue {
         }
         self.newest.insert(attribute, text.clone());
         let waiting = self.entries.iter().find(|e| e.attribute == attribute);
-        // A value that changes all the time must not wait all the time.
+        // Keeps the earlier time, or a value that changes all the time would wait all the time.
         let since = waiting.map_or(now, |entry| entry.since);
         self.entries
             .retain(|e| e.attribute != attribute || e.urgency == Urgency::AtOnce);
@@ -129,7 +129,7 @@ impl UpdateQueue {
         });
     }
 
-    /// When something is due, if anything is left to send.
+    /// When the next update is due; `None` if there is nothing to send.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
         let times = self.entries.iter().map(|entry| match entry.urgency {
             Urgency::AtOnce => match self.burst {
@@ -146,7 +146,7 @@ impl UpdateQueue {
         times.min()
     }
 
-    /// What to send now, what goes at once first. It stays on the board until it is known to have
+    /// The updates to send now, those sent at once first. They stay in the queue until they are known to have
     /// arrived.
     pub(super) fn take(&self, scope: UpdateScope, now: Instant) -> Vec<QueuedUpdate> {
         let open = |end: Instant| scope == UpdateScope::Everything || end <= now;
@@ -167,7 +167,7 @@ impl UpdateQueue {
         batch
     }
 
-    /// Notes that HTCondor took `entry`; older values of its attribute would now be wrong.
+    /// HTCondor accepted `entry`. Older values of its attribute are dropped, since they would now be wrong.
     pub(super) fn delivered(&mut self, entry: &QueuedUpdate, now: Instant) {
         self.entries
             .retain(|e| e.attribute != entry.attribute || e.ticket > entry.ticket);
@@ -181,7 +181,7 @@ impl UpdateQueue {
                 });
             }
         }
-        // The pilot may have gone back to the value before `entry` while that was under way.
+        // The pilot may have gone back to the value before `entry` while `entry` was under way.
         let newest = self
             .newest
             .get(entry.attribute)
@@ -193,7 +193,7 @@ impl UpdateQueue {
         }
     }
 
-    /// Notes that HTCondor refused `entry`.
+    /// HTCondor refused `entry`.
     pub(super) fn refused(&mut self, entry: &QueuedUpdate) -> Refusal {
         let Some(index) = self.entries.iter().position(|e| e.ticket == entry.ticket) else {
             return Refusal::GivenUp;
@@ -206,7 +206,7 @@ impl UpdateQueue {
         Refusal::GivenUp
     }
 
-    /// Drops the oldest values that have a successor until there are few enough.
+    /// Drops the oldest values that have a successor, until there are few enough.
     fn forget_superseded(&mut self) {
         while self
             .entries

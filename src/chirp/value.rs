@@ -1,41 +1,41 @@
-//! ClassAd values: quoted byte for byte as HTCondor's own library quotes them, and cut to the budget of one
-//! report.
+//! ClassAd values: quoted byte for byte as HTCondor's own library does, and cut to the budget of one report.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use super::Destination;
 
-/// The most bytes a report has: an attribute's name and its value, quoted.
+/// The longest report in bytes: an attribute's name and its value, quoted.
 ///
-/// HTCondor 23.9 writes 1,023 bytes of text into the job event log, but its reader takes no more
-/// than 1,023 of the whole line, which begins with job id and time (both measured). Those are 38
-/// bytes for a young pool, more for large job ids and finer times; what is cut there loses its
-/// closing quote, and no ClassAd parser reads it any more. Values bound for the job ad keep to it
-/// too, because HTCondor repeats them in the same log.
+/// HTCondor 23.9 writes 1,023 bytes of text into the job event log, but its reader takes no more than 1,023
+/// bytes of the whole line, which begins with the job id and the time (both measured). Those take 38 bytes in
+/// a young pool, and more with large job ids and finer times. A line that is cut there loses its closing
+/// quote, and no ClassAd parser reads it any more. Values for the job ad keep to the same budget, because
+/// HTCondor repeats them in the same log.
 pub const REPORT_MAX: usize = 950;
 
-/// Stands where text was left out.
+/// Marks where text was left out.
 const ELLIPSIS: &str = " [...] ";
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum ChirpValue {
-    /// Text; what exceeds [`REPORT_MAX`] is taken from its middle, because an error's first words
-    /// say what failed and its last line says why.
+    /// Text. An excess over [`REPORT_MAX`] is cut from the middle, because an error's first words say what
+    /// failed and its last line says why.
     Text(String),
     /// A number that may be zero.
     Int(i64),
-    /// A number of tasks; zero is never sent, because readers take a missing count for zero.
+    /// A number of tasks. Zero is never sent, because readers take a missing count for zero.
     Count(u64),
-    /// Undoes what an earlier run of the same job left in its ad. A line of the event log can't be undone.
+    /// Removes a value that an earlier run of the same job left in its ad. A line of the event log can't be
+    /// undone.
     Undefined,
 }
 
 impl ChirpValue {
-    /// The value as `destination` takes it in a report on `attribute`; none if it isn't to be sent.
+    /// The value as `destination` takes it in a report on `attribute`; `None` if it isn't to be sent.
     #[must_use]
     pub fn render(self, attribute: &str, destination: Destination) -> Option<String> {
-        // Both ways of joining name and value, `NAME: value` and `NAME value`, fit in this.
+        // Allows for either way of joining name and value, `NAME: value` and `NAME value`.
         let room = REPORT_MAX.saturating_sub(attribute.len() + ": ".len());
         let number = match self {
             Self::Count(0) => return None,
@@ -53,8 +53,8 @@ impl ChirpValue {
     }
 }
 
-/// A ClassAd string literal that means `text`: what `classad.quote` of HTCondor's Python package
-/// returns.
+/// A ClassAd string literal of `text`, identical to the result of `classad.quote` of HTCondor's Python
+/// package.
 ///
 /// ```
 /// assert_eq!(ewms_pilot::chirp::quote("say \"é\"\n"), r#""say \"\303\251\"\n""#);
@@ -68,8 +68,8 @@ pub fn quote(text: &str) -> String {
     quoted
 }
 
-/// As [`quote`], in at most `limit` bytes: the first third and the end are kept, whole characters
-/// both. Looks at no more of a long text than it keeps.
+/// As [`quote`], in at most `limit` bytes. Keeps the first third and the end, both in whole characters. Reads
+/// no more of a long text than it keeps.
 #[must_use]
 pub fn quote_within(text: &str, limit: usize) -> String {
     let room = limit.saturating_sub(2);
@@ -88,7 +88,7 @@ pub fn quote_within(text: &str, limit: usize) -> String {
     quoted
 }
 
-/// Without NUL: ClassAd has an escape for it, but its own parser then refuses the whole string.
+/// Replaces NUL: ClassAd has an escape for it, but its own parser then refuses the whole string.
 fn readable(text: &str) -> Cow<'_, str> {
     if text.contains('\0') {
         Cow::Owned(text.replace('\0', "\u{fffd}"))
@@ -136,7 +136,7 @@ fn suffix(text: &str, room: usize) -> &str {
     &text[text.len() - fitting(text.chars().rev(), room)..]
 }
 
-/// How many bytes of text the first of `characters` make that fit into `room` once escaped.
+/// The length in bytes of the longest run of `characters` that fits into `room` once escaped.
 fn fitting(characters: impl Iterator<Item = char>, room: usize) -> usize {
     let mut used = 0;
     characters
@@ -152,7 +152,7 @@ fn fitting(characters: impl Iterator<Item = char>, room: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// What `classad.quote` of htcondor 24.12.24 returned for each.
+    /// The results of `classad.quote` of htcondor 24.12.24.
     const FROM_HTCONDOR: [(&str, &str); 26] = [
         ("", r#""""#),
         ("plain", r#""plain""#),

@@ -1,10 +1,10 @@
 //! JSON string escapes: finds the bytes that a JSON string can't hold as they are, and escapes a text in
-//! place. Results of hundreds of megabytes go through it, so a text without such bytes is only looked at, 64
-//! bytes at a time, and not copied.
+//! place. Results of hundreds of megabytes pass through here, so a text without such bytes is only scanned,
+//! 64 bytes at a time, and not copied.
 
 use std::io::{self, Write};
 
-/// How many bytes are looked at together: enough for the compiler to use the widest registers.
+/// The bytes scanned together: enough for the compiler to use the widest registers.
 const BLOCK: usize = 64;
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
@@ -12,11 +12,11 @@ fn is_special(byte: u8) -> bool {
     byte == b'"' || byte == b'\\' || byte < b' '
 }
 
-/// Where the first quote, backslash or control character is.
+/// The offset of the first quote, backslash or control character.
 pub(super) fn first_special(text: &[u8]) -> Option<usize> {
     let blocks = text.chunks(BLOCK);
     let plain = blocks
-        // All of a block, so that it takes no branches.
+        // Folds over the whole block, so that the loop has no branches.
         .take_while(|block| {
             !block
                 .iter()
@@ -28,7 +28,7 @@ pub(super) fn first_special(text: &[u8]) -> Option<usize> {
     Some(plain + special)
 }
 
-/// How many bytes more it has when it is escaped.
+/// The number of bytes that escaping adds.
 pub(super) fn surplus(mut text: &[u8]) -> usize {
     let mut surplus = 0;
     while let Some(at) = first_special(text) {
@@ -38,7 +38,7 @@ pub(super) fn surplus(mut text: &[u8]) -> usize {
     surplus
 }
 
-/// Two or six bytes that stand for one.
+/// The two or six bytes of an escape, and their number.
 struct Escape([u8; 6], usize);
 
 impl AsRef<[u8]> for Escape {
@@ -66,18 +66,18 @@ fn escaped(byte: u8) -> Escape {
     }
 }
 
-/// Puts `before` and `after` around a text, of which nothing is changed.
+/// Puts `before` and `after` around a text, which is not changed.
 pub(super) fn wrap(text: Vec<u8>, before: &[u8], after: &[u8]) -> Vec<u8> {
     wrapped(text, 0, before, after)
 }
 
-/// Puts `before` and `after` around a text whose bytes are escaped where a JSON string needs that.
+/// Puts `before` and `after` around a text, and escapes it for a JSON string.
 pub(super) fn wrap_escaped(text: Vec<u8>, before: &[u8], after: &[u8]) -> Vec<u8> {
     let surplus = surplus(&text);
     wrapped(text, surplus, before, after)
 }
 
-/// Writes a text as a JSON string has it between its quotes.
+/// Writes a text escaped for a JSON string, without the quotes.
 pub(super) fn write_escaped(mut text: &[u8], sink: &mut impl Write) -> io::Result<()> {
     while let Some(special) = first_special(text) {
         sink.write_all(&text[..special])?;
@@ -87,8 +87,8 @@ pub(super) fn write_escaped(mut text: &[u8], sink: &mut impl Write) -> io::Resul
     sink.write_all(text)
 }
 
-/// From its end to its beginning, so that it needs no second buffer: what is written stays behind what
-/// is still to be read.
+/// Works from the end to the beginning, so that no second buffer is needed: the bytes written are always
+/// behind the bytes still to be read.
 fn wrapped(mut text: Vec<u8>, mut surplus: usize, before: &[u8], after: &[u8]) -> Vec<u8> {
     let mut read = text.len();
     let mut write = before.len() + read + surplus;
@@ -96,7 +96,7 @@ fn wrapped(mut text: Vec<u8>, mut surplus: usize, before: &[u8], after: &[u8]) -
     text.resize(write, 0);
     text.extend_from_slice(after);
     while surplus > 0 {
-        // There is one, or there were no surplus.
+        // Always found while there is a surplus.
         let special = text[..read].iter().rposition(|byte| is_special(*byte));
         let plain = special.map_or(0, |at| at + 1);
         write -= read - plain;

@@ -1,7 +1,7 @@
 //! Payload ⇄ files: a task's infile and outfile, and the files of a spool directory.
 //!
 //! An outfile is written by an untrusted program in a directory that it can fill with anything. So it is
-//! opened without following links and without waiting, must be a regular file, and is read up to a limit.
+//! opened without following links and without blocking, must be a regular file, and is read up to a limit.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -15,7 +15,7 @@ use super::frame::{DecodeError, from_json_value};
 use super::json::{self, SyntaxError};
 use crate::fault::TaskError;
 
-/// How the bytes of a file are to be read.
+/// The format of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
     /// One JSON value.
@@ -25,7 +25,7 @@ pub enum FileKind {
 }
 
 impl FileKind {
-    /// The kind that an extension asks for: JSON if the last suffix is `json`, else text.
+    /// The kind for an extension: JSON if the last suffix is `json`, else text.
     ///
     /// `extension` is lower-case and without leading dots, and may have several suffixes: that of
     /// `pkl.b64` is `b64`.
@@ -38,7 +38,7 @@ impl FileKind {
     }
 }
 
-/// The machine could not write or read a file.
+/// The machine failed to read or write a file.
 #[derive(Debug, thiserror::Error)]
 #[error("can't {action}: {source}; see to the disk that holds `ewms-pilot-data`")]
 pub struct FileError {
@@ -55,20 +55,20 @@ impl FileError {
 /// Why an infile was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum InfileError {
-    /// Data that is not text needs a `.json` infile. The text is the Python pilot's.
+    /// Data that is no text needs a `.json` infile. The error's text is the Python pilot's.
     #[error(
         "Incoming-message data ('<class '{python_type}'>' type) must be JSON-serializable *and* \
          use an infile with a '.json' extension (string or bytes data can have any file extension) \
          for infile"
     )]
     NeedsJson {
-        /// What Python calls the data's type.
+        /// Python's name for the type of the data.
         python_type: &'static str,
     },
     /// The data is a string that no file can hold.
     #[error(transparent)]
     Text(DecodeError),
-    /// It would fill the disk, which other tasks write to.
+    /// The infile would fill the disk, which other tasks write to.
     #[error(
         "the event's data have `{bytes}` bytes, and less is free; see to the disk that holds \
          `ewms-pilot-data`"
@@ -90,31 +90,31 @@ impl From<InfileError> for TaskError {
     }
 }
 
-/// Why an outfile was not taken.
+/// Why an outfile was not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum OutfileError {
-    /// It is a link, a directory, a pipe, …
+    /// The outfile is a link, a directory, a pipe, …
     #[error("task left a {0} in place of its outfile; write a regular file for outfile")]
     NotAFile(&'static str),
-    /// It has permissions that keep us out.
+    /// The permissions of the outfile don't let the pilot read it.
     #[error("task left an outfile that its own user may not read; set its permissions for outfile")]
     NotReadable,
-    /// It is longer than is allowed.
+    /// The outfile is longer than allowed.
     #[error(
         "task wrote `{size}` bytes, and at most `{limit}` can be sent; write less, or put the data \
          where others can fetch it and send its address for outfile"
     )]
     TooLarge { size: u64, limit: u64 },
-    /// It is not UTF-8, so no JSON string can carry it.
+    /// The outfile is not UTF-8, so no JSON string can carry it.
     #[error("data is not UTF-8 from byte {at} on; write text, or encode it (base64) for outfile")]
     NotUtf8 {
-        /// Offset of the first byte that is not.
+        /// Offset of the first byte that is not UTF-8.
         at: usize,
     },
-    /// It is called `.json` but isn't.
+    /// The outfile has a `.json` name but holds no JSON.
     #[error("data is not JSON ({0}); write one JSON value, or use another extension for outfile")]
     NotJson(#[from] SyntaxError),
-    /// It became longer or shorter while it was read.
+    /// The outfile became longer or shorter while it was read.
     #[error(
         "task's outfile changed while it was read; let nothing of the task run on after its end for outfile"
     )]
@@ -133,10 +133,10 @@ impl From<OutfileError> for TaskError {
     }
 }
 
-/// Reads an event that is a file of its own, as a spool directory has it.
+/// Reads an event that is a file of its own, from a spool directory.
 ///
 /// # Errors
-/// Those of [`DecodeError`] that are about UTF-8, JSON and surrogates; all the event's own.
+/// Returns a [`DecodeError`] about UTF-8, JSON or surrogates. All of them are the event's own fault.
 pub fn decode_file(kind: FileKind, content: Vec<u8>) -> Result<Payload, DecodeError> {
     let mut text = String::from_utf8(content)?;
     match kind {
@@ -159,17 +159,17 @@ pub fn into_file(payload: Payload) -> (FileKind, Vec<u8>) {
     }
 }
 
-/// Writes a new infile and returns its size in bytes. Text is written as it is, whatever the
-/// extension; any other value needs an extension whose last suffix is `json`.
+/// Writes a new infile and returns its size in bytes. Text is written as it is, whatever the extension; any
+/// other value needs an extension whose last suffix is `json`.
 ///
 /// # Errors
-/// [`InfileError`]; with `NeedsJson` no file was made.
+/// Returns an [`InfileError`]. With `NeedsJson`, no file was created.
 pub fn write_infile(payload: &Payload, extension: &str, path: &Path) -> Result<u64, InfileError> {
     let decoded;
     let content = match payload {
         Payload::Text(text) => text.as_bytes(),
         Payload::Json(value) => match python_type(value) {
-            // Only what a task wrote is a string in JSON's clothes; as an event it is its content.
+            // Only a task's result can be a JSON string here; as an event, its content counts.
             "str" => {
                 decoded =
                     json::decode_string(String::from_utf8_lossy(value.trim_ascii()).into_owned())
@@ -186,17 +186,16 @@ pub fn write_infile(payload: &Payload, extension: &str, path: &Path) -> Result<u
     Ok(content.len() as u64)
 }
 
-/// Python's name for the type of a JSON value.
 fn python_type(value: &[u8]) -> &'static str {
     let value = value.trim_ascii();
     let (first, rest) = value.split_first().unwrap_or((&b' ', &[]));
-    // Memory can always be read.
+    // Reading from memory can't fail.
     type_beginning(*first, rest).unwrap_or("float")
 }
 
-/// The same of one that begins with this byte, and goes on with what can be read.
+/// Python's name for the type of a JSON value that begins with `first` and goes on with `rest`.
 pub(super) fn type_beginning(first: u8, mut rest: impl Read) -> io::Result<&'static str> {
-    // `NaN`, `Infinity` and `-Infinity` have an `N` or `I`; an integer has digits alone.
+    // `NaN`, `Infinity` and `-Infinity` have an `N` or `I`; an integer has only digits.
     let of_float = |byte: &u8| b".eENI".contains(byte);
     Ok(match first {
         b'{' => "dict",
@@ -218,7 +217,7 @@ pub(super) fn type_beginning(first: u8, mut rest: impl Read) -> io::Result<&'sta
     })
 }
 
-/// A task's outfile that was looked at and not read yet.
+/// A task's outfile that was checked but not read yet.
 #[derive(Debug)]
 pub struct Outfile {
     pub(super) file: File,
@@ -230,7 +229,7 @@ pub struct Outfile {
 /// Opens a task's outfile; `None` if the task wrote none.
 ///
 /// # Errors
-/// [`OutfileError`]; all but `File` are the task's.
+/// Returns an [`OutfileError`]. All but `File` are the task's fault.
 pub fn open_outfile(
     path: &Path,
     extension: &str,
@@ -259,17 +258,16 @@ pub fn open_outfile(
 }
 
 impl Outfile {
-    /// Its size when it was opened.
+    /// The size when the outfile was opened, in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Its content, all of it in memory. That of a `.json` file is checked and kept verbatim, any
-    /// other is text.
+    /// Reads the content into memory. A `.json` file is checked and kept verbatim; any other file is text.
     ///
     /// # Errors
-    /// As [`open_outfile`].
+    /// Returns the errors of [`open_outfile`].
     pub fn read(&self) -> Result<Payload, OutfileError> {
         let mut file = &self.file;
         file.rewind().map_err(FileError::new("read an outfile"))?;
@@ -284,7 +282,7 @@ impl Outfile {
     }
 }
 
-/// Opening a FIFO would block, and a link leads out of the task's directory.
+/// Neither blocks on a FIFO nor follows a link out of the task's directory.
 fn open_untrusted(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)

@@ -8,35 +8,35 @@ use super::json::{self, Envelope, LoneSurrogate, SyntaxError};
 use super::{Payload, escape};
 use crate::fault::TaskError;
 
-/// Python's side uses this level, and its speed is why zstd was chosen there.
+/// The level of the Python side, which chose zstd for its speed.
 pub(super) const LEVEL: i32 = 3;
-/// What is before a text, a JSON value, and after each.
+/// The text before and after the data of a message, if that is a string or another JSON value.
 pub(super) const BEFORE_TEXT: &[u8] = b"{\"headers\": {}, \"data\": \"";
 pub(super) const AFTER_TEXT: &[u8] = b"\"}";
 pub(super) const BEFORE_JSON: &[u8] = b"{\"headers\": {}, \"data\": ";
 pub(super) const AFTER_JSON: &[u8] = b"}";
 
-/// Why an event can't be read. The event's own fault: nothing here depends on the machine.
+/// Why an event can't be read. All of these are the event's own fault; none depends on the machine.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
-    /// Decompressed, it would be longer than is allowed.
+    /// The event is longer than allowed when decompressed.
     #[error("event has more than `{limit}` bytes when decompressed; split it into smaller ones")]
     TooLarge { limit: u64 },
-    /// It is not compressed, or it is damaged.
+    /// The body is not compressed, or damaged.
     #[error("message body is no zstd frame ({0}); send events with oms-mqclient")]
     Zstd(String),
-    /// Unpacking it takes a larger zstd window than the pilot allows.
+    /// Unpacking the body takes a larger zstd window than the pilot allows.
     #[error(
         "message body was compressed with a window of more than `{window}` bytes; compress events \
          with zstd's level 20 or a lower one"
     )]
     Window {
-        /// The largest that is taken, in bytes.
+        /// The largest window allowed, in bytes.
         window: u64,
     },
     #[error("event is not UTF-8 from byte {at} on; encode its text as UTF-8")]
     NotUtf8 {
-        /// Offset of the first byte that is not.
+        /// Offset of the first byte that is not UTF-8.
         at: usize,
     },
     #[error("event is not JSON: {0}")]
@@ -44,7 +44,7 @@ pub enum DecodeError {
     /// The message lacks one of its two parts.
     #[error("message lacks the key `{0}`; send events with oms-mqclient")]
     MissingKey(&'static str),
-    /// Its data is a string that no file can hold.
+    /// The data is a string that no file can hold.
     #[error(
         "event is a string with a lone surrogate, which no text file can hold; send valid Unicode"
     )]
@@ -63,7 +63,7 @@ impl From<DecodeError> for TaskError {
     }
 }
 
-/// A result could not be compressed; only a lack of memory is known to cause it.
+/// A result could not be compressed. The only known cause is a lack of memory.
 #[derive(Debug, thiserror::Error)]
 #[error("can't compress the result: {0}")]
 pub struct EncodeError(#[from] io::Error);
@@ -74,11 +74,10 @@ impl From<EncodeError> for TaskError {
     }
 }
 
-/// Reads a message body. Any bytes give a payload or an error, in at most `limit_bytes` of memory
-/// and a little more.
+/// Reads a message body. Any bytes give a payload or an error, in little more than `limit_bytes` of memory.
 ///
 /// # Errors
-/// Every [`DecodeError`]; they are all the event's own.
+/// Returns any [`DecodeError`]. All of them are the event's own fault.
 pub fn decode_frame(body: &[u8], limit_bytes: u64) -> Result<Payload, DecodeError> {
     let text = decompress(body, limit_bytes)?;
     let mut text = String::from_utf8(text)?;
@@ -95,21 +94,21 @@ impl From<std::string::FromUtf8Error> for DecodeError {
     }
 }
 
-/// Where the data of a message are.
+/// The range of the data in a message.
 pub(super) fn data_of(found: Envelope) -> Result<Range<usize>, DecodeError> {
-    // `headers` may carry tracing links, which the pilot ignores; a message must have it nevertheless.
+    // `headers` may carry tracing links, which the pilot ignores, but a message must have the key.
     found.headers.ok_or(DecodeError::MissingKey("headers"))?;
     found.data.ok_or(DecodeError::MissingKey("data"))
 }
 
-/// How long a message body is when it is unpacked, if it says so. That it is so is not checked.
+/// The length of a message body when it is unpacked, if the body states it. Not verified.
 #[must_use]
 pub fn unpacked_size(body: &[u8]) -> Option<u64> {
     zstd::decompressed_size(body)
 }
 
 impl Payload {
-    /// How long the message is that it is packed from.
+    /// The length of the message before it is compressed, in bytes.
     #[must_use]
     pub fn message_bytes(&self) -> usize {
         match self {
@@ -122,7 +121,7 @@ impl Payload {
     }
 }
 
-/// A payload from the checked text of one JSON value without white space around it.
+/// The payload of one checked JSON value without white space around it.
 pub(super) fn from_json_value(text: String) -> Result<Payload, LoneSurrogate> {
     if text.starts_with('"') {
         json::decode_string(text).map(Payload::Text)
@@ -134,7 +133,7 @@ pub(super) fn from_json_value(text: String) -> Result<Payload, LoneSurrogate> {
 fn decompress(body: &[u8], limit: u64) -> Result<Vec<u8>, DecodeError> {
     let damaged = |error: io::Error| DecodeError::Zstd(error.to_string());
     if let Some(size) = zstd::decompressed_size(body) {
-        // Straight into a buffer of the right size; a stream would need a second one.
+        // Unpacked into one buffer of the right size; a stream would need a second one.
         if size > limit {
             return Err(DecodeError::TooLarge { limit });
         }
@@ -154,19 +153,20 @@ fn to_usize(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
-/// Writes a message body. The frame states its content's size, without which Python's reader fails
+/// Encodes a message body. The frame states the size of its content; without that, Python's reader fails
 /// above 131,072 bytes.
 ///
 /// # Errors
-/// [`EncodeError`] when zstd gives up.
+/// Returns an [`EncodeError`] when zstd fails.
 pub fn encode_frame(payload: Payload) -> Result<Vec<u8>, EncodeError> {
-    // In one piece, where the payload lies: of a stream zstd would keep buffers of megabytes.
+    // Compressed in one piece, in the payload's own buffer: for a stream, zstd would keep buffers of
+    // megabytes.
     let message = match payload {
         Payload::Text(text) => escape::wrap_escaped(text.into_bytes(), BEFORE_TEXT, AFTER_TEXT),
         Payload::Json(value) => escape::wrap(value, BEFORE_JSON, AFTER_JSON),
     };
     let mut frame = zstd::bulk::compress(&message, LEVEL)?;
-    // It may have to wait, and was made for what can't be compressed at all.
+    // The frame may wait for long, and its buffer was sized for incompressible content.
     frame.shrink_to_fit();
     Ok(frame)
 }

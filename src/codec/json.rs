@@ -1,52 +1,52 @@
-//! Checks JSON as Python reads it without parsing it into values: where a value starts and ends, and what a
-//! string says. Works on UTF-8 text in memory, or on the pieces of [`super::stream`].
+//! Checks JSON as Python reads it, without parsing it into values: where a value starts and ends, and the
+//! content of a string. Works on UTF-8 text in memory, or on the pieces of [`super::stream`].
 //!
 //! `serde_json` rejects `NaN`, `Infinity` and strings with lone surrogates, all of which Python writes and
-//! reads, and its `Value` changes huge integers. Here a value is never taken apart, so nothing about it can
-//! change. A level of nesting costs a bit on the heap and no stack, so that an event of a million brackets is
-//! just an event.
+//! reads, and its `Value` changes huge integers. Here a value is never taken apart, so it can't change. A
+//! level of nesting costs a bit on the heap and no stack, so an event of a million brackets needs no special
+//! care.
 
 use std::ops::Range;
 
 use super::escape::first_special;
 
-/// The keys that count are shorter, were every letter of them escaped, and their quotes counted.
+/// More than the length of either relevant key, even with every letter escaped and the quotes.
 const KEY_BYTES_MAX: usize = 64;
-/// How deep a value may be nested; Python gives up at a thousand levels. Each takes a bit, so 8 MiB.
+/// The deepest nesting; Python gives up at a thousand levels. Each level takes a bit, so 8 MiB.
 const DEPTH_MAX: usize = 64 * 1024 * 1024;
 
-/// Where a text stops being JSON.
+/// The place where a text stops being JSON.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected {expected} at byte {at}")]
 pub struct SyntaxError {
-    /// What would have been right there.
+    /// The syntax that would have been right there.
     pub expected: &'static str,
     /// Offset from the start of the text.
     pub at: usize,
 }
 
-/// A JSON string that is no Unicode text, because it holds half of a surrogate pair.
+/// A JSON string that is not valid Unicode, because it holds half of a surrogate pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LoneSurrogate;
 
-/// Where the two values of a message lie in its text.
+/// The ranges of the two values of a message in its text.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Envelope {
     pub(super) headers: Option<Range<usize>>,
     pub(super) data: Option<Range<usize>>,
 }
 
-/// Text that a scanner goes through once, from its beginning to its end.
+/// A text that a scanner passes through once, from beginning to end.
 pub(super) trait JsonInput {
-    /// What is there and not taken yet.
+    /// The bytes that are read and not taken yet.
     fn window(&self) -> &[u8];
-    /// Takes so many bytes of the window.
+    /// Takes `bytes` bytes from the front of the window.
     fn take(&mut self, bytes: usize);
-    /// Makes the window longer. `false` at the end of the text.
+    /// Extends the window. `false` at the end of the text.
     fn more(&mut self) -> bool;
 }
 
-/// All of a text at once.
+/// The whole text at once.
 impl JsonInput for &[u8] {
     fn window(&self) -> &[u8] {
         self
@@ -61,12 +61,12 @@ impl JsonInput for &[u8] {
     }
 }
 
-/// Checks that a text is one JSON value with nothing but white space around it; says where it lies.
+/// Checks that a text is one JSON value with nothing but white space around it. Returns the value's range.
 pub(super) fn document(text: &str) -> Result<Range<usize>, SyntaxError> {
     document_of(&mut text.as_bytes())
 }
 
-/// The same of a text in pieces, which is taken to its end.
+/// As [`document`], for a text in pieces, which is read to its end.
 pub(super) fn document_of(input: &mut impl JsonInput) -> Result<Range<usize>, SyntaxError> {
     let mut scanner = Scanner { input, at: 0 };
     let value = scanner.value()?;
@@ -74,13 +74,13 @@ pub(super) fn document_of(input: &mut impl JsonInput) -> Result<Range<usize>, Sy
     Ok(value)
 }
 
-/// Finds `headers` and `data` in the text of a message. Of a repeated key the last one counts, as
-/// in Python.
+/// Finds `headers` and `data` in the text of a message. If a key is repeated, the last one counts, as in
+/// Python.
 pub(super) fn envelope(text: &str) -> Result<Envelope, SyntaxError> {
     envelope_of(&mut text.as_bytes())
 }
 
-/// The same of a text in pieces, which is taken to its end.
+/// As [`envelope`], for a text in pieces, which is read to its end.
 pub(super) fn envelope_of(input: &mut impl JsonInput) -> Result<Envelope, SyntaxError> {
     let mut found = Envelope {
         headers: None,
@@ -93,7 +93,7 @@ pub(super) fn envelope_of(input: &mut impl JsonInput) -> Result<Envelope, Syntax
     if !scanner.take_if(b'}') {
         loop {
             scanner.skip_white_space();
-            // Of a longer key nothing needs to be known.
+            // Longer keys are irrelevant.
             let beginning = scanner.ahead(KEY_BYTES_MAX).to_vec();
             let key = scanner.key()?;
             let value = scanner.value()?;
@@ -114,9 +114,9 @@ pub(super) fn envelope_of(input: &mut impl JsonInput) -> Result<Envelope, Syntax
     Ok(found)
 }
 
-/// What a JSON string says, unescaped in place: a body of hundreds of megabytes is not copied.
+/// The content of a JSON string, unescaped in place: a body of hundreds of megabytes is not copied.
 ///
-/// `literal` is the string with its quotes, as [`document`] or [`envelope`] found it.
+/// `literal` is the string with its quotes, as found by [`document`] or [`envelope`].
 pub(super) fn decode_string(mut literal: String) -> Result<String, LoneSurrogate> {
     if memchr::memchr(b'\\', literal.as_bytes()).is_none() {
         literal.pop();
@@ -136,7 +136,7 @@ pub(super) fn decode_string(mut literal: String) -> Result<String, LoneSurrogate
             break;
         }
         let (character, length) = unescape(&literal[read..closing_quote])?;
-        // An escape is never shorter than the UTF-8 that it stands for: `write` stays behind `read`.
+        // An escape is never shorter than its UTF-8, so `write` stays behind `read`.
         write += character.encode_utf8(&mut literal[write..]).len();
         read += length;
     }
@@ -144,10 +144,10 @@ pub(super) fn decode_string(mut literal: String) -> Result<String, LoneSurrogate
     Ok(String::from_utf8(literal).expect("valid UTF-8 with ASCII escapes replaced by characters"))
 }
 
-/// The longest escape: of a character that is a pair of surrogates.
+/// The longest escape, which is a pair of surrogates.
 pub(super) const ESCAPE_BYTES_MAX: usize = 12;
 
-/// The character that the escape at the start of `text` stands for, and the escape's length.
+/// The character of the escape at the start of `text`, and the escape's length.
 pub(super) fn unescape(text: &[u8]) -> Result<(char, usize), LoneSurrogate> {
     let character = match text[1] {
         b'b' => '\u{8}',
@@ -192,7 +192,7 @@ impl<I: JsonInput> Scanner<'_, I> {
         }
     }
 
-    /// The next `bytes`, or what there is of them; they are not taken.
+    /// The next `bytes` bytes, or fewer at the end; they are not taken.
     fn ahead(&mut self, bytes: usize) -> &[u8] {
         while self.input.window().len() < bytes && self.input.more() {}
         let window = self.input.window();
@@ -238,7 +238,7 @@ impl<I: JsonInput> Scanner<'_, I> {
         }
     }
 
-    /// One value of any kind, white space before it skipped.
+    /// Scans one value of any kind, after any white space.
     fn value(&mut self) -> Result<Range<usize>, SyntaxError> {
         self.skip_white_space();
         let start = self.at;
@@ -275,8 +275,8 @@ impl<I: JsonInput> Scanner<'_, I> {
         Ok(())
     }
 
-    /// After a value: closes the containers that end here. Whether it was the outermost value; if
-    /// not, the next one is due.
+    /// After a value: closes the containers that end here. Returns whether the outermost value is complete;
+    /// if not, another value must follow.
     fn close(&mut self, open: &mut Nesting) -> Result<bool, SyntaxError> {
         while let Some(container) = open.last() {
             self.skip_white_space();
@@ -301,7 +301,7 @@ impl<I: JsonInput> Scanner<'_, I> {
         Ok(true)
     }
 
-    /// An object's key and the colon after it; returns where the key's string lies.
+    /// Scans an object's key and the colon after it. Returns the range of the key's string.
     fn key(&mut self) -> Result<Range<usize>, SyntaxError> {
         self.skip_white_space();
         let start = self.at;
@@ -346,7 +346,7 @@ impl<I: JsonInput> Scanner<'_, I> {
                 Some(..b' ') => {
                     return Err(self.error("no bare control character in a string"));
                 }
-                // More of the text came.
+                // More of the text was read.
                 Some(_) => {}
                 None => return Err(self.error("the string's closing quote")),
             }
@@ -402,7 +402,7 @@ enum JsonContainer {
     Object,
 }
 
-/// The containers that are open, a bit each: 512 MB of brackets take 64 MB.
+/// The open containers, one bit each: 512 MB of brackets take 64 MB.
 #[derive(Debug, Default)]
 struct Nesting {
     words: Vec<u64>,

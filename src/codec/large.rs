@@ -1,8 +1,8 @@
-//! Events and results too large for memory: from a reader into an infile, from an outfile into a writer. Some
-//! hundred kilobytes are in memory at a time, and zstd's window.
+//! Events and results too large for memory: from a reader into an infile, from an outfile into a writer. Only
+//! some hundred kilobytes, and zstd's window, are in memory at a time.
 //!
-//! An event is read twice: to check it and find its data, and to write them. Only the infile is on disk, and
-//! nothing of an event that is not valid.
+//! An event is read twice: once to check it and find its data, and once to write the data. Only the infile
+//! goes to the disk, and nothing of an invalid event.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
@@ -16,19 +16,19 @@ use super::stream::{StreamFault, Unwritten, Utf8Text, write_unescaped};
 use super::{escape, json};
 use crate::fault::TaskError;
 
-/// 32 MiB, which is what zstd's level 20 has. Python's side has 2 MiB.
+/// 32 MiB, the window of zstd's level 20. The Python side uses 2 MiB.
 const WINDOW_LOG_MAX: u32 = 25;
 
-/// A frame's header, with the size of what is in it, has no more bytes (RFC 8878, section 3.1.1.1).
+/// The longest header of a frame that states the size of its content (RFC 8878, section 3.1.1.1).
 const FRAME_HEADER_MAX: u64 = 18;
 
 #[derive(Debug, Clone, Copy)]
 pub struct NewInfile<'a> {
-    /// A file that isn't there yet.
+    /// The file to create.
     pub path: &'a Path,
-    /// Its suffix, lower-case and without leading dots.
+    /// The suffix, lower-case and without leading dots.
     pub extension: &'a str,
-    /// What the disk has left for it, in bytes, where that is known.
+    /// The free space on the disk in bytes, if known.
     pub free: Option<u64>,
 }
 
@@ -37,10 +37,10 @@ pub struct NewInfile<'a> {
 pub enum UnpackError {
     #[error(transparent)]
     Decode(#[from] DecodeError),
-    /// It suits no infile, or there is no room.
+    /// The data suits no infile, or there is no room for it.
     #[error(transparent)]
     Infile(#[from] InfileError),
-    /// The pilot's own copy of it can't be read.
+    /// The pilot's own copy of the event can't be read.
     #[error(transparent)]
     Body(FileError),
 }
@@ -64,12 +64,12 @@ impl UnpackError {
         Self::Infile(FileError::new("write an infile")(error).into())
     }
 
-    /// What kept a text that was unpacked from being read to its end.
+    /// Why an unpacked text could not be read to its end.
     fn of(fault: StreamFault, limit: u64) -> Self {
         Self::Decode(match fault {
             StreamFault::TooLong => DecodeError::TooLarge { limit },
             StreamFault::NotUtf8 { at } => DecodeError::NotUtf8 { at },
-            // zstd's own errors have no number.
+            // Only I/O errors have a number; zstd's own don't.
             StreamFault::Unreadable(error) if error.raw_os_error().is_some() => {
                 return Self::body(error);
             }
@@ -88,7 +88,7 @@ impl UnpackError {
 pub enum PackError {
     #[error(transparent)]
     Outfile(#[from] OutfileError),
-    /// What it was to be written to takes no more, or zstd gave up.
+    /// The sink accepts no more bytes, or zstd failed.
     #[error("can't pack a result: {0}; see to the disk that holds `ewms-pilot-data`")]
     Sink(io::Error),
 }
@@ -102,17 +102,17 @@ impl From<PackError> for TaskError {
     }
 }
 
-/// Unpacks a message body into a new infile, whose size it returns. `open` gives the body from its
-/// beginning, each time.
+/// Unpacks a message body into a new infile, and returns the infile's size. Each call of `open` gives the
+/// body from its beginning.
 ///
 /// # Errors
-/// [`UnpackError`]; no infile is left then.
+/// Returns an [`UnpackError`]; no infile is left then.
 pub fn unpack_frame<R: Read>(
     open: impl Fn() -> io::Result<R>,
     limit_bytes: u64,
     infile: NewInfile<'_>,
 ) -> Result<u64, UnpackError> {
-    // One that says that it is too large need not be unpacked to know it.
+    // A frame that states too large a size need not be unpacked.
     let mut head = Vec::new();
     let begun = open().and_then(|body| body.take(FRAME_HEADER_MAX).read_to_end(&mut head));
     begun.map_err(UnpackError::body)?;
@@ -136,10 +136,10 @@ pub fn unpack_frame<R: Read>(
     write_value(unpacked()?, data, infile)
 }
 
-/// Copies an event that is a file of its own into a new infile, whose size it returns.
+/// Copies an event that is a file of its own into a new infile, and returns the infile's size.
 ///
 /// # Errors
-/// As [`unpack_frame`].
+/// Returns the errors of [`unpack_frame`].
 pub fn unpack_file<R: Read>(
     open: impl Fn() -> io::Result<R>,
     kind: FileKind,
@@ -166,7 +166,7 @@ pub fn unpack_file<R: Read>(
     }
 }
 
-/// Writes the JSON value that lies there in a checked text.
+/// Writes the JSON value at `place` in a checked text.
 fn write_value(
     mut text: impl Read,
     place: std::ops::Range<usize>,
@@ -178,7 +178,7 @@ fn write_value(
     text.read_exact(&mut first).map_err(UnpackError::body)?;
     if first == *b"\"" {
         let mut literal = Utf8Text::new(text.take(bytes - 2), u64::MAX);
-        // Without quotes and escapes it is shorter, never longer.
+        // The content is never longer than the literal without its quotes.
         return create(infile, bytes - 2, |file| {
             let written = write_unescaped(&mut literal, file);
             literal
@@ -200,7 +200,7 @@ fn write_value(
     })
 }
 
-/// Makes the infile, of about so many bytes; none is left where that fails.
+/// Creates the infile, of about `bytes` bytes. No file is left if that fails.
 fn create(
     infile: NewInfile<'_>,
     bytes: u64,
@@ -215,17 +215,17 @@ fn create(
     let written = write(&mut file)
         .and_then(|written| file.flush().map(|()| written).map_err(UnpackError::file));
     if written.is_err() {
-        // Buffered bytes are of no use; a leftover goes with the task's directory.
+        // Discards the buffered bytes. A leftover is removed with the task's directory.
         let (_file, _buffered) = file.into_parts();
         let _leftover = fs::remove_file(infile.path);
     }
     written
 }
 
-/// Packs a task's outfile as [`encode_frame`](super::encode_frame) packs what it says.
+/// Packs a task's outfile into the same frame as [`encode_frame`](super::encode_frame) makes of its content.
 ///
 /// # Errors
-/// [`PackError`]; as soon as `sink` takes no more.
+/// Returns a [`PackError`]. A `sink` that accepts no more bytes ends the packing at once.
 pub fn pack_outfile(outfile: Outfile, sink: impl Write) -> Result<(), PackError> {
     let Outfile {
         mut file,
@@ -233,7 +233,7 @@ pub fn pack_outfile(outfile: Outfile, sink: impl Write) -> Result<(), PackError>
         kind,
         ..
     } = outfile;
-    // The reader may not be at its start.
+    // The file may not be at its start.
     rewind(&mut file)?;
     let (before, surplus, after) = match kind {
         FileKind::Json => (BEFORE_JSON, 0, AFTER_JSON),
@@ -261,11 +261,10 @@ pub fn pack_outfile(outfile: Outfile, sink: impl Write) -> Result<(), PackError>
     Ok(())
 }
 
-/// Checks that a task's outfile holds what its name says, and gives it back, to be read from its
-/// beginning.
+/// Checks that a task's outfile holds what its name says. Returns the file, to be read from its beginning.
 ///
 /// # Errors
-/// [`OutfileError`]; all but `File` are the task's.
+/// Returns an [`OutfileError`]. All but `File` are the task's fault.
 pub fn check_outfile(outfile: Outfile) -> Result<(FileKind, File), OutfileError> {
     let Outfile {
         mut file,
@@ -291,7 +290,7 @@ fn cannot_read(error: io::Error) -> OutfileError {
     FileError::new("read an outfile")(error).into()
 }
 
-/// How many bytes more a text has when it is escaped. Leaves the file at its beginning.
+/// The number of bytes that escaping adds to a text. Leaves the file at its beginning.
 fn surplus(file: &mut File, bytes: u64) -> Result<u64, OutfileError> {
     let mut surplus = 0;
     let mut text = Utf8Text::new(&mut *file, bytes);
@@ -305,7 +304,7 @@ fn surplus(file: &mut File, bytes: u64) -> Result<u64, OutfileError> {
     Ok(surplus)
 }
 
-/// Copies a file that holds one JSON value.
+/// Copies a file that must hold one JSON value.
 fn check_json(file: &mut File, bytes: u64, sink: &mut impl Write) -> Result<(), PackError> {
     let mut failed = None;
     let copied = Copied {
@@ -321,7 +320,7 @@ fn check_json(file: &mut File, bytes: u64, sink: &mut impl Write) -> Result<(), 
         return Err(PackError::Sink(error));
     }
     match read {
-        // What isn't JSON was not read to its end.
+        // An invalid text was not read to its end.
         Ok(()) | Err(OutfileError::Changed) => checked.map_err(OutfileError::from)?,
         Err(error) => return Err(error.into()),
     };
@@ -341,11 +340,11 @@ fn all_read<R: Read>(text: &mut Utf8Text<R>, bytes: u64) -> Result<(), OutfileEr
     }
 }
 
-/// What is read of `from`, written to `to`.
+/// Reads `from`, and writes every byte read to `to`.
 struct Copied<'a, R, W> {
     from: R,
     to: &'a mut W,
-    /// Why it could not be written.
+    /// The error of a failed write.
     failed: &'a mut Option<io::Error>,
 }
 

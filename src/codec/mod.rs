@@ -1,13 +1,13 @@
 //! Message body ⇄ payload ⇄ infile and outfile.
 //!
 //! A value is never parsed into a tree and written out again: `json` checks it and finds its ends, and its
-//! text travels as it is. So `NaN`, `-Infinity`, integers of any size, the order and repetition of keys, lone
-//! surrogates in strings and the last digit of a number all survive.
+//! text is passed on as it is. So `NaN`, `-Infinity`, integers of any size, the order and repetition of keys,
+//! lone surrogates in strings and the last digit of a number all survive.
 //!
-//! What fits into memory is converted there in one piece, which is fastest. Larger events and results go
-//! through readers and writers ([`unpack_frame`], [`pack_outfile`]), to the same result, byte for byte.
+//! Bodies that fit into memory are converted there in one piece, which is fastest. Larger events and results
+//! go through readers and writers ([`unpack_frame`], [`pack_outfile`]), to the same result, byte for byte.
 //!
-//! On the wire, Python's `oms-mqclient` is the reference; for infiles and outfiles, the Python pilot is.
+//! The reference on the wire is Python's `oms-mqclient`; for infiles and outfiles, it is the Python pilot.
 //!
 //! | data | infile | outfile → data |
 //! | --- | --- | --- |
@@ -31,18 +31,18 @@ pub use large::{
     NewInfile, PackError, UnpackError, check_outfile, pack_outfile, unpack_file, unpack_frame,
 };
 
-/// The most that one event, unpacked, or one outfile may have, in bytes: 512 MiB.
+/// The largest unpacked event or outfile, in bytes: 512 MiB.
 ///
-/// A broker's limit is for compressed bodies, and 40 KB can become 400 MB; this one keeps a hostile or
-/// broken body from taking the disk of every slot that it comes to.
+/// A broker's limit applies to compressed bodies, and 40 KB can become 400 MB. This limit keeps a hostile or
+/// broken body from filling the disk of every slot that it comes to.
 pub const DEFAULT_LIMIT_BYTES: u64 = 512 * 1024 * 1024;
 
 /// One event's data, or one task's result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Payload {
     Text(String),
-    /// The checked text of a JSON value, verbatim. What came in as a JSON string is
-    /// [`Payload::Text`]; what a task wrote into a `.json` outfile stays JSON even if it is a string.
+    /// The checked text of a JSON value, verbatim. An event's JSON string is [`Payload::Text`]; a task's
+    /// `.json` outfile stays JSON even if it holds a string.
     Json(Vec<u8>),
 }
 

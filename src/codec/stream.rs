@@ -1,4 +1,4 @@
-//! A text that is read in pieces through a buffer of one size and checked to be UTF-8 as it comes.
+//! A text that is read in pieces through a buffer of fixed size, and checked to be UTF-8 as it comes.
 
 use std::io::{self, Read, Write};
 use std::str::from_utf8;
@@ -7,23 +7,23 @@ use super::json::{ESCAPE_BYTES_MAX, JsonInput, LoneSurrogate, unescape};
 
 const CHUNK: usize = 64 * 1024;
 
-/// Why a text ended before its end.
+/// Why a text could not be read to its end.
 #[derive(Debug)]
 pub(super) enum StreamFault {
-    /// It can't be read.
+    /// The source can't be read.
     Unreadable(io::Error),
-    /// It is longer than it may be.
+    /// The text is longer than allowed.
     TooLong,
-    /// It is not UTF-8 from this byte on.
+    /// The text is not UTF-8 from this byte on.
     NotUtf8 { at: usize },
 }
 
 pub(super) struct Utf8Text<R> {
     source: R,
     buffer: Box<[u8]>,
-    /// The window: checked, and not taken.
+    /// The window: bytes that are checked and not taken yet.
     window: std::ops::Range<usize>,
-    /// The end of what was read; between the window and it are the first bytes of a character.
+    /// The end of the bytes read. Between the window and it are the first bytes of a character.
     end: usize,
     read: u64,
     limit: u64,
@@ -32,7 +32,7 @@ pub(super) struct Utf8Text<R> {
 }
 
 impl<R: Read> Utf8Text<R> {
-    /// Of at most `limit` bytes.
+    /// A text of at most `limit` bytes.
     pub(super) fn new(source: R, limit: u64) -> Self {
         Self {
             source,
@@ -46,7 +46,8 @@ impl<R: Read> Utf8Text<R> {
         }
     }
 
-    /// How many bytes were read, or why there are no more. To be asked when no more came.
+    /// The number of bytes read, or the reason for a premature end. To be called when there are no more
+    /// bytes.
     pub(super) fn outcome(&mut self) -> Result<u64, StreamFault> {
         match self.fault.take() {
             Some(fault) => Err(fault),
@@ -54,7 +55,7 @@ impl<R: Read> Utf8Text<R> {
         }
     }
 
-    /// Gives all of it to `take`, piece by piece.
+    /// Passes the whole text to `take`, piece by piece.
     pub(super) fn each(&mut self, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         while self.more() {
             take(&self.buffer[self.window.clone()])?;
@@ -63,7 +64,7 @@ impl<R: Read> Utf8Text<R> {
         Ok(())
     }
 
-    /// Reads once, behind what is there.
+    /// Reads once, appending to the buffer.
     fn read(&mut self) {
         self.buffer.copy_within(self.window.start..self.end, 0);
         self.end -= self.window.start;
@@ -139,8 +140,8 @@ pub(super) enum Unwritten {
     File(io::Error),
 }
 
-/// Writes what a JSON string says, and returns how long that is. `literal` is what is between its
-/// quotes; it was checked before.
+/// Writes the content of a JSON string, and returns its length. `literal` is the string without its quotes,
+/// already checked.
 pub(super) fn write_unescaped(
     literal: &mut impl JsonInput,
     sink: &mut impl Write,

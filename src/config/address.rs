@@ -7,7 +7,7 @@ use std::net::Ipv6Addr;
 use super::credentials::{CaCertificates, Secret, TokenFile};
 use super::python_values::{self, is_space};
 
-/// A RabbitMQ server, and the user that the pilot is there.
+/// A RabbitMQ server, and the pilot's user there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AmqpAddress {
     pub transport: Transport,
@@ -19,9 +19,9 @@ pub struct AmqpAddress {
     pub user: String,
     /// Password or token; with a `token_file`, the token that it held at the start.
     pub password: Secret,
-    /// A file that somebody keeps up to date with a newer token.
+    /// A file with the current token, kept up to date by another program.
     pub token_file: Option<TokenFile>,
-    /// Certificates that the server is trusted by, besides those of the machine.
+    /// Trusted certificates for the server, besides those of the machine.
     pub authorities: CaCertificates,
 }
 
@@ -34,8 +34,8 @@ pub enum Transport {
     Tls,
 }
 
-/// Why an address can't be used. No text holds a part of the address: any part may be a piece of a
-/// password that has a `/`, `@` or `:` in it.
+/// The reason why an address can't be used. No text holds a part of the address, because any part may be a
+/// piece of a password that has a `/`, `@` or `:` in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// Neither `amqp` nor `amqps`.
@@ -66,7 +66,7 @@ impl AmqpAddress {
     /// empty virtual host `/`. A token, unless empty, replaces the password.
     ///
     /// # Errors
-    /// When the address has another form, or a user but no password.
+    /// Fails if the address has another form, or a user but no password.
     pub fn parse(text: &str, token: &str) -> Result<Self, AddressError> {
         let text = text.trim_matches(is_space);
         let (transport, rest) = match text.split_once("://") {
@@ -119,12 +119,12 @@ pub(super) fn masked(text: &str) -> String {
         return format!("{shown:?}");
     }
     if python_values::starts_like_literal(text) && text.contains(['\'', '"']) {
-        // What was meant to be a list of addresses and isn't one may hold a password anywhere.
+        // A malformed list of addresses may hold a password anywhere.
         return "***".to_owned();
     }
     if text.contains(';') {
-        // Several addresses, or one whose password has a `;`: what is before the last `@` may be
-        // a password of either.
+        // Several addresses, or one whose password has a `;`: in both cases everything before the last
+        // `@` may be a password.
         return match text.rsplit_once('@') {
             Some((_, host)) => format!("***@{host}"),
             None => text.split(';').map(masked).collect::<Vec<_>>().join(";"),
@@ -207,7 +207,7 @@ fn port_number(text: &str) -> Result<Option<u16>, AddressError> {
     }
 }
 
-/// A token without a user is what Keycloak wants: an empty user. Neither is RabbitMQ's own default.
+/// A token without a user gets an empty user, as Keycloak wants. Without both it is RabbitMQ's default user.
 fn credentials(user_info: &str, token: &str) -> Result<(String, Secret), AddressError> {
     let (user, password) = user_info.split_once(':').unwrap_or((user_info, ""));
     let password = if token.is_empty() { password } else { token };

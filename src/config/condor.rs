@@ -1,5 +1,5 @@
-//! What HTCondor says about the job that the pilot is: its environment variables, and the ads that it
-//! leaves beside the job. Outside of HTCondor all of it is absent, and nothing depends on it.
+//! HTCondor's data on the job that runs the pilot: its environment variables, and the ads that it leaves
+//! beside the job. Outside of HTCondor all of it is absent, and nothing depends on it.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -20,10 +20,10 @@ pub struct CondorJob {
     pub site: Option<String>,
     /// The directory that HTCondor made for the job.
     pub scratch: Option<PathBuf>,
-    /// Files and directories that came with the job, except those that are the pilot's by their names.
+    /// Files and directories that came with the job, except those with the names of the pilot's own.
     /// Absolute.
     pub input_files: Vec<PathBuf>,
-    /// Where the job's credentials are: a proxy, tokens. They need not exist.
+    /// Paths of the job's credentials: a proxy, tokens. They need not exist.
     pub secrets: Vec<PathBuf>,
     /// Further files of HTCondor's beside the job. They need not exist.
     pub papers: Vec<PathBuf>,
@@ -37,11 +37,11 @@ pub struct CondorJob {
     pub memory: Option<u64>,
     /// `ClusterId.ProcId`
     pub job_id: Option<String>,
-    /// What the job asked for, or else got.
+    /// Resources that the job asked for, or else those of its slot.
     pub request: JobRequest,
 }
 
-/// What the job asked for; where its ad has no number, what its slot has.
+/// Resources that the job asked for; those of its slot where the job's ad has no number.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct JobRequest {
     pub cpus: Option<u64>,
@@ -233,7 +233,7 @@ fn input_files(job: &ClassAd, scratch: &Path, warnings: &mut Vec<String>) -> Vec
         .collect()
 }
 
-/// The names under which a listed entry may be there, the likeliest first. HTCondor (23.9, seen) cuts a URL
+/// The names that the file of a listed entry may have, the likeliest first. HTCondor (23.9, seen) cuts a URL
 /// at its query before it takes the last part of its path, and decodes nothing. A query may hold a
 /// signature: only the first of the names may be logged.
 fn names_of(entry: &str) -> Vec<String> {
@@ -275,8 +275,8 @@ fn names_in(scratch: &Path) -> Vec<OsString> {
         .collect()
 }
 
-/// The cores of the slot: those of the machine ad (`Cpus = 4`), else what HTCondor told `OpenMP`, else
-/// what the system lets this process use, which may be more than the slot has.
+/// The cores of the slot: those of the machine ad (`Cpus = 4`), else HTCondor's setting for `OpenMP`, else
+/// those that the system lets this process use, which may be more than the slot has.
 pub(super) fn allotted_cores(condor: &CondorJob, environment: &Environment) -> NonZeroU32 {
     let openmp = environment
         .get(OsStr::new("OMP_NUM_THREADS"))
@@ -365,7 +365,7 @@ impl ClassAd {
     }
 }
 
-/// `None` for what only Python takes for a number, and for 1e15 or more.
+/// `None` for text that only Python takes for a number, and for 1e15 or more.
 fn whole_part(literal: &str) -> Option<i64> {
     let is_plain = |byte: u8| byte.is_ascii_digit() || b"+-.eE".contains(&byte);
     if !literal.bytes().all(is_plain) {
@@ -564,7 +564,7 @@ mod tests {
 
     #[test]
     fn only_quotes_are_escaped_in_a_string() {
-        // As HTCondor 23.9 wrote the names of files that were to be transferred.
+        // The form in which HTCondor 23.9 wrote the names of files to transfer.
         for (written, meant) in [
             (r#""x\"y""#, r#"x"y"#),
             (r#""a\b.txt,data/x\y.txt""#, r"a\b.txt,data/x\y.txt"),

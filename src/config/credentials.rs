@@ -1,6 +1,6 @@
-//! Tokens and certificates: what a broker knows the pilot by, and what the pilot knows a broker by. A token
-//! may live in a file that somebody else renews while the pilot runs. No text of this file's errors holds
-//! a part of a token.
+//! Tokens and certificates, by which a broker and the pilot authenticate each other. A token may live in a
+//! file that another program renews while the pilot runs. No text of this file's errors holds a part of a
+//! token.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -62,7 +62,7 @@ impl TokenFile {
     /// Reads the file for the first time.
     ///
     /// # Errors
-    /// Why there is no token in it. No text holds a part of it.
+    /// Returns the reason why there is no token in it. No text holds a part of a token.
     pub fn open(path: PathBuf) -> Result<Self, String> {
         let file = Self(Arc::new(TokenFileState {
             path,
@@ -73,8 +73,8 @@ impl TokenFile {
         Ok(file)
     }
 
-    /// Resolves when no other read of the file is under way. [`read`](Self::read) on another thread holds its turn: on a
-    /// file system that hangs, one thread hangs and no second one.
+    /// Resolves when no other read of the file is under way. Hold the guard while [`read`](Self::read) runs
+    /// on another thread: then only one thread hangs on a file system that hangs.
     pub fn turn_to_read(&self) -> impl Future<Output = OwnedMutexGuard<()>> + Send + use<> {
         Arc::clone(&self.0.reading).lock_owned()
     }
@@ -82,7 +82,7 @@ impl TokenFile {
     /// Reads the file again.
     ///
     /// # Errors
-    /// As [`TokenFile::open`]; the last token stays.
+    /// Returns the errors of [`TokenFile::open`]; the last token stays.
     pub fn read(&self) -> Result<Secret, String> {
         let path = self.0.path.display();
         let unreadable = |error: &dyn std::fmt::Display| format!("`{path}` can't be read: {error}");
@@ -119,8 +119,8 @@ impl PartialEq for TokenFile {
 
 impl Eq for TokenFile {}
 
-/// When a token ends: the claim `exp` of a JWT (RFC 7519, section 4.1.4), which is not verified here.
-/// `None` for what is no JWT, or has no end.
+/// The time at which a token expires: the claim `exp` of a JWT (RFC 7519, section 4.1.4), which is not
+/// verified here. `None` if it is no JWT, or doesn't expire.
 #[must_use]
 pub fn expiry(token: &str) -> Option<SystemTime> {
     #[derive(Deserialize)]
@@ -136,7 +136,7 @@ pub fn expiry(token: &str) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(exp?).ok()?)
 }
 
-/// Certificates that brokers are trusted by, besides those of the machine; usually none.
+/// Trusted certificates for brokers, besides those of the machine; usually none.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct CaCertificates(Arc<[CertificateDer<'static>]>);
 
@@ -144,8 +144,8 @@ impl CaCertificates {
     /// Reads a PEM file.
     ///
     /// # Errors
-    /// Why it can't be used. TLS libraries take a file without a certificate for an empty list of
-    /// authorities, and then blame the broker, so such a file is refused here.
+    /// Returns the reason why it can't be used. TLS libraries take a file without a certificate for an empty
+    /// list of authorities, and then blame the broker, so such a file is refused here.
     pub(super) fn read(path: &Path) -> Result<Self, String> {
         let text = regular_file::read(path).map_err(|error| format!("can't be read: {error}"))?;
         let mut certificates = Vec::new();

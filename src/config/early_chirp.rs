@@ -1,5 +1,5 @@
-//! Where a wrong configuration is chirped to, by as much of the settings as could be read. The file that leads
-//! to HTCondor's chirp server is there only if the job asked for one, so what can't be read counts as a yes.
+//! Finds where to chirp a wrong configuration, from the settings that could be read. The file that leads to
+//! HTCondor's chirp server is there only if the job asked for one, so an unreadable setting counts as a yes.
 
 use std::ffi::OsStr;
 
@@ -10,11 +10,11 @@ use super::{ChirpDestination, CondorJob, EarlyChirp, Environment, python_values}
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EnvFileState {
     Read,
-    /// What is not set may be set there.
+    /// Variables that are missing may be set there.
     Broken,
 }
 
-/// `None` where it is not wanted, and outside of HTCondor.
+/// `None` if the settings turn chirp off, and outside of HTCondor.
 pub(super) fn early_chirp(
     environment: &Environment,
     env_file: EnvFileState,
@@ -49,7 +49,7 @@ fn destinations(environment: &Environment, env_file: EnvFileState) -> Vec<ChirpD
     }
 }
 
-/// What isn't text counts as empty, which no variable here may be.
+/// The value of a variable. One that isn't text counts as empty, which no variable here may be.
 fn value<'a>(environment: &'a Environment, variable: &Variable) -> Option<&'a str> {
     let value = environment.get(OsStr::new(variable.name))?;
     Some(value.to_str().unwrap_or_default())

@@ -7,9 +7,8 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-/// Variables that no container can be given: those that Apptainer or the image's shell sets itself, whatever
-/// it is told, and those that Apptainer's start script uses for itself, and so loses or changes (each seen
-/// with 1.4.5).
+/// Variables that no container can be given: those that Apptainer or the image's shell always sets itself,
+/// and those that Apptainer's start script uses and so loses or changes (each seen with 1.4.5).
 const FIXED: [&str; 25] = [
     "UID",
     "GID",
@@ -100,7 +99,7 @@ fn members(text: &str) -> Result<Vec<(String, Box<RawValue>)>, String> {
         .map_err(|error| format!("expected a JSON object, but it is broken: {error}"))
 }
 
-/// Why a variable of this name can't be set.
+/// The reason why a variable of this name can't be set, if there is one.
 fn name_problem(name: &str) -> Option<String> {
     if !is_name(name) {
         return Some(format!(
@@ -122,7 +121,7 @@ pub fn is_settable(name: &str) -> bool {
     !FIXED.contains(&name)
 }
 
-/// Whether a variable may have this name. With another one Apptainer silently loses variables.
+/// Whether a variable may have this name. With other names Apptainer silently loses variables.
 #[must_use]
 pub fn is_name(name: &str) -> bool {
     let mut bytes = name.bytes();

@@ -1,7 +1,7 @@
-//! The environment of a pilot: that of its process and, where a variable isn't in it, the env file that the
+//! The environment of a pilot: that of its process and, for variables that it lacks, the env file that the
 //! submitting service ships with a job: `export NAME=<quoted>` lines between `set -x` and `set +x`. The file
-//! is parsed, never run: what a shell would expand or execute is an error. It holds tokens, so no text that
-//! leaves here holds a value.
+//! is parsed, never run: text that a shell would expand or execute is an error. It holds tokens, so no error
+//! from here holds a value.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -18,11 +18,11 @@ pub type Environment = BTreeMap<OsString, OsString>;
 /// The env file's name, in the working directory or in HTCondor's scratch directory.
 pub const ENV_FILE_NAME: &str = "ewms_htcondor_envfile.sh";
 
-/// Where HTCondor puts a job's files.
+/// The variable that names the directory for a job's files.
 pub(super) const SCRATCH: &str = "_CONDOR_SCRATCH_DIR";
 
-/// The environment, with the variables of the env file that it doesn't have itself. What is wrong with the
-/// file is added to `problems`; there need not be one.
+/// The environment, with the variables of the env file that it doesn't have itself. Errors in the file are
+/// added to `problems`; a missing file is none.
 pub(super) fn with_env_file(
     environment: &Environment,
     cwd: &Path,
@@ -118,7 +118,7 @@ struct ShellCommand {
     flaw: Option<ShellFlaw>,
 }
 
-/// A reason why a command is no plain assignment.
+/// The reason why a command is no plain assignment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ShellFlaw {
     /// A shell would do something at this character.
@@ -128,8 +128,8 @@ enum ShellFlaw {
 }
 
 impl ShellCommand {
-    /// Whether the next character starts a word. After a blank behind a backslash it doesn't: that blank is
-    /// part of a word.
+    /// Whether the next character starts a word. After an escaped blank it doesn't, since that blank is part
+    /// of a word.
     fn between_words(&self) -> bool {
         let text = &self.text;
         text.is_empty() || (text.ends_with([' ', '\t']) && !text[..text.len() - 1].ends_with('\\'))

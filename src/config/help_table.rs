@@ -5,10 +5,10 @@ use std::fmt::Write as _;
 
 use super::variables::{ALL, ValueKind, Variable};
 
-/// The columns that `--help` fills at most; a terminal of 80 shows it unbroken.
+/// The most columns of a line of `--help`, so that a terminal of 80 columns doesn't break it.
 const WIDTH: usize = 78;
 
-/// The indentation of what is said about a variable.
+/// The indentation of the text about a variable.
 const INDENT: usize = 6;
 
 /// The Markdown table that this folder's README.md holds between its markers, from its header to the last row.

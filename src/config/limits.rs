@@ -21,11 +21,11 @@ pub struct PilotLimits {
     pub max_runtime: Option<Duration>,
     /// Bytes kept of each of a container's two outputs.
     pub task_output: u64,
-    /// Bytes kept of all failed tasks' directories together.
+    /// Bytes kept of the directories of all failed tasks together.
     pub kept_files: u64,
     /// The largest message that may be sent, in bytes, if that was set.
     pub message: Option<usize>,
-    /// Deliveries of an event that fails each time, before it is taken out of the queue.
+    /// Deliveries after which an event that fails each time is taken out of the queue.
     pub max_deliveries: Option<u64>,
 }
 
@@ -33,13 +33,13 @@ pub struct PilotLimits {
 /// Apptainer, and leaves time to notice a growing task before HTCondor does.
 const TASKS_SHARE_PERCENT: u64 = 95;
 
-/// The part of an eviction's time that the pilot itself needs: killing what did not end (up to 3 s),
-/// giving events back, telling HTCondor.
+/// The part of an eviction's time that the pilot itself needs: to kill containers that did not end (up to
+/// 3 s), give events back, and tell HTCondor.
 const OWN_PART: Duration = Duration::from_secs(5);
 
-/// How long a container that was told to end may take: what the user says, else the default or what fits
-/// into the time that HTCondor gives an evicted job (`vacate_time`). A value that was set counts even if
-/// it doesn't fit, with a warning: not every pool ends a job when its ad says.
+/// How long a container that was told to end may take: the user's value, else the default, shortened to fit
+/// the time that HTCondor gives an evicted job (`vacate_time`). The user's value counts even if it doesn't
+/// fit, with a warning: not every pool ends a job when its ad says.
 pub(super) fn kill_grace(
     reader: &mut VariableReader<'_>,
     vacate_time: Option<Duration>,

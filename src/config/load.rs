@@ -1,6 +1,6 @@
-//! Makes a [`Config`] of the environment and the job's env file. Every variable is read, whatever was
-//! wrong with the ones before, so that all problems are reported at once. Reads the env file, the files
-//! that variables name (tokens, CA certificates) and the ads that HTCondor leaves beside a job.
+//! Makes a [`Config`] of the environment and the job's env file. Every variable is read even if others are
+//! wrong, so that all problems are reported at once. Reads the env file, the files that variables name
+//! (tokens, CA certificates) and the ads that HTCondor leaves beside a job.
 
 use std::ffi::OsStr;
 use std::num::NonZeroU32;
@@ -21,14 +21,14 @@ use super::{
     Verbosity, python_values,
 };
 
-/// What the name of every variable of this pilot starts with, an optional `_` aside.
+/// The prefix of the pilot's variables, after an optional `_`.
 const PREFIX: &str = "EWMS_PILOT_";
 
 /// Reads the settings from the environment and the job's env file. Relative paths start at `cwd`,
 /// which is absolute.
 ///
 /// # Errors
-/// Everything that is wrong with them, at once.
+/// Returns everything that is wrong with them, at once.
 pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigErrors> {
     let mut problems = Vec::new();
     let environment = with_env_file(environment, cwd, &mut problems);
@@ -120,7 +120,7 @@ fn read(reader: &mut VariableReader<'_>, cwd: &Path) -> Config {
     }
 }
 
-/// What the machine says in the pilot's own environment.
+/// The machine's variables in the pilot's own environment.
 fn host(environment: &Environment) -> HostVariables {
     const PROXIES: [&str; 8] = [
         "http_proxy",
@@ -259,7 +259,7 @@ fn images(reader: &mut VariableReader<'_>, cwd: &Path) -> ImagePolicy {
     }
 }
 
-/// Which of the settings with a well-known error is missing.
+/// Finds a missing setting whose error services know.
 fn missing_setting(environment: &Environment) -> MissingSetting {
     let missing = |variable: &Variable| {
         environment
@@ -295,7 +295,8 @@ fn dump(environment: &Environment, slots: NonZeroU32) -> Vec<(&'static str, Stri
         .collect()
 }
 
-/// Most variables that look like the pilot's and aren't are misspelt: each warning names the nearest.
+/// Warns of variables that look like the pilot's but aren't. Most are misspelt, so each warning names the
+/// nearest one.
 fn warn_of_unknown_variables(reader: &mut VariableReader<'_>) {
     let bare = |name: &str| {
         name.trim_start_matches('_')

@@ -1,5 +1,5 @@
-//! Tests of the settings as a whole: what the pilot makes of an environment that it accepts, what it
-//! shows of it, and what it says about one that it refuses.
+//! Tests of the settings as a whole: the configuration and its dump for an accepted environment, and the
+//! errors for a refused one.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -11,7 +11,7 @@ use crate::config::{BrokerConfig, ENV_FILE_NAME, QueueConfig, Transport};
 
 const CWD: &str = "/job/scratch";
 
-/// An environment with which a pilot runs, and what a test adds to it.
+/// An environment with which a pilot runs, plus the additions of a test.
 fn environment(more: &[(&str, &str)]) -> Environment {
     let enough = [
         ("EWMS_PILOT_TASK_IMAGE", "/images/task"),

@@ -1,7 +1,7 @@
 //! The pilot's settings, read once from the environment and the job's env file, and validated as a whole.
 //! No other module reads an environment variable.
 //!
-//! Here are the types that the rest of the pilot sees. [`variables`] is the one definition of every
+//! This file holds the types that the rest of the pilot sees. [`variables`] is the one definition of every
 //! variable, for the parser, `--help` and the README; [`load()`] turns text into these types.
 
 mod address;
@@ -36,16 +36,16 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-/// Everything that decides what a pilot does.
+/// All settings of a pilot.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The container that every event is run in.
     pub task: ContainerConfig,
     /// The container that runs once, before any event is taken.
     pub init: Option<ContainerConfig>,
-    /// Where events come from; at least one queue.
+    /// The queues of events; at least one.
     pub incoming: Vec<QueueConfig>,
-    /// Where results go, each to all of them; at least one queue, all of one kind.
+    /// The queues for results, each of which gets every result; at least one, all of one kind.
     pub outgoing: Vec<QueueConfig>,
     /// The working directory, where relative paths begin. Absolute.
     pub cwd: PathBuf,
@@ -69,7 +69,7 @@ pub struct Config {
     pub external_directories: Vec<PathBuf>,
     /// Whether containers see `/cvmfs`.
     pub cvmfs: CvmfsPolicy,
-    /// What a failed task means for further events.
+    /// Whether further events are taken after a task failed.
     pub on_task_error: OnTaskError,
     /// How long to sleep after a fatal error.
     pub quarantine: Duration,
@@ -77,37 +77,37 @@ pub struct Config {
     pub kill_grace: Duration,
     /// Which task directories survive their task.
     pub keep_files: KeepFiles,
-    /// Whose stdout is copied to the pilot's, and whose stderr.
+    /// Which tasks' stdout and stderr are copied to the pilot's.
     pub dump_output: DumpOutput,
     pub verbosity: Verbosity,
     /// Limits at which a task, or the pilot, is ended.
     pub limits: PilotLimits,
-    /// When the first of those tokens expires that are not renewed from a file.
+    /// The earliest expiry among the tokens that are not renewed from a file.
     pub token_end: Option<SystemTime>,
-    /// Where an event goes that failed too often; `None` lets the broker decide.
+    /// The queue for events that failed too often; `None` lets the broker decide.
     pub dead_letter: Option<QueueConfig>,
-    /// Where the record of every task is written. Absolute.
+    /// The file for the records of tasks. Absolute.
     pub task_log: Option<PathBuf>,
     /// Whether the execution point is checked before the first event.
     pub preflight: Preflight,
-    /// What is accepted as an image.
+    /// The kinds of images that are accepted.
     pub images: ImagePolicy,
     pub log: LogLevels,
-    /// What the machine says in the pilot's own environment.
+    /// The machine's variables in the pilot's own environment.
     pub host: HostVariables,
-    /// Certificates that brokers are trusted by. Absolute.
+    /// The file of trusted certificates for brokers. Absolute.
     pub ca_file: Option<PathBuf>,
-    /// What HTCondor says of this job.
+    /// HTCondor's data on this job.
     pub condor: CondorJob,
-    /// How HTCondor is told what the pilot does; `None` when it isn't.
+    /// How the pilot reports to HTCondor; `None` when it doesn't.
     pub chirp: Option<ChirpConfig>,
-    /// Remarks on settings that are odd without being wrong, to be logged once the log is there.
+    /// Warnings about settings that are odd but not wrong, to be logged once the log is there.
     pub warnings: Vec<String>,
     /// Every variable and its value in a form that may be logged; see [`Config::dump`].
     pub shown: Vec<(&'static str, String)>,
 }
 
-/// What the machine says in the pilot's own environment; a container sees none of it.
+/// The machine's variables in the pilot's own environment; a container sees none of them.
 #[derive(Debug, Clone, Default)]
 pub struct HostVariables {
     /// `PATH`
@@ -117,7 +117,7 @@ pub struct HostVariables {
     /// `LANG`
     pub lang: Option<OsString>,
     pub proxies: Vec<(OsString, OsString)>,
-    /// `CVMFS_MOUNT_DIR`: where a glidein mounted what else is in `/cvmfs`.
+    /// `CVMFS_MOUNT_DIR`: where a glidein mounted CVMFS if not at `/cvmfs`.
     pub cvmfs_mount_dir: Option<PathBuf>,
 }
 
@@ -147,7 +147,7 @@ impl fmt::Debug for ContainerConfig {
     }
 }
 
-/// What a failed task means for further events.
+/// Whether further events are taken after a task failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OnTaskError {
     /// Take no more events, unless every failure so far has one of these names.
@@ -165,7 +165,7 @@ pub enum KeepFiles {
     All,
 }
 
-/// Whose stdout is copied to the pilot's, and whose stderr.
+/// Which tasks' stdout and stderr are copied to the pilot's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DumpOutput {
     Failed,
@@ -183,7 +183,7 @@ pub enum Verbosity {
 /// Whether containers see `/cvmfs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CvmfsPolicy {
-    /// Where the machine has it.
+    /// Bind it if the machine has it.
     Bind,
     LeaveOut,
 }
@@ -191,20 +191,20 @@ pub enum CvmfsPolicy {
 /// Whether the execution point is checked before the first event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Preflight {
-    /// It is, and a broken one takes no event.
+    /// Check it; a broken one takes no event.
     Check,
-    /// It isn't; its faults show when tasks fail.
+    /// Don't check it; its faults show when tasks fail.
     Skip,
 }
 
-/// What is accepted as an image.
+/// The kinds of images that are accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImagePolicy {
-    /// Only a sandbox directory that is there already.
+    /// Only an existing sandbox directory.
     DirectoryOnly,
     /// Anything Apptainer can convert; converted once, below this directory.
     Convert {
-        /// Where sandboxes are made. Absolute.
+        /// The directory for sandboxes. Absolute.
         workdir: PathBuf,
     },
 }
@@ -226,19 +226,19 @@ impl LogLevels {
     };
 }
 
-/// How HTCondor is told what the pilot does.
+/// How the pilot reports to HTCondor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChirpConfig {
-    /// Where HTCondor puts it.
+    /// Where HTCondor puts the reports.
     pub destination: ChirpDestination,
     /// The least time between two reports of the counters; status and errors go at once.
     pub interval: Duration,
 }
 
-/// Where HTCondor is told that the pilot can't start.
+/// Where to report that the pilot can't start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EarlyChirp {
-    /// All that may be meant; at least one.
+    /// All destinations that may be meant; at least one.
     pub destinations: Vec<ChirpDestination>,
     /// The file that says where the chirp server is; it need not exist.
     pub file: PathBuf,
@@ -246,7 +246,7 @@ pub struct EarlyChirp {
     pub site: Option<String>,
 }
 
-/// Where HTCondor puts what the pilot reports.
+/// Where HTCondor puts the reports of the pilot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChirpDestination {
     /// The job's attributes, which `condor_q` shows.
@@ -255,9 +255,9 @@ pub enum ChirpDestination {
 }
 
 impl Config {
-    /// How many unsettled events to take from the broker: enough for every slot and what
-    /// `EWMS_PILOT_PREFETCH` asks for, but never more than twice what can run, because an event
-    /// held here can't be run by another pilot.
+    /// How many unsettled events to take from the broker: enough for every slot and for
+    /// `EWMS_PILOT_PREFETCH`, but at most twice the number of slots, because an event held here can't be run
+    /// by another pilot.
     #[must_use]
     pub fn window(&self) -> NonZeroU32 {
         let most = self
@@ -265,8 +265,8 @@ impl Config {
             .saturating_mul(NonZeroU32::new(2).unwrap_or(NonZeroU32::MIN));
         self.prefetch.max(self.slots).min(most)
     }
-    /// Every variable with its value or default, fit for a log: tokens and passwords are `***`, of
-    /// the variables for containers only the names are there.
+    /// Every variable with its value or default, fit for a log: tokens and passwords are `***`, and variables
+    /// for containers are shown by name only.
     #[must_use]
     pub fn dump(&self) -> &[(&'static str, String)] {
         &self.shown

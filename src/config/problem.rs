@@ -1,5 +1,5 @@
-//! What can be wrong with the settings, and the list of it that a person reads. Values arrive here in the
-//! form in which they may be shown, so no text holds a secret.
+//! Problems of the settings, and the list of them for a person. Values arrive here in the form in which they
+//! may be shown, so no text holds a secret.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,18 +9,18 @@ use super::EarlyChirp;
 /// The longest value that is quoted whole, in characters.
 const SHOWN: usize = 160;
 
-/// How many bytes of whole problems a chirped error has. A report to HTCondor has 950, in which quotes and what
-/// isn't ASCII take more room than here.
+/// The most bytes of whole problems in a chirped error. A report to HTCondor holds 950, in which quotes and
+/// characters outside ASCII take more room than here.
 const CHIRPED: usize = 700;
 
-/// One thing that is wrong with the settings.
+/// A problem of the settings.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigProblem {
     /// A variable's value can't be used.
     #[error("`{variable}` is `{shown}`: {advice}")]
     Value {
         variable: String,
-        /// Its value, or as much of it as may be shown.
+        /// The value, or as much of it as may be shown.
         shown: String,
         advice: String,
     },
@@ -35,9 +35,9 @@ pub enum ConfigProblem {
     EnvFile {
         /// The file as it was found.
         file: String,
-        /// The line's number, from 1.
+        /// Number of the line, from 1.
         line: usize,
-        /// What is wrong and what is expected.
+        /// The problem and the expected form.
         advice: String,
     },
     /// The env file can't be read.
@@ -72,7 +72,7 @@ impl ConfigProblem {
     }
 }
 
-/// A missing setting whose error services know by its text; it makes the last line.
+/// A missing setting whose error services know by its text, which becomes the last line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MissingSetting {
     TaskImage,
@@ -80,13 +80,13 @@ pub(super) enum MissingSetting {
     Nothing,
 }
 
-/// Everything that is wrong with the settings. Displayed, it is one line for each warning and problem, and a
-/// last line that starts with `RuntimeError: `, which services search for.
+/// All problems of the settings. `Display` writes one line for each warning and problem, and a last line that
+/// starts with `RuntimeError: `, which services search for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigErrors {
     problems: Vec<ConfigProblem>,
     lacking: MissingSetting,
-    /// The directories that are of this job alone.
+    /// Directories that belong to this job alone.
     of_job: Vec<PathBuf>,
     chirp: Option<Box<EarlyChirp>>,
     warnings: Box<[String]>,
@@ -108,7 +108,7 @@ impl ConfigErrors {
         }
     }
 
-    /// Adds what is odd besides: a variable may be missing because its name is misspelt.
+    /// Adds warnings: a variable may be missing because its name is misspelt.
     pub(super) fn with_warnings(self, warnings: Vec<String>) -> Self {
         Self {
             warnings: warnings.into(),
@@ -116,14 +116,14 @@ impl ConfigErrors {
         }
     }
 
-    /// Where they are to be chirped, if anywhere.
+    /// Where to chirp the problems, if anywhere.
     #[must_use]
     pub fn chirp(&self) -> Option<&EarlyChirp> {
         self.chirp.as_deref()
     }
 
-    /// What is chirped of them: as many whole problems as a report has room for, then the names of others. It
-    /// is the same for all pilots with these settings, since services count equal texts.
+    /// The error to chirp: as many whole problems as a report has room for, then the names of others. It is
+    /// the same for all pilots with these settings, since services count equal texts.
     #[must_use]
     pub fn chirped(&self) -> String {
         if self.lacking != MissingSetting::Nothing {
@@ -155,7 +155,7 @@ impl ConfigErrors {
         }
     }
 
-    /// A problem without the paths of this job's own directories.
+    /// The text of a problem without the paths of this job's own directories.
     fn countable(&self, problem: &ConfigProblem) -> String {
         let mut text = one_line(&problem.to_string());
         // A job in `/` has no directory of its own.
@@ -195,7 +195,7 @@ impl fmt::Display for ConfigErrors {
     }
 }
 
-/// How many of the texts, and a separator each, have room.
+/// How many of the texts, each with a separator, fit into `room` bytes.
 fn fitting(texts: &[String], room: usize) -> usize {
     let mut used = 0;
     texts
@@ -207,7 +207,7 @@ fn fitting(texts: &[String], room: usize) -> usize {
         .count()
 }
 
-/// What a problem is about: each begins with a name between backticks.
+/// The variable or file that a problem is about: each begins with a name between backticks.
 fn subject(problem: &str) -> String {
     let name = problem.split('`').nth(1).unwrap_or_default();
     format!("`{name}`")

@@ -43,7 +43,7 @@ pub(super) fn float(text: &str) -> Option<f64> {
         .ok()
 }
 
-/// Bytes, as `1_000`, `1.5G` or `512 MiB`; units are powers of 1024.
+/// A number of bytes such as `1_000`, `1.5G` or `512 MiB`; units are powers of 1024.
 pub(super) fn size(text: &str) -> Option<u64> {
     let text = text.trim_matches(is_space);
     let number_ends = text
@@ -100,8 +100,8 @@ fn without_separators(text: &str) -> Option<String> {
     legal.then(|| text.replace('_', ""))
 }
 
-/// The members of a list: words between white space, as the Python pilot wants them, or a literal. `None`
-/// when text that starts like a literal isn't one of strings.
+/// The members of a list: words between white space, as in the Python pilot, or a literal. `None` when text
+/// that starts like a literal isn't one of strings.
 pub(super) fn list(text: &str) -> Option<Vec<String>> {
     list_or(text, |words| {
         words
@@ -112,8 +112,8 @@ pub(super) fn list(text: &str) -> Option<Vec<String>> {
     })
 }
 
-/// The members of a list: of a literal, or else what `split` makes of the text. `None` when text that starts
-/// like a literal isn't one of strings.
+/// The members of a list: those of a literal, or else the pieces into which `split` cuts the text. `None`
+/// when text that starts like a literal isn't one of strings.
 pub(super) fn list_or(text: &str, split: impl FnOnce(&str) -> Vec<String>) -> Option<Vec<String>> {
     if starts_like_literal(text) {
         literal(text)
@@ -167,8 +167,8 @@ fn skip_space(rest: &mut Peekable<Chars<'_>>) {
     while rest.next_if(|&c| is_space(c)).is_some() {}
 }
 
-/// A string up to its closing quote, with the escapes that Python writes. It writes text that prints as it is,
-/// whatever the script.
+/// A string up to its closing quote, with the escapes that Python writes. Python writes printable characters
+/// of any script as they are.
 fn string(rest: &mut Peekable<Chars<'_>>, quote: char) -> Option<String> {
     let mut value = String::new();
     loop {

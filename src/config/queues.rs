@@ -50,8 +50,8 @@ const OUTGOING: QueueVariables = QueueVariables {
     address: &variables::QUEUE_OUTGOING_BROKER_ADDRESS,
 };
 
-/// The incoming and the outgoing queues. Those of a direction with a problem, which the reader then
-/// knows, are left out.
+/// The incoming and the outgoing queues. If a direction has a problem, the reader notes it and the queues of
+/// that direction are left out.
 pub(super) fn both_directions(
     reader: &mut VariableReader<'_>,
     cwd: &Path,
@@ -68,8 +68,8 @@ pub(super) fn both_directions(
     (incoming, outgoing)
 }
 
-/// The queues of one direction, or `None` when something is wrong with one, which the reader then knows.
-/// Several are given as lists in step, each with `;` between the items or as a list literal.
+/// The queues of one direction, or `None` when something is wrong with one, which the reader then notes.
+/// Several are given as lists of equal length, each with `;` between the items or as a list literal.
 fn queues(
     reader: &mut VariableReader<'_>,
     from: &QueueVariables,
@@ -78,7 +78,7 @@ fn queues(
     let name = reader.required(from.name).unwrap_or_default();
     let token = reader.text(from.token);
     let file = reader.text(from.token_file);
-    // Whatever is wrong already, the rest is checked too, as far as it is clear what belongs together.
+    // After a problem the rest is checked, too, as far as it is clear which items belong together.
     let has_one_token = refuse_two_tokens(reader, from, &token, &file);
     let address = reader.text(from.address);
     let word = reader.required(from.kind).unwrap_or_default();
@@ -96,7 +96,7 @@ fn queues(
         let [token, file, word, address] = lists
             .each_ref()
             .map(|list| list.get(place).map_or("", String::as_str));
-        // One of the two has to go, so neither is read.
+        // The user has to remove one of the two, so neither is read.
         let file = has_one_token.map_or("", |()| file);
         queues.push(queue(reader, from, cwd, [name, token, file, word, address]));
     }
@@ -107,7 +107,7 @@ fn queues(
 
 /// Refuses each word that is no kind of broker, once.
 fn refuse_unknown_kinds(reader: &mut VariableReader<'_>, from: &QueueVariables, words: &str) {
-    // What is no list is told of when the lists are compared.
+    // A value that is no list is reported when the lists are compared.
     let mut unknown = list_or(words, split).unwrap_or_default();
     unknown.retain(|word| !word.is_empty() && !variables::BROKER_TYPES.contains(&&**word));
     unknown.sort_unstable();
@@ -153,7 +153,7 @@ fn refuse_repeated(reader: &mut VariableReader<'_>, from: &QueueVariables, queue
     }
 }
 
-/// Whether both are the same queue of the same broker, whatever user and token they are opened with.
+/// Whether both are the same queue of the same broker, even with other users and tokens.
 fn is_same(one: &QueueConfig, other: &QueueConfig) -> bool {
     let is_same_broker = match (&one.broker, &other.broker) {
         (BrokerConfig::RabbitMq(one), BrokerConfig::RabbitMq(other)) => {
@@ -189,8 +189,8 @@ fn queue(
     })
 }
 
-/// The queue for events that failed too often, on the broker of the first incoming queue. A spool has a
-/// place of its own for them.
+/// The queue for events that failed too often, on the broker of the first incoming queue. A spool has its
+/// own place for them.
 pub(super) fn dead_letter(
     reader: &mut VariableReader<'_>,
     incoming: &[QueueConfig],
@@ -227,7 +227,7 @@ pub(super) fn dead_letter(
     })
 }
 
-/// A result is packed once, in the way of the kind of broker that gets it.
+/// Refuses outgoing queues of several kinds: a result is packed once, in the format of the kind of broker.
 fn refuse_mixed_kinds(reader: &mut VariableReader<'_>, outgoing: &[QueueConfig]) {
     let spools = outgoing
         .iter()
@@ -254,7 +254,7 @@ fn ca_certificates(reader: &mut VariableReader<'_>, cwd: &Path) -> CaCertificate
     })
 }
 
-/// A token is given as it is or in a file.
+/// Refuses a token that is given both as it is and in a file.
 fn refuse_two_tokens(
     reader: &mut VariableReader<'_>,
     from: &QueueVariables,
@@ -284,8 +284,8 @@ fn token_file(
         .ok()
 }
 
-/// The lists of tokens, token files, kinds and addresses that belong to `names`: as long as that, or empty.
-/// `None` when one is longer or shorter, or no list, which the reader then knows.
+/// The lists of tokens, token files, kinds and addresses that belong to `names`: of the same length, or
+/// empty. `None` when one has another length or is no list, which the reader then notes.
 fn in_step(
     reader: &mut VariableReader<'_>,
     from: &QueueVariables,
@@ -295,7 +295,7 @@ fn in_step(
     let whole = |text: &str| vec![text.to_owned()];
     let is_single = names.len() == 1;
     let opaque = if is_single { whole } else { split };
-    // A password may have a `;` in it; what is behind the password may not.
+    // A password may have a `;` in it; the part behind the password may not.
     let host = address.rsplit_once('@').map_or(address, |(_, host)| host);
     let addresses = if is_single && host.contains(';') {
         text_items(host, split)
@@ -366,7 +366,7 @@ fn rabbitmq(
     }
 }
 
-/// AMQP's short strings have one byte for their length.
+/// Refuses a name of more than 255 bytes: AMQP's short strings have one byte for their length.
 fn refuse_long_name(
     reader: &mut VariableReader<'_>,
     variable: &Variable,

@@ -1,5 +1,5 @@
-//! Reads variables out of an environment, each as its [`ValueKind`] says, and collects what is wrong
-//! with them instead of stopping at it.
+//! Reads variables out of an environment, each as its [`ValueKind`] says, and collects all problems instead
+//! of stopping at the first.
 
 use std::ffi::OsStr;
 use std::num::NonZeroU32;
@@ -15,8 +15,8 @@ use super::problem::{ConfigProblem, one_line};
 use super::python_values::{self, list, list_or};
 use super::variables::{DefaultValue, MOST_SECONDS, ValueKind, Variable};
 
-/// An environment, and what was found wrong or odd in it so far. After a problem a reading function
-/// returns a placeholder: with a problem there is no configuration.
+/// An environment, with the problems and warnings found in it so far. After a problem a reading function
+/// returns a placeholder, because no configuration is made then.
 pub(super) struct VariableReader<'a> {
     pub(super) environment: &'a Environment,
     pub(super) problems: Vec<ConfigProblem>,
@@ -40,7 +40,7 @@ impl<'a> VariableReader<'a> {
         }
     }
 
-    /// The value as it is, when it is set. Not Unicode is a problem.
+    /// The value as it is, when it is set. A value that isn't Unicode is a problem.
     pub(super) fn set(&mut self, variable: &Variable) -> Option<&'a str> {
         let value = self.environment.get(OsStr::new(variable.name))?;
         let text = value.to_str();
@@ -84,7 +84,7 @@ impl<'a> VariableReader<'a> {
         })
     }
 
-    /// Parses the value or default; what doesn't parse is a problem that says what is expected.
+    /// Parses the value or default; text that doesn't parse is a problem that names the expected form.
     fn parse<T>(&mut self, variable: &Variable, parser: impl Fn(&str) -> Option<T>) -> Option<T> {
         let text = self.text_or_default(variable)?;
         let value = parser(text);
@@ -107,7 +107,7 @@ impl<'a> VariableReader<'a> {
         ));
     }
 
-    /// The policy that a yes or a no stands for.
+    /// Returns `yes` or `no` for a Boolean value.
     pub(super) fn policy<T>(&mut self, variable: &Variable, yes: T, no: T) -> T {
         if self.boolean(variable) { yes } else { no }
     }
@@ -184,7 +184,7 @@ impl<'a> VariableReader<'a> {
             .unwrap_or(LevelFilter::INFO)
     }
 
-    /// One of the words with its meaning.
+    /// Reads a value that is one of the words, and returns its meaning.
     pub(super) fn choice<T: Copy>(
         &mut self,
         variable: &Variable,
@@ -204,8 +204,8 @@ impl<'a> VariableReader<'a> {
             .to_owned()
     }
 
-    /// A container's arguments, not split yet: placeholders are replaced first. None of what replaces
-    /// them holds a quote, so what can be split now can be split then.
+    /// A container's arguments, not split yet: placeholders are replaced first. No replacement holds a quote,
+    /// so arguments that can be split now can be split then.
     pub(super) fn arguments(&mut self, variable: &Variable) -> String {
         // shell_words takes `#` for the start of a comment; in arguments it is a letter like others.
         let splits = |text: &str| shell_words::split(&text.replace('#', "_")).is_ok();
@@ -213,7 +213,7 @@ impl<'a> VariableReader<'a> {
             .unwrap_or_default()
     }
 
-    /// Without leading dots, in lower case, as the Python pilot makes it.
+    /// A suffix without leading dots, in lower case, as in the Python pilot.
     pub(super) fn suffix(&mut self, variable: &Variable) -> String {
         self.parse(variable, |text| {
             let suffix = text.trim_start_matches('.').to_lowercase();
@@ -223,7 +223,7 @@ impl<'a> VariableReader<'a> {
         .unwrap_or_default()
     }
 
-    /// Absolute, `base` being where a relative path starts. Empty means `base`.
+    /// An absolute path; relative ones start at `base`. Empty means `base`.
     pub(super) fn directory(&mut self, variable: &Variable, base: &Path) -> PathBuf {
         match self.text_or_default(variable) {
             None | Some("") => base.to_owned(),
@@ -231,7 +231,7 @@ impl<'a> VariableReader<'a> {
         }
     }
 
-    /// As [`VariableReader::directory`], but empty means none.
+    /// Like [`VariableReader::directory`], but empty means none.
     pub(super) fn file(&mut self, variable: &Variable, base: &Path) -> Option<PathBuf> {
         self.text_or_default(variable)
             .filter(|text| !text.is_empty())
@@ -262,7 +262,7 @@ impl<'a> VariableReader<'a> {
     }
 }
 
-/// A value as it may be logged and told: without control characters and without secrets.
+/// A value in a form that may be logged and reported: without control characters and secrets.
 pub(super) fn shown(variable: &Variable, text: &str) -> String {
     let text = match variable.kind {
         ValueKind::Token if text.is_empty() => String::new(),
@@ -274,7 +274,7 @@ pub(super) fn shown(variable: &Variable, text: &str) -> String {
     one_line(&text)
 }
 
-/// The type gives the upper end, [`MOST`](super::variables::MOST).
+/// A number from 1 to the type's maximum, [`MOST`](super::variables::MOST).
 fn count(text: &str) -> Option<NonZeroU32> {
     let number = u16::try_from(python_values::integer(text)?).ok()?;
     NonZeroU32::new(u32::from(number))

@@ -5,15 +5,13 @@
 #[derive(Debug)]
 pub struct Variable {
     pub name: &'static str,
-    /// What its value may be.
     pub kind: ValueKind,
-    /// What holds when it isn't set.
     pub otherwise: DefaultValue,
-    /// What it is for, in a phrase.
+    /// Its purpose, in a phrase.
     pub meaning: &'static str,
 }
 
-/// What a variable's value may be.
+/// The kind of a variable's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValueKind {
     /// Yes or no, in one of Python's words.
@@ -30,7 +28,7 @@ pub enum ValueKind {
     Duration,
     /// Bytes, with a binary unit if need be.
     Size,
-    /// The same, but not zero.
+    /// [`ValueKind::Size`], but not zero.
     SizeAboveZero,
     /// [`ValueKind::Size`], or `auto`.
     Memory,
@@ -55,7 +53,7 @@ pub enum ValueKind {
     Token,
 }
 
-/// What holds when a variable isn't set.
+/// The effect of a variable that isn't set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DefaultValue {
     /// The pilot can't run.
@@ -68,12 +66,12 @@ pub enum DefaultValue {
 /// The largest [`ValueKind::Count`]: AMQP counts prefetched messages in 16 bits.
 pub const MOST: u16 = u16::MAX;
 
-/// The most seconds that a variable may say, 31,000 years: enough to mean "never", and far from what
-/// overflows a clock.
+/// The most seconds that a variable may hold, 31,000 years: enough to mean "never", and far below the
+/// overflow of a clock.
 pub const MOST_SECONDS: u64 = 1_000_000_000_000;
 
 impl ValueKind {
-    /// What a value must be, as the end of an error's text and as a column of the table.
+    /// The expected form of a value, for the end of an error's text and a column of the table.
     #[must_use]
     pub fn expected(self) -> String {
         match self {
@@ -275,10 +273,10 @@ variables! {
         "True: an image must be a sandbox directory; False: others are converted to one";
 }
 
-/// Variables of the Python pilot that mean nothing to this one, which needs no Docker.
+/// Variables of the Python pilot without a meaning here, where Docker isn't used.
 pub(super) static OF_PYTHON_ALONE: &[&str] = &["_EWMS_PILOT_DOCKER_SHM_SIZE"];
 
-/// What `…_BROKER_TYPE` may say.
+/// The values of `…_BROKER_TYPE`.
 pub(super) const BROKER_TYPES: [&str; 2] = ["rabbitmq", "spool"];
 
 #[cfg(test)]

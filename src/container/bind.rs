@@ -1,14 +1,14 @@
-//! Binds: which directories a container may see, and at which path. Every [`Bind`] that exists has passed the
-//! rules that protect the machine. Resolves links of a source; reads nothing else.
+//! Binds: the directories that a container sees, and their paths in it. Every [`Bind`] from [`Bind::new`] has
+//! passed the rules that protect the machine. Resolves links of a source; reads nothing else.
 
 use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-/// No bind comes from below these.
+/// No bind may have its source below these.
 const SOURCES_FORBIDDEN: &[&str] = &["/proc", "/dev", "/sys", "/run", "/boot"];
-/// No writable bind comes from below these or goes there.
+/// No writable bind may have its source or target below these.
 const SYSTEM: &[&str] = &[
     "/etc",
     "/usr",
@@ -21,10 +21,10 @@ const SYSTEM: &[&str] = &[
     "/var/cache",
     "/var/spool",
 ];
-/// No writable bind goes below these either.
+/// No writable bind may have its target below these either.
 const TARGETS_FORBIDDEN: &[&str] = &["/proc", "/dev", "/sys"];
 
-/// What a container may do with a bound directory.
+/// The access of a container to a bound directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     ReadOnly,
@@ -43,10 +43,9 @@ pub struct Bind {
 
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// One of the paths is relative.
     #[error("bind path `{path}` must be absolute; write it from `/` on")]
     Relative { path: PathBuf },
-    /// The source isn't there or can't be looked at.
+    /// The source doesn't exist or can't be read.
     #[error(
         "bind source `{path}` can't be used: {source}; make the directory, or remove it from the binds"
     )]
@@ -63,18 +62,17 @@ pub enum BindError {
         "bind source `{path}` is below `{root}`, which may not be writable; choose another directory"
     )]
     ReadOnlySource { path: PathBuf, root: &'static str },
-    /// A writable directory would cover parts of the image that must stay what they are.
+    /// A writable directory would cover parts of the image that must not change.
     #[error(
         "bind target `{path}` is below `{root}`, which may not be writable; choose another target"
     )]
     ForbiddenTarget { path: PathBuf, root: &'static str },
-    /// Apptainer can't be told this target.
+    /// Apptainer's options can't express this target.
     #[error(
         "bind target `{path}` holds `{what}`, which Apptainer can't take there; rename the directory \
          or bind one above it"
     )]
     Unspeakable { path: PathBuf, what: &'static str },
-    /// Two binds have the same target.
     #[error("two directories are bound to `{path}`; remove one of them")]
     SharedTarget { path: PathBuf },
 }
@@ -84,7 +82,7 @@ impl Bind {
     ///
     /// # Errors
     /// When a rule forbids it: the source must be an existing directory, and neither path may give a
-    /// container what the machine or the image needs for itself.
+    /// container access that the machine or the image must keep for itself.
     pub fn new(
         source: impl Into<PathBuf>,
         target: impl Into<PathBuf>,
@@ -100,7 +98,7 @@ impl Bind {
             path: source.clone(),
             source: error,
         };
-        // The real path, so that no link leads around the rules.
+        // The real path, so that no link evades the rules.
         let real = fs::canonicalize(&source).map_err(unusable)?;
         if !fs::metadata(&real).map_err(unusable)?.is_dir() {
             return Err(BindError::NoDirectory { path: source });
@@ -129,11 +127,11 @@ impl Bind {
         })
     }
 
-    /// The file system, or file, that is mounted at `point` below this directory, bound read-only to where
-    /// the container sees it in this one: a bind's own access holds for none that is mounted below it.
+    /// A read-only bind of the mount at `point`, below this directory, to the path where the container sees
+    /// it through this bind. A bind's access does not extend to mounts below it.
     ///
     /// # Errors
-    /// When Apptainer can't take such a path. `point` is not looked at.
+    /// When Apptainer's options can't express the path. `point` itself is not accessed.
     pub fn read_only_below(&self, point: &Path) -> Result<Self, BindError> {
         let target = match point.strip_prefix(&self.real) {
             Ok(rest) => self.target.join(rest),
@@ -156,8 +154,8 @@ impl Bind {
         &self.real
     }
 
-    /// Shows the pilot's own file `source`, read-only, among what Apptainer reads of an image: the rules for
-    /// directories of users are not for it.
+    /// A read-only bind of the pilot's own file `source` among the files that Apptainer reads from an image.
+    /// The rules for users' directories don't apply to it.
     #[must_use]
     pub fn script(source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> Self {
         let source = source.into();
@@ -180,20 +178,19 @@ impl Bind {
         &self.target
     }
 
-    /// What the container may do with it.
     #[must_use]
     pub fn access(&self) -> Access {
         self.access
     }
 }
 
-/// Refuses binds that share a target: Apptainer would keep the first and only warn.
+/// Refuses binds with the same target: Apptainer would keep the first and only warn.
 ///
 /// # Errors
-/// For the first target that occurs twice.
+/// When two binds have the same target; names the first.
 pub fn check_distinct(binds: &[Bind]) -> Result<(), BindError> {
     let mut seen = HashSet::new();
-    // Path's equality ignores `/./` and a slash at the end, as the mount does.
+    // Path's equality ignores `/./` and a trailing slash, as the mount does.
     match binds
         .iter()
         .find(|bind| !seen.insert(bind.target.as_path()))
@@ -205,12 +202,12 @@ pub fn check_distinct(binds: &[Bind]) -> Result<(), BindError> {
     }
 }
 
-/// The one of `roots` that `path` is or is below.
+/// The member of `roots` that contains `path` or equals it.
 fn root_of(path: &Path, roots: &'static [&'static str]) -> Option<&'static str> {
     roots.iter().copied().find(|root| path.starts_with(root))
 }
 
-/// What of a target Apptainer can't be told.
+/// The part of a target that Apptainer's options can't express.
 fn unspeakable(target: &Path) -> Option<&'static str> {
     let Some(text) = target.to_str() else {
         return Some("bytes that are not UTF-8");

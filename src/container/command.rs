@@ -1,6 +1,6 @@
 //! Apptainer's command line and environment, and the search for its program.
 //!
-//! Every flag of Apptainer has environment variables that stay active whatever is on the command line, and
+//! Every flag of Apptainer has environment variables that take effect whatever the command line says, and
 //! HTCondor sets some of them inside a container job. So the environment is built from a short list, and
 //! nothing else of the pilot's own is passed on.
 
@@ -13,24 +13,25 @@ use super::Bind;
 use crate::config::{Verbosity, is_name, is_settable};
 use crate::fault::NO_COMMAND;
 
-/// What the kernel takes as one argument or variable, its final NUL included (`MAX_ARG_STRLEN`).
+/// The most bytes that the kernel takes as one argument or variable, including its final NUL
+/// (`MAX_ARG_STRLEN`).
 const LONGEST: usize = 128 * 1024;
-/// What Apptainer takes of arguments and variables together, a little below the 1,048,448 bytes at
-/// which it fails with `engine configuration too big`, for it adds some of its own.
+/// The most bytes of arguments and variables together, a little below the 1,048,448 at which Apptainer fails
+/// with `engine configuration too big`: it adds some of its own.
 const MOST: usize = 1_000_000;
-/// Apptainer hands the value of such a variable into the container under the rest of the name.
+/// Apptainer sets a variable with this prefix in the container, without the prefix.
 const PREFIX: &str = "APPTAINERENV_";
 
-/// What Apptainer is given of the pilot's environment.
+/// The variables of the pilot's environment that Apptainer gets.
 #[derive(Debug, Clone, Default)]
 pub struct ApptainerEnvironment {
-    /// `PATH`; Apptainer is looked for in it, and finds its own helpers there.
+    /// `PATH`, in which Apptainer is searched and finds its own helpers.
     pub path: OsString,
     /// `HOME`, where Apptainer reads its registry logins.
     pub home: Option<OsString>,
     /// `LANG`.
     pub lang: Option<OsString>,
-    /// A directory of the job that exists: temporary files and caches go there.
+    /// An existing directory of the job for temporary files and caches.
     pub scratch: PathBuf,
     /// Proxy variables, for fetching images; a container never sees them.
     pub proxies: Vec<(OsString, OsString)>,
@@ -43,7 +44,6 @@ pub struct Apptainer {
     proxies: Vec<(OsString, OsString)>,
 }
 
-/// Apptainer isn't there.
 #[derive(Debug, thiserror::Error)]
 #[error("no executable `apptainer` in PATH `{}`; install Apptainer or correct PATH", path.display())]
 pub struct LocateError {
@@ -53,11 +53,11 @@ pub struct LocateError {
 /// A complete command: program, arguments, and the whole environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invocation {
-    /// Absolute path.
+    /// Absolute.
     pub program: PathBuf,
     /// Without the program's name.
     pub args: Vec<OsString>,
-    /// To be started from nothing else.
+    /// The whole environment.
     pub env: Vec<(OsString, OsString)>,
 }
 
@@ -66,27 +66,27 @@ pub struct RunSpec<'a> {
     /// A sandbox directory or image file. Absolute.
     pub image: &'a Path,
     pub args: &'a [String],
-    /// Its variables; a later one wins over an earlier of the same name. Values arrive as they are,
-    /// but for a carriage return before a line feed, which Apptainer drops.
+    /// The container's variables; of two with one name the later wins. Values arrive unchanged, except that
+    /// Apptainer drops a carriage return before a line feed.
     pub env: &'a [(String, String)],
     /// The directories that it sees; see [`check_distinct`](super::check_distinct).
     pub binds: &'a [Bind],
-    /// An existing directory on disk for its `/tmp`, `/var/tmp` and home, which would else share 64 MiB
-    /// of memory. Remove it afterwards, after `chmod -R u+rwX`.
+    /// An existing directory on disk for `/tmp`, `/var/tmp` and home, which would otherwise share 64 MiB of
+    /// memory. Remove it afterwards, after `chmod -R u+rwX`.
     pub workdir: &'a Path,
     pub verbosity: Verbosity,
-    /// Whether it has a `/proc`.
     pub proc: ProcMount,
     pub user_namespace: UserNamespace,
 }
 
-/// Who decides whether a container has a user namespace.
+/// The rule by which a container gets a user namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum UserNamespace {
-    /// Apptainer: an ordinary user's has one, unless it is installed setuid; root's has none.
+    /// Apptainer decides: an ordinary user's container gets one, unless Apptainer is installed setuid; root's
+    /// gets none.
     #[default]
     AsInstalled,
-    /// It has one (`--userns`): root who lacks a capability can't make containers without.
+    /// Always (`--userns`). A root that lacks a capability can't make containers without.
     Always,
 }
 
@@ -95,39 +95,33 @@ pub enum UserNamespace {
 pub enum ProcMount {
     #[default]
     Own,
-    /// None: inside of another container the kernel may not let us mount one. The pid namespace
-    /// stays.
+    /// None: inside another container the kernel may not let us mount one. The pid namespace stays.
     None,
 }
 
-/// Why a container can't be run with these arguments or variables.
+/// The reason why a container can't be run with these arguments or variables.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
-    /// Apptainer would lose this variable and silently others with it.
+    /// Apptainer would lose this variable, and silently others with it.
     #[error(
         "`{name}` is no name of a variable; use letters, digits and `_`, not beginning with a digit"
     )]
-    Name {
-        /// The name.
-        name: String,
-    },
-    /// No variable or argument can hold a NUL character.
+    Name { name: String },
+    /// No variable or argument can contain a NUL character.
     #[error("the value of `{what}` holds a NUL character; remove it, or give it as a file")]
     Nul {
-        /// The variable's name, or which argument.
+        /// The variable's name, or the number of the argument.
         what: String,
     },
-    /// The kernel doesn't take a string of this length.
     #[error(
         "the value of `{what}` has {bytes} bytes, and the kernel takes {LONGEST}; give it as a file"
     )]
     TooLong {
-        /// The variable's name, or which argument.
+        /// The variable's name, or the number of the argument.
         what: String,
-        /// Its length, with what Apptainer needs around it.
+        /// Its length, including the prefix, the name and the NUL.
         bytes: usize,
     },
-    /// Apptainer doesn't take all of them together.
     #[error(
         "arguments and variables have {bytes} bytes together, and Apptainer takes {MOST}; \
          give large ones as files"
@@ -149,7 +143,7 @@ impl Apptainer {
             proxies,
         } = surroundings;
         let program = std::env::split_paths(&path)
-            // A relative directory would mean another one once a child starts elsewhere.
+            // A relative directory would mean another one for a child with another working directory.
             .filter(|directory| directory.is_absolute())
             .map(|directory| directory.join("apptainer"))
             .find(|program| is_executable(program));
@@ -190,9 +184,9 @@ impl Apptainer {
     }
 
     /// `apptainer build` of a sandbox directory. `target` must not exist: Apptainer would remove it.
-    /// Everything temporary stays in `scratch`, which should be on the same file system.
-    /// `--fix-perms` makes the result deletable. `--section none`, because the scripts of a definition would run
-    /// here, outside of any container, should `source` have become one since it was looked at.
+    /// Temporary files stay in `scratch`, which should be on the same file system. `--fix-perms` makes the
+    /// result deletable. `--section none` prevents the scripts of a definition from running here, outside of
+    /// any container, in case `source` has become one since the check.
     #[must_use]
     pub fn build(
         &self,
@@ -207,8 +201,8 @@ impl Apptainer {
         self.in_scratch(args, scratch)
     }
 
-    /// A container of an image that is no directory yet, in which nothing of it is started but `script` sourced
-    /// with its environment. It is unpacked into `scratch`, since FUSE may not be there.
+    /// A container of an image that is not converted yet. None of its programs runs in it; only `script` is
+    /// sourced with its environment. It is unpacked into `scratch`, because FUSE may be missing.
     #[must_use]
     pub(super) fn unpacked(&self, source: &OsStr, script: &Bind, scratch: &Path) -> Invocation {
         let mut args: Vec<OsString> = ["exec", "--containall", "--no-eval", "--unsquash", "--bind"]
@@ -218,7 +212,7 @@ impl Apptainer {
         self.in_scratch(args, scratch)
     }
 
-    /// A command that may fetch images, and keeps all that is temporary in `scratch`.
+    /// A command that may fetch images and keeps all temporary files in `scratch`.
     fn in_scratch(&self, args: Vec<OsString>, scratch: &Path) -> Invocation {
         let mut env: Vec<_> = self
             .env
@@ -250,7 +244,7 @@ fn debug(verbosity: Verbosity) -> Vec<OsString> {
     }
 }
 
-/// Refuses a variable that Apptainer or the kernel wouldn't pass on.
+/// Refuses a variable that Apptainer or the kernel would not pass on.
 fn check_variable(name: &str, value: &str) -> Result<(), CommandError> {
     if !is_name(name) {
         return Err(CommandError::Name {
@@ -276,22 +270,22 @@ fn check_string(what: &str, value: &str, around: usize) -> Result<(), CommandErr
     Ok(())
 }
 
-/// The command that runs a container: nothing of the machine is visible but the binds, and it has a
-/// pid namespace of its own, without which nothing in it would be sure to die.
+/// The command that runs a container. It sees nothing of the machine but the binds, and has its own pid
+/// namespace, which makes sure that all of its processes die with it.
 ///
-/// Variables travel as `APPTAINERENV_NAME`: `--env` splits values at commas and shows them in `ps`.
+/// Variables are passed as `APPTAINERENV_NAME`, because `--env` splits values at commas and shows them in
+/// `ps`.
 ///
 /// # Errors
-/// When an argument or a variable can't be passed on as it is.
+/// When an argument or a variable can't be passed on unchanged.
 pub fn run(apptainer: &Apptainer, spec: &RunSpec<'_>) -> Result<Invocation, CommandError> {
     command("run", apptainer, spec)
 }
 
-/// As [`run`], but the arguments are a command of their own, and the image's runscript has no part in
-/// it.
+/// As [`run`], but the arguments are the command, and the image's runscript is not used.
 ///
 /// # Errors
-/// As [`run`].
+/// Returns the errors of [`run`].
 pub fn exec(apptainer: &Apptainer, spec: &RunSpec<'_>) -> Result<Invocation, CommandError> {
     command("exec", apptainer, spec)
 }
@@ -302,7 +296,7 @@ fn command(
     spec: &RunSpec<'_>,
 ) -> Result<Invocation, CommandError> {
     let mut args = debug(spec.verbosity);
-    // Root's tasks would have all capabilities otherwise, and with them could make read-only binds writable.
+    // Without `--no-privs` root's tasks have all capabilities and can make read-only binds writable.
     args.extend([verb, "--containall", "--no-eval", "--no-privs"].map(Into::into));
     if spec.user_namespace == UserNamespace::Always {
         args.push("--userns".into());
@@ -315,7 +309,7 @@ fn command(
     for bind in spec.binds {
         args.extend(bind_arguments(bind));
     }
-    // A name with a dash in front would be a flag; options end at the image, so arguments may have one.
+    // A leading dash would make the path a flag. Options end at the image, so arguments may begin with one.
     args.push(match spec.image.as_os_str().as_bytes().first() {
         Some(b'-') => Path::new(".").join(spec.image).into(),
         _ => spec.image.into(),
@@ -345,8 +339,8 @@ fn command(
     })
 }
 
-/// `--bind` with what [`bind_argument`] says, or, where the target holds what that can't say, `--mount` with
-/// a line of CSV, which takes any path but for a carriage return.
+/// `--bind` with a [`bind_argument`], or `--mount` if the paths contain characters that it can't express: a
+/// line of CSV takes any path without a carriage return.
 fn bind_arguments(bind: &Bind) -> [OsString; 2] {
     let target = bind.target().as_os_str().as_bytes();
     let source = bind.source().as_os_str().as_bytes();
@@ -375,8 +369,8 @@ fn bind_arguments(bind: &Bind) -> [OsString; 2] {
     ["--mount".into(), OsString::from_vec(fields.join(&b','))]
 }
 
-/// `SOURCE:TARGET[:ro]`, with `:` and `,` of the source escaped. A backslash is only special in front of
-/// these, and then can't be escaped itself; it needn't be, because the last one counts.
+/// `SOURCE:TARGET[:ro]`, with `:` and `,` of the source escaped. A backslash is special only before these.
+/// There it can't be escaped, and needn't be, because only the last one counts.
 fn bind_argument(bind: &Bind) -> OsString {
     let mut argument = Vec::new();
     for byte in bind.source().as_os_str().as_bytes() {
@@ -386,7 +380,7 @@ fn bind_argument(bind: &Bind) -> OsString {
         argument.push(*byte);
     }
     if argument.ends_with(b"\\") {
-        // Else it would escape the colon that follows.
+        // A final backslash would escape the colon that follows.
         argument.push(b'/');
     }
     argument.push(b':');

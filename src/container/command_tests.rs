@@ -52,7 +52,7 @@ fn variables(invocation: &Invocation) -> Vec<(&str, &str)> {
         .collect()
 }
 
-/// An executable of this name in a directory of its own.
+/// An executable of this name in a new directory.
 fn directory_with(name: &str, mode: u32) -> TempDir {
     let dir = tempfile::tempdir().expect("a directory");
     let program = dir.path().join(name);
@@ -114,7 +114,7 @@ fn an_image_with_a_dash_is_no_flag() {
     assert_eq!(invocation.args.last().expect("an image"), "./--fakeroot");
 }
 
-/// What follows each `option` in the command of a container with these binds.
+/// The values after each `option` in the command of a container with these binds.
 fn values_of(option: &str, binds: &[Bind]) -> Vec<OsString> {
     let args = run_with(&[], &[], binds).expect("is allowed").args;
     let pairs = args.windows(2).filter(|pair| pair[0] == option);

@@ -1,9 +1,9 @@
 //! Directory trees that containers or builders wrote: their size on disk, and their removal. Blocks.
 //!
-//! A task may leave any tree: deeper than a stack, a path (`PATH_MAX`) or a table of descriptors allows, with
-//! directories that not even their owner may enter. So nothing here recurses or builds a path: one directory
-//! is open at a time, entries are named relative to it, and the way up is `..`, which is compared with where
-//! the way down began.
+//! A task may leave any tree: deeper than a stack, a path (`PATH_MAX`) or the table of descriptors allows,
+//! with directories that even their owner may not enter. So nothing here recurses or builds a path. One
+//! directory is open at a time, entries are named relative to it, and the way up is `..`, which is checked
+//! against the identity of the directory where the descent began.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -18,18 +18,18 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-/// `st_blocks` counts in these, whatever the file system's own are.
+/// The unit of `st_blocks`, whatever the file system's block size.
 const BLOCK: u64 = 512;
-/// For some hundred entries at a time.
+/// Room for some hundred entries.
 const BUFFER: usize = 16 * 1024;
-/// What its owner needs to list a directory, to enter it and to change it.
+/// The mode bits with which its owner can list, enter and change a directory.
 const OPEN_TO_OWNER: u32 = 0o700;
 const ENTER: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 
-/// Tells a directory from all others.
+/// The identity of a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct DirIdentity {
     device: u64,
@@ -50,15 +50,14 @@ enum Removal {
     Done,
     /// Another process removed it first.
     WasGone,
-    /// It is a directory with something in it.
+    /// It is a directory that is not empty.
     NotEmpty,
 }
 
-/// Removes `path` and all below it, whatever the modes. No link is followed; a path that isn't there is
-/// no error.
+/// Removes `path` and everything below it, whatever the modes. Follows no link. A missing path is no error.
 ///
 /// # Errors
-/// When something can't be removed.
+/// When an entry can't be removed.
 pub fn remove_tree(path: &Path) -> io::Result<()> {
     let name = path.file_name().ok_or(Errno::INVAL)?;
     let mut name = CString::new(name.as_bytes())?;
@@ -75,7 +74,7 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
     if remove(&directory, &name, FileType::Unknown)? != Removal::NotEmpty {
         return Ok(());
     }
-    // Of each directory that was entered its name, and which one it is in.
+    // The name of each entered directory, and the identity of its parent.
     let mut entered: Vec<(CString, DirIdentity)> = Vec::new();
     loop {
         let inner = enter(&directory, &name)?;
@@ -105,7 +104,7 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Opens a directory, and to its owner.
+/// Opens a directory, after giving its owner access.
 fn enter(above: &OwnedFd, name: &CStr) -> rustix::io::Result<OwnedFd> {
     let opened = match openat(above, name, ENTER, Mode::empty()) {
         Err(Errno::ACCESS) => {
@@ -120,11 +119,12 @@ fn enter(above: &OwnedFd, name: &CStr) -> rustix::io::Result<OwnedFd> {
     Ok(opened)
 }
 
-/// Removes what is in a directory, up to a directory in it with something in it: its name.
+/// Removes the entries of a directory until it finds a subdirectory that is not empty. Returns that one's
+/// name.
 fn empty(directory: &OwnedFd) -> rustix::io::Result<Option<CString>> {
     let mut buffer = [MaybeUninit::uninit(); BUFFER];
     loop {
-        // What is removed while a directory is read may hide something else in it.
+        // Removals during a read may hide other entries, so each pass starts anew.
         seek(directory, SeekFrom::Start(0))?;
         let mut entries = RawDir::new(directory, &mut buffer);
         let mut removed = 0;
@@ -148,7 +148,7 @@ fn empty(directory: &OwnedFd) -> rustix::io::Result<Option<CString>> {
 
 fn remove(above: &OwnedFd, name: &CStr, kind: FileType) -> rustix::io::Result<Removal> {
     let kind = match kind {
-        // Not every file system tells it with the name.
+        // Not every file system returns the type with the name.
         FileType::Unknown => match statat(above, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(found) => FileType::from_raw_mode(found.st_mode),
             Err(Errno::NOENT) => return Ok(Removal::WasGone),
@@ -168,15 +168,15 @@ fn remove(above: &OwnedFd, name: &CStr, kind: FileType) -> rustix::io::Result<Re
     }
 }
 
-/// What `path` and all below it take on disk. What can't be looked into counts as nothing: this is for
-/// a record, and the task may have closed its directories.
+/// The bytes that `path` and everything below it take on disk. Unreadable directories count as empty: this is
+/// for a record, and the task may have removed its own permissions.
 #[must_use]
 pub fn tree_bytes(path: &Path) -> u64 {
     let Ok(found) = statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) else {
         return 0;
     };
     let mut bytes = bytes_of(&found);
-    // The removal of the tree fails on it too, and reports it.
+    // The removal of the tree fails there too, and reports it.
     let _incomplete = add_below(path, &mut bytes);
     bytes
 }
@@ -187,7 +187,7 @@ fn add_below(top: &Path, bytes: &mut u64) -> rustix::io::Result<()> {
         Err(Errno::NOTDIR | Errno::LOOP) => return Ok(()),
         Err(error) => return Err(error),
     };
-    // Of each directory that was left for one in it which one it is, and where its reading goes on.
+    // The identity of each directory that was left for a subdirectory, and where to resume reading it.
     let mut left: Vec<(DirIdentity, u64)> = Vec::new();
     loop {
         if let Some((name, next)) = next_directory(&directory, bytes)? {
@@ -214,13 +214,13 @@ fn add_below(top: &Path, bytes: &mut u64) -> rustix::io::Result<()> {
     }
 }
 
-/// Adds what is in a directory, from where its reading stands up to the next directory that can be
-/// looked into: its name, and where the reading goes on.
+/// Adds the sizes of a directory's entries from the current position up to the next readable subdirectory.
+/// Returns that one's name and the position after it.
 fn next_directory(
     directory: &OwnedFd,
     bytes: &mut u64,
 ) -> rustix::io::Result<Option<(CString, u64)>> {
-    /// Without these there is no way in, or none back.
+    /// Without these bits the directory can't be read, or not be left again.
     const LOOK_INTO: u32 = 0o500;
     let mut buffer = [MaybeUninit::uninit(); BUFFER];
     let mut entries = RawDir::new(directory, &mut buffer);
@@ -308,7 +308,7 @@ mod tests {
         assert!((1 << 20..1 << 21).contains(&bytes), "{bytes}");
     }
 
-    /// Makes `levels` directories in each other, a file of 4 KiB in each.
+    /// Makes `levels` nested directories with a file of 4 KiB in each.
     fn make_deep(top: &Path, levels: usize) {
         fs::create_dir(top).expect("made");
         let mut at = openat(CWD, top, ENTER, Mode::empty()).expect("opened");
@@ -321,11 +321,11 @@ mod tests {
         }
     }
 
-    /// By a thread whose stack would not hold a tenth of it, as a path would not.
+    /// On a thread whose stack is too small for a tenth of the depth, as is a path.
     #[test]
     fn a_tree_of_any_depth_is_measured_and_removed() {
         const LEVELS: usize = 15_000;
-        // In memory where there is such a place: a disk takes seconds for so many directories.
+        // In memory if possible: a disk takes seconds for so many directories.
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_none| tempfile::tempdir());
         let dir = dir.expect("a directory");
         let tree = dir.path().join("tree");
@@ -344,7 +344,7 @@ mod tests {
     fn a_wide_tree_is_measured_and_removed() {
         let dir = tempfile::tempdir().expect("a directory");
         let tree = dir.path().join("tree");
-        // More than one buffer holds; every one with something in it.
+        // More entries than a buffer holds, and none of them empty.
         for number in 0..2000 {
             let inner = tree.join(format!("directory-with-a-long-name-{number}"));
             fs::create_dir_all(&inner).expect("made");

@@ -1,10 +1,10 @@
-//! Image conversion: decides whether an image can be used as it is, and turns it into a sandbox directory if
-//! not. The caller runs the command that converts.
+//! Image conversion: decides whether an image can be used as it is, and if not, turns it into a sandbox
+//! directory. The caller runs the converting command.
 //!
 //! Apptainer's builder removes its target first, and of two builders of one target both report success. So a
-//! builder holds a file lock, builds under a name of its own beside the target, and renames the result. A
-//! target is made in no other way, so one that exists is complete. A builder's own name that is found under
-//! the lock was left by a builder that died.
+//! builder takes a file lock, builds under a temporary name beside the target, and renames the result.
+//! Targets are made in no other way, so an existing one is complete. A temporary name found under the lock
+//! was left by a builder that died.
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
@@ -24,21 +24,21 @@ use super::{Bind, rootfs, runscript};
 use crate::config::{ImagePolicy, Verbosity};
 use crate::fault::{self, FaultClass};
 
-/// How often a held lock is tried again; it is held for seconds to minutes.
+/// The interval between attempts at a held lock. It is held for seconds to minutes.
 const TRY_AGAIN: Duration = Duration::from_millis(250);
-/// How often the log says that we still wait.
+/// The interval between log lines while we wait.
 const SAY_AGAIN: Duration = Duration::from_secs(30);
 
-/// What is to be done to use an image.
+/// The step needed before an image can be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resolution {
-    /// Nothing: it is this directory. Absolute.
+    /// None: it is this directory. Absolute.
     Ready(PathBuf),
     Convert(Conversion),
 }
 
-/// An image and the directory that it is to become, the same for every pilot of this user on this
-/// machine.
+/// An image and the sandbox directory that it is converted to, which all pilots of this user on this machine
+/// share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conversion {
     source: String,
@@ -49,31 +49,30 @@ pub struct Conversion {
 #[derive(Debug)]
 pub enum LockOutcome {
     Done(PathBuf),
-    /// This pilot converts it, alone.
+    /// This pilot has the right to convert it.
     Ours(ConversionLock),
 }
 
-/// The right to convert an image. Dropped, it takes everything unfinished with it.
+/// The exclusive right to convert an image. Dropping it removes everything unfinished.
 #[derive(Debug)]
 pub struct ConversionLock {
     conversion: Conversion,
     making: PathBuf,
-    /// Closing it lets the next one in.
+    /// Closing the file releases the lock.
     _lock: File,
 }
 
-/// Why an image can't be used.
+/// The reason why an image can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// There is no such file or directory.
     #[error(
         "image `{image}` does not exist here; check the path, and that its file system is mounted"
     )]
     Missing { image: String },
-    /// It is there but can't be looked at.
+    /// It exists but can't be read.
     #[error("image `{image}` can't be read: {source}; check its permissions and its file system")]
     Unreadable { image: String, source: io::Error },
-    /// A directory without anything in it.
+    /// A directory without entries.
     #[error("image `{image}` is an empty directory; check that its file system is mounted")]
     Empty { image: String },
     #[error(
@@ -81,14 +80,13 @@ pub enum ImageError {
          _EWMS_PILOT_APPTAINER_IMAGE_DIRECTORY_MUST_BE_PRESENT=False to have it converted"
     )]
     NoDirectory { image: String },
-    /// It is a file, and no image.
+    /// It is a file, but no image.
     #[error(
         "image `{image}` is no image: neither SIF nor squashfs nor ext3; \
          check that it is complete, and build a definition before you submit (its `%setup` would run here, \
          outside of any container)"
     )]
     NoImage { image: String },
-    /// The directory for converted images can't be used.
     #[error(
         "converted images can't be kept in `{store}`: {reason}; \
          set _EWMS_PILOT_APPTAINER_BUILD_WORKDIR to a directory of your own with enough space"
@@ -124,7 +122,7 @@ impl ImageError {
             | Self::NoDirectory { .. }
             | Self::NoImage { .. }
             | Self::Runscript { .. }
-            // Where converted images are kept is configured with the image.
+            // The directory for converted images is configured with the image.
             | Self::Store { .. } => FaultClass::Image,
             Self::Busy { .. } => FaultClass::Ep,
             Self::Build { class, .. } => *class,
@@ -133,10 +131,10 @@ impl ImageError {
 }
 
 impl Resolution {
-    /// What to do with `image` as the user wrote it, a relative path being one below `cwd`.
+    /// Resolves `image` as the user wrote it; a relative path is below `cwd`.
     ///
     /// # Errors
-    /// When it can be seen now that it can't be used, or the policy forbids to convert it.
+    /// When the image visibly can't be used, or the policy forbids its conversion.
     pub fn of(image: &str, cwd: &Path, policy: &ImagePolicy) -> Result<Self, ImageError> {
         let missing = || ImageError::Missing {
             image: image.to_owned(),
@@ -174,14 +172,14 @@ impl Resolution {
             .to_string();
         Ok(Self::Convert(Conversion {
             name: format!("{}-{}", reference::label(image), &hash[..16]),
-            // One for each user: what another one put there is not to be trusted.
+            // One for each user: other users' images are not to be trusted.
             store: workdir.join(format!("ewms-pilot-images-{}", geteuid())),
             source,
         }))
     }
 }
 
-/// Apptainer would run what is no image.
+/// Refuses a file that is no image: Apptainer would run it as a definition.
 fn check_format(image: &str, path: &Path) -> Result<(), ImageError> {
     // Opening a FIFO would block.
     let found = path.is_file().then(|| is_image(path)).transpose();
@@ -220,7 +218,7 @@ impl Conversion {
         self.store.join(format!("{}.sandbox", self.name))
     }
 
-    /// Waits until the image is converted or it is our turn to do it, at most for `patience`.
+    /// Waits up to `patience` until the image is converted or this pilot has the lock.
     ///
     /// # Errors
     /// When the store can't be used, or another pilot takes too long.
@@ -243,7 +241,7 @@ impl Conversion {
             if holds_something(&self.target()).unwrap_or(false) {
                 return Ok(LockOutcome::Done(self.target()));
             }
-            // Trying again costs less than a thread blocked in a lock, which nothing could cancel.
+            // Polling costs less than a thread blocked in a lock, which could not be cancelled.
             match lock.try_lock() {
                 Ok(()) => break,
                 Err(TryLockError::WouldBlock) => {}
@@ -266,7 +264,7 @@ impl Conversion {
             }
             tokio::time::sleep(TRY_AGAIN).await;
         }
-        // It may have been finished between our look and our lock.
+        // Another pilot may have finished it between our check and our lock.
         if holds_something(&self.target()).unwrap_or(false) {
             return Ok(LockOutcome::Done(self.target()));
         }
@@ -281,8 +279,8 @@ impl Conversion {
     }
 }
 
-/// Makes the store, or checks that it is ours alone: `/var/tmp` is everybody's, and an image that
-/// another user planted there would run as us.
+/// Makes the store, or checks that only we can write to it: everyone can write to `/var/tmp`, and an image
+/// that another user planted there would run as us.
 fn open_store(store: &Path) -> Result<(), String> {
     if let Err(error) = DirBuilder::new().mode(0o700).create(store)
         && error.kind() != io::ErrorKind::AlreadyExists
@@ -303,8 +301,8 @@ fn open_store(store: &Path) -> Result<(), String> {
 }
 
 impl ConversionLock {
-    /// Removes what builders that died left, and gives the command that converts the image. It may run
-    /// for minutes.
+    /// Removes the leftovers of builders that died and returns the command that converts the image. The
+    /// command may run for minutes.
     ///
     /// # Errors
     /// When the store can't be written.
@@ -338,9 +336,9 @@ impl ConversionLock {
         ))
     }
 
-    /// The command that reads the source's runscript, if the conversion lost it: Apptainer 1.3.4 and 1.3.5 give
-    /// every image that they make of another one their default one, which runs no task and exits with 0. The
-    /// source is not started; [`ConversionLock::restore`] takes what the command wrote to stdout.
+    /// The command that reads the source's runscript, if the conversion lost it. Apptainer 1.3.4 and 1.3.5
+    /// give every image that they convert their default runscript, which runs no task and exits with 0. The
+    /// command doesn't start the source's programs; pass its stdout to [`ConversionLock::restore`].
     ///
     /// # Errors
     /// When the store can't be written.
@@ -362,10 +360,10 @@ impl ConversionLock {
         )))
     }
 
-    /// Gives the converted image the runscript that its source has, which may be the default one.
+    /// Gives the converted image the runscript of its source, which may be the default one.
     ///
     /// # Errors
-    /// When `stdout` holds none, or it can't be written.
+    /// When `stdout` contains no runscript, or it can't be written.
     pub fn restore(&self, stdout: &[u8]) -> Result<(), ImageError> {
         let lost = || ImageError::Runscript {
             image: self.conversion.source.clone(),
@@ -376,7 +374,7 @@ impl ConversionLock {
             .map_err(|error| self.unusable(&error))
     }
 
-    /// No image has a line that begins with it.
+    /// A word with which no line of an image begins.
     fn word(&self) -> String {
         let name = self.making.file_name().unwrap_or_default();
         name.to_string_lossy().into_owned()
@@ -386,7 +384,7 @@ impl ConversionLock {
         self.making.join("scratch")
     }
 
-    /// The command succeeded: gives its result the image's name, and returns that.
+    /// After the command succeeded: renames its result to the image's final name, and returns that.
     ///
     /// # Errors
     /// When there is no result, or it can't be renamed.
@@ -403,16 +401,16 @@ impl ConversionLock {
         }
     }
 
-    /// The command failed: the error that quotes what Apptainer wrote to `stderr`.
+    /// After the command failed: returns the error, with a quote from Apptainer's `stderr`.
     #[must_use]
     pub fn failed(&self, stderr: &[u8]) -> ImageError {
         let said = fault::apptainer_error(stderr).unwrap_or_else(|| fault::reason(stderr));
-        // A builder that meets a damaged image and one that meets a full disk fail alike.
+        // A damaged image and a full disk make the builder fail in the same way.
         let class = match fault::find_cause(stderr) {
             Some((cause, _)) => cause.class(),
             None => FaultClass::Image,
         };
-        // The name is another one each time, and equal failures should read the same.
+        // The temporary name is removed, so that equal failures read the same.
         let reason = fault::scrub(&said, &[(&self.making.to_string_lossy(), "<scratch>")]);
         ImageError::Build {
             image: self.conversion.source.clone(),

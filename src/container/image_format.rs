@@ -1,26 +1,27 @@
 //! Recognises image files by their first bytes.
 //!
-//! `apptainer build` takes a file that it doesn't recognise for a definition, and runs its `%pre` and
-//! `%setup` outside of any container. So only a file that begins as an image is given to it. No definition
-//! can begin so: its second line would have to be a keyword.
+//! `apptainer build` takes an unknown file for a definition and runs its `%pre` and `%setup` outside of any
+//! container. So only files that begin as an image are passed to it. No definition can begin like that,
+//! because its second line would have to be a keyword.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-/// In front of the images of Singularity and of each SIF.
+/// The line before each SIF and the images of Singularity.
 const LAUNCH: &[u8] = b"#!/usr/bin/env run-singularity\n";
-/// The file-system images of Singularity 2 have one of these in front.
+/// The line before the file-system images of Singularity 2.
 const OLD_LAUNCH: &[u8] = b"#!/usr/bin/env singularity\n";
 const SIF: &[u8] = b"\0SIF_MAGIC\0";
 const SQUASHFS: &[u8] = b"hsqs";
-/// Where the superblock of ext3 is, and where and what its magic number is; nothing is in front of it.
+/// The offset of ext3's superblock, then the offset and value of its magic number. Only zeros precede the
+/// superblock.
 const EXT3_SUPERBLOCK: usize = 1024;
 const EXT3: (usize, [u8; 2]) = (1080, [0x53, 0xef]);
-/// As much as all of that takes.
+/// Enough bytes for all of these.
 const READ: u64 = 2048;
 
-/// Whether the file at `path` is an image that Apptainer knows.
+/// Whether the file at `path` is an image that Apptainer recognises.
 ///
 /// # Errors
 /// When it can't be read.
@@ -76,7 +77,7 @@ mod tests {
             [b"# comment\n", DEFINITION].concat(),
             [b"#hsqs\n", DEFINITION].concat(),
             [LAUNCH, DEFINITION].concat(),
-            // The launch line without its end: all of it a comment.
+            // The launch line without its end makes everything a comment.
             [&LAUNCH[..30], SIF, b"\n", DEFINITION].concat(),
             [&LAUNCH[..30], b" ", SIF, b"\n", DEFINITION].concat(),
             ext3,

@@ -1,5 +1,5 @@
-//! What a sandbox directory must contain, beside a runscript, so that Apptainer can start a container of it
-//! and set its variables.
+//! The contents of a sandbox directory, besides a runscript, that Apptainer needs to start a container and
+//! set its variables.
 
 use std::fs;
 use std::io;
@@ -9,25 +9,25 @@ use super::probe_script::{ENV_DIR, InImage, PLACES};
 use super::rootfs::resolve;
 use super::runscript::{self, RunscriptError, RunscriptNeeds};
 
-/// The script after which Apptainer hands in the task's variables.
+/// The script after which Apptainer sets the task's variables.
 const BASE_SCRIPT: &str = "99-base.sh";
-/// Where Apptainer mounts a directory into every container.
+/// The directories on which Apptainer mounts something in every container.
 const MOUNT_POINTS: [&str; 5] = ["/tmp", "/var/tmp", "/dev", "/proc", "/sys"];
 
-/// What of a sandbox directory decides whether tasks can run in it.
+/// The properties of a sandbox directory that decide whether tasks can run in it.
 #[derive(Debug)]
 pub struct ImageShape {
-    /// The first path at which there is something else than the directory that Apptainer needs there.
+    /// The first path that Apptainer needs as a directory and that is something else.
     pub misshapen: Option<String>,
     pub needs: Result<RunscriptNeeds, RunscriptError>,
-    /// The scripts that make its environment, in the order in which Apptainer sources them.
+    /// The scripts that set its environment, in Apptainer's order.
     pub scripts: Vec<String>,
-    /// Paths that tasks may rely on and for which it has no directory.
+    /// Paths that tasks may rely on but that are missing in the image.
     absent: Vec<&'static str>,
 }
 
 impl ImageShape {
-    /// Looks at the image; blocks for as long as its file system does.
+    /// Inspects the image. Blocks as long as its file system does.
     #[must_use]
     pub fn of(image: &Path) -> Self {
         let absent = PLACES
@@ -53,8 +53,8 @@ impl ImageShape {
     }
 }
 
-/// Whether a task of `image` would get no variable: Apptainer hands them in after this script, or, if there
-/// is no such directory, by another way. An empty one bound there cures it.
+/// Whether tasks of `image` would get no variables. Apptainer sets them after this script, or in another way
+/// if the scripts' directory is missing. Binding an empty script repairs this.
 #[must_use]
 pub fn base_script_is_missing(image: &Path) -> bool {
     let is_missing = |path: &Path| {
@@ -70,7 +70,7 @@ pub fn base_script() -> String {
     format!("{ENV_DIR}/{BASE_SCRIPT}")
 }
 
-/// The scripts that make the environment, in the order in which Apptainer sources them.
+/// The scripts that set the environment, in Apptainer's order.
 fn env_scripts(image: &Path) -> Vec<String> {
     let Ok(entries) = resolve(image, Path::new(ENV_DIR)).and_then(fs::read_dir) else {
         return Vec::new();
@@ -84,7 +84,7 @@ fn env_scripts(image: &Path) -> Vec<String> {
     names
 }
 
-/// Whether the image has a directory `path` that a site could have mounted something on. A home needs none.
+/// Whether the image has a directory `path` on which a site could mount something. A home needs none.
 fn has_directory(image: &Path, path: &str) -> InImage {
     let path = match path {
         "$HOME" => return InImage::Directory,
@@ -97,8 +97,7 @@ fn has_directory(image: &Path, path: &str) -> InImage {
     }
 }
 
-/// The first path of the image at which there is something else than the directory that Apptainer needs
-/// there.
+/// Describes the first path that Apptainer needs as a directory and that is something else.
 fn misshapen(image: &Path) -> Option<String> {
     MOUNT_POINTS
         .into_iter()

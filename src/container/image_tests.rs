@@ -1,4 +1,4 @@
-//! Locks, names and left-overs of a conversion. Integration tests convert with the real Apptainer.
+//! Locks, names and leftovers of a conversion. Integration tests convert with the real Apptainer.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 
@@ -41,7 +41,7 @@ impl Bench {
         }
     }
 
-    /// Does what Apptainer would, and returns the target of its command.
+    /// Does the work of Apptainer, and returns the target of its command.
     fn convert(&self, locked: &ConversionLock) -> PathBuf {
         let bin = self.dir.path().join("bin");
         fs::create_dir_all(&bin).expect("made");
@@ -168,7 +168,7 @@ async fn what_a_dead_builder_left_is_removed_and_never_used() {
     let context = Bench::new();
     let locked = context.ours().await;
     let half_made = context.convert(&locked);
-    // As after SIGKILL: the lock goes, the files stay.
+    // As after SIGKILL: the lock is released, the files stay.
     let ConversionLock { making, .. } = &locked;
     let kept = making.with_file_name(
         making

@@ -1,5 +1,5 @@
-//! Apptainer: its command line, binds and images. Starts no process: it makes an
-//! [`Invocation`] for the caller to run, so that all of it is tested without Apptainer.
+//! Apptainer: its command line, binds and images. Starts no process but returns an [`Invocation`] for the
+//! caller to run, so that everything can be tested without Apptainer.
 
 mod bind;
 mod command;

@@ -1,6 +1,6 @@
-//! The mount table of this process, from `/proc/self/mountinfo` (proc(5)): what is mounted below a directory
-//! and is writable, and through which other mounts a directory's files can be reached. Asks no file system,
-//! so that a hung one can't hang it.
+//! The mount table of this process, from `/proc/self/mountinfo` (proc(5)): the writable mounts below a
+//! directory, and the other mounts through which files can be reached. Accesses no other file system, so that
+//! a dead one can't make it hang.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Default)]
 pub struct MountTable {
     mounts: Vec<Mount>,
-    /// Places in `mounts`, by the id of what they are mounted on.
+    /// Indices in `mounts`, by the id of the parent mount.
     children: HashMap<u64, Vec<usize>>,
-    /// Those that are mounted on nothing that this process sees.
+    /// The mounts whose parent this process doesn't see.
     roots: Vec<usize>,
 }
 
@@ -23,7 +23,7 @@ struct Mount {
     parent: u64,
     /// `MAJOR:MINOR`
     device: String,
-    /// Which directory of the file system is mounted.
+    /// The directory of the file system that is mounted.
     root: PathBuf,
     point: PathBuf,
     writable: Writable,
@@ -32,7 +32,6 @@ struct Mount {
     options: String,
 }
 
-/// Where a file system is mounted.
 #[derive(Debug, Clone, Copy)]
 pub struct MountPoint<'a> {
     pub root: &'a Path,
@@ -47,17 +46,17 @@ enum Writable {
     No,
 }
 
-/// Whether what is mounted below a mount elsewhere, by root or an automounter, is mounted here too
+/// Whether a mount made below this one elsewhere, by root or an automounter, appears here too
 /// (`mount_namespaces(7)`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Propagation {
-    /// It is: the mount is `shared`, or has a `master`.
+    /// Yes: the mount is `shared`, or has a `master`.
     Received,
     Private,
 }
 
 impl MountTable {
-    /// Reads it.
+    /// Reads the table of this process.
     ///
     /// # Errors
     /// When there is no `/proc`.
@@ -65,7 +64,7 @@ impl MountTable {
         Ok(Self::parse(&std::fs::read("/proc/self/mountinfo")?))
     }
 
-    /// Of the text of such a file. Lines that make no sense are passed over.
+    /// Parses the text of such a file. Skips malformed lines.
     #[must_use]
     pub fn parse(text: &[u8]) -> Self {
         let lines = text.split(|byte| *byte == b'\n');
@@ -86,7 +85,7 @@ impl MountTable {
         }
     }
 
-    /// Where file systems of this type are mounted, in the order of the table.
+    /// The mounts of this file system type, in the table's order.
     pub fn of_type<'a>(&'a self, file_system: &'a str) -> impl Iterator<Item = MountPoint<'a>> {
         let of_type = move |mount: &&Mount| mount.file_system == file_system;
         self.mounts.iter().filter(of_type).map(|mount| MountPoint {
@@ -96,8 +95,8 @@ impl MountTable {
         })
     }
 
-    /// The mount that `path`, which is absolute and without links, leads to. Of several on one mount the
-    /// shortest that leads there covers the others; what is mounted on that one counts in turn.
+    /// The mount that `path`, which is absolute and without links, leads to. Among the mounts on one parent
+    /// the shortest matching path covers the others; its own child mounts are searched next.
     fn at(&self, path: &Path) -> Option<&Mount> {
         let mut candidates = &self.roots;
         let mut found = None;
@@ -117,7 +116,7 @@ impl MountTable {
         }
     }
 
-    /// Mounts below `directory` that can be seen there.
+    /// The visible mounts below `directory`.
     fn below(&self, directory: &Path) -> impl Iterator<Item = &Mount> {
         self.mounts.iter().filter(move |mount| {
             mount.point != directory
@@ -126,8 +125,8 @@ impl MountTable {
         })
     }
 
-    /// Where file systems are mounted below `directory`, which is absolute and without links, that are
-    /// not read-only already; the upper ones first.
+    /// The mount points below `directory` that are not read-only, parents first. `directory` is absolute and
+    /// without links.
     #[must_use]
     pub fn writable_below(&self, directory: &Path) -> Vec<PathBuf> {
         let writable = self
@@ -138,8 +137,8 @@ impl MountTable {
         points
     }
 
-    /// Whether file systems are mounted on demand in `directory`, which is absolute and without links, and
-    /// those that are mounted from now on won't be seen by this process and its children.
+    /// Whether `directory` mounts file systems on demand, but this process and its children won't see new
+    /// ones. `directory` is absolute and without links.
     #[must_use]
     pub fn automounts_are_cut_off(&self, directory: &Path) -> bool {
         self.at(directory).is_some_and(|mount| {
@@ -147,9 +146,9 @@ impl MountTable {
         })
     }
 
-    /// Where below `directory` the file at `path` may be seen as well, both absolute and without links:
-    /// through another mount of the same file system. May, because network file systems don't say which of
-    /// their directories is mounted.
+    /// The paths below `directory` at which the file at `path` may also be seen, through another mount of the
+    /// same file system. Both paths are absolute and without links. The result is not certain, because
+    /// network file systems don't tell which of their directories is mounted.
     #[must_use]
     pub fn aliases(&self, directory: &Path, path: &Path) -> Vec<PathBuf> {
         let Some((device, place)) = self.origin(path) else {
@@ -167,7 +166,7 @@ impl MountTable {
             .filter(|(of, _, _)| *of == device)
             .filter_map(|(_, root, point)| {
                 let rest = place.strip_prefix(root).ok()?;
-                // Joining nothing would add a slash, which no file's path has.
+                // Joining an empty path would add a slash.
                 let is_it = rest.as_os_str().is_empty();
                 Some(if is_it {
                     point.to_owned()
@@ -178,7 +177,7 @@ impl MountTable {
             .collect()
     }
 
-    /// The file system that `path` is in, and where in it.
+    /// The device of `path`'s file system, and the path within it.
     fn origin(&self, path: &Path) -> Option<(&str, PathBuf)> {
         let mount = self.at(path)?;
         let rest = path.strip_prefix(&mount.point).ok()?;
@@ -226,7 +225,7 @@ impl Mount {
     }
 }
 
-/// Blanks, line ends and backslashes are written as `\040`.
+/// Decodes octal escapes such as `\040`, which stand for blanks, line ends and backslashes.
 fn unescaped(field: &[u8]) -> PathBuf {
     let mut path = Vec::with_capacity(field.len());
     let mut rest = field;

@@ -1,22 +1,22 @@
 //! The script that a probe container runs, and the meaning of what it prints.
 //!
-//! Apptainer sources every `/.singularity.d/env/*.sh` of an image, in the order of their names, in a shell of
-//! its own, before it starts anything of the image. A script that is bound there under the last name runs in
-//! every image, even one without a shell, after the image's own environment was set. It uses built-in
-//! commands of that shell only, and its lines on stdout begin with a word that no image can know.
+//! Before Apptainer starts any program of an image, its built-in shell sources all `/.singularity.d/env/*.sh`
+//! in the order of their names. A script bound there under the last name runs in every image, even one
+//! without a shell, after the image's own environment was set. It uses only built-in commands of that shell,
+//! and its lines on stdout begin with a random word that no image can know.
 
 use super::runscript::{RunscriptNeeds, SHELL};
 use crate::fault::{Cause, ProbeResult, apptainer_error, lines, readable};
 
-/// Where Apptainer looks for scripts to source.
+/// The directory from which Apptainer sources scripts.
 pub const ENV_DIR: &str = "/.singularity.d/env";
-/// The script's name there: after every other one.
+/// The script's name in [`ENV_DIR`], which sorts after all others.
 pub const LAST: &str = "~ewms-pilot-probe.sh";
-/// How the name of a script ends that only says that the one before it was left.
+/// The suffix of a script that only reports the end of the script before it.
 pub const MARK: &str = "~ewms-pilot-mark.sh";
 
-/// Where the kernel lets a task write or read, whatever the image: the word that is said of it, the path,
-/// and what of Apptainer's configuration gives it.
+/// The places where tasks may write or read in any image: the word that reports it, the path, and the setting
+/// of Apptainer that provides it.
 pub(super) const PLACES: [(&str, &str, &str); 6] = [
     ("tmp", "/tmp", "mount tmp"),
     ("var-tmp", "/var/tmp", "mount tmp"),
@@ -33,13 +33,13 @@ const PROGRAM: &str = "program ";
 const NAME: &str = "name ";
 const NO_PATH: &str = "no-path";
 
-/// What to try besides the places that every task may rely on.
+/// The tests of a probe, besides the places that every task may rely on.
 #[derive(Debug, Clone, Copy)]
 pub struct Trials<'a> {
     pub word: &'a str,
-    /// What a start of the image needs.
+    /// The requirements for a start of the image.
     pub needs: &'a RunscriptNeeds,
-    /// A file that holds one line, as the container sees it, and a new file to write that line into.
+    /// A file with one line, as the container sees it, and a new file to copy that line to.
     pub copy: Option<(&'a str, &'a str)>,
     /// A new file in the task's own directory.
     pub own: &'a str,
@@ -54,7 +54,7 @@ pub fn script(trials: &Trials<'_>) -> String {
         own,
     } = trials;
     let said = |what: &str| format!("printf '%s\\n' {};", quoted(&format!("{word} {what}")));
-    // Only conditions: the image may have set `-e` and `-u`.
+    // Only conditions, because the image may have set `-e` and `-u`.
     let writes =
         |path: &str, what: &str| format!("if printf '' >\"{path}\"; then {} fi", said(what));
     let mut script: Vec<String> = PLACES
@@ -98,7 +98,7 @@ pub fn script(trials: &Trials<'_>) -> String {
     script.join("\n") + "\n"
 }
 
-/// A script that says that Apptainer got past the script `name`.
+/// A script that reports that Apptainer got past the script `name`.
 #[must_use]
 pub fn mark(word: &str, name: &str) -> String {
     format!(
@@ -117,8 +117,7 @@ pub fn not_past<'a>(word: &str, names: &'a [String], stdout: &[u8]) -> Option<&'
         .map(String::as_str)
 }
 
-/// A script that writes the file at `path`, each line of it after `word`, between two lines that are `word`
-/// alone.
+/// A script that prints the file at `path` with `word` before each line, between two lines with `word` alone.
 #[must_use]
 pub(super) fn reader(word: &str, path: &str) -> String {
     let word = quoted(word);
@@ -131,7 +130,7 @@ pub(super) fn reader(word: &str, path: &str) -> String {
     )
 }
 
-/// What that script wrote; nothing if not all of it is there.
+/// The file printed by [`reader`]'s script; `None` if the output is incomplete.
 #[must_use]
 pub(super) fn read_by(word: &str, stdout: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(stdout).ok()?;
@@ -151,7 +150,7 @@ struct ScriptOutput(Vec<String>);
 
 impl ScriptOutput {
     fn of(word: &str, stdout: &[u8]) -> Self {
-        // The image's environment may write what it likes.
+        // The image's environment may print any other lines.
         let text = String::from_utf8_lossy(stdout);
         let lines = text
             .lines()
@@ -164,33 +163,28 @@ impl ScriptOutput {
     }
 }
 
-/// What a container of the image has, as far as the machine's side can see it.
+/// Whether the image has a directory, as seen from the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InImage {
-    /// The image has a directory of this name, so the site would have to give it to tasks.
+    /// The image has the directory, so the site has to make it usable for tasks.
     Directory,
     Nothing,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProbeFinding {
-    /// All that a task needs; and what it may miss.
+    /// Everything that a task needs works. The notes name what tasks may miss.
     Well { notes: Vec<String> },
-    /// Something that every task needs is not there.
-    Broken {
-        cause: Cause,
-        /// Names it.
-        said: String,
-    },
-    /// It never came to the end, and nothing of Apptainer's says why: the image's environment ended it.
+    /// Something that every task needs is missing.
+    Broken { cause: Cause, said: String },
+    /// The script didn't reach its end, and Apptainer reported no reason: the image's environment ended it.
     Ended,
-    /// It never ran: nothing is known.
+    /// The script never ran: nothing is known.
     Silent,
 }
 
-/// Reads what the script of `trials` wrote, and what Apptainer said at the end: `answer`.
-/// `has_proc` says whether the container was to have a `/proc`; `in_image` whether the image has a
-/// directory.
+/// Evaluates the output of the script of `trials`, and Apptainer's final `answer`. `has_proc` tells whether
+/// the container should have a `/proc`, `in_image` whether the image has a directory.
 #[must_use]
 pub fn found(
     trials: &Trials<'_>,
@@ -259,7 +253,7 @@ fn useless(said: &str) -> ProbeFinding {
     }
 }
 
-/// What of a start isn't there.
+/// The first missing requirement for a start.
 fn missing(needs: &RunscriptNeeds, said: &ScriptOutput) -> Option<(Cause, String)> {
     let first = needs.programs.first()?;
     let mut absent = needs
@@ -289,7 +283,7 @@ fn missing(needs: &RunscriptNeeds, said: &ScriptOutput) -> Option<(Cause, String
     ))
 }
 
-/// Scripts of the image's that Apptainer could not read: without them the environment is another one.
+/// The image's scripts that Apptainer could not read: the environment is different without them.
 fn lost_environment(stderr: &[u8]) -> Vec<String> {
     let text = readable(stderr);
     lines(&text)

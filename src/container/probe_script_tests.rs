@@ -1,5 +1,5 @@
-//! The probe script's output and its meaning. A shell of this machine runs the script here; Apptainer's own
-//! runs it in the integration tests.
+//! The probe script's output and its evaluation. A shell of this machine runs the script here; in the
+//! integration tests Apptainer's own does.
 
 use std::process::Command;
 
@@ -25,7 +25,7 @@ fn trials(needs: &RunscriptNeeds) -> Trials<'_> {
     }
 }
 
-/// What was said, but for `lacking`.
+/// The complete output except for `lacking`.
 fn all_but(lacking: &[&str]) -> String {
     let said = [
         "tmp",
@@ -103,7 +103,7 @@ fn what_the_site_cannot_give_is_noted_and_no_fault_of_its() {
         other => panic!("{other:?}"),
     };
     assert_eq!(well(judged(&all_but(&[]), ProcMount::Own)), [""; 0]);
-    // A masked one was found out before.
+    // A masked `/proc` was detected before.
     assert_eq!(well(judged(&all_but(&["proc"]), ProcMount::None)), [""; 0]);
     let notes = well(judged(&all_but(&["var-tmp"]), ProcMount::Own));
     assert!(notes[0].contains("`/var/tmp`"), "{notes:?}");

@@ -1,5 +1,5 @@
-//! Image references: what a user's word for an image means, a directory, a file or something to be fetched.
-//! Looks at the file system, changes nothing.
+//! Image references: whether a user's word for an image means a directory, a file or a remote image. Reads
+//! the file system and changes nothing.
 
 use std::fs;
 use std::io;
@@ -7,9 +7,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::path::PathBuf;
 
-/// Kinds of image that are written `KIND:PATH`, with the path of a local file or directory.
+/// Kinds of image written as `KIND:PATH`, with the path of a local file or directory.
 const LOCAL_KINDS: &[&str] = &["docker-archive", "oci-archive", "oci"];
-/// Endings that mean a file; without one of them a name is one in a registry.
+/// Suffixes of files. A name without one is looked up in a registry.
 const FILE_ENDINGS: &[&str] = &[
     ".sif",
     ".simg",
@@ -22,36 +22,36 @@ const FILE_ENDINGS: &[&str] = &[
     ".def",
 ];
 
-/// What an image's name turned out to be.
+/// The meaning of an image's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Reference {
     /// A directory. Absolute.
     Directory(PathBuf),
-    /// An archive, or a directory in a format that is no sandbox, of a kind that was named.
+    /// An archive of a named kind, or a directory in a format that is no sandbox.
     Archive {
         /// As `apptainer build` takes it.
         source: String,
-        /// Different when its content is.
+        /// Changes with the content.
         identity: String,
     },
-    /// A file. Whether it is an image is not known yet.
+    /// A file, not yet known to be an image.
     File {
-        /// Where it is. Absolute.
+        /// Absolute.
         path: PathBuf,
         /// As `apptainer build` takes it.
         source: String,
-        /// Different when the file's content is.
+        /// Changes with the file's content.
         identity: String,
     },
-    /// Something in a registry, as `apptainer build` takes it.
+    /// A remote image, as `apptainer build` takes it.
     Remote(String),
-    /// A path at which there is nothing.
+    /// A path that doesn't exist.
     Missing,
 }
 
-/// Finds out what `image` means. What exists as a path is that; else what says where it comes from
-/// (`docker://…`) is taken at its word, what looks like a path is missing, and a bare name is one in
-/// Docker's registry.
+/// Resolves `image`. An existing path is that file or directory. Otherwise a reference with a source
+/// (`docker://…`) is remote, anything that looks like a path is missing, and a bare name means Docker's
+/// registry.
 pub(super) fn resolve(image: &str, cwd: &Path) -> io::Result<Reference> {
     if image.is_empty() {
         return Ok(Reference::Missing);
@@ -88,14 +88,15 @@ pub(super) fn resolve(image: &str, cwd: &Path) -> io::Result<Reference> {
     Ok(Reference::Remote(format!("docker://{image}")))
 }
 
-/// `oci:` and the archives may have `:TAG` after the path.
+/// Resolves `oci:` and the archives, which may have `:TAG` after the path.
 fn local(kind: &str, rest: &str, cwd: &Path) -> io::Result<Reference> {
     let untagged = rest.rsplit_once(':').map_or(rest, |(path, _)| path);
     for path in [rest, untagged] {
         let absolute = cwd.join(path);
         if let Some(found) = look(&absolute)? {
             let source = format!("{kind}:{}{}", absolute.display(), &rest[path.len()..]);
-            // A directory's own time changes with its index only, but that has a digest of the rest.
+            // The directory's own time changes only with new entries, but its index contains a digest of the
+            // rest.
             let (path, found) = match look(&absolute.join("index.json"))? {
                 Some(index) => (absolute.join("index.json"), index),
                 None => (absolute, found),
@@ -124,7 +125,7 @@ fn identity(source: &str, path: &Path, found: &fs::Metadata) -> String {
 fn look(path: &Path) -> io::Result<Option<fs::Metadata>> {
     match fs::metadata(path) {
         Ok(found) => Ok(Some(found)),
-        // ENOTDIR: `x.sif/y`; ENAMETOOLONG and the like: no path at all.
+        // ENOTDIR: `x.sif/y`; ENAMETOOLONG and similar: not a path.
         Err(error)
             if matches!(
                 error.kind(),
@@ -139,7 +140,7 @@ fn look(path: &Path) -> io::Result<Option<fs::Metadata>> {
     }
 }
 
-/// A short name that a person recognizes, safe as a file's name.
+/// A short name that a person recognizes, safe as a file name.
 pub(super) fn label(image: &str) -> String {
     let last = image
         .trim_end_matches('/')

@@ -1,5 +1,5 @@
-//! Paths inside a sandbox directory, resolved as a container resolves them: a link of the image never leads
-//! to a file of the machine.
+//! Resolves paths inside a sandbox directory as a container does: a link in the image never leads to a file
+//! of the machine.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -7,13 +7,13 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-/// As many links as the kernel follows (`MAXSYMLINKS`).
+/// The number of links that the kernel follows (`MAXSYMLINKS`).
 const MOST_LINKS: usize = 40;
 
-/// Where `path`, which a container of `image` would open, is on this machine.
+/// The path on this machine of the file that a container of `image` would open as `path`.
 ///
 /// # Errors
-/// `NotFound` when there is nothing, or a link leads to nothing; else the kernel's reason.
+/// `NotFound` when it doesn't exist or a link dangles; otherwise the kernel's error.
 pub(super) fn resolve(image: &Path, path: &Path) -> io::Result<PathBuf> {
     let mut left: VecDeque<OsString> = names(path).collect();
     let mut inside: Vec<OsString> = Vec::new();

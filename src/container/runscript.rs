@@ -1,6 +1,6 @@
-//! The runscript that `apptainer run` starts in a sandbox directory: which one it is, its interpreter, and
-//! whether it can start at all. Reads files and starts nothing, so that no code of the user's runs; [`RunscriptNeeds`]
-//! lists what only a container can tell.
+//! The runscript that `apptainer run` starts in a sandbox directory: its path, its interpreter, and whether
+//! it can start at all. Reads files and starts nothing, so that no user code runs; [`RunscriptNeeds`] lists
+//! the facts that only a container can show.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,34 +9,34 @@ use std::path::Path;
 use super::rootfs;
 
 pub(super) const RUNSCRIPT: &str = "/.singularity.d/runscript";
-/// What Apptainer starts where there is none, in this order.
+/// The fallbacks that Apptainer starts without a runscript, in this order.
 const OLD_RUNSCRIPT: &str = "/apptainer";
 pub(super) const SHELL: &str = "/bin/sh";
-/// More than the kernel reads of a first line (`BINPRM_BUF_SIZE`), and more than the default runscript has.
+/// More than the kernel reads of a first line (`BINPRM_BUF_SIZE`), and more than the size of the default
+/// runscript.
 const READ: u64 = 64 * 1024;
-/// The one command of the runscript that Apptainer gives images without one.
+/// The only command of the runscript that Apptainer gives images without one.
 const DEFAULT: &str = "echo \"There is no runscript defined for this container";
 
-/// What a start needs that only the container can show.
+/// The requirements for a start that only the container can show.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RunscriptNeeds {
-    /// Paths of programs that must be there and executable; the runscript, then its interpreter.
+    /// Paths of programs that must exist and be executable: the runscript, then its interpreter.
     pub programs: Vec<String>,
-    /// A program that `env` looks for in the container's PATH.
+    /// A program that `env` looks up in the container's PATH.
     pub in_path: Option<String>,
 }
 
-/// Why a runscript can't start, or does nothing. Always the image's fault.
+/// The reason why a runscript can't start or does nothing. Always the image's fault.
 #[derive(Debug, thiserror::Error)]
 pub enum RunscriptError {
     #[error(
         "`{path}` of the image is the default one of Apptainer, which runs no task and exits with 0"
     )]
     Default { path: &'static str },
-    /// It has no command in it.
     #[error("`{path}` of the image has no command in it: it runs no task and exits with 0")]
     Idle { path: &'static str },
-    /// Its first line ends as lines do on Windows.
+    /// Its first line ends in CR LF, as on Windows.
     #[error(
         "`{path}` of the image has lines that end in CR LF, so `{line}` can't be found to run it"
     )]
@@ -47,17 +47,17 @@ pub enum RunscriptError {
     NoFile { path: &'static str },
 }
 
-/// Reads what starts a task in `image`.
+/// The requirements for starting a task in `image`.
 ///
 /// # Errors
-/// When nothing would start, whatever the container has. A file that can't be read here is none: nothing
-/// is known of it then.
+/// When no container could start one. A file that can't be read here is no error, because nothing is known of
+/// it.
 pub(super) fn needs(image: &Path) -> Result<RunscriptNeeds, RunscriptError> {
     for path in [RUNSCRIPT, OLD_RUNSCRIPT] {
         match rootfs::resolve(image, Path::new(path)) {
             Ok(file) => return of_file(path, &file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // A link that leads nowhere here may lead into a directory that is bound.
+                // A link that dangles here may lead into a bound directory.
                 if image.join(path.trim_start_matches('/')).is_symlink() {
                     return Ok(programs([path]));
                 }
@@ -65,12 +65,12 @@ pub(super) fn needs(image: &Path) -> Result<RunscriptNeeds, RunscriptError> {
             Err(_) => return Ok(RunscriptNeeds::default()),
         }
     }
-    // Apptainer has it run the arguments.
+    // Apptainer then runs the arguments with the shell.
     Ok(programs([SHELL]))
 }
 
-/// Whether the image's runscript is Apptainer's default one. A source that was converted may have had
-/// another one.
+/// Whether the image's runscript is Apptainer's default one. If the image was converted, its source may have
+/// had another.
 #[must_use]
 pub(super) fn is_default(image: &Path) -> bool {
     matches!(needs(image), Err(RunscriptError::Default { .. }))
@@ -94,16 +94,16 @@ fn of_file(path: &'static str, file: &Path) -> Result<RunscriptNeeds, RunscriptE
     }
 }
 
-/// What a script needs, or a program that is none.
+/// The requirements of a script, or of a compiled program.
 fn of_text(path: &'static str, text: &[u8]) -> Result<RunscriptNeeds, RunscriptError> {
     if text.contains(&0) {
-        // Compiled.
+        // A NUL: the file is a compiled program.
         return Ok(programs([path]));
     }
     let text = String::from_utf8_lossy(text);
     let (first, _) = text.split_once('\n').unwrap_or((&text, ""));
     let Some(interpreter) = first.strip_prefix("#!") else {
-        // The kernel refuses it, and Apptainer then has a shell read it.
+        // The kernel refuses it, and Apptainer then runs it with a shell.
         check_commands(path, &text)?;
         return Ok(programs([path, SHELL]));
     };
@@ -122,7 +122,7 @@ fn of_text(path: &'static str, text: &[u8]) -> Result<RunscriptNeeds, RunscriptE
     let mut needs = programs([path, program]);
     if name(program) == "env" {
         let mut looked_for = words.skip_while(|word| *word == "-S");
-        // An option or a variable in front makes it another kind of line.
+        // With an option or a variable first, the word isn't the program.
         needs.in_path = looked_for
             .next()
             .filter(|word| !word.starts_with('-') && !word.contains(['=', '/']))
@@ -131,7 +131,7 @@ fn of_text(path: &'static str, text: &[u8]) -> Result<RunscriptNeeds, RunscriptE
     Ok(needs)
 }
 
-/// A shell's script must have a command, and another one than the default.
+/// Checks that a shell script has a command, and not only the default one.
 fn check_commands(path: &'static str, text: &str) -> Result<(), RunscriptError> {
     let mut commands = text
         .lines()
@@ -151,7 +151,7 @@ mod tests {
 
     use super::*;
 
-    /// An image whose runscript this is.
+    /// An image with this runscript.
     fn image(text: &str) -> tempfile::TempDir {
         let dir = tempfile::tempdir().expect("a directory");
         fs::create_dir(dir.path().join(".singularity.d")).expect("made");
@@ -183,7 +183,7 @@ mod tests {
             ("#!/usr/bin/env -i sh\n", "/usr/bin/env", None),
             ("#!/usr/bin/env A=b sh\n", "/usr/bin/env", None),
             ("exec \"$@\"\n", "/bin/sh", None),
-            // Other lines may end as they like.
+            // Other lines may have any end.
             ("#!/bin/sh\nexec \"$@\"\r\n", "/bin/sh", None),
         ] {
             let expected = (

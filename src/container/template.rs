@@ -1,20 +1,20 @@
-//! Task arguments: a string with placeholders, as users write it, becomes a list of words.
+//! Task arguments: turns a string with placeholders, as users write it, into a list of words.
 //!
 //! Placeholders are replaced first, so that one inside quotes stays inside them. Then the string is split as
-//! a POSIX shell splits words, without any expansion. No shell ever sees it.
+//! a POSIX shell splits words, without any expansion. No shell is involved.
 
 use crate::fault::ContainerRole;
 
-/// The arguments as configured, known to be splittable.
+/// The configured arguments, known to be splittable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template(String);
 
-/// What the placeholders stand for: paths inside the container.
+/// The values of the placeholders: paths inside the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ContainerPaths<'a> {
-    /// For `{{INFILE}}` and `{{IN_FILE}}`; `None`, as for the init container, leaves them.
+    /// For `{{INFILE}}` and `{{IN_FILE}}`. `None`, as for the init container, keeps the placeholders.
     pub infile: Option<&'a str>,
-    /// For `{{OUTFILE}}` and `{{OUT_FILE}}`; `None`, as for the init container, leaves them.
+    /// For `{{OUTFILE}}` and `{{OUT_FILE}}`. `None`, as for the init container, keeps the placeholders.
     pub outfile: Option<&'a str>,
     /// For `{{DATA_HUB}}` and `{{DATAHUB}}`.
     pub data_hub: &'a str,
@@ -22,21 +22,21 @@ pub struct ContainerPaths<'a> {
     pub input_files: &'a str,
 }
 
-/// Why arguments can't be used.
+/// The reason why arguments can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
     #[error("a quote in `{args}` is never closed; close it, or escape it with a backslash")]
     Quote { args: String },
-    /// A NUL character, which no argument can hold.
+    /// No argument can contain a NUL character.
     #[error("`{args}` holds a NUL character; remove it")]
     Nul {
-        /// The arguments, the character shown as `\0`.
+        /// The arguments, with the character shown as `\0`.
         args: String,
     },
 }
 
 impl Template {
-    /// Checks `args`, quotes above all.
+    /// Checks `args`, above all its quotes.
     ///
     /// # Errors
     /// When they can't be split into words.
@@ -46,7 +46,8 @@ impl Template {
                 args: args.replace('\0', "\\0"),
             });
         }
-        // No path that will stand here has a quote or backslash, so what can be split now can be later.
+        // No inserted path contains a quote or backslash, so arguments that can be split now can be split
+        // later.
         if split(args).is_none() {
             return Err(TemplateError::Quote {
                 args: args.to_owned(),
@@ -90,31 +91,31 @@ impl Template {
     }
 }
 
-/// The placeholders that stand for files of an event.
+/// The placeholders for files of an event.
 const OF_EVENT: [&str; 4] = ["INFILE", "IN_FILE", "OUTFILE", "OUT_FILE"];
-/// The placeholders that every container has.
+/// The placeholders of every container.
 const OF_ALL: [&str; 4] = ["DATA_HUB", "DATAHUB", "INPUT_FILES", "INPUTFILES"];
-/// The longest text between braces that is looked at, in bytes.
+/// The longest text between braces that is checked, in bytes.
 const LONGEST: usize = 40;
 
-/// Something in a container's arguments that looks like a placeholder and is not replaced.
+/// Text in a container's arguments that looks like a placeholder but is not replaced.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OddPlaceholder {
-    /// It is none, but looks like this one.
+    /// It resembles this placeholder.
     Misspelt {
         written: String,
         meant: &'static str,
     },
-    /// It is one, but of tasks only.
+    /// It is a placeholder of tasks only.
     OfTasks { written: String },
 }
 
-/// What looks like a placeholder in `args` and is none for such a container, each once.
+/// The texts in `args` that look like placeholders but are none for such a container, each once.
 #[must_use]
 pub fn odd_placeholders(args: &str, role: ContainerRole) -> Vec<OddPlaceholder> {
     let mut odd = Vec::new();
     for (start, _) in args.match_indices('{') {
-        // An inner brace was looked at with the outer one. To a shell `${…}` is a variable.
+        // Inner braces were checked with the outer one. `${…}` is a variable of a shell.
         if args[..start].ends_with(['{', '$']) {
             continue;
         }
@@ -124,7 +125,7 @@ pub fn odd_placeholders(args: &str, role: ContainerRole) -> Vec<OddPlaceholder> 
     odd
 }
 
-/// The text that begins here with braces, to its last closing one.
+/// The braced text at the start of `text`, up to its last closing brace.
 fn braced(text: &str) -> Option<&str> {
     let inner = text.trim_start_matches('{');
     let end = inner.find(['{', '}', '\n']).filter(|end| *end <= LONGEST)?;
@@ -138,7 +139,7 @@ fn judge(braced: &str, role: ContainerRole) -> Option<OddPlaceholder> {
     let inside = braced.trim_matches(['{', '}']);
     let known = || OF_EVENT.into_iter().chain(OF_ALL);
     if !(braced.starts_with("{{") && braced.ends_with("}}")) {
-        // Single braces mean something to many languages; these names mean something only here.
+        // Single braces have meanings in many languages, but these names have a meaning only here.
         let meant = known().find(|name| *name == inside.trim())?;
         return Some(OddPlaceholder::Misspelt { written, meant });
     }
@@ -156,7 +157,7 @@ fn judge(braced: &str, role: ContainerRole) -> Option<OddPlaceholder> {
         .map(|(_, meant)| OddPlaceholder::Misspelt { written, meant })
 }
 
-/// Whether a text that a task gets names its outfile.
+/// Whether a text for a task names its outfile.
 #[must_use]
 pub fn names_outfile(text: &str) -> bool {
     ["{{OUTFILE}}", "{{OUT_FILE}}", "EWMS_TASK_OUTFILE"]
@@ -164,11 +165,11 @@ pub fn names_outfile(text: &str) -> bool {
         .any(|name| text.contains(name))
 }
 
-/// `None` when a quote isn't closed. `args` holds no NUL.
+/// `None` when a quote isn't closed. `args` contains no NUL.
 fn split(args: &str) -> Option<Vec<String>> {
-    // To a shell `#` opens a comment, and so it does to shell_words; users' workflows were written
-    // for Python's shlex.split, where it is a character like others (`--color #fff`). NUL, which is
-    // not in the string, keeps its place.
+    // In a shell and in shell_words `#` begins a comment. Users' workflows were written for Python's
+    // shlex.split, where it is an ordinary character (`--color #fff`). NUL, which is not in the string,
+    // stands in for it.
     let words = shell_words::split(&args.replace('#', "\0")).ok()?;
     Some(
         words

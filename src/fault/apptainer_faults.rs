@@ -1,35 +1,35 @@
-//! The rules that read whose fault the end of a container is from its exit code and stderr, and what the
-//! answer of a probe means. They say when a probe is needed; `task` makes it.
+//! The rules that tell from a container's exit code and stderr whose fault its end is, and the evaluation of
+//! a probe's answer. The rules decide when a probe is needed; `task` makes it.
 //!
-//! Apptainer and its task share stderr and the exit code, so neither decides alone: a task can imitate
-//! every line here, and none of them is believed without a probe. A probe is the same container with a
-//! command that can't exist, so its stderr is Apptainer's alone. When Apptainer answers that the command
-//! doesn't exist, everything up to there works.
+//! Apptainer and its task share stderr and the exit code, so neither is proof: a task can imitate every line
+//! here, and none is believed without a probe. A probe is the same container with a command that can't exist,
+//! so its stderr is Apptainer's alone. When Apptainer answers that the command doesn't exist, everything up
+//! to there works.
 
 use super::Cause;
 use super::stderr::{ERRORS, OwnLine, apptainer_error, lines, own_lines, readable, reason};
 
-/// The command of a probe, which no image has.
+/// The command of a probe, which no image contains.
 pub const NO_COMMAND: &str = "/.ewms-pilot-probe/no-such-command";
 
-/// How to learn whose fault a container's end is.
+/// The way to find out whose fault a container's end is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NextStep {
-    /// It is the task's own; there is nothing to ask.
+    /// Nothing to ask: it is the task's own.
     Task,
     Probe,
-    /// Probe, and if that works read the image and all that is bound: a page of one may be unreadable.
+    /// Probe, and if that works, read the image and all binds, because a page of one may be unreadable.
     ProbeAndRead,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProbeResult {
-    /// Containers can be made here of this image with these binds.
+    /// Containers of this image with these binds can be made here.
     Works,
-    /// They can't.
+    /// Such containers can't be made here.
     Broken {
         cause: Cause,
-        /// Apptainer's words.
+        /// In Apptainer's words.
         said: String,
     },
 }
@@ -37,17 +37,17 @@ pub enum ProbeResult {
 /// Exit codes that Apptainer, its Go runtime or the kernel may have caused: usage and namespaces 1, Go's
 /// crashes 2 and 134, unreadable pages 135, kills 137, everything else 255.
 const AMBIGUOUS: [i32; 6] = [1, 2, 134, 135, 137, 255];
-/// The signal for a process that touches a page which can't be read.
+/// The signal for access to a page that can't be read.
 const SIGBUS: i32 = 7;
 const SIGSEGV: i32 = 11;
 
-/// Judges a container that ended with `code` (128 + N for signal N) after writing `stderr`, which is
-/// its beginning and its end.
+/// Judges a container that ended with `code` (128 + N for signal N). `stderr` is the beginning and the end of
+/// its output.
 #[must_use]
 pub fn suspect(code: i32, stderr: &[u8]) -> NextStep {
     let text = readable(stderr);
     let own = || own_lines(&text);
-    // A container runs on when these are missing, and its task may even succeed.
+    // A container runs on without these, and its task may even succeed.
     if own().any(|line| {
         matches!(
             cause_of(line.message),
@@ -78,7 +78,7 @@ pub fn suspect(code: i32, stderr: &[u8]) -> NextStep {
     }
 }
 
-/// Reads a probe's answer. Its stderr is Apptainer's alone.
+/// Evaluates a probe's answer. Its stderr is Apptainer's alone.
 #[must_use]
 pub fn answer(code: i32, stderr: &[u8]) -> ProbeResult {
     let text = readable(stderr);
@@ -86,7 +86,7 @@ pub fn answer(code: i32, stderr: &[u8]) -> ProbeResult {
     let is_reached =
         code == 255 && own_lines(&text).any(|line| is_error(&line) && line.message == reached);
     match find_in(&text) {
-        // These stop no container and still make it useless.
+        // These don't stop a container, but make it useless.
         Some((cause @ (Cause::BindsForbidden | Cause::PidNamespace), said)) => {
             ProbeResult::Broken { cause, said }
         }
@@ -105,8 +105,8 @@ pub fn answer(code: i32, stderr: &[u8]) -> ProbeResult {
     }
 }
 
-/// The first known cause in Apptainer's own words, in the order of the table, with these words. Apptainer may
-/// complain about several things, of which one explains the others.
+/// The first known cause in Apptainer's own messages, in the order of the table, with the message. Of several
+/// complaints by Apptainer one may explain the others.
 #[must_use]
 pub fn find_cause(stderr: &[u8]) -> Option<(Cause, String)> {
     find_in(&readable(stderr))
@@ -115,7 +115,7 @@ pub fn find_cause(stderr: &[u8]) -> Option<(Cause, String)> {
 fn find_in(text: &str) -> Option<(Cause, String)> {
     let crash = lines(text).find_map(|line| Some((cause_of_crash(line)?, line.to_owned())));
     let mut worst: Option<(usize, Cause, String)> = None;
-    // An older Apptainer's usage error has no level.
+    // The usage errors of older versions have no level.
     let messages = lines(text).filter_map(|line| match OwnLine::parse(line) {
         Some(own) if own.level <= ERRORS => Some(own.message),
         None if line.starts_with("Error for command ") => Some(line),
@@ -132,8 +132,8 @@ fn find_in(text: &str) -> Option<(Cause, String)> {
     worst.map(|(_, cause, said)| (cause, said)).or(crash)
 }
 
-/// Whether Apptainer or its Go runtime complain about limits. A runtime that gets no thread may
-/// end by a fault (139, from its C part) as well as by an abort.
+/// Whether Apptainer or its Go runtime complains about limits. A runtime that gets no thread may end by a
+/// segmentation fault (139, from its C part) or by an abort.
 fn is_starved(code: i32, text: &str) -> bool {
     let words = || matches!(find_in(text), Some((Cause::Limits, _)));
     (code == 128 + SIGSEGV || AMBIGUOUS.contains(&code)) && words()
@@ -143,8 +143,8 @@ fn is_error(line: &OwnLine<'_>) -> bool {
     line.level < ERRORS
 }
 
-/// The texts by which a message of Apptainer is recognised: it must hold all of a row's. A message that fits
-/// several rows has the cause of the first.
+/// The texts by which a message of Apptainer is recognised: it must contain all texts of a row. If several
+/// rows match, the first one counts.
 const MESSAGES: &[(&[&str], Cause)] = &[
     (
         &["Ignoring ", "bind mount: user bind control disabled"],
@@ -158,13 +158,13 @@ const MESSAGES: &[(&[&str], Cause)] = &[
         Cause::Account,
     ),
     (&["cannot use cgroups"], Cause::Cgroups),
-    // A file of the image where a directory is to be mounted.
+    // The image has a file at the mount point of a directory.
     (
         &["mount hook function failure", "not a directory"],
         Cause::ImageIncomplete,
     ),
     (&["can't mount proc filesystem"], Cause::MaskedProc),
-    // Also said when namespaces are used up; so before the full disk.
+    // Also reported when namespaces are used up, so it comes before the full disk.
     (&["Failed to create ", " namespace"], Cause::Namespaces),
     (
         &["container process", "No space left on device"],
@@ -210,7 +210,7 @@ fn cause_of(message: &str) -> Option<Cause> {
     ranked_cause_of(message).map(|(_, cause)| cause)
 }
 
-/// Last words of Go's runtime, which have no level.
+/// The last words of Go's runtime, which have no level.
 fn cause_of_crash(line: &str) -> Option<Cause> {
     const CRASHES: [&str; 7] = [
         "runtime: out of memory: cannot allocate",
@@ -227,8 +227,8 @@ fn cause_of_crash(line: &str) -> Option<Cause> {
         .then_some(Cause::Limits)
 }
 
-/// Whether a task complains about a file system that fails under it. It may say so for other reasons: this
-/// is no proof, only a reason to look for one.
+/// Whether a task complains about a failing file system. It may do so for other reasons: this is no proof,
+/// only a reason to look.
 fn is_storage_failure(line: &str) -> bool {
     [
         "input/output error",

@@ -1,10 +1,10 @@
-//! A row for each end of a container that was seen, in Apptainer's own words, as it writes them without
-//! and with `--debug`.
+//! A row for each observed end of a container, in Apptainer's own words, as it writes them without and with
+//! `--debug`.
 
 use super::*;
 use crate::fault::FaultClass;
 
-/// Exit code, stderr, what a probe that says so means.
+/// The exit code, stderr, and the cause if a probe gives the same.
 const SEEN: &[(i32, &str, Cause)] = &[
     (
         255,
@@ -149,7 +149,7 @@ const DOESNT_EXIST: &str =
 const FORBIDDEN: &str = "WARNING: Ignoring /home/x/hub bind mount: user bind control disabled by system administrator\nWARNING: User bind control is disabled by system administrator\n";
 const NO_PID_NAMESPACE: &str = "WARNING: Not virtualizing pid namespace by configuration\n";
 
-/// As `--debug` writes it. Its C part and Go's runtime write as ever.
+/// The same as `--debug` writes it. Apptainer's C part and Go's runtime ignore `--debug`.
 fn debugged(stderr: &str) -> Option<String> {
     let (level, message) = ["FATAL", "WARNING"]
         .iter()
@@ -177,7 +177,7 @@ fn a_probes_answer_names_the_cause_of_every_row() {
     }
 }
 
-/// The task or Apptainer may have written it: it points at Apptainer or at nothing.
+/// The task or Apptainer may have written the row: it points at Apptainer or at nothing.
 #[test]
 fn every_row_is_worth_a_probe() {
     for (code, stderr, _) in SEEN {
@@ -249,7 +249,7 @@ fn a_tasks_own_end_needs_no_probe() {
         (2, "usage: reco [-h]\n"),
         (3, ""),
         (127, "sh: nonsense: not found\n"),
-        // A program of another architecture: the shell tries to read it.
+        // A program for another architecture: the shell tries to read it.
         (2, "/usr/bin/reco: line 1: \u{7f}ELF: not found\n"),
         (137, "working\n"),
         (255, "ssh: connection refused\n"),

@@ -1,11 +1,11 @@
-//! Whose fault the failure of a container is, once the machine has been asked, and the error that says so.
+//! Whose fault a container's failure is, after the machine was asked, and the error that says so.
 
 use super::{Cause, ContainerRole, FaultClass, TaskError, reason};
 
-/// Whose fault, and what was seen of it.
+/// The result of a diagnosis, with its observation.
 #[derive(Debug)]
 pub enum Attribution {
-    /// The task's; or, with exit code 0, no fault.
+    /// The task's fault, or none with exit code 0.
     Task,
     Cause(Cause, String),
     /// The pilot was told to end before that was known.
@@ -13,8 +13,8 @@ pub enum Attribution {
 }
 
 impl Attribution {
-    /// The error of a container that ended with `exit_code` after writing `stderr` (its end is enough): what
-    /// stderr says and, unless it is the task's own fault, whose it is and what to do.
+    /// The error of a container that ended with `exit_code` after writing `stderr` (its end is enough): the
+    /// reason from stderr and, unless it is the task's own fault, whose fault it is and the remedy.
     #[must_use]
     pub fn error(&self, role: ContainerRole, exit_code: i32, stderr: &[u8]) -> TaskError {
         let reason = reason(stderr);

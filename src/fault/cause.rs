@@ -1,8 +1,8 @@
-//! The known causes of failures outside of a task, each with a stable name, whose fault it is, and what to
-//! do about it. The preflight finds the same causes before there is any task.
+//! The known causes of failures outside of a task, each with a stable name, a class and a remedy. The
+//! preflight finds the same causes before there is any task.
 //!
-//! A cause is added by a variant here; the compiler then asks for its name, its class and its remedy.
-//! The messages by which Apptainer shows it are in `apptainer_faults.rs`.
+//! To add a cause, add a variant here; the compiler then asks for its name, its class and its remedy.
+//! Apptainer's messages for it are in `apptainer_faults.rs`.
 
 use std::fmt;
 use std::io;
@@ -11,38 +11,39 @@ use nix::errno::Errno;
 
 use super::FaultClass;
 
-/// Why a container can't be made, or runs without what it needs. Displays as its [name](Self::name).
+/// The reason why a container can't be made, or lacks something that it needs. Displays as its
+/// [name](Self::name).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Cause {
-    /// The image isn't there, or may not be read.
+    /// The image doesn't exist or may not be read.
     ImageMissing,
     /// The file or directory is no image.
     ImageFormat,
     /// The image can't be mounted or read to its end.
     ImageDamaged,
-    /// The image lacks what every container needs: `/dev`, a runscript or a shell.
+    /// The image lacks something that every container needs: `/dev`, a runscript or a shell.
     ImageIncomplete,
     /// The image's runscript can't start, or does nothing.
     ImageRunscript,
     /// The image's environment ends or breaks every start.
     ImageEnvironment,
-    /// A directory that is to be bound is gone.
+    /// A directory to bind is gone.
     BindSource,
-    /// The site lets no user bind directories.
+    /// The site doesn't allow users to bind directories.
     BindsForbidden,
-    /// A directory was bound, and files that are written there don't arrive.
+    /// A directory was bound, but files written there don't arrive.
     BindsUseless,
     /// The site's Apptainer gives containers no writable `/tmp` or home, no `/dev` or no `/proc`.
     MountsOff,
-    /// The kernel or the site gives the pilot no user namespace, or none of those that go with it.
+    /// The kernel or the site allows the pilot no user namespace, or not the other namespaces with it.
     Namespaces,
-    /// The pilot runs as root who lacks a capability, and Apptainer asks for all.
+    /// The pilot's root lacks a capability, and Apptainer requests all.
     Capabilities,
-    /// The site gives containers no pid namespace, without which nothing in them is sure to die.
+    /// The site gives containers no pid namespace, without which their processes may outlive them.
     PidNamespace,
-    /// `/dev/fuse` is needed and can't be used.
+    /// `/dev/fuse` is needed but can't be used.
     Fuse,
-    /// Parts of `/proc` are hidden, and then the kernel lets no container mount its own.
+    /// Parts of `/proc` are masked, so the kernel doesn't let containers mount their own.
     MaskedProc,
     /// The pilot's user id has no account.
     Account,
@@ -50,17 +51,17 @@ pub enum Cause {
     Cgroups,
     /// The disk is full, or a quota used up.
     DiskFull,
-    /// A file system fails: its server is gone, its daemon died, its disk is broken.
+    /// A file system fails: its server is gone, its daemon died, or its disk is broken.
     Storage,
-    /// Too little address space, memory, too few processes or too small files are allowed.
+    /// The limits on address space, memory, processes or file size are too low.
     Limits,
     /// Apptainer doesn't know a flag that the pilot uses.
     ApptainerTooOld,
     /// Apptainer doesn't answer.
     Hanging,
-    /// Apptainer can't mount something, and nothing above says why.
+    /// Apptainer can't mount something, for none of the reasons above.
     Mount,
-    /// Apptainer can't make the container, and nothing above says why.
+    /// Apptainer can't make the container, for none of the reasons above.
     Unknown,
 }
 
@@ -93,7 +94,7 @@ impl Cause {
         Self::Unknown,
     ];
 
-    /// Its name in texts and records, which never changes its meaning.
+    /// The name in texts and records. Its meaning never changes.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -154,7 +155,7 @@ impl Cause {
         }
     }
 
-    /// What to do about it, as the end of an error's text.
+    /// The advice against it, as the end of an error's text.
     #[must_use]
     pub fn remedy(self) -> &'static str {
         match self {
@@ -208,7 +209,7 @@ impl Cause {
 }
 
 impl Cause {
-    /// The cause of a write that failed.
+    /// The cause of a failed write.
     #[must_use]
     pub fn of_io(error: &io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw) {

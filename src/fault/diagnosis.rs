@@ -1,5 +1,5 @@
-//! What is wrong and how to fix it. The two texts stay apart up to the log line, the last line or the JSON
-//! that shows them.
+//! An observation and its fix. The two texts stay apart up to the log line, the last line or the JSON that
+//! shows them.
 
 use std::fmt;
 
@@ -8,13 +8,13 @@ use super::Cause;
 /// Displays as `seen; fix`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnosis {
-    /// A lower-case fragment. It may quote Apptainer or the kernel, and so hold a `; ` itself.
+    /// A lower-case fragment. It may quote Apptainer or the kernel, and so contain a `; ` itself.
     pub seen: String,
     pub fix: Option<String>,
 }
 
 impl Diagnosis {
-    /// A known cause, and what was seen of it.
+    /// A known cause and its observation.
     #[must_use]
     pub fn of(cause: Cause, seen: impl fmt::Display) -> Self {
         Self {
@@ -40,8 +40,8 @@ impl Diagnosis {
         }
     }
 
-    /// Reads one of the pilot's own error texts, which say what was seen and, after the first `; `, what to
-    /// do.
+    /// Splits one of the pilot's own error texts, which name the observation and, after the first `; `, the
+    /// fix.
     #[must_use]
     pub fn of_text(text: &str) -> Self {
         match text.split_once("; ") {

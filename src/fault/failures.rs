@@ -2,17 +2,17 @@
 
 use super::TaskError;
 
-/// How many failures [`Failures::fatal_line`] lists, and how many different ones are counted apart.
+/// How many failures [`Failures::fatal_line`] lists, and how many different ones are counted separately.
 const LISTED: usize = 100;
-/// How many bytes of one failure's text are kept: a Python traceback has a few thousand.
+/// How many bytes of a failure's text are kept. A Python traceback has a few thousand.
 const TEXT_BYTES: usize = 8 * 1024;
 
-/// Counts every failure. Keeps the first 100 in order, and how often each of the first 100 different ones
-/// occurred, in at most 800 KiB.
+/// Counts every failure. Keeps the first 100 in order, and the counts of the first 100 different ones, in at
+/// most 800 KiB.
 #[derive(Debug, Default)]
 pub struct Failures {
     total: u64,
-    /// Different texts in the order of their first appearance, and how often each occurred.
+    /// Different texts in the order of their first appearance, with their counts.
     distinct: Vec<(String, u64)>,
     /// The first failures, as indices into `distinct`.
     first: Vec<usize>,
@@ -42,7 +42,7 @@ impl Failures {
         self.total == 0
     }
 
-    /// The different failures and how often each occurred, the most frequent first.
+    /// The different failures with their counts, the most frequent first.
     #[must_use]
     pub fn by_frequency(&self) -> Vec<(&str, u64)> {
         let mut counted: Vec<_> = self
@@ -54,8 +54,8 @@ impl Failures {
         counted
     }
 
-    /// The pilot's last line, `RuntimeError: N TASK(S) FAILED: …`, as the Python pilot writes it; of
-    /// more than 100 failures the first 100 are listed, then `… and N more`. `None` without failures.
+    /// The pilot's last line, `RuntimeError: N TASK(S) FAILED: …`, as the Python pilot writes it. Of more
+    /// than 100 failures it lists the first 100, then `… and N more`. `None` without failures.
     #[must_use]
     pub fn fatal_line(&self) -> Option<String> {
         if self.is_empty() {
@@ -75,7 +75,7 @@ impl Failures {
     }
 }
 
-/// Cuts the middle out: a text starts with the error's name and ends with what a traceback says.
+/// Cuts the middle: a text starts with the error's name and ends with the last line of a traceback.
 fn shorten(text: String) -> String {
     if text.len() <= TEXT_BYTES {
         return text;

@@ -1,20 +1,20 @@
-//! What can go wrong with a task or a machine, what it is called, and whose fault it is.
+//! The faults of tasks and machines: their names, their texts, and whose fault they are.
 //!
-//! | file | what is in it |
+//! | file | content |
 //! | --- | --- |
-//! | `mod` | [`TaskError`]: why a task failed, with its name, its text and its class |
-//! | `cause` | [`Cause`]: what goes wrong outside of a task, whose fault that is and what to do |
+//! | `mod` | [`TaskError`]: the failure of a task, with its name, its text and its class |
+//! | `cause` | [`Cause`]: a fault outside of a task, with its class and its remedy |
 //! | `apptainer_faults`, `stderr` | the rules that read exit codes and stderr |
-//! | `attribution` | whose fault a failure is once the machine was asked, as an error |
-//! | `diagnosis` | what was seen and how to fix it, for the preflight and the pilot's own errors |
+//! | `attribution` | whose fault a failure is after the machine was asked, as an error |
+//! | `diagnosis` | an observation and its fix, for the preflight and the pilot's own errors |
 //! | `failures` | all failures of one pilot, counted |
 //!
-//! Names and texts are those of the Python pilot where it has one: users list the names in
-//! `EWMS_PILOT_OKAY_ERRORS`, and services count errors whose texts are *equal*. So no text holds an
-//! id, a task's path or a time.
+//! Names and texts are those of the Python pilot if it has them: users list the names in
+//! `EWMS_PILOT_OKAY_ERRORS`, and services count errors whose texts are *equal*. So no text contains an id, a
+//! task's path or a time.
 //!
-//! A fault is added by a variant of [`TaskError`]; the compiler then asks for its name, its text and
-//! its class.
+//! To add a fault, add a variant of [`TaskError`]; the compiler then asks for its name, its text and its
+//! class.
 
 mod apptainer_faults;
 mod attribution;
@@ -39,9 +39,9 @@ pub use stderr::{READ, apptainer_error, lines, readable, reason, scrub};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FaultClass {
-    /// The task's program, or what it wrote.
+    /// The task's program, or its output.
     Task,
-    /// The event's: it can't be read, or doesn't suit the workflow.
+    /// The event can't be read, or doesn't suit the workflow.
     Event,
     Image,
     Ep,
@@ -49,7 +49,7 @@ pub enum FaultClass {
 }
 
 impl FaultClass {
-    /// Its name in records and logs, which never changes its meaning.
+    /// The name in records and logs. Its meaning never changes.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -61,7 +61,7 @@ impl FaultClass {
         }
     }
 
-    /// The exit code of a pilot that ends for it.
+    /// The exit code of a pilot that ends because of it.
     #[must_use]
     pub fn exit(self) -> Exit {
         match self {
@@ -73,7 +73,7 @@ impl FaultClass {
     }
 
     /// Whether the failure counts against the event. Any other failure says nothing about the event and would
-    /// meet every further one, so no more are taken.
+    /// hit every further one, so the pilot takes no more.
     #[must_use]
     pub fn is_events_own(self) -> bool {
         match self {
@@ -89,12 +89,12 @@ impl fmt::Display for FaultClass {
     }
 }
 
-/// Which container a failure is about.
+/// The container that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ContainerRole {
-    /// One that worked on an event.
+    /// A container that worked on an event.
     Task,
-    /// The one that ran before the first event.
+    /// The container that runs before the first event.
     Init,
 }
 
@@ -107,78 +107,78 @@ impl fmt::Display for ContainerRole {
     }
 }
 
-/// Why one task (or the init container) failed. Displays as its [message](Self::message).
+/// The failure of one task or of the init container. Displays as its [message](Self::message).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TaskError {
     #[error("{role} failed{}: {reason}", exit_code.map(|code| format!(" (exit code {code})")).unwrap_or_default())]
     ContainerRun {
         role: ContainerRole,
-        /// Its exit code, if it came to one.
+        /// The container's exit code, if it has one.
         exit_code: Option<i32>,
-        /// What its stderr says, see [`reason`].
+        /// The reason from its stderr, see [`reason`].
         reason: String,
         class: FaultClass,
     },
-    /// The container ran longer than it may.
+    /// The container exceeded its time limit.
     #[error("{role} failed: [Timeout-Error] timed out after {}s", after.as_secs_f64())]
     Timeout {
         role: ContainerRole,
         after: Duration,
     },
-    /// The task's container took more memory than it may.
+    /// The task's container exceeded its memory limit.
     #[error(
         "task failed: [Memory-Error] more than {limit} bytes of memory used; raise EWMS_PILOT_TASK_MEMORY, or the job's request with `auto`"
     )]
     Memory {
-        /// What it may take, in bytes.
+        /// The limit in bytes.
         limit: u64,
     },
-    /// The kernel killed it because the memory of the job was used up.
+    /// The kernel killed the container because the memory of the job was used up.
     #[error("{role} failed: [Memory-Error] the kernel killed it for memory{}", remedy_of_memory(*.limit))]
     OutOfMemory {
         role: ContainerRole,
-        /// What the job may have, in bytes, if that is known.
+        /// The job's limit in bytes, if known.
         limit: Option<u64>,
     },
-    /// The task neither worked nor wrote.
+    /// The task used no CPU time and wrote no output.
     #[error("task failed: [Stall-Error] neither CPU time nor output for {}s", after.as_secs_f64())]
     Stalled { after: Duration },
     /// The container could not be prepared or started.
     #[error("{message}")]
     ContainerSetup {
-        /// What did not work.
+        /// The failed step and its error.
         message: String,
         class: FaultClass,
     },
     /// The event's data can't be written into an infile of the configured extension.
     #[error("{0}")]
     InvalidDataForInfile(String),
-    /// What the task left as its outfile can't be sent.
+    /// The task's outfile can't be sent.
     #[error("{0}")]
     InvalidDataFromOutfile(String),
     /// A directory can't be bound into the container.
     #[error("{0}")]
     InvalidBindMount(String),
-    /// The event can't be read. (The Python pilot redelivers such an event without end.)
+    /// The event can't be read. (The Python pilot redelivers such an event endlessly.)
     #[error("{0}")]
     EventDecode(String),
     /// The result can't be published: no queue takes it.
     #[error("{message}")]
     Publish {
-        /// What did not work.
+        /// The failed step and its error.
         message: String,
         class: FaultClass,
     },
-    /// The result is larger than the broker takes, however often it is made.
+    /// The result is larger than the broker takes. A retry would not help.
     #[error(
         "the result is too large for the broker: `{bytes}` bytes or more after compression, the limit is `{limit}`; \
          let the task write a smaller outfile, or raise max_message_size at the broker and \
          EWMS_PILOT_BROKER_MAX_MESSAGE_SIZE"
     )]
     ResultTooLarge {
-        /// Size of the message's body, as far as it was packed.
+        /// The size of the message's body, as far as it was packed.
         bytes: usize,
-        /// The most that the broker takes.
+        /// The largest body that the broker takes.
         limit: usize,
     },
     /// The machine failed: a full disk, no more processes.
@@ -187,7 +187,7 @@ pub enum TaskError {
 }
 
 impl TaskError {
-    /// The error's class name in Python, or what it would be.
+    /// The name of the error's class in Python, or of the class that it would have.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -206,8 +206,8 @@ impl TaskError {
         }
     }
 
-    /// Every name by which `EWMS_PILOT_OKAY_ERRORS` may mean this error. `TimeoutError` is what users
-    /// write for a timeout, though it is displayed as a `ContainerRunError`.
+    /// All names by which `EWMS_PILOT_OKAY_ERRORS` may mean this error. Users write `TimeoutError` for a
+    /// timeout, though it is displayed as a `ContainerRunError`.
     #[must_use]
     pub fn names(&self) -> &'static [&'static str] {
         match self {
@@ -225,7 +225,7 @@ impl TaskError {
         }
     }
 
-    /// Whose fault it is: the one place that decides.
+    /// Whose fault it is. Only this match decides that.
     #[must_use]
     pub fn class(&self) -> FaultClass {
         match self {
@@ -243,13 +243,13 @@ impl TaskError {
         }
     }
 
-    /// Whether it is what the Python pilot calls a `ContainerRunError`.
+    /// Whether the Python pilot calls it a `ContainerRunError`.
     #[must_use]
     pub fn is_container_run(&self) -> bool {
         self.names().contains(&"ContainerRunError")
     }
 
-    /// Whether it would be the same however often the event is delivered.
+    /// Whether every delivery of the event would fail in the same way.
     #[must_use]
     pub fn is_permanent(&self) -> bool {
         matches!(self, Self::ResultTooLarge { .. })
@@ -261,7 +261,7 @@ impl TaskError {
         self.to_string()
     }
 
-    /// The same error, its text changed by `edit` wherever it came from outside.
+    /// The same error, with `edit` applied to any text that came from outside.
     #[must_use]
     pub fn edited(mut self, edit: impl FnOnce(&str) -> String) -> Self {
         match &mut self {
@@ -282,15 +282,15 @@ impl TaskError {
         self
     }
 
-    /// As Python would write it: `ContainerRunError('task failed: …')`.
+    /// The error's `repr` in Python: `ContainerRunError('task failed: …')`.
     #[must_use]
     pub fn repr(&self) -> String {
         format!("{}({})", self.name(), python_repr(&self.message()))
     }
 }
 
-/// A `request_memory`, in MiB, of half as much again as the job had, in round numbers: how much a killed task
-/// would have taken is not known. It depends on the job alone, so that equal failures read the same.
+/// A `request_memory`, in MiB, of one and a half times the job's limit, rounded up: the real need of a killed
+/// task is unknown. It depends only on the job, so that equal failures read the same.
 #[must_use]
 pub fn larger_request_mib(limit: u64) -> u64 {
     const STEP: u64 = 128;

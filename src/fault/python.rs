@@ -1,11 +1,11 @@
-//! Python's `repr` of a string: services compare the pilot's last line with what the Python pilot writes.
+//! Python's `repr` of a string: services compare the pilot's last line with the Python pilot's.
 
 use std::fmt::Write;
 
-/// What Python's `repr` gives for a `str`: quoted, with everything escaped that does not print.
+/// Python's `repr` of a `str`: quoted, with all unprintable characters escaped.
 ///
-/// Which characters print depends on the Unicode version; Rust's is newer than most Pythons', so a
-/// character of recent years may be escaped there and not here.
+/// Which characters are printable depends on the Unicode version. Rust's is newer than most Pythons', so a
+/// recent character may be escaped there but not here.
 #[must_use]
 pub fn python_repr(text: &str) -> String {
     let quote = if text.contains('\'') && !text.contains('"') {
@@ -41,13 +41,13 @@ fn push_escaped(repr: &mut String, character: char, quote: char) {
     }
 }
 
-/// Python's `str.isprintable`: everything but the categories C* and Z*, of which the space prints.
+/// Python's `str.isprintable`: everything but the categories C* and Z*, except for the space.
 fn is_printable(character: char) -> bool {
     if character.is_ascii() {
         return (' '..='~').contains(&character);
     }
-    // The standard library escapes exactly the same categories, and combining characters only at
-    // the start of a string.
+    // The standard library escapes exactly the same categories, and combining characters only at the start of
+    // a string.
     let text: String = ['a', character].iter().collect();
     text.escape_debug().nth(1) == Some(character)
 }

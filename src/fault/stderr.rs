@@ -1,17 +1,17 @@
-//! Reads a container's stderr: the reason of its end, for people and for the service that counts equal
+//! Reads a container's stderr to find the reason of its end, for people and for the service that counts equal
 //! reasons. Apptainer and the task write into the same stream; [`OwnLine`] tells Apptainer's lines from the
 //! task's by their form.
 
 /// How much of stderr's end is read, in bytes.
 pub const READ: usize = 64 * 1024;
 
-/// Levels of Apptainer's lines, the worst first.
+/// The levels of Apptainer's lines, the worst first.
 const LEVELS: &[&str] = &[
     "FATAL", "ABORT", "ERROR", "WARNING", "INFO", "LOG", "VERBOSE", "DEBUG",
 ];
 /// How many of [`LEVELS`] are errors.
 pub(super) const ERRORS: usize = 3;
-/// The index of the level below them.
+/// The index of the first level below the errors.
 const WARNING: usize = 3;
 
 /// A line that Apptainer wrote.
@@ -27,9 +27,9 @@ impl<'a> OwnLine<'a> {
         Self::parse_plain(line).or_else(|| Self::parse_debug(line))
     }
 
-    /// `FATAL:   message` or, from the part of Apptainer that is written in C, `ERROR  : message`. The
-    /// padding is part of it: a task's own `ERROR: message` is no line of Apptainer's. `WARNING: ` has
-    /// none, and is taken for Apptainer's.
+    /// `FATAL:   message` or, from Apptainer's C part, `ERROR  : message`. The padding belongs to the form: a
+    /// task's own `ERROR: message` is not Apptainer's. `WARNING: ` has no padding and is taken for
+    /// Apptainer's.
     fn parse_plain(line: &'a str) -> Option<Self> {
         LEVELS.iter().enumerate().find_map(|(level, name)| {
             let message = line
@@ -54,7 +54,7 @@ impl<'a> OwnLine<'a> {
         let rest = digits(rest.strip_prefix("[U=")?)?;
         let rest = digits(rest.strip_prefix(",P=")?)?.strip_prefix(']')?;
         let message = rest.strip_prefix(char::is_whitespace)?.trim();
-        // The function's name differs between versions and says nothing to a physicist.
+        // The function's name differs between versions and tells users nothing.
         let message = match message.split_once(char::is_whitespace) {
             Some((function, message)) if function.ends_with("()") => message.trim_start(),
             _ => message,
@@ -67,18 +67,18 @@ impl<'a> OwnLine<'a> {
     }
 }
 
-/// What follows one or more digits.
+/// The text after one or more digits.
 fn digits(text: &str) -> Option<&str> {
     let rest = text.trim_start_matches(|letter: char| letter.is_ascii_digit());
     (rest.len() < text.len()).then_some(rest)
 }
 
-/// Why a container failed, from the end of its stderr:
+/// The reason of a container's failure, from the end of its stderr:
 ///
-/// 1. the last Python traceback, and what the task wrote after it, or what Python's fault handler said,
-///    if that was later;
-/// 2. else the last line that isn't Apptainer's own;
-/// 3. else, when only Apptainer complained, `[Apptainer-Error]` and its worst message, the last of these;
+/// 1. the last Python traceback and everything that the task wrote after it, or the report of Python's fault
+///    handler if that came later;
+/// 2. otherwise the last line that isn't Apptainer's own;
+/// 3. otherwise, if only Apptainer complained, `[Apptainer-Error]` and the last of its worst messages;
 /// 4. `<no stderr logs>`.
 #[must_use]
 pub fn reason(stderr: &[u8]) -> String {
@@ -104,18 +104,18 @@ pub fn reason(stderr: &[u8]) -> String {
     }
 }
 
-/// The first line of a traceback, or of an exception group, which is drawn as a tree.
+/// Whether a traceback begins here, or an exception group, which is drawn as a tree.
 fn begins_traceback(line: &str) -> bool {
     let group = line.trim_start().strip_prefix("+ Exception Group ");
     group.unwrap_or(line).starts_with("Traceback")
 }
 
-/// The beginning of a report of Python's fault handler.
+/// The beginning of a report by Python's fault handler.
 const FATAL: &str = "Fatal Python error:";
 
-/// The part of such a report that is the same in the next run: the error, and the frames of the thread that
-/// failed. Left out are the threads' numbers, the other threads, and what follows: the modules, the
-/// addresses of C functions, a shell's line with the number of the process.
+/// The part of such a report that is the same in every run: the error, and the frames of the failed thread.
+/// Leaves out the threads' numbers, the other threads, and the rest: the modules, the addresses of C
+/// functions, a shell's line with the process id.
 fn python_fault(report: &[&str]) -> String {
     let is_thread =
         |line: &&str| line.contains("hread 0x") && line.ends_with("(most recent call first):");
@@ -133,7 +133,7 @@ fn python_fault(report: &[&str]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Apptainer's own last error lines, at most three, joined with `; `. `None` when there is none.
+/// Apptainer's own last error lines, at most three, joined with `; `. `None` if there are none.
 #[must_use]
 pub fn apptainer_error(stderr: &[u8]) -> Option<String> {
     let text = readable(stderr);
@@ -146,8 +146,8 @@ pub fn apptainer_error(stderr: &[u8]) -> Option<String> {
     (!last.is_empty()).then(|| last.join("; "))
 }
 
-/// The last of the lines with the worst level; below an error, just the last line. Without `--debug`, lines
-/// below a warning are chatter (`INFO:    gocryptfs not found`, at every start of a SIF) and no reason.
+/// The last of the lines with the worst level; if none is an error, the last line. Without `--debug`, lines
+/// below a warning are no reason (`INFO:    gocryptfs not found`, at every start of a SIF).
 fn worst(text: &str) -> Option<OwnLine<'_>> {
     let is_chatter =
         |line: &&str| OwnLine::parse_plain(line).is_some_and(|own| own.level > WARNING);
@@ -161,8 +161,8 @@ fn worst(text: &str) -> Option<OwnLine<'_>> {
         .copied()
 }
 
-/// Replaces texts that differ in every run (a task's id, its directory) so that equal failures have equal
-/// texts: the first of each pair by the second, in this order.
+/// Replaces texts that differ in every run (a task's id, its directory), so that equal failures have equal
+/// texts. Replaces the first text of each pair by the second, in this order.
 #[must_use]
 pub fn scrub(reason: &str, replacements: &[(&str, &str)]) -> String {
     replacements
@@ -171,18 +171,17 @@ pub fn scrub(reason: &str, replacements: &[(&str, &str)]) -> String {
         .fold(reason.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
-/// Apptainer's own lines.
 pub(super) fn own_lines(text: &str) -> impl Iterator<Item = OwnLine<'_>> {
     lines(text).filter_map(OwnLine::parse)
 }
 
-/// Lines that aren't blank. A lone carriage return ends one too: progress bars write so.
+/// The lines that aren't blank. A lone carriage return ends a line too, as in progress bars.
 pub fn lines(text: &str) -> impl Iterator<Item = &str> {
     text.split(['\n', '\r'])
         .filter(|line| !line.trim().is_empty())
 }
 
-/// Stderr as text, without colours, which Apptainer's C part writes even into files.
+/// Stderr as text without colours, which Apptainer's C part writes even into files.
 #[must_use]
 pub fn readable(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);

@@ -1,4 +1,4 @@
-//! Rows are what Apptainer was seen to write.
+//! The rows are observed outputs of Apptainer.
 
 use super::*;
 
@@ -87,7 +87,7 @@ fn a_fault_handlers_report_is_the_reason_and_holds_nothing_that_changes() {
                   File \"<string>\", line 4 in f\n  File \"<string>\", line 5 in <module>";
     let first = report("0x00007efe8a7bfb80", 12);
     assert_eq!(reason_of(&format!("{TRACEBACK}\n{first}")), reason);
-    // Python 3.14 says which one it is.
+    // Python 3.14 also names the thread.
     assert_eq!(
         reason_of(&report("0x00001efe8a7bfb80 [python]", 4711)),
         reason

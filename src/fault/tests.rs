@@ -1,4 +1,4 @@
-//! What the faults' names, texts and classes claim.
+//! The names, texts and classes of the faults.
 
 use super::*;
 
@@ -34,7 +34,7 @@ fn container_errors_read_as_the_python_pilot_writes_them() {
     assert_eq!(init.message(), "init-container failed: <no stderr logs>");
 }
 
-/// One row a variant: name, names that `EWMS_PILOT_OKAY_ERRORS` matches, class.
+/// One row for each variant: name, names that `EWMS_PILOT_OKAY_ERRORS` matches, class.
 #[test]
 fn every_variant_has_its_name_its_aliases_and_its_class() {
     use FaultClass::{Broker, Ep, Event, Image, Task};
@@ -100,7 +100,7 @@ fn every_variant_has_its_name_its_aliases_and_its_class() {
     }
 }
 
-/// Expectations were written by Python 3.11's `repr`.
+/// The expectations come from Python 3.11's `repr`.
 #[test]
 fn python_repr_escapes_what_python_escapes() {
     for (text, repr) in [
@@ -133,8 +133,8 @@ fn python_repr_escapes_what_python_escapes() {
     }
 }
 
-/// The counts are those of Python 3.11 (Unicode 14) over code points that Unicode 1.1 to 14 assigned,
-/// or that no version may assign.
+/// The counts are those of Python 3.11 (Unicode 14), over code points that are assigned in Unicode 1.1 to 14
+/// or can never be assigned.
 #[test]
 fn python_repr_agrees_with_python_on_whole_blocks() {
     let escaped = |range: std::ops::RangeInclusive<char>| {

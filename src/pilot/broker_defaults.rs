@@ -1,5 +1,5 @@
-//! Warns of what a broker with default settings does to events: it deletes one that was delivered 20 times, and
-//! takes one back that is not acknowledged within 30 minutes.
+//! Warns of two defaults of RabbitMQ: it deletes an event that was delivered 20 times, and takes back one
+//! that isn't acknowledged within 30 minutes.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use crate::config::{BrokerConfig, Config};
 use crate::ids::TaskId;
 
 /// Deliveries after which a broker with default settings deletes an event (RabbitMQ 4.0, quorum queues),
-/// and how many before that are warned of.
+/// and how many deliveries before that the warnings begin.
 const DELETED_AFTER: u64 = 20;
 const WARNED_BEFORE: u64 = 3;
 
-/// Loud, because the event would be gone without a trace.
+/// Warns in capitals, because the event would be gone without a trace.
 pub(super) fn warn_of_deletion(id: TaskId, earlier_deliveries: Option<u64>) {
     let deliveries = earlier_deliveries.unwrap_or(0);
     if deliveries.saturating_add(WARNED_BEFORE) >= DELETED_AFTER {
@@ -26,13 +26,13 @@ pub(super) fn warn_of_deletion(id: TaskId, earlier_deliveries: Option<u64>) {
     }
 }
 
-/// A broker with default settings takes an event back that is not acknowledged after half an hour.
+/// A broker with default settings takes back an event that isn't acknowledged after half an hour.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_mins(30);
-/// What a task needs beside its own time: its result's way to the broker.
+/// Time beyond the task's own, for sending its result to the broker.
 const SPARE: Duration = Duration::from_mins(5);
 
-/// The event would not be run again here, but perhaps by another pilot, and each time brings it closer
-/// to its deletion.
+/// Warns of tasks that take longer than that. This pilot would not run the event again, but another might,
+/// and each delivery brings it closer to its deletion.
 pub(super) fn advise_on_long_tasks(config: &Config) {
     let mut brokers = config.incoming.iter().map(|queue| &queue.broker);
     if !brokers.any(|broker| matches!(broker, BrokerConfig::RabbitMq(_))) {

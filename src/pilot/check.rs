@@ -39,7 +39,7 @@ async fn check_host(
     Ok(())
 }
 
-/// Asks for all queues, whatever fails, and returns the first error.
+/// Looks at all queues even if one fails, and returns the first error.
 async fn check_brokers(config: &Config, findings: &mut Findings) -> Result<(), PilotError> {
     let incoming = config
         .incoming

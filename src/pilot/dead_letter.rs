@@ -20,7 +20,7 @@ use crate::task::EventCopy;
 
 /// The directory for events that no dead-letter queue takes.
 pub const REJECTED_DIR: &str = "rejected";
-/// What it may hold, for it comes home with the job: of several pilots in one directory, together.
+/// The most bytes in it, since it comes home with the job. Pilots that share the directory share the limit.
 const REJECTED_BYTES_MAX: u64 = 100 * 1024 * 1024;
 
 #[derive(Debug, Clone)]
@@ -32,7 +32,7 @@ pub struct DeadLetters {
     outage_policy: OutagePolicy,
 }
 
-/// What is said about an event that is put away.
+/// The failure that is noted with an event that is put away.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FailureNote {
     pub error: TaskError,
@@ -48,10 +48,10 @@ pub enum Disposition {
     Kept,
 }
 
-/// Why it is nowhere but in its queue.
+/// The reason why an event could not be put away and stays in its queue.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotPutAway {
-    /// The dead-letter queue did not take it for as long as an outage is borne.
+    /// The dead-letter queue did not take it for as long as an outage may last.
     #[error("{0}")]
     Refused(String),
     /// There is no such queue, or no room in `rejected/`.
@@ -60,7 +60,7 @@ pub enum NotPutAway {
 }
 
 impl DeadLetters {
-    /// As configured. While the dead-letter queue refuses events, no others are taken.
+    /// Dead letters as configured. While the dead-letter queue refuses events, no others are taken.
     #[must_use]
     pub fn new(config: &Config, source: &PilotIdentity, outage_policy: &OutagePolicy) -> Self {
         Self {
@@ -75,7 +75,7 @@ impl DeadLetters {
     /// Puts one event away.
     ///
     /// # Errors
-    /// When it could not be; it must stay in its queue then.
+    /// Fails if the event could not be put away; it must stay in its queue then.
     pub async fn dispose(
         self,
         id: TaskId,
@@ -140,7 +140,8 @@ fn names(queues: &[QueueConfig]) -> String {
     names.join(";")
 }
 
-/// A session for one event: they are rare, and a connection held for them would not be.
+/// Opens a session for one event. Dead letters are rare, and keeping a connection for them would cost every
+/// pilot one.
 async fn publish(
     queue: &QueueConfig,
     event: Content,
@@ -163,8 +164,8 @@ async fn publish(
     })
 }
 
-/// First the reason, then the event: a body is never there alone. All of it is on disk before this
-/// returns, for the broker deletes its copy then.
+/// Writes the reason first, so that no body is there without one. Both are synced before this returns,
+/// because the broker deletes its copy then.
 fn keep(directory: &Path, id: TaskId, event: &Content, reason: &str) -> io::Result<()> {
     let suffix = match event {
         Content::Frame(_) => "json.zst",
@@ -190,7 +191,7 @@ fn keep(directory: &Path, id: TaskId, event: &Content, reason: &str) -> io::Resu
     write(&directory.join(format!("{id}.{suffix}")), |file| {
         body.write_to(file)
     })?;
-    // The names, too.
+    // The directories hold the names, so they are synced, too.
     for directory in [directory, parent] {
         File::open(directory)?.sync_all()?;
     }

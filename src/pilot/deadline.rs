@@ -1,17 +1,17 @@
-//! The deadline of a pilot whose wall time is limited, and the steps before it. Is told the time. Wall time
-//! runs on while a pilot is suspended, as it does for HTCondor.
+//! The deadline of a pilot whose wall time is limited, and the steps before it. Has no timer of its own. Wall
+//! time runs on while a pilot is suspended, as it does for HTCondor.
 
 use std::time::{Duration, Instant, SystemTime};
 
-/// What is left for the last results, acknowledgements and reports after the tasks have ended; of a
-/// short run time no more than a tenth.
+/// The time for the last results, acknowledgements and reports after the tasks have ended; at most a tenth
+/// of the run time.
 const GOOD_BYE: Duration = Duration::from_secs(15);
 
-/// How much before a token's end a pilot is to be gone, since clocks differ; of a short life no more
-/// than a tenth.
+/// How long before its token expires a pilot must be gone, since clocks differ; at most a tenth of the
+/// token's remaining life.
 const TOKEN_MARGIN: Duration = Duration::from_secs(30);
 
-/// A moment that the limit brings.
+/// A step towards the deadline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DeadlineStep {
     /// A task that began now would not end in time.
@@ -21,7 +21,7 @@ pub enum DeadlineStep {
     KillTasks,
 }
 
-/// What a pilot's time is limited by.
+/// The limit on a pilot's time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeadlineCause {
     RunTime,
@@ -29,8 +29,8 @@ pub enum DeadlineCause {
     Token,
 }
 
-/// The time of a pilot that began at `began`, and what limits it: the earlier of the two. A token that
-/// has ended already is the broker's to judge.
+/// The earlier of the two limits of a pilot that began at `began`, and its cause. A token that has expired
+/// already is no limit: the broker judges it.
 #[must_use]
 pub fn earlier(
     began: Instant,
@@ -47,7 +47,7 @@ pub fn earlier(
     limits.into_iter().flatten().min_by_key(|&(limit, _)| limit)
 }
 
-/// The moments of one pilot, each of which comes once.
+/// The steps of one pilot, each of which comes once.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline {
     tell: Instant,
@@ -70,8 +70,8 @@ impl Deadline {
         })
     }
 
-    /// The next moment and what it is, judged by how long the slowest tasks took. Nothing ends before
-    /// a task has: then its length is anybody's guess, and the tell is what limits it.
+    /// The next step and its time. The slower the slowest tasks were, the earlier
+    /// [`DeadlineStep::NoMoreTasks`] comes; while none has ended, it comes with [`DeadlineStep::TellTasks`].
     #[must_use]
     pub fn next(&self, slowest: Option<f64>) -> Option<(Instant, DeadlineStep)> {
         let slowest = slowest
@@ -79,7 +79,7 @@ impl Deadline {
             .unwrap_or_default();
         let limit = self.next?;
         let at = match limit {
-            // Long past when a task is longer than the pilot: then it is due at once.
+            // In the past, and so due at once, if a task takes longer than the pilot has.
             DeadlineStep::NoMoreTasks => self.tell.checked_sub(slowest).unwrap_or(self.tell),
             DeadlineStep::TellTasks => self.tell,
             DeadlineStep::KillTasks => self.kill,

@@ -8,7 +8,7 @@ use crate::task::disk_space;
 
 const PACE: Duration = Duration::from_secs(2);
 
-/// What must stay free, and where.
+/// The space that must stay free, and where.
 #[derive(Debug, Clone)]
 pub struct DiskFloor {
     pub directory: PathBuf,
@@ -17,7 +17,7 @@ pub struct DiskFloor {
 }
 
 impl DiskFloor {
-    /// Returns, with what to say, when less is free. A disk that can't be asked is none to end for.
+    /// Returns a message once less is free. A disk that can't be asked doesn't end the pilot.
     pub async fn crossed(self) -> String {
         loop {
             let directory = self.directory.clone();

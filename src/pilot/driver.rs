@@ -1,4 +1,4 @@
-//! Performs what [`super::state`] decides: waits for whatever happens next, turns it into an event,
+//! Performs the decisions of [`super::state`]: waits for the next thing to happen, turns it into an event,
 //! carries out the actions. Owns the receipts, the results on their way out, and the timers.
 
 use std::cell::Cell;
@@ -34,9 +34,9 @@ use crate::records::EventOutcome;
 use crate::signals::{Signal, Signals};
 use crate::task::{EventCopy, Leftover, StartGate, TaskOutcome, TaskReport, TaskRunner};
 
-/// A pilot that was told to end while it closes its queues is gone so soon after that.
+/// How long closing the queues may go on after the pilot was told to end.
 const CLOSED_WITHIN: Duration = Duration::from_millis(4_500);
-/// What closing has at least.
+/// The least time for closing the queues, even if the pilot was told to end long before.
 const CLOSED_AT_ONCE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
@@ -45,14 +45,14 @@ pub struct LoopEnd {
     pub conclusion: Conclusion,
 }
 
-/// What the loop does beside its main work.
+/// Settings of the loop beyond its rules and queues.
 #[derive(Debug)]
 pub struct DriverOptions {
-    /// Where events go that failed too often.
+    /// The destination of events that failed too often.
     pub dead_letters: DeadLetters,
     /// When the pilot must end.
     pub wall_time: Option<Deadline>,
-    /// What must stay free on the disk.
+    /// The space that must stay free on the disk.
     pub disk_floor: Option<DiskFloor>,
 }
 
@@ -61,21 +61,21 @@ struct InFlightEvent {
     name: Option<OsString>,
     /// The event until its task starts or is made ready.
     content: Option<Content>,
-    /// What tells a task that was made ready to start; dropped, that it won't be.
+    /// Starts a task that was made ready; dropping it calls the task off.
     turn: Option<oneshot::Sender<()>>,
-    /// The event once its task ended: it may have to be put away.
+    /// The event once its task ended: it may become a dead letter.
     event: Option<EventCopy>,
-    /// What its task left on the disk.
+    /// The files that its task left on the disk.
     leftover: Option<Leftover>,
-    /// Which took so many bytes, once it is cleared away.
+    /// The bytes that these files took, known once they are removed.
     disk_bytes: Rc<Cell<Option<u64>>>,
 }
 
-/// Something that was under way came to its end.
+/// The end of something that was under way.
 enum Completion {
     Task(TaskId, Box<TaskReport>),
     Published(TaskId, Result<(), PublishError>),
-    /// And what the task left was cleared away, which took so many bytes on disk.
+    /// The task's files are removed as well; they took so many bytes on disk.
     Settled(TaskId, Result<(), SettleError>, Option<u64>),
     Rested(TaskId),
     PauseOver(TaskId),
@@ -84,7 +84,7 @@ enum Completion {
     IntakeStopped(Box<Source>, Result<(), BrokerError>),
 }
 
-/// What the loop waited for.
+/// Why the loop woke up.
 enum Wakeup {
     Signal(Signal),
     Done(Completion),
@@ -101,10 +101,10 @@ struct Driver<'a> {
     source: Option<Source>,
     shutdown: ShutdownSender,
     held: HashMap<TaskId, InFlightEvent>,
-    /// Bounded by the window and by how many may be set aside: a task, a publish, two pauses or a settlement
-    /// for each held event, and one stop.
+    /// Bounded by the window and the number of events that may be set aside: a task, a publish, two pauses or
+    /// a settlement for each held event, and one stop.
     under_way: FuturesUnordered<LocalBoxFuture<'static, Completion>>,
-    /// How long the queue may be silent, and what is left of it.
+    /// How long the queue may be silent, and the timer for the rest of that time.
     idle: Option<(Duration, SuspendAwareTimer)>,
     outage_policy: OutagePolicy,
     result_acceptance: ResultAcceptanceWatch,
@@ -218,7 +218,7 @@ impl Driver<'_> {
         Some((Instant::from_std(at), limit))
     }
 
-    /// Waits; decides nothing. Every future here may be dropped at any await.
+    /// Waits and decides nothing. Every future here is cancel-safe.
     async fn next(&mut self, state: &PilotState, signals: &mut Signals) -> Wakeup {
         let limit = self.deadline();
         let idle = self.idle.as_mut().map(|(_, countdown)| countdown);
@@ -234,15 +234,15 @@ impl Driver<'_> {
         }
     }
 
-    /// What is left of the idle time, if it was not over when its timer fired: while the broker is
-    /// away nothing can come.
+    /// The rest of the idle time, if its timer fired early: time without a connection doesn't count, because
+    /// no event can come then.
     fn still_idle(&self) -> Option<(Duration, SuspendAwareTimer)> {
         let (wait, _) = self.idle.as_ref()?;
         let left = self.source.as_ref()?.idle_left(*wait);
         (!left.is_zero()).then(|| (*wait, SuspendAwareTimer::new(left)))
     }
 
-    /// Keeps what an event carries and says what it means.
+    /// Turns a wake-up into an event for the state, and keeps the delivery or source that came with it.
     fn event_of(&mut self, woken: Wakeup) -> PilotEvent {
         match woken {
             Wakeup::Signal(signal) => {
@@ -391,7 +391,7 @@ impl Driver<'_> {
             PilotAction::Start(id) => {
                 self.recorder.started(id);
                 match self.held.get_mut(&id).and_then(|held| held.turn.take()) {
-                    // It waits for this, whatever its files came to.
+                    // The task waits for this even if preparing its files failed.
                     Some(turn) => drop(turn.send(())),
                     None => self.run(id, StartGate::Now),
                 }
@@ -430,7 +430,7 @@ impl Driver<'_> {
                     Verdict::Rejected => {}
                 }
                 let settled = held.receipt.settle(verdict);
-                // Not before: its result is out, or there is none.
+                // Not earlier: only now is the result sent, or known not to exist.
                 let cleared = cleared(held.leftover, held.disk_bytes);
                 self.spawn_local(async move {
                     let (result, disk_bytes) = tokio::join!(settled, cleared);
@@ -471,7 +471,7 @@ impl Driver<'_> {
         let Some(held) = self.held.get_mut(&id) else {
             return;
         };
-        // Its files are told of now: the pilot may end before it goes back.
+        // Recorded now: the pilot may end before the event goes back.
         self.recorder.decided(id, EventOutcome::Failed);
         let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
         info!(task_id = %id, pause_ms, "an event that failed before waits before it goes back");
@@ -524,7 +524,7 @@ impl Driver<'_> {
     }
 }
 
-/// Clears away what a task left, unless that is done, and gives what it took on disk.
+/// Removes the files that a task left, unless that is done, and returns the bytes that they took on disk.
 async fn cleared(leftover: Option<Leftover>, disk_bytes: Rc<Cell<Option<u64>>>) -> Option<u64> {
     if let Some(leftover) = leftover {
         disk_bytes.set(leftover.clear().await);

@@ -6,7 +6,7 @@ use crate::exit::Exit;
 use crate::fault::{Diagnosis, FaultClass, TaskError};
 use crate::preflight::CheckProblem;
 
-/// An error that is not one task's.
+/// An error that ends the pilot, rather than one task.
 #[derive(Debug, Clone, Error)]
 pub enum PilotError {
     /// The configuration is wrong in a way that shows only on the EP.
@@ -44,12 +44,12 @@ impl PilotError {
             FaultClass::Image => Self::Image(diagnosis),
             FaultClass::Broker => Self::Broker(diagnosis),
             FaultClass::Ep => Self::ExecutionPoint(diagnosis),
-            // Before there is any event, what is wrong with a task is wrong with its settings.
+            // Before the first event, a fault of the task is a fault of its settings.
             FaultClass::Task | FaultClass::Event => Self::Configuration(diagnosis),
         }
     }
 
-    /// What is wrong and how to fix it, without the error's name.
+    /// The problem and its fix, without the error's name.
     #[must_use]
     pub fn diagnosis(&self) -> Diagnosis {
         match self {
@@ -62,8 +62,8 @@ impl PilotError {
         }
     }
 
-    /// The text that services count, which for a container's error is the Python pilot's: without a name.
-    /// None of a signal, which is no error.
+    /// The text that services count. For a container's error it is that of the Python pilot, without a name.
+    /// `None` for a signal, which is no error.
     #[must_use]
     pub fn chirped(&self) -> Option<String> {
         match self {
@@ -73,7 +73,6 @@ impl PilotError {
         }
     }
 
-    /// The exit code.
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {

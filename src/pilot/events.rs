@@ -1,4 +1,4 @@
-//! What can happen to the event loop ([`PilotEvent`]), and what it can decide to do ([`PilotAction`]).
+//! The input of the event loop ([`PilotEvent`]) and its decisions ([`PilotAction`]).
 
 use super::dead_letter::{Disposition, FailureNote, NotPutAway};
 use super::deadline::DeadlineStep;
@@ -11,66 +11,66 @@ use std::time::Duration;
 
 #[derive(Debug)]
 pub enum PilotEvent {
-    /// The broker handed out an event; it is to be run as this task. If the broker says so, it did so
-    /// this often before.
+    /// The broker delivered an event, to be run as this task. The number counts earlier deliveries, if the
+    /// broker tells.
     Delivered(TaskId, Option<u64>),
     /// No event came for as long as a slot was free.
     IdleTimeout,
-    /// The connection that events come from is gone.
+    /// The connection to the incoming queues is gone.
     IntakeLost(String),
-    /// The broker hands out no more events, and has back what it had sent ahead.
+    /// The broker delivers no more events, and has prefetched ones back.
     IntakeStopped,
     /// A task's container ended and its files were read.
     TaskEnded(TaskId, TaskOutcome),
-    /// The broker answered, or never will, for a task's result.
+    /// The broker answered for a task's result, or never will.
     Published(TaskId, Result<(), PublishError>),
     /// A task's event was settled, or can't be any more.
     Settled(TaskId),
     /// An event that is set aside has waited for long enough to go back early.
     Rested(TaskId),
-    /// It has waited for as long as it was to.
+    /// The pause of an event that is set aside is over.
     PauseOver(TaskId),
     /// An event that failed too often is a dead letter now, or could not become one.
     PutAway(TaskId, Result<Disposition, NotPutAway>),
     /// Results are refused for now, or taken again.
     ResultAcceptance(ResultAcceptance),
-    /// The pilot's wall time comes to its end.
+    /// The pilot's wall time is about to end.
     WallTime(DeadlineStep),
-    /// The disk is fuller than it may be.
+    /// Too little space is free on the disk.
     DiskLow(String),
     Signal(i32),
 }
 
-/// Something is to be done, in this order.
+/// An action for the driver, which performs them in order.
 #[derive(Debug)]
 #[cfg_attr(test, derive(PartialEq))]
 pub enum PilotAction {
     Start(TaskId),
-    /// Make everything ready for its container while others run: it waits for [`PilotAction::Start`].
+    /// Make a task ready while others run; its container waits for [`PilotAction::Start`].
     Prepare(TaskId),
-    /// Never start it after all; answered by [`PilotEvent::TaskEnded`].
+    /// Don't start a task that was made ready; answered by [`PilotEvent::TaskEnded`].
     CallOff(TaskId),
-    /// Take no more events, give back what was sent ahead; answered by [`PilotEvent::IntakeStopped`].
+    /// Take no more events, give back prefetched ones; answered by [`PilotEvent::IntakeStopped`].
     StopIntake,
     /// Send a task's result; answered by [`PilotEvent::Published`].
     Publish(TaskId, Content),
     /// Settle a task's event; answered by [`PilotEvent::Settled`].
     Settle(TaskId, Verdict),
-    /// Hold a task's event for so long, beside those that the broker may send: [`PilotEvent::Rested`], if it
-    /// takes longer than that, and [`PilotEvent::PauseOver`] follow.
+    /// Hold a task's event for this long, outside the window. [`PilotEvent::Rested`] follows if the pause is
+    /// long enough for it, then [`PilotEvent::PauseOver`].
     SetAside(TaskId, Duration),
     /// Put an event away that failed too often; answered by [`PilotEvent::PutAway`].
     PutAway(TaskId, FailureNote),
     /// Tell every running task.
     Tell(ShutdownPhase),
-    /// Fire [`PilotEvent::IdleTimeout`] after this long, instead of when it was to fire before.
+    /// Fire [`PilotEvent::IdleTimeout`] after this long; replaces a timer that is running.
     StartIdleTimer(Duration),
     /// Do not fire [`PilotEvent::IdleTimeout`].
     StopIdleTimer,
     Report(Status),
 }
 
-/// The phases of a pilot's life, by the names that the services around it know.
+/// The phases of a pilot's life, by the names that services know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
     Started,
@@ -85,7 +85,6 @@ pub enum Status {
 }
 
 impl Status {
-    /// The name as services know it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

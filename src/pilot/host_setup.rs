@@ -1,8 +1,8 @@
 //! Prepares the machine for tasks: directories, binds, Apptainer, the task's image, the init container's.
 //!
-//! [`Host::make_checks`] is the list of checks. Each is made once, unless the user wants none
-//! (`EWMS_PILOT_PREFLIGHT`), and says what it saw or with what error it ends the pilot. `ewms-pilot check`
-//! makes the same ones.
+//! [`Host::make_checks`] is the list of checks. Each runs once, unless the user wants none
+//! (`EWMS_PILOT_PREFLIGHT`), and returns a note or the error that ends the pilot. `ewms-pilot check` runs the
+//! same ones.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,20 +34,20 @@ use crate::task::{
 };
 use crate::telemetry::Progress;
 
-/// All that tasks need on this machine.
+/// Everything that tasks need on this machine.
 #[derive(Debug)]
 pub(super) struct PreparedHost {
     pub(super) context: TaskContext,
     pub(super) task: ContainerSpec,
 }
 
-/// What a check made and saw, or what ends the pilot.
+/// The result and note of a check, or the error that ends the pilot.
 type Checked<T = ()> = Result<(T, CheckNote), PilotError>;
 
 /// The external directories, and the files that came with the job.
 type Binds = (ExternalDirs, Option<Bind>);
 
-/// The task's image, and how a first container of it fared, if one was wanted and the image is usable.
+/// The task's image, and the result of a first container of it, if one was wanted and the image is usable.
 type FirstContainer = (Checked<PreparedHost>, Option<Checked>);
 
 /// A directory of `PATH` may be on a file system that hangs.
@@ -55,10 +55,10 @@ const LOCATE_WITHIN: Duration = Duration::from_secs(30);
 
 const DATA_DIR_FIX: &str = "look at the rights and free space of the data directory";
 
-/// Makes all checks, whatever fails: only one that needs what another makes is left out when that fails.
+/// Runs all checks even if one fails; a check is skipped only if it needs the result of one that failed.
 ///
 /// # Errors
-/// The first failure in the order of the checks.
+/// Returns the first failure in the order of the checks.
 pub(super) async fn prepare_host(
     config: &Config,
     guardian: GuardianHandle,
@@ -103,7 +103,7 @@ struct CheckLog<'a> {
 }
 
 impl CheckLog<'_> {
-    /// Notes how a check came out; returns what it made.
+    /// Notes the outcome of a check and returns its result, if it passed.
     fn keep<T>(&mut self, check: Check, result: Checked<T>) -> Option<T> {
         match result {
             Ok((made, note)) => {
@@ -130,8 +130,8 @@ struct Host<'a> {
 }
 
 impl Host<'_> {
-    /// The list. Checks wait for a disk, a network or a child rather than for a core, so those that don't
-    /// need each other run at the same time. They are told in their fixed order, whichever ends first.
+    /// The list of checks. They wait for a disk, a network or a child rather than for a core, so independent
+    /// ones run at the same time. They are reported in a fixed order.
     async fn make_checks(&self, log: &mut CheckLog<'_>) -> Option<PreparedHost> {
         let checks = tokio::try_join!(self.scratch(), async {
             // A container would hang on these.
@@ -152,7 +152,7 @@ impl Host<'_> {
                 log.keep(Check::Scratch, Ok(scratch));
                 rest
             }
-            // Without a disk nothing else is worth telling.
+            // Without a disk nothing else is worth reporting.
             Err(error) => return log.keep(Check::Scratch, Err(error)),
         };
         let container = log.keep(Check::Apptainer, apptainer).flatten();
@@ -176,7 +176,7 @@ impl Host<'_> {
         prepared
     }
 
-    /// What a check saw, or `otherwise` if the user wants none.
+    /// The note of a check, or `otherwise` if the user wants no checks.
     async fn note<E: Into<PilotError>>(
         &self,
         check: impl Future<Output = Result<CheckNote, E>>,
@@ -202,7 +202,7 @@ impl Host<'_> {
         Ok((binds, note))
     }
 
-    /// Looked at even if the user wants no checks: a container would hang on one that does.
+    /// Looks for CVMFS even if the user wants no checks: a container would hang on one that hangs.
     async fn cvmfs(&self) -> (Cvmfs, CheckNote) {
         let config = self.config;
         if config.cvmfs == CvmfsPolicy::LeaveOut {
@@ -237,8 +237,8 @@ impl Host<'_> {
         Ok(((), self.note(made, "not tried").await?))
     }
 
-    /// Apptainer's version and, meanwhile, a first container. Of a version that won't do the fate of a
-    /// container tells nothing, so the container is given up then.
+    /// Checks Apptainer's version and, meanwhile, runs a first container. With an unsuitable version the
+    /// container's result means nothing, so the container is given up then.
     async fn apptainer_and_container(
         &self,
         binds: Option<Binds>,
@@ -264,7 +264,8 @@ impl Host<'_> {
             .await
     }
 
-    /// The task's image, converted first if need be. `answers` says whether its file system does.
+    /// Prepares the task's image, converting it first if necessary. `answers` is the check of its file
+    /// system.
     async fn image(
         &self,
         context: TaskContext,
@@ -282,14 +283,13 @@ impl Host<'_> {
         Some(made.map(|note| ((), note)).map_err(PilotError::from))
     }
 
-    /// Whether the file systems of these paths answer.
+    /// Checks that the file systems of these paths answer.
     async fn answer(&self, paths: &[PathBuf]) -> Result<CheckNote, PilotError> {
         let looked = preflight::reachable(&self.guardian, paths, &self.apptainer_scratch);
         self.note(looked, "not looked at").await
     }
 
-    /// Probes what is mounted below the external directories, which every container will be kept from
-    /// writing.
+    /// Probes the mounts below the external directories, which no container may write to.
     async fn mounts_below(&self, external: &ExternalDirs) -> Result<(), PilotError> {
         let shutdown = ShutdownSender::new().subscribe();
         let looked = external
@@ -361,7 +361,7 @@ impl Host<'_> {
     }
 }
 
-/// Makes a check, unless the user wants none.
+/// Runs a check, unless the user wants none.
 async fn if_wanted<T>(config: &Config, check: impl Future<Output = T>) -> Option<T> {
     match config.preflight {
         Preflight::Check => Some(check.await),
@@ -394,7 +394,7 @@ async fn file_work<T: Send + 'static>(
     })
 }
 
-/// What the binds of all containers are made of. Making them resolves paths and links or copies files.
+/// The sources of the binds of all containers. Making the binds resolves paths, and links or copies files.
 struct BindSources {
     external: Vec<PathBuf>,
     own: Vec<OwnPath>,
@@ -460,7 +460,7 @@ fn bind_error(error: &BindError) -> PilotError {
     PilotError::Bind(Diagnosis::of_text(&error.to_string()))
 }
 
-/// Refuses an external directory that shows tasks what is the pilot's own.
+/// Refuses an external directory that would show the pilot's own files to tasks.
 fn refuse_own(external: &[Bind], own: &[OwnPath]) -> Result<(), PilotError> {
     if external.is_empty() {
         return Ok(());
@@ -496,7 +496,7 @@ async fn container_spec(
 ) -> Result<ContainerSpec, PilotError> {
     let args = Template::parse(&container.args)
         .map_err(|error| PilotError::Configuration(Diagnosis::of_text(&error.to_string())))?;
-    // Giving up drops the future, and with it a conversion that goes on.
+    // Giving up drops the future, and with it a running conversion.
     let shutdown = ShutdownSender::new();
     let image = image_setup::prepare(
         context,
@@ -517,7 +517,7 @@ async fn container_spec(
     })
 }
 
-/// What an image needs bound into it so that its containers get their variables.
+/// The bind that an image needs so that its containers get their variables.
 fn repair(context: &TaskContext, image: &Path) -> Result<Option<Bind>, PilotError> {
     if !container::base_script_is_missing(image) {
         return Ok(None);
@@ -539,7 +539,7 @@ fn repair(context: &TaskContext, image: &Path) -> Result<Option<Bind>, PilotErro
 /// Prepares the init container, on a machine that can make the tasks' containers.
 ///
 /// # Errors
-/// When its image can't be used.
+/// Fails if its image can't be used.
 pub(super) async fn prepare_init(
     config: &Config,
     host: (&TaskContext, &ContainerSpec),
@@ -574,7 +574,7 @@ async fn check_init(
     Ok((spec, note))
 }
 
-/// Names the site and the host of a machine that failed, where operators look for bad sites.
+/// Logs the site and the host of a machine that failed, for operators who look for bad sites.
 pub(super) fn report_site(config: &Config, error: &PilotError) {
     let host = nix::unistd::gethostname()
         .ok()

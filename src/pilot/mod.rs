@@ -54,7 +54,7 @@ use recorder::Recorder;
 use startup::{Observers, Started};
 use state::LoopRules;
 
-/// Where events come from and results go, and how their outages are borne.
+/// The source of events and the sink for results, with the policy for outages of their brokers.
 #[derive(Debug)]
 pub struct Queues {
     pub source: Source,
@@ -62,15 +62,15 @@ pub struct Queues {
     pub outage_policy: OutagePolicy,
 }
 
-/// How a pilot ended: its exit code, and what people and services read, if it did not succeed.
+/// The end of a pilot: its exit code and, after a failure, the texts for people and services.
 #[derive(Debug)]
 pub struct PilotExit {
-    /// For HTCondor.
+    /// The code that HTCondor sees.
     pub exit: Exit,
     /// The last line on stderr: `RuntimeError: …` and its like.
     pub last_line: Option<String>,
-    /// The error that is chirped. None of a pilot that was told to stop: that is no error, and services keep
-    /// a job's last error for good.
+    /// The error that is chirped. `None` for a pilot that was told to stop: that is no error, and services
+    /// keep a job's last error.
     pub chirped_error: Option<String>,
     /// Details that the error has no room for.
     pub details: Option<String>,
@@ -87,7 +87,7 @@ impl From<PilotError> for PilotExit {
     }
 }
 
-/// Runs a pilot to its end. The identity is that of the records it wrote.
+/// Runs a pilot to its end. Also returns the identity that its records carry.
 pub async fn run(
     config: Config,
     mut signals: Signals,
@@ -122,7 +122,7 @@ pub async fn run(
     (ended, recorder.source().clone())
 }
 
-/// Keeps the slot, so that a broken EP eats no more pilots. A signal ends it.
+/// Keeps the slot, so that a broken EP gets no further pilots for a while. A signal ends the quarantine.
 async fn quarantine(config: &Config, signals: &mut Signals) {
     warn!(
         seconds = config.quarantine.as_secs(),
@@ -241,16 +241,16 @@ fn wall_time(config: &Config, recorder: &Recorder) -> Option<Deadline> {
     Deadline::new(began, limit, config.kill_grace)
 }
 
-/// From here on there are threads for what may block, whatever others use up.
+/// Starts the threads for blocking work, before other processes can use up the limit on threads.
 fn start_threads() -> Result<(), PilotError> {
     blocking::prepare().map_err(|error| used_up(format!("can't start a thread: {error}")))
 }
 
-/// From here on no container outlives the pilot.
+/// Starts the guardian. From here on no container outlives the pilot.
 async fn guard(stops: StopSignals) -> Result<GuardianHandle, PilotError> {
     let refused = |error| unguarded(&error);
     let guard = GuardianHandle::start().await.map_err(refused)?;
-    // Until the runtime ends.
+    // Runs until the runtime ends.
     tokio::spawn(guard.maintain(stops).map_err(refused)?);
     Ok(guard)
 }

@@ -1,5 +1,5 @@
 //! Lists the pilot's own paths on the execution point, from the settings and HTCondor's variables.
-//! `task::own_files` keeps them from tasks. Status files are known by their names instead, see `status`.
+//! `task::own_files` hides them from tasks. Status files are recognised by their names instead, see `status`.
 
 use std::path::Path;
 
@@ -11,7 +11,8 @@ use crate::task::staging::{DATA_DIR, SCRATCH_DIR};
 /// Results that could not be sent, for the next pilot.
 pub(super) const UNSENT_DIR: &str = "unsent";
 
-/// All of it. Of several that a directory shows the first is told: the directories that hold the others.
+/// All own paths. Of several that a directory shows only the first is reported, so directories that hold
+/// others come first.
 pub(super) fn own_paths(config: &Config) -> Vec<OwnPath> {
     let mut own = OwnPathList::default();
     let condor = &config.condor;
@@ -55,8 +56,8 @@ pub(super) fn own_paths(config: &Config) -> Vec<OwnPath> {
 
     own.extend(Privacy::NoInput, "the task log", &config.task_log);
     own.extend(Privacy::NoInput, "the CA certificates", &config.ca_file);
-    // The program, by whatever name it came, the log, and what HTCondor makes of the scratch directory for
-    // the job's /tmp.
+    // The program under any name, the log, and the directories in the scratch directory that HTCondor mounts
+    // as the job's /tmp.
     for path in [
         "/proc/self/exe",
         "/proc/self/fd/1",

@@ -15,7 +15,7 @@ use crate::stats::Tally;
 use crate::status::StatusWriter;
 use crate::telemetry::{Progress, ProgressCounts};
 
-/// How long the end of a pilot waits for HTCondor to take its last words. On a sound EP it takes
+/// How long a pilot waits at its end for HTCondor to take the last report. On a sound EP it takes
 /// milliseconds.
 const FLUSH: Duration = Duration::from_secs(5);
 
@@ -44,7 +44,7 @@ impl ProgressReporter {
             (None, _) => ChirpReporter::off(),
         };
         chirp_site(&chirp, config.condor.site.as_ref());
-        // The same job may have run before, and its ad keeps what that run said.
+        // The same job may have run before, and its ad keeps the attributes of that run.
         for attribute in ERROR_ATTRIBUTES {
             chirp.set(attribute, ChirpValue::Undefined, Urgency::AtOnce);
         }
@@ -56,7 +56,7 @@ impl ProgressReporter {
         }
     }
 
-    /// The pilot entered a phase of its life, or is in it still.
+    /// Reports a phase of the pilot's life, unless it is the last one reported.
     pub fn status(&self, status: Status) {
         if self.status.replace(Some(status)) == Some(status) {
             return;
@@ -75,7 +75,7 @@ impl ProgressReporter {
         chirp_status(&self.chirp, status);
     }
 
-    /// Events and tasks are now where these counts say.
+    /// Reports the current counts of events and tasks.
     pub fn counts(&self, tally: Tally, running: u64) {
         self.progress.update(ProgressCounts {
             done: tally.succeeded,
@@ -87,14 +87,15 @@ impl ProgressReporter {
         self.chirp_counts(tally, running);
     }
 
-    /// The last counts. HTCondor is told with the pilot's end, or earlier if that takes longer than a count may wait.
+    /// Reports the last counts. HTCondor gets them with the pilot's end, or earlier if that takes longer than
+    /// a count may wait.
     pub fn final_counts(&self, tally: Tally) {
         self.progress.finish();
         self.keeper.change(|snapshot| snapshot.facts.events = tally);
         self.chirp_counts(tally, 0);
     }
 
-    /// Sessions with a broker were replaced so often.
+    /// Reports how many sessions with a broker were replaced.
     pub fn reconnects(&self, count: u64) {
         if count > 0 {
             self.chirp.set(
@@ -120,7 +121,7 @@ impl ProgressReporter {
         self.chirp.set("TasksRunning", running, urgency);
     }
 
-    /// The pilot ended; if badly, says why and whose fault it is.
+    /// Reports the pilot's end and, after an error, its reason and fault class.
     pub async fn ended(&self, ended: &PilotExit) {
         self.progress.finish();
         self.keeper
@@ -137,14 +138,14 @@ impl ProgressReporter {
         self.chirp.flush(FLUSH).await;
     }
 
-    /// What was said during a quarantine.
+    /// Sends anything that was reported during a quarantine.
     pub async fn flush(&self) {
         self.chirp.flush(FLUSH).await;
     }
 }
 
-/// Tells HTCondor why no pilot starts. Where that goes into the event log only, the job's ad gets the error too:
-/// what holds a job reads the ad. Takes 5 s at most.
+/// Tells HTCondor why no pilot starts. If reports go to the event log only, the job's ad gets the error all
+/// the same, because policies that hold a job read the ad. Takes 5 s at most.
 pub async fn chirp_wrong_configuration(errors: &ConfigErrors) {
     let Some(settings) = errors.chirp() else {
         return;
@@ -203,7 +204,7 @@ fn chirp_status(chirp: &ChirpReporter, status: Status) {
     chirp_text(chirp, "Status", status.name());
 }
 
-/// What an error leaves in the job's ad.
+/// The attributes that an error sets in the job's ad.
 const ERROR_ATTRIBUTES: [&str; 3] = ["Error", "ErrorTraceback", "ErrorClass"];
 
 fn chirp_error(chirp: &ChirpReporter, error: &str, details: &str, exit: Exit) {

@@ -21,7 +21,7 @@ use crate::stats::{Runtimes, Tally};
 use crate::status::StatusWriter;
 use crate::task::{TaskMetrics, TaskOutcome, TaskReport};
 
-/// The open and the closed books of one pilot.
+/// The records of one pilot: those of its unsettled events, and the counts for its last line.
 #[derive(Debug)]
 pub struct Recorder {
     writer: RecordWriter,
@@ -95,7 +95,7 @@ impl Recorder {
         &self.source
     }
 
-    /// What its status file is told.
+    /// The writer of the status file.
     #[must_use]
     pub fn keeper(&self) -> &StatusWriter {
         &self.keeper
@@ -112,7 +112,7 @@ impl Recorder {
         &self.runtimes
     }
 
-    /// The init container is through, however it ended.
+    /// The init container ended, successfully or not.
     pub fn initialized(&mut self, took: Duration) {
         self.end.init_time_secs = Some(seconds(took));
     }
@@ -162,7 +162,7 @@ impl Recorder {
         }
     }
 
-    /// Its task ended, or was called off before it started.
+    /// The task ended, or was called off before it started.
     pub fn ended(&mut self, id: TaskId, report: &TaskReport) {
         for slot in &mut self.slots {
             if *slot == SlotUse::Taken(id) {
@@ -191,7 +191,7 @@ impl Recorder {
         }
     }
 
-    /// What it left on the disk is cleared away, and took so much.
+    /// The task's files are removed; they took so many bytes.
     pub fn cleared(&mut self, id: TaskId, disk_bytes: Option<u64>) {
         if let Some(record) = self.open.get_mut(&id) {
             record.disk_bytes = disk_bytes;
@@ -204,15 +204,15 @@ impl Recorder {
         }
     }
 
-    /// It failed for a reason that its task didn't know.
+    /// The task failed for a reason found after its end, such as a result that is too large.
     pub fn failed(&mut self, id: TaskId, error: &TaskError) {
         if let Some(record) = self.open.get_mut(&id) {
             blame(record, error);
         }
     }
 
-    /// What becomes of its event is decided. The first word counts: an event in the dead-letter queue
-    /// is done with as well.
+    /// The outcome of the event is decided. The first call counts: an event in the dead-letter queue is
+    /// settled as done afterwards.
     pub fn decided(&mut self, id: TaskId, outcome: EventOutcome) {
         if let Some(record) = self.open.get_mut(&id)
             && record.outcome == EventOutcome::Unsettled
@@ -221,7 +221,7 @@ impl Recorder {
         }
     }
 
-    /// Its event is settled, or was not for the connection was gone. This writes its line.
+    /// The event is settled, or can't be because the connection is gone. Writes its line.
     pub fn settled(&mut self, id: TaskId, settlement: Settlement) {
         if let Some(mut record) = self.open.remove(&id) {
             record.settled_unix_secs = match settlement {
@@ -232,19 +232,19 @@ impl Recorder {
         }
     }
 
-    /// No task wrote an outfile, though it was told where.
+    /// No task wrote an outfile, although its path was given to them.
     pub fn outfile_never_written(&mut self) {
         self.end.outfile_never_written = true;
     }
 
-    /// What outages of the broker did.
+    /// The outages of the broker, and the duplicates that they may have caused.
     pub fn outages(&mut self, outages: Outages, stats: BrokerStats) {
         self.end.broker_outages = outages.count;
         self.end.broker_outage_secs = seconds(outages.time);
         self.end.duplicates = stats.possible_duplicates();
     }
 
-    /// The pilot ends: its last line. Unsettled tasks get theirs before it.
+    /// Writes the lines of unsettled events, then the pilot's last line.
     pub async fn close(&mut self, tally: Tally, ended: &PilotExit) {
         self.write_open();
         let end = &mut self.end;
@@ -279,7 +279,7 @@ impl Drop for Recorder {
     }
 }
 
-/// Whether the broker was told what became of an event.
+/// Whether the broker got the verdict on an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settlement {
     Told,
@@ -308,7 +308,7 @@ fn blame(record: &mut TaskRecord, error: &TaskError) {
     record.error = Some(shorten(&error.message()));
 }
 
-/// The names of the format, which outlive those of the code.
+/// The names in the record format, which stay even if those in the code change.
 pub(super) fn class_name(class: FaultClass) -> &'static str {
     match class {
         FaultClass::Task => "task",
@@ -319,7 +319,7 @@ pub(super) fn class_name(class: FaultClass) -> &'static str {
     }
 }
 
-/// To the microsecond: what a clock can say, without the digits that only look like it.
+/// Rounded to the microsecond: further digits mean nothing.
 fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e6
 }

@@ -7,16 +7,16 @@ use std::time::Duration;
 use crate::backoff;
 use crate::broker::Verdict;
 
-/// The pause before the first event goes back that was delivered before.
+/// The shortest pause, for an event that was delivered once before.
 const FIRST: Duration = Duration::from_millis(250);
 /// The longest one. Twenty deliveries take six minutes with it, and an idle pilot ends before that.
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// Where the broker doesn't say how often it delivered the event before, as classic queues don't.
+/// The pause if the broker doesn't say how often it delivered the event before, as with classic queues.
 const UNKNOWN: Duration = Duration::from_secs(4);
 
-/// How long an event waits before the broker is told: a failed one not at all the first time, then
-/// twice as long every time; any other not at all.
+/// How long an event waits before the broker is told. A failed one doesn't wait the first time, then twice
+/// as long each time; others never wait.
 #[must_use]
 pub(super) fn before(verdict: &Verdict, earlier_deliveries: Option<u64>) -> Duration {
     match (verdict, earlier_deliveries) {

@@ -1,5 +1,5 @@
-//! Failed events that wait before they go back, beside the window in which events run: which of them waits,
-//! and which goes back when there are too many. Has no clock; is told when a pause is over.
+//! Failed events that wait before they go back, outside the window in which events run. Decides which of them
+//! wait, and which go back early when there are too many. Has no clock; is told when a pause is over.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -7,18 +7,18 @@ use std::time::Duration;
 use crate::broker::Verdict;
 use crate::ids::TaskId;
 
-/// How many take no place from other events. More than a queue mostly has of them, and few enough to hold.
+/// The most events that wait outside the window: more than a queue mostly has, and few enough to hold.
 pub(super) const SET_ASIDE_MAX: usize = 32;
 
 /// After this long an event may go back early, to make room. Twenty deliveries, after which RabbitMQ
 /// deletes an event, still take two minutes.
 pub(super) const MAY_GO_AFTER: Duration = Duration::from_secs(8);
 
-/// Where it waits.
+/// Whether an event has waited long enough to go back early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SetAsideRest {
     Short,
-    /// It has waited for [`MAY_GO_AFTER`].
+    /// The event has waited for [`MAY_GO_AFTER`].
     Enough,
 }
 
@@ -32,26 +32,26 @@ struct WaitingEvent {
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum SetAsideStep {
-    /// It takes no place from now on, and waits for so long.
+    /// The event leaves the window and waits this long.
     SetAside(TaskId, Duration),
     GoBack(TaskId, Verdict),
 }
 
 #[derive(Debug, Default)]
 pub(super) struct FailedEvents {
-    /// Those without a place, the oldest first.
+    /// Events outside the window, the oldest first.
     aside: VecDeque<WaitingEvent>,
-    /// Those that keep their place in the window until there is room for them aside.
+    /// Events that keep their place in the window until there is room in `aside`.
     crowded: VecDeque<WaitingEvent>,
 }
 
 impl FailedEvents {
-    /// How many take no place in the window.
+    /// The number of events outside the window.
     pub(super) fn set_aside(&self) -> usize {
         self.aside.len()
     }
 
-    /// One failed and is to wait for `pause`.
+    /// Adds an event that failed and is to wait for `pause`.
     pub(super) fn add(
         &mut self,
         id: TaskId,
@@ -67,7 +67,7 @@ impl FailedEvents {
         self.make_room()
     }
 
-    /// One that is set aside has waited for [`MAY_GO_AFTER`].
+    /// Notes that an event has waited for [`MAY_GO_AFTER`].
     pub(super) fn rested(&mut self, id: TaskId) -> Vec<SetAsideStep> {
         if let Some(waiting) = self.aside.iter_mut().find(|waiting| waiting.id == id) {
             waiting.rest = SetAsideRest::Enough;
@@ -75,7 +75,7 @@ impl FailedEvents {
         self.make_room()
     }
 
-    /// The pause of one that was set aside is over.
+    /// Notes that the pause of an event is over.
     pub(super) fn pause_over(&mut self, id: TaskId) -> Vec<SetAsideStep> {
         let Some(place) = self.aside.iter().position(|waiting| waiting.id == id) else {
             return Vec::new();
@@ -86,7 +86,7 @@ impl FailedEvents {
         steps
     }
 
-    /// All of them; none waits any more.
+    /// Removes and returns all events.
     pub(super) fn take_all(&mut self) -> impl Iterator<Item = (TaskId, Verdict)> + use<> {
         let all = std::mem::take(&mut self.aside)
             .into_iter()
@@ -129,7 +129,7 @@ mod tests {
         }
     }
 
-    /// As many as there is room for.
+    /// As many events as there is room for.
     fn full() -> (FailedEvents, Vec<TaskId>) {
         let mut events = FailedEvents::default();
         let ids: Vec<TaskId> = (0..SET_ASIDE_MAX).map(|_| TaskId::random()).collect();

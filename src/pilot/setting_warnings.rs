@@ -1,11 +1,12 @@
-//! What is odd about the settings without being wrong: the remarks of their parser, and placeholders that are none.
+//! Warnings about settings that are odd but not wrong: the parser's own, and words that only look like
+//! placeholders.
 
 use crate::config::variables::{INIT_ARGS, TASK_ARGS, Variable};
 use crate::config::{Config, ContainerConfig};
 use crate::container::{OddPlaceholder, odd_placeholders};
 use crate::fault::ContainerRole;
 
-/// One text each, for the log and for `ewms-pilot check`.
+/// One text for each warning, for the log and for `ewms-pilot check`.
 #[must_use]
 pub fn setting_warnings(config: &Config) -> Vec<String> {
     let mut warnings = config.warnings.clone();

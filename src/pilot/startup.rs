@@ -1,9 +1,9 @@
 //! The steps before a pilot's first event: the host is prepared, the init container runs, the brokers are
-//! connected to. Decides what goes on at the same time, and which error counts when several steps fail.
+//! connected to. Decides which steps run at the same time, and which error counts when several fail.
 //!
 //! Connections are made while the other steps go on, because they take time; no event is taken before all
-//! steps are done. A broker that fails meanwhile, or is lost again, does not end a long init container: it is
-//! connected to again once that has ended, and its outage counts from then on.
+//! steps are done. A broker that fails or is lost meanwhile does not end a long init container: the pilot
+//! reconnects once the container has ended, and the outage counts from then on.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -26,14 +26,14 @@ use crate::task::{ContainerSpec, SharedTaskContext, TaskContext, run_init};
 use crate::telemetry::Progress;
 
 pub(super) struct Started {
-    /// What all tasks have in common.
+    /// The context that all tasks share.
     pub(super) context: SharedTaskContext,
     pub(super) task: ContainerSpec,
     pub(super) source: Source,
     pub(super) sink: Sink,
 }
 
-/// Where a pilot's progress is reported, and where its signals come from.
+/// The recipients of a pilot's progress, and the source of its signals.
 pub(super) struct Observers<'a> {
     pub(super) signals: &'a mut Signals,
     pub(super) progress: &'a Progress,
@@ -44,7 +44,7 @@ pub(super) struct Observers<'a> {
 /// Makes a pilot ready for its first event.
 ///
 /// # Errors
-/// The first failure. That of the machine or the init container counts before that of a broker.
+/// Returns the first failure; one of the machine or the init container counts before one of a broker.
 pub(super) async fn start(
     config: &Config,
     guard: GuardianHandle,
@@ -61,8 +61,8 @@ pub(super) async fn start(
     });
     let ((context, task), connecting) = match select(preparing, connecting).await {
         Either::Left((prepared, connecting)) => (prepared?, Either::Left(connecting)),
-        // A connection waits for the start signal whatever it meets, so an early end is an error of something
-        // else; the host's counts first.
+        // A connection that fails waits for the start signal, too, so an early end has another cause. An
+        // error of the host counts first.
         Either::Right((connected, preparing)) => {
             let prepared = preparing.await?;
             (prepared, Either::Right(ready(connected)))
@@ -117,7 +117,7 @@ async fn connect(
     start_signal: &StartSignal,
 ) -> Result<(Source, Sink), PilotError> {
     let lost = |error: BrokerError| match error {
-        // The machine has no thread left: no broker's fault.
+        // The machine has no thread left, which is not the broker's fault.
         BrokerError::Thread { .. } => {
             PilotError::ExecutionPoint(Diagnosis::of_text(&error.to_string()))
         }

@@ -3,16 +3,16 @@
 //!
 //! The rules about an event:
 //! - it is acknowledged only when its task succeeded and its result, if any, is confirmed;
-//! - a failed one goes back to the queue, after a pause if it failed before, in which it takes no place
+//! - a failed one goes back to the queue: after a pause if it failed before, during which it takes no place
 //!   from others; and if the failure closes the intake, only after the intake is closed, so that this pilot
 //!   does not get it again;
-//! - one that failed for the last time that it may, or would fail each time, becomes a dead letter, and only then leaves
-//!   the queue; but only if the operator asked for that. If it can't become one it is given back, and the intake closes;
-//! - while results are refused no event is taken and no task is started: the results wait, and when they
-//!   waited in vain their events are given back, once the intake is closed;
-//! - one that failed through no fault of its own or its task's is given back, which is no mark against
-//!   it, and such a failure always closes the intake: here it would happen to every event;
-//! - whatever else happens, it goes back.
+//! - if the operator asked for dead letters, one that failed on its last allowed delivery, or would fail each
+//!   time, becomes one, and only then leaves the queue. If it can't, it is given back, and the intake closes;
+//! - while results are refused, no event is taken and no task is started. The results wait; if they can't be
+//!   sent in time, their events are given back once the intake is closed;
+//! - one that failed through no fault of its own or its task's is given back without a mark against it, and
+//!   such a failure always closes the intake, because it would happen to every event here;
+//! - in all other cases it goes back.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -32,26 +32,25 @@ use crate::process::ShutdownPhase;
 use crate::stats::Tally;
 use crate::task::TaskOutcome;
 
-/// What the loop was told to do; the part of the configuration that decisions need.
+/// The part of the configuration that decisions need.
 #[derive(Debug, Clone)]
 pub struct LoopRules {
     /// How many tasks may run at once.
     pub slots: usize,
     /// How many unsettled events to hold at most, results on their way to the broker included.
     pub window: usize,
-    /// What a failed task means for further events.
+    /// Whether further events are taken after a task failed.
     pub on_task_error: OnTaskError,
-    /// Deliveries of an event that fails each time, before it is taken out of the queue. None: no event
-    /// ever is.
+    /// Deliveries after which an event that fails each time is taken out of the queue. `None`: never.
     pub max_deliveries: Option<u64>,
     /// How long to wait for the first event.
     pub first_event_timeout: Duration,
-    /// How long to wait for any other, while a slot is free.
+    /// How long to wait for a further event while a slot is free.
     pub idle_timeout: Duration,
 }
 
 impl LoopRules {
-    /// Whether an event that failed so becomes a dead letter.
+    /// Whether an event with this failure becomes a dead letter.
     fn is_over(&self, error: &TaskError, earlier_deliveries: Option<u64>) -> bool {
         let was_last_try = self
             .max_deliveries
@@ -70,9 +69,9 @@ pub struct PilotState {
     shutdown: ShutdownPhase,
     signal: Option<i32>,
     tasks: HashMap<TaskId, EventStage>,
-    /// Those that failed and wait before they go back.
+    /// Failed events that wait before they go back.
     failed_events: FailedEvents,
-    /// Those that wait, in their order. None once the intake is closed.
+    /// Events that wait for a slot, in order. Empty once the intake is closed.
     waiting: VecDeque<TaskId>,
     /// How often the broker delivered an event before, if it says so.
     earlier: HashMap<TaskId, Option<u64>>,
@@ -100,7 +99,7 @@ enum EventStage {
     Publishing,
     /// On its way to the dead letters.
     Leaving,
-    /// It failed, and waits before it goes back.
+    /// Failed, and waits before it goes back.
     Pausing,
     Settling,
 }
@@ -109,18 +108,18 @@ enum EventStage {
 pub struct Conclusion {
     pub tally: Tally,
     pub failures: Failures,
-    /// Whose fault the first failure was that was neither a task's nor an event's.
+    /// The class of the first failure that was neither a task's nor an event's fault.
     pub broken: Option<FaultClass>,
-    /// What ended the pilot before its time, if anything did.
+    /// The error that ended the pilot early, if any.
     pub fatal: Option<String>,
-    /// That the disk was too full, if that ended the pilot.
+    /// The message that the disk is too full, if that ended the pilot.
     pub disk_low: Option<String>,
     /// The first signal that the pilot got.
     pub signal: Option<i32>,
 }
 
 impl PilotState {
-    /// A pilot that is connected and has no event yet, and what it does first.
+    /// The state of a connected pilot without an event, and its first actions.
     #[must_use]
     pub fn new(rules: LoopRules) -> (Self, Vec<PilotAction>) {
         let first = vec![
@@ -146,7 +145,7 @@ impl PilotState {
         (state, first)
     }
 
-    /// Whether another event is of use now, to run or to be made ready.
+    /// Whether to take another event now, to run it or to make it ready.
     #[must_use]
     pub fn wants_event(&self) -> bool {
         matches!(self.intake, IntakeState::Open)
@@ -169,12 +168,12 @@ impl PilotState {
         self.running() < self.rules.slots
     }
 
-    /// Whether a task may start now: one whose result could not be sent would only wait, too.
+    /// Whether a task may start now: not while results are refused, because its own would only wait, too.
     fn may_start(&self) -> bool {
         self.has_free_slot() && self.result_acceptance == ResultAcceptance::Takes
     }
 
-    /// Whether results are taken, as far as it was told.
+    /// Whether results are taken, by the last report.
     #[must_use]
     pub fn result_acceptance(&self) -> ResultAcceptance {
         self.result_acceptance
@@ -199,7 +198,7 @@ impl PilotState {
         matches!(self.intake, IntakeState::Stopped) && self.tasks.is_empty()
     }
 
-    /// What remains to be said at the end.
+    /// The outcome of the loop.
     #[must_use]
     pub fn conclude(self) -> Conclusion {
         Conclusion {
@@ -212,7 +211,7 @@ impl PilotState {
         }
     }
 
-    /// Decides. An event about a task that is not in the stage it speaks of changes nothing.
+    /// Decides what to do about an event. One about a task that isn't in the matching stage changes nothing.
     pub fn on_event(&mut self, event: PilotEvent) -> Vec<PilotAction> {
         let mut actions = Vec::new();
         match event {
@@ -331,7 +330,7 @@ impl PilotState {
         }
     }
 
-    /// While results are refused the queue is not asked, so its silence says nothing.
+    /// While results are refused, no event is asked for, so the idle timer stops.
     fn result_acceptance_changed(
         &mut self,
         result_acceptance: ResultAcceptance,
@@ -443,7 +442,7 @@ impl PilotState {
                 Verdict::Rejected
             }
             Err(error) => {
-                // Run again it would only fail again, and be deleted by its broker in the end.
+                // Another run would fail as well, and the broker would delete the event in the end.
                 if let NotPutAway::Refused(reason) = error {
                     self.fatal.get_or_insert(reason);
                 }
@@ -513,8 +512,8 @@ impl PilotState {
             }
             self.intake = IntakeState::Stopping(held);
             actions.push(PilotAction::StopIdleTimer);
-            // Services know this sequence of statuses, even if no task remains; a pilot without an event skips it,
-            // unless it was told to stop: that is the last that is heard of it.
+            // Services expect this status even if no task remains. A pilot without an event skips it, unless
+            // it was told to stop: then this is its last status.
             if self.tally.received > 0 || self.signal.is_some() {
                 actions.push(PilotAction::Report(Status::PendingRemainingTasks));
             }
@@ -534,7 +533,7 @@ impl PilotState {
         }
     }
 
-    /// Moves a task from one stage to the next; false when it is not there.
+    /// Moves a task from one stage to the next; false if it isn't in `from`.
     fn advance(&mut self, id: TaskId, from: EventStage, to: EventStage) -> bool {
         match self.tasks.get_mut(&id) {
             Some(stage) if *stage == from => {
@@ -546,8 +545,8 @@ impl PilotState {
     }
 }
 
-/// How a task failed whose result the broker can't take, however often it is sent. `None` when the broker did not
-/// take it for as long as that is borne: it was away, or refused it.
+/// The failure of a task whose result the broker can't take, however often it is sent. `None` if the broker
+/// was away or refused the result, for as long as an outage may last.
 pub(super) fn failure_of(error: &PublishError) -> Option<TaskError> {
     match error {
         PublishError::SessionLost { .. }

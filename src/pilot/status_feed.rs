@@ -8,7 +8,7 @@ use crate::records::{PilotIdentity, UnixTime};
 use crate::status::{PilotFacts, ProcessId, QueueState, QueueStatus, Snapshot, StatusWriter};
 use crate::task::ActiveContainers;
 
-/// Starts with what is known before the first event.
+/// Starts the status file with the facts known before the first event.
 pub(super) fn start(config: &Config, source: &PilotIdentity) -> StatusWriter {
     let facts = PilotFacts {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -36,10 +36,10 @@ pub(super) fn ends(keeper: &StatusWriter, began: Instant, limit: Duration) {
     keeper.change(|snapshot| snapshot.facts.ends_unix_secs = Some(end));
 }
 
-/// Follows the containers as they come and go.
+/// Reports containers as they start and end.
 pub(super) fn follow_containers(keeper: &StatusWriter, running: &ActiveContainers) {
     let (keeper, mut containers) = (keeper.clone(), running.watch());
-    // Until the workbench is gone.
+    // Runs until `running` is dropped.
     tokio::spawn(async move {
         while containers.changed().await.is_ok() {
             let now = containers.borrow_and_update().clone();
@@ -48,16 +48,16 @@ pub(super) fn follow_containers(keeper: &StatusWriter, running: &ActiveContainer
     });
 }
 
-/// Follows the queues as they are connected and lost.
+/// Reports queues as they are connected and lost.
 pub(super) fn follow_queues(keeper: &StatusWriter, outage_policy: &OutagePolicy) {
     let (keeper, outage_policy) = (keeper.clone(), outage_policy.clone());
     let mut links = outage_policy.links();
-    // Until the runtime ends.
+    // Runs until the runtime ends.
     tokio::spawn(async move {
         while links.changed().await.is_ok() {
             let mut queues: Vec<QueueStatus> =
                 links.borrow_and_update().iter().map(queue).collect();
-            // They are connected in the other order.
+            // Outgoing queues are connected first, but incoming ones are shown first.
             queues.sort_by(|a, b| a.direction.cmp(&b.direction));
             keeper.change(|snapshot| {
                 snapshot.facts.queues = queues;

@@ -10,7 +10,7 @@ use crate::broker::BrokerStats;
 use crate::exit::Exit;
 use crate::fault::Diagnosis;
 
-/// Tallies, statistics and histogram, failures included.
+/// Logs the tallies, the statistics with their histogram, and the failures.
 pub(super) fn log(finished: &LoopEnd, recorder: &Recorder) {
     let tally = finished.conclusion.tally;
     info!(
@@ -35,7 +35,7 @@ pub(super) fn log(finished: &LoopEnd, recorder: &Recorder) {
     }
 }
 
-/// Events that are done and left nothing: seldom what was meant.
+/// Logs that the tasks that succeeded left no result at all, which is seldom meant.
 pub(super) fn log_no_outfiles(succeeded: u64) {
     error!(
         succeeded,
@@ -44,7 +44,7 @@ pub(super) fn log_no_outfiles(succeeded: u64) {
     );
 }
 
-/// What outages of the broker did, if there were any.
+/// Logs the effects of broker outages, if there were any.
 pub(super) fn log_outages(stats: BrokerStats) {
     if stats == BrokerStats::default() {
         return;
@@ -61,7 +61,7 @@ pub(super) fn log_outages(stats: BrokerStats) {
     );
 }
 
-/// Failed tasks first: readers of the last line look for them, whatever else happened.
+/// How the pilot exits. Failed tasks come first, because readers of the last line look for them.
 pub(super) fn ended(conclusion: &Conclusion) -> Result<PilotExit, PilotError> {
     let failed = conclusion.failures.fatal_line();
     let exit = match (&conclusion.fatal, conclusion.signal) {
@@ -93,7 +93,7 @@ pub(super) fn ended(conclusion: &Conclusion) -> Result<PilotExit, PilotError> {
     let was_stopped = matches!(exit, Exit::Signal(_));
     Ok(PilotExit {
         exit,
-        // Being told to stop is no error, whatever failed before: `TasksFailed` has the number of that.
+        // Being told to stop is no error even if tasks failed before: `TasksFailed` has their number.
         chirped_error: failed.clone().filter(|_| !was_stopped),
         last_line: failed,
         details,

@@ -1,5 +1,5 @@
-//! The check `container`: makes one container as tasks get it, tries in it what a task may rely on, and reads
-//! back what it wrote into the data hub. Nothing of the image is started.
+//! The check `container`: starts one container as tasks get it, tests in it what a task may rely on, and
+//! reads back a file that it wrote into the data hub. No program of the image is started.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use crate::task::cvmfs::CVMFS;
 use crate::task::probe_container::{ContainerProbeDepth, ContainerProbeOutcome, probe};
 use crate::task::{ContainerSpec, CvmfsBind, TaskContext};
 
-/// Makes a container of the tasks' image; where that fails for a reason that can be worked around, once more
-/// with the workaround, which then holds for all containers of the pilot.
+/// Starts a container of the tasks' image. If that fails for a reason with a workaround, tries again with it;
+/// the workaround then applies to all containers of the pilot.
 ///
 /// # Errors
-/// When tasks could not run in any.
+/// When tasks could not run in any container.
 pub async fn container(
     context: &mut TaskContext,
     plan: &mut ContainerSpec,
@@ -34,10 +34,10 @@ pub async fn container(
     }
 }
 
-/// Makes a container of the init container's image, on a machine that is known to run containers.
+/// Starts a container of the init container's image, on a machine that is known to run containers.
 ///
 /// # Errors
-/// When its image is unfit.
+/// When the image is unfit.
 pub async fn init_container(
     context: &TaskContext,
     plan: &mut ContainerSpec,
@@ -58,7 +58,7 @@ pub async fn init_container(
     }
 }
 
-/// What is done without, or with, so that containers can be made all the same.
+/// A change that makes containers possible on this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Workaround {
     NoProc,
@@ -67,7 +67,7 @@ enum Workaround {
 }
 
 impl Workaround {
-    /// One that may help and wasn't taken yet.
+    /// A workaround that may help and was not taken yet.
     fn find(context: &TaskContext, plan: &ContainerSpec, cause: Cause, said: &str) -> Option<Self> {
         if cause == Cause::MaskedProc && context.proc == ProcMount::Own {
             Some(Self::NoProc)
@@ -98,7 +98,7 @@ impl Workaround {
         }
     }
 
-    /// What tasks would miss nothing with; nothing if they don't.
+    /// The advice for getting what tasks miss with the workaround; `None` if they miss nothing.
     fn fix(self) -> Option<&'static str> {
         match self {
             Self::UserNamespace => None,
@@ -111,7 +111,7 @@ impl Workaround {
     }
 }
 
-/// Whether it was `/cvmfs` that Apptainer could not bind. No machine is at fault for that.
+/// Whether `/cvmfs` is what Apptainer could not bind. That is no machine's fault.
 fn is_about_cvmfs(plan: &ContainerSpec, said: &str) -> bool {
     plan.cvmfs == CvmfsBind::Wanted && said.contains(CVMFS)
 }
@@ -122,9 +122,9 @@ struct ProbeProgress {
 }
 
 enum ProbedInside {
-    /// Everything was tried; these are things that tasks may miss.
+    /// Everything was tried. The strings name what tasks may miss.
     Everything(Vec<String>),
-    /// Nothing was tried: the site lets no file be bound into a container.
+    /// Nothing was tried: the site doesn't allow files to be bound into a container.
     Nothing,
 }
 

@@ -1,10 +1,10 @@
-//! The check `cvmfs`: what containers see of `/cvmfs`. Never fails: a machine without it, or with one that
-//! hangs, runs tasks all the same.
+//! The check `cvmfs`: whether containers see `/cvmfs`. Never fails, because a machine without it, or with one
+//! that hangs, still runs tasks.
 
 use super::CheckNote;
 use crate::task::cvmfs::{Automounts, CVMFS, Cvmfs, CvmfsSearch};
 
-/// What was found, as containers get it and as people read it.
+/// The result of the search, for containers and for the report.
 #[must_use]
 pub fn cvmfs(search: CvmfsSearch) -> (Cvmfs, CheckNote) {
     match search {
@@ -38,7 +38,7 @@ pub fn cvmfs(search: CvmfsSearch) -> (Cvmfs, CheckNote) {
     }
 }
 
-/// Containers see none, as is right for this reason.
+/// No `/cvmfs` for containers, for this good reason.
 #[must_use]
 pub fn none(reason: String) -> (Cvmfs, CheckNote) {
     (Cvmfs::default(), CheckNote::Fine(reason))

@@ -1,18 +1,18 @@
-//! The checks of an execution point before the first event is taken, so that a broken one takes none, and
-//! how their findings are shown: in the log, to a person, as JSON. Their order, and what follows from a
-//! failure, is decided in `pilot::host_setup`.
+//! The checks of an execution point before the first event is taken, so that a broken one takes none, and the
+//! presentation of their findings: in the log, to a person, as JSON. `pilot::host_setup` decides on their
+//! order and on the consequences of a failure.
 //!
-//! | check | how it is made |
+//! | check | method |
 //! | --- | --- |
 //! | `scratch` | a file of 1 MiB is written and read back in the data directory |
 //! | `apptainer` | found in PATH, and of version 1.1 or later |
-//! | `user-namespaces` | a child makes those that a container needs |
-//! | `cvmfs` | a child looks at it; when it hangs it is left out, which is no failure |
-//! | `external-directories`, `image` | a child looks at them, which is killed when they hang |
-//! | `fuse` | nothing: images run as directories, which need none |
-//! | `container` | one is started, with a task's image, flags, binds and variables: what tasks may rely on is tried in it, and whether the image's runscript could start |
+//! | `user-namespaces` | a child makes the namespaces of a container |
+//! | `cvmfs` | a child looks at it; if it hangs it is left out, which is no failure |
+//! | `external-directories`, `image` | a child looks at them, and is killed if they hang |
+//! | `fuse` | none: images run as directories, which don't need FUSE |
+//! | `container` | one is started with a task's image, flags, binds and variables, to try everything that tasks may rely on, and whether the image's runscript could start |
 //! | `init-container` | the same with the init container's image |
-//! | `broker-incoming`, `broker-outgoing` | looked at, none is declared; in a pilot's life that goes on beside the other checks and the init container |
+//! | `broker-incoming`, `broker-outgoing` | the queues are looked at and not declared; in a running pilot this happens during the other checks and the init container |
 
 mod container;
 mod cvmfs;
@@ -37,7 +37,6 @@ use crate::task::disk_space::free;
 use crate::task::path_probe::{PathHealth, ProbeDepth, look};
 use crate::task::write_something;
 
-/// The checks, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Check {
@@ -80,11 +79,11 @@ impl Check {
 #[serde(rename_all = "kebab-case")]
 pub enum CheckVerdict {
     Ok,
-    /// Not as it should be, but the pilot gets by.
+    /// Not as it should be, but the pilot can work around it.
     WorkedAround,
     /// The pilot can't run here.
     Failed,
-    /// It was not made, because an earlier check failed.
+    /// Not made, because an earlier check failed.
     Skipped,
 }
 
@@ -99,7 +98,7 @@ impl CheckVerdict {
     }
 }
 
-/// What is wrong, and whose fault that is.
+/// A failed check's diagnosis, and whose fault it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckProblem {
     pub class: FaultClass,
@@ -107,7 +106,7 @@ pub struct CheckProblem {
 }
 
 impl CheckProblem {
-    /// A known cause and what was seen of it.
+    /// A known cause and its observation.
     #[must_use]
     pub fn of(cause: Cause, seen: impl fmt::Display) -> Self {
         Self {
@@ -117,17 +116,17 @@ impl CheckProblem {
     }
 }
 
-/// What a check saw that did not fail.
+/// The observation of a check that did not fail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CheckNote {
     Fine(String),
-    /// Something that is not as it should be, but that the pilot can work around; and how to fix it.
+    /// A defect that the pilot works around, and the advice for fixing it.
     WorkedAround(String, String),
-    /// Something that is seldom meant. The text says what may be.
+    /// A setting that is seldom intended. The text names the possible mistake.
     Odd(String),
 }
 
-/// One check and how it came out.
+/// A check and its result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     pub check: Check,
@@ -137,13 +136,13 @@ pub struct Finding {
     pub fix: Option<String>,
 }
 
-/// All checks that were made, in their order.
+/// All checks so far, in their order.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Findings(Vec<Finding>);
 
 impl Findings {
-    /// Adds a check that went well.
+    /// Adds a check that passed.
     pub fn seen(&mut self, check: Check, seen: CheckNote) {
         let (verdict, seen, fix) = match seen {
             CheckNote::Fine(seen) => (CheckVerdict::Ok, seen, None),
@@ -153,13 +152,13 @@ impl Findings {
         self.add(check, verdict, seen, fix);
     }
 
-    /// Adds one that failed.
+    /// Adds a check that failed.
     pub fn failed(&mut self, check: Check, diagnosis: &Diagnosis) {
         let Diagnosis { seen, fix } = diagnosis.clone();
         self.add(check, CheckVerdict::Failed, seen, fix);
     }
 
-    /// Adds one that was not made.
+    /// Adds a check that was not made.
     pub fn skipped(&mut self, check: Check) {
         let seen = "not tried, because of what failed above".to_owned();
         self.add(check, CheckVerdict::Skipped, seen, None);
@@ -172,7 +171,7 @@ impl Findings {
                 warn!(check = check.name(), %seen, fix, "preflight: worked around");
             }
             CheckVerdict::Ok => info!(check = check.name(), %seen, "preflight"),
-            // Logged once, where it ends the pilot.
+            // The caller logs it once, where it ends the pilot.
             CheckVerdict::Failed | CheckVerdict::Skipped => {}
         }
         self.0.push(Finding {
@@ -184,7 +183,7 @@ impl Findings {
     }
 }
 
-/// A line each: verdict, check, what was seen, how to fix it.
+/// One line for each finding: verdict, check, observation, fix.
 impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for finding in &self.0 {
@@ -194,7 +193,7 @@ impl fmt::Display for Findings {
                 seen,
                 fix,
             } = finding;
-            // One line each, even if a broken machine says several.
+            // Keeps it to one line, even if a broken machine gives several.
             let seen = seen.replace(['\n', '\r'], " ");
             write!(f, "{:<4}  {:<20}  {seen}", verdict.word(), check.name())?;
             if let Some(fix) = fix {
@@ -206,7 +205,7 @@ impl fmt::Display for Findings {
     }
 }
 
-/// Whether files can be written in `directory` and read back.
+/// Checks that files can be written in `directory` and read back.
 ///
 /// # Errors
 /// When they can't.
@@ -227,14 +226,14 @@ pub fn scratch(directory: &Path) -> Result<CheckNote, CheckProblem> {
 }
 
 fn bytes_as_gb(bytes: u64) -> f64 {
-    // Megabytes fit into 32 bits on any disk of today, and f64 holds those exactly.
+    // The megabytes of any disk of today fit into 32 bits, which f64 represents exactly.
     f64::from(u32::try_from(bytes / 1_000_000).unwrap_or(u32::MAX)) / 1000.0
 }
 
-/// Whether `paths` answer. A path that doesn't exist passes: a later check has a better text for it.
+/// Checks that `paths` answer. A missing path passes, because a later check has a better text for it.
 ///
 /// # Errors
-/// When one hangs or fails.
+/// When a path hangs or fails.
 pub async fn reachable(
     guard: &GuardianHandle,
     paths: &[PathBuf],

@@ -14,12 +14,12 @@ use crate::process::{
     CaptureQuery, ChildLimits, ExitStatus, GuardianHandle, ShutdownSender, capture,
 };
 
-/// The argument by which the pilot's binary becomes the child, see `cli`.
+/// The argument that makes the pilot's binary the child, see `cli`.
 pub const WORD: &str = "namespaces";
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Whether the namespaces can be made. If not, the container that is started next decides: an Apptainer that
-/// is installed setuid needs no user namespace.
+/// Checks that the namespaces can be made. A failure is only a note, because an Apptainer that is installed
+/// setuid needs no user namespace; the check `container` decides.
 ///
 /// # Errors
 /// When no child can be started.
@@ -52,14 +52,14 @@ pub async fn namespaces(guard: &GuardianHandle, scratch: &Path) -> Result<CheckN
     })
 }
 
-/// The child: makes the namespaces, or writes to stdout why it can't and exits with 1.
+/// The child: makes the namespaces, or writes the error to stdout and exits with 1.
 #[must_use]
 pub fn child() -> ExitCode {
     let wanted = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
     match unshare(wanted) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Without stdout, the exit code is all that can be said.
+            // Without stdout only the exit code is left.
             let _ = write!(io::stdout(), "{}", io::Error::from(error));
             ExitCode::FAILURE
         }

@@ -1,4 +1,4 @@
-//! The check `apptainer`: whether it runs, and is new enough.
+//! The check `apptainer`: it runs, and is new enough.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,16 +11,16 @@ use crate::process::{
 };
 use crate::task::probe_container::cause_of_spawn;
 
-/// The first version that has `--no-eval`, without which an image's own shell would expand arguments and
+/// The first version with `--no-eval`, without which an image's own shell would expand arguments and
 /// variables; also the first that needs no setuid program.
 const OLDEST: (u32, u32) = (1, 1);
 /// Enough for a program that prints one line.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Whether Apptainer runs, and is new enough.
+/// Checks that Apptainer runs and is new enough.
 ///
 /// # Errors
-/// When it isn't.
+/// When it doesn't run or is too old.
 pub async fn version(
     guard: &GuardianHandle,
     apptainer: &Apptainer,
@@ -70,7 +70,7 @@ pub async fn version(
             format!("`{program}` is `{text}`"),
         )),
         Some(_) => Ok(CheckNote::Fine(format!("`{program}` is `{text}`"))),
-        // The container that is started next decides.
+        // The check `container`, which follows, decides.
         None => Ok(CheckNote::WorkedAround(
             format!("`{program}` is `{text}`, which is no version that can be compared"),
             "ask the site for a release of Apptainer".to_owned(),
@@ -78,7 +78,7 @@ pub async fn version(
     }
 }
 
-/// Major and minor of a text like `apptainer version 1.4.5-2.el9`.
+/// Major and minor version of a text such as `apptainer version 1.4.5-2.el9`.
 fn parse(text: &str) -> Option<(u32, u32)> {
     let mut numbers = text.split_whitespace().next_back()?.split('.');
     let major = numbers.next()?.parse().ok()?;

@@ -1,5 +1,5 @@
-//! A short-lived child whose output is wanted rather than kept: a version, a probe, a conversion.
-//! [`supervise`] with temporary files, so that the same limits and the same sweep apply.
+//! Runs a short-lived child and returns its output: for a version, a probe, a conversion. Uses [`supervise`]
+//! with temporary files, so the same limits and the same sweep apply.
 
 use std::ffi::OsString;
 use std::io;
@@ -15,19 +15,19 @@ use super::signal::ExitStatus;
 use super::supervise::supervise;
 use crate::blocking;
 
-/// How much of each stream is given back: its end, because errors stand there.
+/// How many bytes of each stream are returned: its end, because errors stand there.
 const KEPT: usize = 64 * 1024;
 
 #[derive(Debug, Clone)]
 pub struct CaptureQuery {
-    /// Absolute path.
+    /// Absolute.
     pub program: PathBuf,
-    /// Its arguments, without the program's name.
+    /// Without the program's name.
     pub args: Vec<OsString>,
     pub env: Vec<(OsString, OsString)>,
-    /// Where it starts; `None` is the pilot's own working directory.
+    /// The working directory; `None` is the pilot's own.
     pub cwd: Option<PathBuf>,
-    /// A directory for its output while it runs; nothing in it has a name.
+    /// A directory for the output files, which have no names.
     pub scratch: PathBuf,
 }
 
@@ -36,9 +36,9 @@ pub struct Captured {
     pub exit: ExitStatus,
     pub ended_by: StopCause,
     pub leftovers: Leftovers,
-    /// The last 64 KiB, beginning with a line.
+    /// The last 64 KiB, starting at the beginning of a line.
     pub stdout: Vec<u8>,
-    /// The last 64 KiB, beginning with a line.
+    /// The last 64 KiB, starting at the beginning of a line.
     pub stderr: Vec<u8>,
 }
 
@@ -52,20 +52,18 @@ impl Captured {
 
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
-    /// It couldn't be started.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
-    /// Its output couldn't be kept or read.
     #[error(
         "can't keep a command's output in `{scratch}`: {source}; check its free space and permissions"
     )]
     Output { scratch: PathBuf, source: io::Error },
 }
 
-/// Runs `query` within `limits` and returns the end of what it wrote.
+/// Runs `query` within `limits` and returns the end of its output.
 ///
 /// # Errors
-/// When it can't be started or its output not be kept. How it ended is no error here.
+/// When it can't be started or its output can't be kept. An unsuccessful exit is no error here.
 pub async fn capture(
     guard: &GuardianHandle,
     query: CaptureQuery,

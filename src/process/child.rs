@@ -1,4 +1,4 @@
-//! What a child is started with ([`ChildSpec`], [`ChildLimits`]) and how it ended ([`ChildExit`]).
+//! The specification of a child ([`ChildSpec`], [`ChildLimits`]) and its end ([`ChildExit`]).
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -13,28 +13,28 @@ use super::signal::{ExitStatus, Usage};
 
 #[derive(Debug)]
 pub struct ChildSpec {
-    /// Absolute path.
+    /// Absolute.
     pub program: PathBuf,
-    /// Its arguments, without the program's name.
+    /// Without the program's name.
     pub args: Vec<OsString>,
-    /// The whole environment; nothing of the pilot's own is added.
+    /// The whole environment: the pilot's own is not inherited.
     pub env: Vec<(OsString, OsString)>,
-    /// Where it starts; `None` is the pilot's own working directory.
+    /// The working directory; `None` is the pilot's own.
     pub cwd: Option<PathBuf>,
     pub stdout: File,
     pub stderr: File,
 }
 
-/// How long it may run.
+/// The time limits of a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChildLimits {
-    /// Wall time after which it is told to end; `None` is without end.
+    /// Wall time after which it is told to end; `None` is no limit.
     pub timeout: Option<Duration>,
-    /// Time between being told and being killed.
+    /// The time between the first signal and the kill.
     pub grace: Duration,
 }
 
-/// Who wanted the end. When it wasn't the child, its exit status says nothing.
+/// The reason for a child's end. Unless it is [`StopCause::Itself`], the exit status says nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopCause {
     Itself,
@@ -43,56 +43,53 @@ pub enum StopCause {
     Shutdown,
 }
 
-/// How far the kill had to go.
+/// The extent of a hard kill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HardKill {
-    /// It ended by itself or when told.
+    /// The child ended by itself or after a signal.
     NotNeeded,
     /// The container's first process was killed, and the runtime cleaned up.
     Container,
-    /// The child and all of its session were killed.
+    /// The child and its whole session were killed.
     Session,
 }
 
-/// What was left of the session when its leader had ended.
+/// The processes left in the session after its leader's end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Leftovers {
     None,
-    /// Processes that were killed and are gone.
+    /// Some were killed and are gone.
     Swept,
-    /// Processes that a kill didn't end in ten seconds: the kernel holds them, or they aren't ours.
+    /// Processes that survived a kill for ten seconds: the kernel holds them, or they aren't ours.
     Survive(Vec<Pid>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChildExit {
-    /// How the first process ended. [`ExitStatus::Signal`] 9 too when it survives its kill.
+    /// How the first process ended. Also [`ExitStatus::Signal`] 9 if it survives its kill.
     pub exit: ExitStatus,
     pub ended_by: StopCause,
     pub usage: Usage,
-    /// From the start until nothing of it ran.
+    /// From the start until none of its processes ran.
     pub wall: Duration,
-    /// How far the kill had to go.
     pub hard_kill: HardKill,
     pub leftovers: Leftovers,
 }
 
-/// Why there was no child to supervise.
+/// The reason why a child could not be started or supervised.
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
-    /// The program can't be executed.
     #[error("can't start `{program}`: {source}; check that it is installed and executable")]
     Program { program: PathBuf, source: io::Error },
-    /// The directory to start in is missing.
     #[error("can't start in `{cwd}`: {source}; make the directory first")]
     Directory { cwd: PathBuf, source: io::Error },
-    /// The child is not a program yet after this long.
+    /// The child has not reached its exec after this long.
     #[error(
         "`{program}` could not be started within {} s: its file system gives no answer",
         after.as_secs()
     )]
     Hanging { program: PathBuf, after: Duration },
-    /// Arguments and environment are longer than the kernel takes.
+    /// The arguments and environment are longer than the kernel accepts.
     #[error(
         "arguments and environment of `{program}` have {bytes} bytes, more than the kernel takes; \
          give large values to the container as files"
@@ -103,15 +100,14 @@ pub enum SpawnError {
         "no process could be made for `{program}`: {source}; the machine or its limits are used up"
     )]
     Exhausted { program: PathBuf, source: io::Error },
-    /// A child would outlive a pilot that is killed.
+    /// There is no guardian, so the child could outlive a pilot that is killed.
     #[error(
         "no guardian could be made for the pilot's containers: {0}; the machine or its limits are used up"
     )]
     Unguarded(io::Error),
-    /// The ends of children can't be watched.
     #[error("can't watch for the end of children: {0}")]
     Watch(io::Error),
-    /// The child was waited for by something else in this process.
+    /// Something else in this process waited for the child.
     #[error("the end of `{program}` can't be known: {source}; something else waited for it")]
     Lost { program: PathBuf, source: Errno },
 }

@@ -1,9 +1,8 @@
-//! The hard kill of children by a thread or process that need not be their parent and has no runtime: the
-//! guardian, and the thread that ends a child whose supervisor was dropped.
+//! The hard kill of children without a runtime and from any process: used by the guardian, and by the thread
+//! that ends a child whose supervisor was dropped.
 //!
-//! The order was measured on containers: killing the container's first process lets the runtime
-//! above it unmount and clean up; killing the runtime first leaves the FUSE process of a SIF image
-//! behind.
+//! The order was measured on containers: after the death of a container's first process, the runtime above it
+//! unmounts and cleans up. Killing the runtime first leaves the FUSE process of a SIF image behind.
 
 use std::time::{Duration, Instant};
 
@@ -16,12 +15,11 @@ use super::signal::send;
 
 /// How long the runtime may clean up after the container's first process was killed.
 pub(super) const CLEAN_UP: Duration = Duration::from_secs(3);
-/// How long a killed process may take to vanish; longer, and the kernel holds it (dead file server).
+/// How long a killed process may take to vanish. After that the kernel holds it (dead file server).
 pub(super) const VANISH: Duration = Duration::from_secs(10);
-/// How often to look again; there is no event for the end of another's child.
+/// The polling interval: there is no event for the end of a process that isn't our child.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// A child that is being killed.
 #[derive(Debug)]
 pub(super) struct KillTarget {
     child_id: ChildId,
@@ -52,8 +50,8 @@ impl KillTarget {
     }
 }
 
-/// Kills all of them, at the same time. Returns when nothing of them runs, or the kernel won't let
-/// it go; zombies may be left for their parents.
+/// Kills all targets at once. Returns when none of their processes runs, or the kernel holds the rest.
+/// Zombies may be left for their parents.
 pub(super) fn kill_all(mut kill_target: Vec<KillTarget>) {
     let began = Instant::now();
     loop {
@@ -77,23 +75,23 @@ fn runs(child_id: &ChildId) -> bool {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SessionState {
-    /// Something that runs, and was sent a kill; or nothing could be told.
+    /// A process still runs and was sent a kill, or the state is unknown.
     Alive,
     Dead,
 }
 
-/// Kills what is there. A pid that means another process by now proves that nothing of the old
-/// session is left: until then the kernel doesn't give its number away.
+/// Kills the processes left in the session. A pid that belongs to another process proves that the session is
+/// empty: the kernel doesn't reuse the number before that.
 pub(super) fn kill_session(child_id: ChildId) -> SessionState {
     let leader_runs = match ProcessStat::read(child_id.leader.0) {
         Ok(Some(stat)) if stat.start != child_id.start => return SessionState::Dead,
         Ok(Some(stat)) => !stat.is_zombie,
         Ok(None) => false,
-        // It may be anybody's: look again.
+        // The pid may belong to any process: look again.
         Err(_) => return SessionState::Alive,
     };
     if leader_runs {
-        // Its own group first, which needs no look at all of `/proc`.
+        // Its own group first, which needs no walk through `/proc`.
         send(Pid::from_raw(-child_id.leader.0.as_raw()), SIGKILL);
         send(child_id.leader.0, SIGKILL);
     }

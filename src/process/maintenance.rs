@@ -1,5 +1,5 @@
-//! What the pilot does for all of its children while it runs: it keeps a guardian, stops the containers and
-//! lets them go on when it is itself stopped, and reaps orphans. It sleeps until a signal comes.
+//! The maintenance of all children while the pilot runs: replaces a dead guardian, stops and resumes the
+//! containers together with the pilot, and reaps orphans. Sleeps until a signal comes.
 
 use std::io;
 use std::time::Duration;
@@ -14,31 +14,31 @@ use super::guardian::client::{GuardianHandle, GuardianHealth, START_WITHIN};
 use super::signal::send;
 use crate::blocking;
 
-/// When to try again to make a guardian.
+/// The interval between attempts to replace a guardian.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
-/// `SIGTSTP`: the pilot stops its containers, then itself, and lets them go on when it does. Any other
-/// stop comes without a notice; then it is the sender's part to stop the containers too, as HTCondor
-/// does, and [`SuspendAwareTimer`](super::SuspendAwareTimer) sees to the time limits.
+/// `SIGTSTP`: the pilot stops its containers, then itself, and resumes them when it is resumed. Any other
+/// stop comes without notice. The sender must then stop the containers too, as HTCondor does, and
+/// [`SuspendAwareTimer`](super::SuspendAwareTimer) corrects the time limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopSignals {
     Handled,
-    /// The pilot's parent wants it ignored.
+    /// The pilot's parent set it to be ignored.
     Ignored,
 }
 
 impl GuardianHandle {
-    /// Looks after the children for as long as the future is polled.
+    /// Maintains the children as long as the future is polled.
     ///
     /// # Errors
-    /// When the system refuses a handler.
+    /// When a signal handler can't be installed.
     pub fn maintain(
         &self,
         stops: StopSignals,
     ) -> io::Result<impl Future<Output = ()> + Send + use<>> {
         let guard = self.clone();
         let mut ends = signal(SignalKind::child())?;
-        // The kernel doesn't let pid 1 stop itself: there the signal keeps having no effect at all.
+        // The kernel doesn't let pid 1 stop itself; there the signal keeps having no effect.
         let mut stops = if stops == StopSignals::Handled && getpid() != Pid::from_raw(1) {
             Some(signal(SignalKind::from_raw(libc::SIGTSTP))?)
         } else {

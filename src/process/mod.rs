@@ -1,8 +1,8 @@
-//! One supervised child: its own session, its limits, the order in which it is told to end and killed,
-//! and the proof that nothing of it is left, even when the pilot is killed: [`GuardianHandle`].
+//! One supervised child: its own session, its limits, the order of its signals and kill, and the proof that
+//! none of its processes is left, even if the pilot is killed: [`GuardianHandle`].
 //!
-//! What is particular to containers here is how their processes hang together, because that decides the
-//! order of the kill. All `unsafe` code of the pilot is in this module.
+//! The only knowledge of containers here is how their processes are related, because that decides the order
+//! of the kill. All `unsafe` code of the pilot is in this module.
 
 mod capture;
 mod child;

@@ -1,5 +1,5 @@
-//! Reads what a child wrote into a file: the end of it, for a reason, or all of it, for a person. In
-//! bounded memory; content may be any bytes.
+//! Reads a child's output from a file: its end, to find an error's reason, or all of it, to show it. Takes
+//! bounded memory, and any bytes.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
@@ -8,7 +8,7 @@ use std::path::Path;
 /// Width of the lines around a dump.
 const COLUMNS: usize = 80;
 
-/// The last `max_bytes` of a file. A line that is cut by that is left out, unless it is all there is.
+/// The last `max_bytes` of a file. A first line that would be cut is left out, unless it is the only one.
 ///
 /// # Errors
 /// When the file can't be opened or read.
@@ -16,7 +16,7 @@ pub fn tail(path: &Path, max_bytes: usize) -> io::Result<Vec<u8>> {
     tail_of(&mut File::open(path)?, max_bytes)
 }
 
-/// As [`tail`], of an open file, whose position it moves.
+/// As [`tail`], for an open file, whose position it moves.
 ///
 /// # Errors
 /// When the file can't be read.
@@ -25,13 +25,13 @@ pub fn tail_of(file: &mut File, max_bytes: usize) -> io::Result<Vec<u8>> {
     let wanted = u64::try_from(max_bytes).unwrap_or(u64::MAX);
     let start = length.saturating_sub(wanted);
     file.seek(SeekFrom::Start(start.saturating_sub(1)))?;
-    // A child that writes on while we read must not make it longer.
+    // A child that still writes must not make the result longer.
     let mut bytes = Vec::new();
     file.take(length.min(wanted + 1)).read_to_end(&mut bytes)?;
     if start == 0 {
         return Ok(bytes);
     }
-    // The byte before tells whether a line begins with the first wanted one.
+    // The byte before the wanted ones tells whether they begin with a whole line.
     match bytes.iter().position(|byte| *byte == b'\n') {
         Some(end_of_cut_line) if end_of_cut_line + 1 < bytes.len() => {
             bytes.drain(..=end_of_cut_line);
@@ -47,15 +47,15 @@ pub fn tail_of(file: &mut File, max_bytes: usize) -> io::Result<Vec<u8>> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ShownOutput {
     Whole,
-    /// Of a long one the first and the last 32 KiB, in whole lines where there are such, and between
-    /// them where all of it is.
+    /// Of a long file the first and the last 32 KiB, in whole lines if possible, and between them the path of
+    /// the file.
     Ends,
 }
 
 const END_BYTES: usize = 32 * 1024;
 
-/// Writes the content of an open file, which may have been removed since, to `sink` between marked lines, with
-/// `name` as in `task 7d… (stderr)`:
+/// Writes the content of an open file, which may have been removed since, to `sink` between marked lines,
+/// with a `name` such as `task 7d… (stderr)`:
 ///
 /// ```text
 /// --- start: task 7d… (stderr) ---------------------------------------------------
@@ -63,7 +63,7 @@ const END_BYTES: usize = 32 * 1024;
 /// --- end: task 7d… (stderr) -----------------------------------------------------
 /// ```
 ///
-/// Content that doesn't end its last line gets that end, so that the mark stands on its own.
+/// Adds a missing line end at the end of the content, so that the mark gets its own line.
 ///
 /// # Errors
 /// When the file can't be read or the sink written.
@@ -113,7 +113,7 @@ fn mark(which: &str, name: &str) -> String {
     format!("{:-<COLUMNS$}", format!("--- {which}: {name} "))
 }
 
-/// Remembers the last byte that was read through it.
+/// Remembers the last byte read through it.
 struct LastByte<R> {
     inner: R,
     last: u8,

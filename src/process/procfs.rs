@@ -1,5 +1,5 @@
-//! Reads `/proc`: when a process began, its parent, session and children, and what it used. The process
-//! need not be a child of the pilot. One that ends while it is looked at counts as not there.
+//! Reads `/proc`: a process's start time, parent, session, children and resource use. It need not be a child
+//! of the pilot. A process that ends during the look counts as missing.
 
 use std::fs;
 use std::io;
@@ -18,8 +18,8 @@ pub(super) struct SessionMember {
     parent: Pid,
 }
 
-/// When a process began, in the kernel's ticks since boot. With the pid it names one process for
-/// good: a pid alone may be given to another one.
+/// A process's start time, in the kernel's ticks since boot. Together with the pid it identifies a process; a
+/// pid alone may be reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StartTime(pub(super) u64);
 
@@ -28,7 +28,7 @@ pub struct StartTime(pub(super) u64);
 pub struct ProcessStat {
     pub parent: Pid,
     pub session: Pid,
-    /// Clock ticks of CPU time, those of children that were waited for included.
+    /// Clock ticks of CPU time, including those of children that were waited for.
     pub cpu_ticks: u64,
     pub start: StartTime,
     pub rss_pages: u64,
@@ -36,43 +36,43 @@ pub struct ProcessStat {
 }
 
 impl ProcessStat {
-    /// `None` when there is no such process, or it can't be read.
+    /// `None` when the process doesn't exist or can't be read.
     #[must_use]
     pub fn of(pid: Pid) -> Option<Self> {
         Self::read(pid).ok().flatten()
     }
 
-    /// `None` when there is no such process.
+    /// `None` when the process doesn't exist.
     ///
     /// # Errors
-    /// When it can't be read: no more files may be open, for example.
+    /// When it can't be read, for example because no more files may be open.
     pub(super) fn read(pid: Pid) -> io::Result<Option<Self>> {
         match fs::read(format!("/proc/{pid}/stat")) {
             Ok(line) => Self::parse(&line)
                 .map(Some)
                 .ok_or_else(|| Errno::EBADMSG.into()),
-            // The process may be gone before the file is opened, or while it is read.
+            // The process may end before the file is opened, or while it is read.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Allocates nothing, because a child between clone and exec must not.
+    /// Must not allocate: a child calls it between clone and exec.
     pub(super) fn parse(line: &[u8]) -> Option<Self> {
-        // The command may hold spaces and parentheses; what follows its last one may not.
+        // The command may contain spaces and parentheses; the fields after the last parenthesis don't.
         let after_command = line.iter().rposition(|byte| *byte == b')')? + 1;
         let mut fields = std::str::from_utf8(&line[after_command..])
             .ok()?
             .split_ascii_whitespace();
-        // Fields 3, 4, 6, 14 to 17, 20, 22 and 24 there.
+        // Fields 3, 4, 6, 14 to 17, 20, 22 and 24 of `proc_pid_stat(5)`.
         let state = fields.next()?;
         let parent = fields.next()?.parse().ok()?;
         let session = fields.nth(1)?.parse().ok()?;
         fields.nth(6)?;
         let mut cpu_ticks = 0_u64;
         for _ in 0..4 {
-            // Of children, it may be negative on some old kernels.
+            // The children's time may be negative on some old kernels.
             let ticks: i64 = fields.next()?.parse().ok()?;
             cpu_ticks += u64::try_from(ticks).unwrap_or(0);
         }
@@ -85,14 +85,14 @@ impl ProcessStat {
             cpu_ticks,
             start: StartTime(start),
             rss_pages: u64::try_from(rss_pages).unwrap_or(0),
-            // A zombie with other threads is only a main thread that ended.
+            // With other threads alive, only the main thread has ended.
             is_zombie: matches!(state, "Z" | "X") && threads <= 1,
         })
     }
 }
 
-/// When the process `pid` began, in the kernel's ticks since boot, if it runs. `None` for one that has ended,
-/// whether it was waited for or not.
+/// The start time of the process `pid`, in the kernel's ticks since boot. `None` once it has ended, even if
+/// it was not waited for.
 #[must_use]
 pub fn start_ticks(pid: i32) -> Option<u64> {
     let stat = ProcessStat::of(Pid::from_raw(pid))?;
@@ -110,8 +110,8 @@ pub fn pids() -> impl Iterator<Item = Pid> {
         .map(Pid::from_raw)
 }
 
-/// The children of `parent`, as the kernel lists them, or where it doesn't (before 4.2 it was a rare build
-/// option), by looking at all processes.
+/// The children of `parent`, from the kernel's lists. Without those (before Linux 4.2 they were a rare build
+/// option) by looking at all processes.
 #[must_use]
 pub fn children(parent: Pid) -> Vec<Pid> {
     let threads = fs::read_dir(format!("/proc/{parent}/task")).into_iter();
@@ -128,11 +128,11 @@ pub fn children(parent: Pid) -> Vec<Pid> {
         .collect()
 }
 
-/// The children of this process's main thread: those that it made, and all that fell to this process since,
-/// for the kernel gives orphans to the main thread while there is one. Those that other threads made are
-/// left out until their thread ends. `None` where the kernel doesn't list children.
+/// The children of this process's main thread: those that it made, and all that were reparented to this
+/// process, because the kernel gives orphans to the main thread while it exists. Children made by other
+/// threads are missing until their thread ends. `None` if the kernel doesn't list children.
 ///
-/// One read is the whole truth only while none of them is reaped: the kernel finds its place in the list by
+/// A single read is complete only if no child is reaped meanwhile: the kernel finds its place in the list by
 /// counting.
 pub(super) fn own_children() -> Option<Vec<Pid>> {
     let pid = getpid();
@@ -147,11 +147,12 @@ fn children_in(thread: &Path) -> Option<Vec<Pid>> {
     Some(pids.map(Pid::from_raw).collect())
 }
 
-/// The processes of the leader's session that still run, without the leader. Zombies among them that are
-/// this process's children are reaped.
+/// The running processes of the leader's session, without the leader. Reaps zombies among them that are this
+/// process's children.
 ///
-/// `getsid` for every number in `/proc` and no file read for strangers: a tenth of the cost of
-/// reading `/proc/PID/stat`. Still 10 ms on a machine with thousands of processes.
+/// Calls `getsid` for every number in `/proc` and reads no file of processes outside the session, which takes
+/// a tenth of the time of reading every `/proc/PID/stat`. Still 10 ms on a machine with thousands of
+/// processes.
 pub(super) fn members(leader: ProcessGroup) -> Vec<SessionMember> {
     pids()
         .filter(|pid| *pid != leader.0 && getsid(Some(*pid)) == Ok(leader.0))
@@ -159,7 +160,7 @@ pub(super) fn members(leader: ProcessGroup) -> Vec<SessionMember> {
         .collect()
 }
 
-/// `None` for a process that has ended, which is then no zombie of ours any more.
+/// `None` for a process that has ended. If it was our zombie, it is reaped.
 fn running(pid: Pid) -> Option<SessionMember> {
     let stat = ProcessStat::of(pid)?;
     if !stat.is_zombie {
@@ -169,15 +170,15 @@ fn running(pid: Pid) -> Option<SessionMember> {
         });
     }
     if stat.parent == getpid() {
-        // Only a process of the session gets here, so nobody else waits for it. If it is gone
-        // already, all the better.
+        // Only processes of the session get here, so nothing else waits for them. An error means that it is
+        // gone already.
         let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
     }
     None
 }
 
-/// The leader and everything below it, parents first: its session, and what left the session but
-/// not the container.
+/// The leader and all its descendants, parents first. This includes processes that left the session but not
+/// the container.
 pub(super) fn process_tree(leader: ProcessGroup) -> Vec<Pid> {
     let all: Vec<(Pid, Pid)> = pids()
         .filter_map(|pid| Some((pid, ProcessStat::of(pid)?.parent)))
@@ -195,7 +196,7 @@ pub(super) fn process_tree(leader: ProcessGroup) -> Vec<Pid> {
     tree
 }
 
-/// Children of this process that have ended and were not waited for, by looking at all processes.
+/// The zombies among this process's children, found by looking at all processes.
 pub(super) fn zombie_children() -> Vec<Pid> {
     let is_ours = |stat: ProcessStat| stat.is_zombie && stat.parent == getpid();
     pids()
@@ -203,8 +204,8 @@ pub(super) fn zombie_children() -> Vec<Pid> {
         .collect()
 }
 
-/// The first process of the container that `leader` made: its child that is pid 1 of a pid namespace
-/// one level further down.
+/// The first process of the container that `leader` made: the child of `leader` that is pid 1 in a pid
+/// namespace one level below.
 pub(super) fn container_init(leader: ProcessGroup) -> Option<Pid> {
     let depth = namespace_pids(leader.0)?.len();
     members(leader)
@@ -218,7 +219,7 @@ pub(super) fn container_init(leader: ProcessGroup) -> Option<Pid> {
         })
 }
 
-/// The pid as each namespace sees it, outermost first.
+/// The pid in each namespace, outermost first.
 fn namespace_pids(pid: Pid) -> Option<Vec<String>> {
     let status = fs::read(format!("/proc/{pid}/status")).ok()?;
     let status = String::from_utf8_lossy(&status);

@@ -1,12 +1,12 @@
-//! How far the pilot has got in ending its children, as a value that only moves forward: no caller can
-//! take a kill back.
+//! How far the shutdown of children has gone, as a value that only moves forward: no caller can take back a
+//! kill.
 
 use tokio::sync::watch;
 
-/// What is wanted of a child.
+/// The request to a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ShutdownPhase {
-    /// Run until you end.
+    /// Run to the end.
     Run,
     /// Forward this signal, and kill after the grace period.
     Terminate(i32),
@@ -14,7 +14,7 @@ pub enum ShutdownPhase {
 }
 
 impl ShutdownPhase {
-    /// How far it is; two signals are equally far.
+    /// The order of the phases; all signals are equal.
     pub(super) fn stage(self) -> u8 {
         match self {
             Self::Run => 0,
@@ -24,7 +24,7 @@ impl ShutdownPhase {
     }
 }
 
-/// The one place that changes the [`ShutdownPhase`] of any number of children.
+/// The sender of the [`ShutdownPhase`] for any number of children.
 #[derive(Debug)]
 pub struct ShutdownSender(watch::Sender<ShutdownPhase>);
 
@@ -35,7 +35,7 @@ impl ShutdownSender {
         Self(watch::Sender::new(ShutdownPhase::Run))
     }
 
-    /// A view for one child; hand it to [`supervise()`](super::supervise()).
+    /// A receiver for one child, to pass to [`supervise()`](super::supervise()).
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<ShutdownPhase> {
         self.0.subscribe()
@@ -46,8 +46,8 @@ impl ShutdownSender {
         *self.0.borrow()
     }
 
-    /// Moves on to `next`, and returns what is wanted then. A step back, or a second signal, changes
-    /// nothing.
+    /// Moves on to `next` if that is further, and returns the phase then. A step back, or a second signal,
+    /// changes nothing.
     #[expect(clippy::must_use_candidate, reason = "most callers only want the step")]
     pub fn advance(&self, next: ShutdownPhase) -> ShutdownPhase {
         self.0.send_if_modified(|current| {

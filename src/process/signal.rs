@@ -11,46 +11,45 @@ use nix::unistd::Pid;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitStatus {
     Code(i32),
-    /// A signal ended it.
     Signal(i32),
 }
 
-/// What the kernel charged a child and all its descendants that were waited for; for a container
-/// that is everything in it.
+/// The resource use of a child and all its descendants that were waited for; for a container that is
+/// everything in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
     pub cpu_user: Duration,
     pub cpu_system: Duration,
-    /// The largest resident set of any one process.
+    /// The largest resident set of any single process.
     pub max_rss_bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SignalDelivery {
     Sent,
-    /// There is no such process any more (`ESRCH`).
+    /// The process doesn't exist any more (`ESRCH`).
     Gone,
-    /// The process isn't ours to signal (`EPERM`).
+    /// We have no permission to signal the process (`EPERM`).
     Refused,
 }
 
-/// Sends `number` to one process, or with a negative pid to that process group; 0 only asks.
+/// Sends `number` to a process, or to a process group if `pid` is negative. The number 0 only checks.
 pub(super) fn send(pid: Pid, number: i32) -> SignalDelivery {
     // SAFETY: kill takes two integers.
     let answer = Errno::result(unsafe { libc::kill(pid.as_raw(), number) });
     match answer {
         Ok(_) => SignalDelivery::Sent,
         Err(Errno::EPERM) => SignalDelivery::Refused,
-        // ESRCH; and EINVAL, a number that is no signal, which reaches nobody either.
+        // ESRCH, or EINVAL for a number that is no signal: neither reaches a process.
         Err(_) => SignalDelivery::Gone,
     }
 }
 
-/// Whether a child has ended. It stays unreaped, so that its pid, which is the session's id, can't
-/// be given to another process while the session is swept.
+/// Whether a child has ended. Leaves it unreaped, so that its pid, which is the session's id, can't be reused
+/// while the session is swept.
 ///
 /// # Errors
-/// `ECHILD` when it is no child of ours (any more).
+/// `ECHILD` if it is not, or no longer, our child.
 pub(super) fn has_ended(child: Pid) -> nix::Result<bool> {
     look(child, WaitPidFlag::WNOHANG)
 }
@@ -58,7 +57,7 @@ pub(super) fn has_ended(child: Pid) -> nix::Result<bool> {
 /// Blocks until a child has ended, and leaves it unreaped.
 ///
 /// # Errors
-/// As [`has_ended`].
+/// Returns the errors of [`has_ended`].
 pub(super) fn await_end(child: Pid) -> nix::Result<()> {
     look(child, WaitPidFlag::empty()).map(drop)
 }
@@ -75,8 +74,8 @@ fn look(child: Pid, how: WaitPidFlag) -> nix::Result<bool> {
     }
 }
 
-/// Waits for a child, which is never waited for elsewhere, and frees its pid. Blocks unless
-/// [`has_ended`] said yes.
+/// Waits for a child and frees its pid. Nothing else may wait for that child. Blocks unless [`has_ended`]
+/// returned true.
 pub(super) fn reap(child: Pid) -> nix::Result<(ExitStatus, Usage)> {
     let mut status = 0;
     loop {
@@ -108,7 +107,7 @@ fn converted(usage: &libc::rusage) -> Usage {
     Usage {
         cpu_user: duration(usage.ru_utime),
         cpu_system: duration(usage.ru_stime),
-        // Linux counts it in KiB (getrusage(2)).
+        // Linux counts in KiB (getrusage(2)).
         max_rss_bytes: u64::try_from(usage.ru_maxrss)
             .unwrap_or(0)
             .saturating_mul(1024),

@@ -1,9 +1,10 @@
-//! From a [`ChildSpec`] to a running program: what happens between clone(2) and execve(2).
+//! From a [`ChildSpec`] to a running program: the steps between clone(2) and execve(2).
 //!
-//! The child shares our memory until its exec, and the thread that makes it stands still until then, as
-//! with `posix_spawn(3)`, which can't do what is to be done before the exec. A fork would copy the page
-//! tables, and then each page that we write to: measured, a fifth of the CPU time that an event costs the
-//! pilot. So nothing here runs on an event loop's thread: an exec on a dead file server never returns.
+//! The child shares our memory until its exec, and the thread that makes it waits until then.
+//! `posix_spawn(3)` works the same way, but can't do all the steps needed before the exec. A fork would copy
+//! the page tables, and later each page that we write to: measured, a fifth of the CPU time that an event
+//! costs the pilot. Because an exec on a dead file server never returns, nothing here runs on an event loop's
+//! thread.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -26,33 +27,32 @@ use super::procfs::{ProcessStat, StartTime};
 use super::signal::{await_end, reap};
 use crate::ids::ProcessGroup;
 
-/// Why there is no child.
+/// The reason why there is no child.
 #[derive(Debug)]
 pub(super) enum NotStarted {
-    /// The guardian doesn't take its message: it is gone, or reads no more.
+    /// The guardian doesn't take the child's message: it is gone, or reads no more.
     Unheard(io::Error),
-    /// By [`StartProgress::call_off`], before the child was a program.
+    /// Called off by [`StartProgress::call_off`] before the exec.
     CalledOff,
-    /// No process could be made, or it could not become the program.
+    /// No process could be made, or its exec failed.
     Unmade(io::Error),
 }
 
-/// A start that came to nothing.
 #[derive(Debug)]
 pub(super) struct FailedStart {
     pub(super) why: NotStarted,
-    /// The child, if one was made. It has ended and is not reaped yet.
+    /// The child, if one was made. It has ended but is not reaped.
     pub(super) ended: Option<Pid>,
 }
 
-/// What other threads know of a child before its exec: clone(2) returns the pid only after that. Written
-/// by the child itself, in the memory that it shares with us.
+/// The state of a child before its exec, shared with other threads: clone(2) returns the pid only after the
+/// exec. The child writes it itself, in the memory that it shares with us.
 ///
-/// The child stores its pid, then reads whether it is called off; the other thread stores that it is, then
+/// The child stores its pid, then reads whether it is called off. The other thread stores that it is, then
 /// reads the pid. So at least one of them sees the other's store.
 #[derive(Debug, Default)]
 pub(super) struct StartProgress {
-    /// 0 until it is known.
+    /// 0 while unknown.
     pid: AtomicI32,
     start_time: AtomicU64,
     is_called_off: AtomicBool,
@@ -78,13 +78,14 @@ impl StartProgress {
         })
     }
 
-    /// A child that isn't known yet ends before it becomes a program; one that is known may become one.
+    /// Calls off this attempt. A child that isn't known yet ends before its exec; the returned one may become
+    /// a program.
     pub(super) fn call_off(&self) -> Option<ChildId> {
         self.is_called_off.store(true, Ordering::SeqCst);
         self.child()
     }
 
-    /// Calls off this attempt and those that would follow.
+    /// Calls off this attempt and all later ones.
     pub(super) fn abandon(&self) -> Option<ChildId> {
         self.is_abandoned.store(true, Ordering::SeqCst);
         self.call_off()
@@ -94,7 +95,7 @@ impl StartProgress {
         self.is_abandoned.load(Ordering::SeqCst)
     }
 
-    /// For another attempt; the child of the last one is reaped.
+    /// Prepares another attempt. The last attempt's child must be reaped.
     pub(super) fn begin_anew(&self) {
         self.pid.store(0, Ordering::SeqCst);
         self.is_called_off
@@ -102,17 +103,16 @@ impl StartProgress {
     }
 }
 
-/// Starts `spec` as the leader of a new session, which is what all that it leaves behind is found by. It
-/// tells `guardian` of itself before anything of `spec` runs. Blocks until it is a program.
+/// Starts `spec` as the leader of a new session, by which the processes that it leaves behind are found. The
+/// child announces itself to `guardian` before the program runs. Blocks until the exec.
 ///
-/// In the child, before the exec: dispositions and a signal mask that the pilot's own parent may have
-/// set (as nohup ignores `SIGHUP`) go back to the default, and every descriptor from 3 on is closed, those
-/// that the pilot inherited included. A child that hangs in its exec must hold no pipe, lock or connection
-/// of the pilot's open.
+/// Before its exec the child resets the dispositions and the signal mask, which the pilot's own parent may
+/// have set (nohup ignores `SIGHUP`), and closes every descriptor from 3 on, including those that the pilot
+/// inherited. A child that hangs in its exec must not hold open a pipe, lock or connection of the pilot.
 ///
 /// # Errors
-/// [`FailedStart`]. The kernel says `EAGAIN` for a pipe that is full as for processes that are used up, so
-/// the number alone doesn't tell whether the guardian is to blame.
+/// [`FailedStart`]. The kernel returns `EAGAIN` both for a full pipe and for too many processes, so the
+/// number alone doesn't tell whether the guardian is to blame.
 pub(super) fn spawn(
     spec: &ChildSpec,
     guardian: &PipeWriter,
@@ -133,7 +133,7 @@ pub(super) fn spawn(
         streams: [nothing.as_fd(), spec.stdout.as_fd(), spec.stderr.as_fd()],
         role: ChildRole::Guarded { guardian, progress },
     })?;
-    // Killed before it could say who it is, it never became a program.
+    // A child that was killed before it announced itself has not become a program.
     progress.child().ok_or_else(|| {
         let _ = await_end(pid);
         FailedStart {
@@ -164,21 +164,22 @@ impl From<Errno> for NotStarted {
     }
 }
 
-/// What a child needs to become a program, all of it made before: a child makes nothing.
+/// The arguments, environment and descriptors of a child, all prepared before clone(2), because the child
+/// must not allocate.
 struct SpawnPlan<'a> {
     program: CString,
-    /// From the program's own name on.
+    /// Including the program's name.
     args: CStrings,
     env: CStrings,
     cwd: Option<CString>,
-    /// Its standard input, output and error.
+    /// Its stdin, stdout and stderr.
     streams: [BorrowedFd<'a>; 3],
     role: ChildRole<'a>,
 }
 
 #[derive(Clone, Copy)]
 enum ChildRole<'a> {
-    /// Open to every signal, and known to the guardian at the other end of this pipe.
+    /// Handles every signal by default, and announces itself to the guardian on this pipe.
     Guarded {
         guardian: &'a PipeWriter,
         progress: &'a StartProgress,
@@ -187,7 +188,7 @@ enum ChildRole<'a> {
     Guardian,
 }
 
-/// Strings, and what `execve` is told of them: pointers, and a null at the end.
+/// Strings and their pointers for `execve`, with a null at the end.
 struct CStrings {
     pointers: Vec<*const libc::c_char>,
     _owned: Vec<CString>,
@@ -206,7 +207,7 @@ impl CStrings {
 }
 
 impl SpawnPlan<'_> {
-    /// From clone to exec, in the child; returns only if that fails.
+    /// The steps from clone to exec, in the child. Returns only if one fails.
     fn become_program(&self) -> NotStarted {
         if let Err(error) = self.prepare() {
             return error;
@@ -222,10 +223,11 @@ impl SpawnPlan<'_> {
         NotStarted::Unmade(io::Error::last_os_error())
     }
 
-    /// In the order of what may hang: `chdir` only after the child is known and holds nothing.
+    /// Calls that may hang come last: `chdir` only after the child is announced and has closed our
+    /// descriptors.
     fn prepare(&self) -> Result<(), NotStarted> {
         setsid()?;
-        // No handler of ours may run here: until this, every signal is blocked.
+        // Our handlers must not run here; every signal is blocked until these are gone.
         dispose_all(match self.role {
             ChildRole::Guarded { .. } => SigHandler::SigDfl,
             ChildRole::Guardian => SigHandler::SigIgn,
@@ -246,11 +248,11 @@ impl SpawnPlan<'_> {
     }
 }
 
-/// Makes a child and waits until it is a program.
+/// Makes a child and waits for its exec.
 fn spawn_child(plan: &SpawnPlan<'_>) -> Result<Pid, FailedStart> {
-    /// The deepest that the child goes takes less than 2 KiB.
+    /// The child uses less than 2 KiB.
     const STACK: usize = 64 * 1024;
-    /// No error of the kernel's.
+    /// Not an errno of the kernel.
     const CALLED_OFF: i32 = -1;
     let mut stack = vec![0; STACK];
     let (unheard, unmade) = (AtomicI32::new(0), AtomicI32::new(0));
@@ -278,7 +280,7 @@ fn spawn_child(plan: &SpawnPlan<'_>) -> Result<Pid, FailedStart> {
         (0, errno) => NotStarted::Unmade(io::Error::from_raw_os_error(errno)),
         (errno, _) => NotStarted::Unheard(io::Error::from_raw_os_error(errno)),
     };
-    // It has let go of our memory and is on its way out.
+    // The child doesn't use our memory any more and is exiting.
     let _ = await_end(pid);
     Err(FailedStart {
         why,
@@ -286,9 +288,9 @@ fn spawn_child(plan: &SpawnPlan<'_>) -> Result<Pid, FailedStart> {
     })
 }
 
-/// Tells the other threads and the guardian of this very process. Runs in the child.
+/// Announces this process to the other threads and to the guardian. Runs in the child.
 fn announce(mut guardian: &PipeWriter, progress: &StartProgress) -> Result<(), NotStarted> {
-    // As much as every field before the one we need may take.
+    // Room for the largest values of all fields up to the start time.
     let mut line = [0; 512];
     let stat = nix::fcntl::open(
         c"/proc/self/stat",
@@ -302,7 +304,7 @@ fn announce(mut guardian: &PipeWriter, progress: &StartProgress) -> Result<(), N
         start: stat.start,
     };
     progress.announce(child)?;
-    // An error must come back instead of killing the child, which would look like a start.
+    // A broken pipe must return an error: a killed child would look like a successful start.
     // SAFETY: no handler is installed, only a disposition.
     unsafe { signal::signal(Signal::SIGPIPE, SigHandler::SigIgn)? };
     guardian
@@ -313,13 +315,13 @@ fn announce(mut guardian: &PipeWriter, progress: &StartProgress) -> Result<(), N
     Ok(())
 }
 
-/// Starts a guardian: this very binary, even when its file was replaced since. It reads messages from
-/// `pipe` and has nothing else of ours: no other descriptor, no terminal, not our working directory,
-/// and it ignores what is sent to all of a job's processes to end them. Blocks until it is a program; one
-/// that becomes it after the pilot's end finds its pipe at an end, and goes.
+/// Starts a guardian: this same binary, even if its file has been replaced. It reads messages from `pipe`,
+/// has no other descriptor, no terminal and not our working directory, and ignores the signals that end all
+/// of a job's processes. Blocks until the exec. A guardian whose exec happens after the pilot's end finds its
+/// pipe closed and exits.
 pub(super) fn spawn_guardian(pipe: &PipeReader) -> io::Result<Pid> {
     let nothing = File::options().read(true).write(true).open("/dev/null")?;
-    // A kill by the pilot's name must not hit it together with the pilot.
+    // Another name than the pilot's, so that a kill by name doesn't hit both.
     let args = ["ewms-guardian", GUARDIAN];
     let started = spawn_child(&SpawnPlan {
         program: c"/proc/self/exe".to_owned(),
@@ -340,8 +342,8 @@ pub(super) fn spawn_guardian(pipe: &PipeReader) -> io::Result<Pid> {
     })
 }
 
-/// Gives every signal the same disposition. Kill and stop, which have none, and the two that the C
-/// library keeps for itself refuse, which is as well.
+/// Gives every signal the same disposition. The calls for SIGKILL, SIGSTOP and the C library's two own
+/// signals fail, as they should.
 fn dispose_all(handler: SigHandler) {
     let raw = match handler {
         SigHandler::SigIgn => libc::SIG_IGN,
@@ -353,10 +355,10 @@ fn dispose_all(handler: SigHandler) {
     }
 }
 
-/// Closes descriptors from 3 on: with `close_range`, or where the kernel (before 5.9) or a seccomp filter
-/// doesn't know it, one by one.
+/// Closes descriptors from 3 on: with `close_range`, or one by one if the kernel (before 5.9) or a seccomp
+/// filter doesn't allow that.
 fn close_others() {
-    /// As many as the loop looks at; a pilot's parent with more open descriptors was not seen.
+    /// The end of the loop; a pilot's parent with more open descriptors has not been seen.
     const LOOKED_AT: libc::c_int = 1024;
     // SAFETY: the system call takes three integers and touches no memory of ours. The descriptors are the
     // child's own copies: its table is not shared.

@@ -1,7 +1,7 @@
-//! One child from its start until nothing of it is left: started, told to end, killed, swept, reaped.
+//! One child from its start until none of its processes is left: started, signalled, killed, swept, reaped.
 //!
-//! Signals are repeated, because one sent in the first 100 ms of a container's start may be lost.
-//! The order of the hard kill is that of `hard_kill`.
+//! Signals are repeated, because a signal in the first 100 ms of a container's start may be lost. The hard
+//! kill has the order of `hard_kill`.
 
 use std::time::Duration;
 
@@ -19,17 +19,17 @@ use super::shutdown::ShutdownPhase;
 use super::signal::{ExitStatus, SignalDelivery, Usage, send};
 use super::suspend_aware_timer::SuspendAwareTimer;
 
-/// How often a signal is repeated during the grace period.
+/// The interval at which a signal is repeated during the grace period.
 const REPEAT: Duration = Duration::from_secs(1);
-/// How often the sweep looks again; there is no event for the end of another's child.
+/// The sweep's polling interval: there is no event for the end of a process that isn't our child.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// Runs `spec` to its end and leaves nothing of it behind, however it ends. Dropping the future kills
-/// the child in the same order, on a thread of its own; if the pilot dies, the guardian does.
+/// Runs `spec` to its end and leaves no process behind, however it ends. Dropping the future kills the child
+/// in the same order, on its own thread; if the pilot dies, the guardian kills it.
 ///
-/// When `shutdown` leaves [`ShutdownPhase::Run`] before the child runs, the start is called off, and that is
-/// reported as a child that was ended by the shutdown. When the sender of `shutdown` is gone, the child runs
-/// on. `started` is told the child's pid.
+/// If `shutdown` leaves [`ShutdownPhase::Run`] before the child runs, the start is called off and reported as
+/// a child that the shutdown ended. If the sender of `shutdown` is dropped, the child runs on. `started`
+/// receives the child's pid.
 ///
 /// # Errors
 /// When the child can't be started or watched.
@@ -41,7 +41,7 @@ pub async fn supervise(
     started: oneshot::Sender<i32>,
 ) -> Result<ChildExit, SpawnError> {
     let program = spec.program.clone();
-    // Before the start: a child that ends at once is not missed.
+    // Registered before the start, so that the end of a very short child isn't missed.
     let ends = signal(SignalKind::child()).map_err(SpawnError::Watch)?;
     let began = Instant::now();
     let owned = tokio::select! {
@@ -50,7 +50,7 @@ pub async fn supervise(
         owned = guard.start_child(spec) => owned?,
     };
     let mut child = Child { owned, ends };
-    // Not every caller wants to know.
+    // Not every caller keeps the receiver.
     let _unheard = started.send(child.id().leader.0.as_raw());
 
     let lost = |source| SpawnError::Lost {
@@ -70,7 +70,7 @@ pub async fn supervise(
     })
 }
 
-/// The phase once it isn't [`ShutdownPhase::Run`] any more.
+/// Waits for a phase beyond [`ShutdownPhase::Run`].
 async fn past_run(shutdown: &mut watch::Receiver<ShutdownPhase>) -> ShutdownPhase {
     match shutdown.wait_for(|now| *now != ShutdownPhase::Run).await {
         Ok(phase) => *phase,
@@ -110,7 +110,7 @@ impl Child {
         self.owned.id()
     }
 
-    /// The child's life until its leader has ended, or can't be killed.
+    /// Supervises the child until its leader has ended or can't be killed.
     async fn until_end(
         &mut self,
         limits: ChildLimits,
@@ -139,7 +139,7 @@ impl Child {
         Ok((ended_by, self.hard_kill().await?))
     }
 
-    /// Sends a signal each second. `true` if the child ended before the grace period did.
+    /// Sends a signal every second. `true` if the child ended within the grace period.
     async fn tell(
         &mut self,
         number: i32,
@@ -153,7 +153,7 @@ impl Child {
                 tracing::warn!(%pid, number, "the kernel refused us to signal a child");
             }
             let due = async {
-                // Either way it is time to look.
+                // Look in either case.
                 let _ = timeout(REPEAT, grace.over()).await;
             };
             match self.wait(due, shutdown, ShutdownPhase::Kill).await? {
@@ -165,7 +165,7 @@ impl Child {
         }
     }
 
-    /// The next event: the end, what is `due`, or a shutdown phase at least as far as `wanted`.
+    /// The next event: the child's end, `due`, or a shutdown phase at least as far as `wanted`.
     async fn wait(
         &mut self,
         due: impl Future<Output = ()>,
@@ -181,7 +181,7 @@ impl Child {
                 std::future::pending::<()>().await;
             }
         };
-        // An end that came together with a deadline is an end.
+        // If the end coincides with a deadline, it counts as the end.
         tokio::select! {
             biased;
             ended = self.ended() => ended.map(|()| ChildEvent::Ended),
@@ -194,7 +194,7 @@ impl Child {
     async fn ended(&mut self) -> nix::Result<()> {
         while !self.owned.has_ended()? {
             if self.ends.recv().await.is_none() {
-                // Only a runtime that shuts down closes the stream; don't spin until it is gone.
+                // Only a shutdown of the runtime closes the stream; don't spin until then.
                 sleep(LOOK_AGAIN).await;
             }
         }
@@ -208,18 +208,18 @@ impl Child {
                 return ended.map(|()| HardKill::Container);
             }
         }
-        // It is our own child, whatever `/proc` says.
+        // The leader is our own child, whatever `/proc` says.
         send(self.id().leader.0, libc::SIGKILL);
         hard_kill::kill_session(self.id());
-        // Not ended even so: the sweep reports it.
+        // If it still hasn't ended, the sweep reports it.
         if let Ok(ended) = timeout(VANISH, self.ended()).await {
             ended?;
         }
         Ok(HardKill::Session)
     }
 
-    /// What is left of the session. Looks at all processes of the machine only if there is a reason to:
-    /// what an ended leader leaves behind loses its parent, now or later, and falls to the pilot.
+    /// The processes left in the session. Looks at all processes of the machine only if needed: processes
+    /// that an ended leader leaves behind are orphans, now or later, and are reparented to the pilot.
     fn members(&mut self) -> Vec<SessionMember> {
         if self.owned.has_ended() == Ok(true) && !self.owned.guardian().may_have_orphans() {
             return Vec::new();
@@ -227,8 +227,8 @@ impl Child {
         members(self.id().leader)
     }
 
-    /// Kills what still has the session's id. The leader is unreaped until then, so that the id
-    /// can't come to mean another session.
+    /// Kills the processes that still have the session's id. The leader stays unreaped until then, so that
+    /// the id can't be reused.
     async fn sweep(&mut self) -> Leftovers {
         let deadline = Instant::now() + VANISH;
         let mut outcome = Leftovers::None;
@@ -248,7 +248,7 @@ impl Child {
                 break;
             }
             outcome = Leftovers::Swept;
-            // A sibling's end may be the one we wait for, but most are not our children.
+            // A process that we wait for may be our child by now, but most are not.
             let _ = timeout_at(deadline.min(Instant::now() + LOOK_AGAIN), self.ends.recv()).await;
         }
         if let Ok(false) = self.owned.has_ended() {
@@ -264,7 +264,7 @@ impl Child {
 
     fn reap(mut self) -> nix::Result<(ExitStatus, Usage)> {
         if !self.owned.has_ended()? {
-            // Killed but held by the kernel: `drop` leaves a thread behind that reaps it.
+            // Killed but held by the kernel: `drop` starts a thread that reaps it.
             return Ok((ExitStatus::Signal(libc::SIGKILL), Usage::default()));
         }
         self.owned.reap()

@@ -62,7 +62,7 @@ impl Bench {
         fs::read_to_string(self.path("stdout")).expect("read")
     }
 
-    /// The number in a file that a script writes, as soon as it is there.
+    /// Waits for the pid that a script writes into a file.
     async fn pid(&self, name: &str) -> Pid {
         let path = self.path(name);
         until("a pid is written", || {
@@ -139,7 +139,7 @@ async fn the_environment_starts_from_empty_and_stdin_is_empty() {
         .filter_map(|line| line.split('=').next())
         .collect();
     assert!(names.contains(&"PATH"), "{names:?}");
-    // The shell adds PWD (and some add more of their own).
+    // The shell adds PWD (and some shells add more).
     assert!(
         names
             .iter()
@@ -151,7 +151,7 @@ async fn the_environment_starts_from_empty_and_stdin_is_empty() {
 #[tokio::test]
 async fn no_descriptor_of_ours_is_inherited() {
     let context = Bench::new();
-    // Without close-on-exec, as a careless parent of the pilot would leave it.
+    // Without close-on-exec, as a careless parent of the pilot might leave it.
     let leaked = nix::unistd::dup(File::open("/dev/null").expect("opened")).expect("duplicated");
     context.run("ls /proc/self/fd", limits(LONG, SHORT)).await;
     drop(leaked);
@@ -313,7 +313,7 @@ async fn a_lost_sender_lets_the_child_run() {
 #[tokio::test]
 async fn what_a_successful_child_leaves_running_is_swept() {
     let context = Bench::new();
-    // As squashfuse_ll does it: a process group of its own in the same session.
+    // As squashfuse_ll does: a new process group in the same session.
     let script = "set -m; sleep 1000 & echo $! > pid; trap '' HUP; exit 0";
     let ended = context.run(script, limits(LONG, LONG)).await;
     assert_eq!(
@@ -323,7 +323,7 @@ async fn what_a_successful_child_leaves_running_is_swept() {
     assert!(!runs(context.pid("pid").await));
 }
 
-/// A process of its own, for other tests leave orphans that would have to be looked for.
+/// In its own process, because other tests leave orphans that would have to be looked for.
 #[test]
 fn a_child_that_leaves_nothing_behind_costs_no_look_at_all_processes() {
     let own = "process::supervise::tests::sweeps_without_and_with_orphans";

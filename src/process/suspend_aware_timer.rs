@@ -1,24 +1,24 @@
-//! A time limit that counts only the time in which the pilot could run. A pilot that HTCondor suspends
-//! (by signals or by freezing its cgroup) gets no notice of it, and its tasks are suspended with it, so
-//! that a limit by the wall clock would end tasks that did not run.
+//! A time limit that counts only the time in which the pilot could run. HTCondor suspends a pilot and its
+//! tasks (by signals or by freezing the cgroup) without notice, so a limit by the wall clock would end tasks
+//! that did not run.
 //!
-//! How it is noticed: the limit is slept in steps, and a step that took much longer than it should is
-//! counted as if it had not. The price is a wake-up every twenty seconds while a limit is running, and
-//! more often only towards its end; what a pause may add to the count is at most one step.
+//! The timer sleeps in steps. A step that took much longer than intended counts only with its intended
+//! length. The price is a wake-up at least every twenty seconds, and more often only towards the limit. A
+//! pause adds at most one step to the count.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
 const LONGEST: Duration = Duration::from_secs(20);
-/// The shortest step, but for the last one.
+/// The shortest step, except for the last one.
 const SHORTEST: Duration = Duration::from_millis(100);
-/// A step is this part of what is left, so that a pause weighs little against any limit.
+/// A step is this fraction of the remaining time, so that a pause adds little to any limit.
 const PART: u32 = 16;
 /// How late a wake-up may be on a busy machine before it counts as a pause.
 const LATE: Duration = Duration::from_millis(100);
 
-/// What is left of a time limit.
+/// The remaining time of a limit.
 #[derive(Debug, Clone)]
 pub struct SuspendAwareTimer {
     left: Duration,
@@ -34,8 +34,8 @@ impl SuspendAwareTimer {
         }
     }
 
-    /// Returns when the time is up. Cancel-safe: time goes on when the future is dropped, provided
-    /// that it is looked at again within a step.
+    /// Returns when the time is up. Cancel-safe: the time keeps counting after the future is dropped, if the
+    /// timer is looked at again within a step.
     pub async fn over(&mut self) {
         while !self.is_over() {
             sleep_until(self.counted_until + self.step()).await;
@@ -71,7 +71,7 @@ mod tests {
             let began = Instant::now();
             SuspendAwareTimer::new(limit).over().await;
             let took = began.elapsed();
-            // Tokio's timers go by milliseconds.
+            // Tokio's timers have a resolution of one millisecond.
             assert!(
                 took >= limit && took < limit + LATE * 5,
                 "{limit:?}: {took:?}"

@@ -1,13 +1,13 @@
-//! The file of JSON lines that a pilot writes about itself and each of its tasks: the one source of all
-//! numbers at its end, and of what operators read about thousands of pilots. The format outlives the program.
+//! The file of JSON lines that a pilot writes about itself and each of its tasks: the only source of the
+//! numbers at the pilot's end, and of the reports about thousands of pilots. The format outlives the program.
 //!
 //! # Format 1
 //!
-//! One JSON object a line, UTF-8, appended by a single `write(2)`. Pilots that share a file don't mix
-//! their lines, but their lines alternate: `pilot_id` tells them apart. After a full disk a line may be
-//! torn; then the next one starts on a line of its own. A reader counts what it can't read, skips `kind`s
-//! and fields that it doesn't know, and takes an absent field for `null`. Within a format, fields are only
-//! added; `format` changes when one changes its meaning.
+//! One JSON object a line, UTF-8, appended by a single `write(2)`. Pilots that share a file never split each
+//! other's lines, but their lines alternate: `pilot_id` tells them apart. A line may be torn after a full
+//! disk; the next one then starts on a new line. A reader counts lines that it can't read, skips `kind`s and
+//! fields that it doesn't know, and treats an absent field as `null`. Within a format, fields are only added;
+//! `format` changes when the meaning of a field does.
 //!
 //! Times are seconds since 1970 (UTC) with milliseconds; durations are seconds, sizes bytes. `null` is
 //! "not known" or "didn't happen".
@@ -38,7 +38,7 @@
 //!
 //! ## `task`
 //!
-//! Written once its event is settled, or can't be any more.
+//! A record is written once the event is settled, or can't be settled any more.
 //!
 //! | field | type | meaning |
 //! | --- | --- | --- |

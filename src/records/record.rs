@@ -1,4 +1,4 @@
-//! The records as types. [`records`](super) says what each field means.
+//! The record types. [`records`](super) documents the fields.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -31,7 +31,7 @@ impl UnixTime {
         let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
-        // The same double that a reader gets from the digits.
+        // The same double that a reader parses from the digits.
         Self((since.as_secs_f64() * 1e3).round() / 1e3)
     }
 
@@ -42,7 +42,7 @@ impl UnixTime {
     }
 }
 
-/// Who writes: the fields that every line has.
+/// The writing pilot: the fields that every line has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PilotIdentity {
     pub pilot_id: String,
@@ -50,7 +50,7 @@ pub struct PilotIdentity {
     pub site: Option<String>,
 }
 
-/// Declares a record with the fields that every line has before its own, and how it begins.
+/// Declares a record: the fields that every line begins with, then its own.
 macro_rules! record {
     ($(#[$meta:meta])* $name:ident, $kind:ident, { $($(#[$field_meta:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$meta])*
@@ -69,7 +69,7 @@ macro_rules! record {
         }
 
         impl $name {
-            /// A record in which nothing is known yet but who writes it.
+            /// A record that has only the fields of the writing pilot.
             #[must_use]
             pub fn of(source: &PilotIdentity) -> Self {
                 Self {
@@ -171,13 +171,13 @@ impl TaskRecord {
 #[serde(rename_all = "snake_case")]
 pub enum EventOutcome {
     Done,
-    /// It failed and went back to the queue.
+    /// The task or event failed, and the event went back to the queue.
     Failed,
-    /// It failed too often and is in the dead-letter queue.
+    /// The event failed too often and is in the dead-letter queue.
     DeadLettered,
-    /// It failed too often and is in `rejected/`.
+    /// The event failed too often and is in `rejected/`.
     Rejected,
-    /// Back to the queue, untried or unfinished.
+    /// The event went back to the queue untried or unfinished.
     GivenBack,
     #[default]
     Unsettled,
@@ -191,7 +191,7 @@ pub enum Record {
     End(Box<PilotEnd>),
 }
 
-/// The beginning of a text, as much as a record holds.
+/// The beginning of a text, as long as a record allows.
 #[must_use]
 pub fn shorten(text: &str) -> String {
     text[..text.floor_char_boundary(TEXT_BYTES)].to_owned()

@@ -13,14 +13,14 @@ use tracing::{info, warn};
 use super::Record;
 use crate::blocking;
 
-/// Records that wait at most. They come at the rate of tasks, so this is reached on a disk that hangs only;
-/// those that come then are lost.
+/// The most records that wait. They come at the rate of tasks, so only a disk that hangs reaches this;
+/// further records are lost then.
 const WAITING_MAX: usize = 10_000;
-/// How long the pilot's end waits for the disk; a sound one takes milliseconds.
+/// How long the pilot's end waits for the disk. A sound one takes milliseconds.
 const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 
-/// Appends records to a file that others may append to as well. Dropped, it waits until they are written, for
-/// five seconds at most.
+/// Appends records to a file that others may append to as well. Dropping it waits until they are written, for
+/// at most five seconds.
 #[derive(Debug)]
 pub struct RecordWriter(Option<Arc<Shared>>);
 
@@ -28,7 +28,7 @@ pub struct RecordWriter(Option<Arc<Shared>>);
 struct Shared {
     queue: Mutex<Queue>,
     drained: Condvar,
-    /// Held while a record is written. Threads that may block only.
+    /// Held while a record is written, so only threads that may block lock it.
     file: Mutex<RecordFile>,
 }
 
@@ -49,29 +49,29 @@ struct RecordFile {
 enum RecordFileState {
     Unopened,
     Open(File, LastLine),
-    /// It could not be opened.
+    /// The file could not be opened.
     Off,
 }
 
-/// How the last line fared.
+/// How much of the last line was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LastLine {
     Whole,
-    /// Nothing of it was written.
+    /// None of it.
     Lost,
-    /// A part of it was.
+    /// A part of it.
     Torn,
 }
 
 impl RecordWriter {
-    /// Writes nothing.
+    /// A writer that writes nothing.
     #[must_use]
     pub fn off() -> Self {
         Self(None)
     }
 
-    /// Appends to `path`, which is made if need be. What can't be written is lost and said once: an event is
-    /// worth more than its record.
+    /// Appends to `path`, which is created if missing. Records that can't be written are lost, and the first
+    /// one is logged: an event is worth more than its record.
     #[must_use]
     pub fn appending_to(path: PathBuf) -> Self {
         Self(Some(Arc::new(Shared {
@@ -84,7 +84,7 @@ impl RecordWriter {
         })))
     }
 
-    /// Appends one line, soon.
+    /// Appends one line soon, without blocking.
     pub fn write(&self, record: Record) {
         let Some(shared) = &self.0 else { return };
         let mut queue = shared.queue();
@@ -100,7 +100,7 @@ impl RecordWriter {
         }
     }
 
-    /// Waits until all is written, for five seconds at most. No record is taken after that.
+    /// Waits until all records are written, for at most five seconds. No record is accepted after that.
     pub async fn close(&mut self) {
         let Some(shared) = self.0.take() else { return };
         let drained = blocking::start(move || shared.wait_until_drained());
@@ -130,7 +130,7 @@ enum Drained {
 }
 
 impl Shared {
-    /// Writes all that waits. One thread at a time does.
+    /// Writes all waiting records, on one thread at a time.
     fn drain(&self) {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some((record, lost)) = self.next() {
@@ -169,7 +169,7 @@ impl Shared {
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        // Whole after every statement.
+        // Consistent after every statement.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -219,7 +219,7 @@ impl RecordFile {
     }
 }
 
-/// One `write(2)`: with `O_APPEND` no other pilot's line comes between.
+/// One `write(2)`, so that with `O_APPEND` no other pilot's line comes in between.
 fn append(file: &mut File, last: LastLine, record: &Record) -> Result<(), (LastLine, io::Error)> {
     let mut line = Vec::with_capacity(1024);
     if last == LastLine::Torn {
@@ -339,7 +339,7 @@ mod tests {
     fn a_disk_that_hangs_holds_up_nobody_who_writes() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("records.jsonl");
-        // Opening it waits for a reader.
+        // Opening a FIFO waits for a reader.
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("made");
         let writer = RecordWriter::appending_to(path.clone());
         (0..=WAITING_MAX).for_each(|_| write(&writer));
@@ -351,7 +351,7 @@ mod tests {
         let first = io::BufRead::lines(io::BufReader::new(reader)).next();
         let first = first.expect("a line").expect("it is text");
         assert!(serde_json::from_str::<TaskRecord>(&first).is_ok());
-        // The rest would only wait for a reader.
+        // Dropping it would only wait for a reader.
         std::mem::forget(writer);
     }
 

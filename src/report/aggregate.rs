@@ -1,5 +1,5 @@
-//! Adds the records up, one by one. Memory grows with the number of pilots and hosts, and by sixteen bytes a
-//! task. `numbers.rs` turns the sums into the numbers of the report.
+//! Adds the records up, one by one. Memory grows with the number of pilots and hosts, and by sixteen bytes
+//! for each task. `numbers.rs` turns the sums into the numbers of the report.
 
 use std::collections::hash_map::{Entry, RandomState};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -11,9 +11,9 @@ use super::record_line::{JsonText, LineKind, RecordLine};
 use super::timeline_data::{TaskFate, TimelineData};
 use super::totals::{OutcomeCounts, SlotTime, TimeUsed};
 
-/// How many tasks are recognised when they are read again (40 MB).
+/// The most tasks that are recognised when they are read again (40 MB).
 const MOST_REMEMBERED: usize = 3_600_000;
-/// How many of a pilot's last tasks count for the time it drained, if its window isn't known or is larger.
+/// The most of a pilot's last tasks that count for the time it drained, if its window is larger or unknown.
 const LONGEST_WINDOW: usize = 4096;
 /// Times of another century come from a wrong clock.
 const BELIEVABLE: std::ops::Range<f64> = 946_684_800.0..4_102_444_800.0;
@@ -63,7 +63,7 @@ pub(super) struct PilotSums {
     last_tasks: VecDeque<(f64, f64)>,
 }
 
-/// A machine, with what was tried there.
+/// A machine, with the outcomes there.
 #[derive(Debug)]
 pub(super) struct HostSums {
     pub(super) name: Box<str>,
@@ -317,7 +317,7 @@ fn outcome(name: Option<&str>) -> (&'static str, bool) {
     }
 }
 
-/// More than four thousand million pilots or hosts share the last number.
+/// Saturates: pilots or hosts beyond four thousand million share the last number.
 fn index(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }

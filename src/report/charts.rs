@@ -18,7 +18,7 @@ const BARS: f64 = 32.0;
 const SITES: usize = 15;
 const MICROS: f64 = 1e6;
 
-/// The mark of a fate, and its name in the style sheet and the legend.
+/// A fate's class in the style sheet, its mark, and its name in the legend.
 pub(super) fn look(fate: TaskFate) -> (&'static str, Shape, &'static str) {
     match fate {
         TaskFate::Done => ("done", Shape::Square, "done"),
@@ -107,7 +107,7 @@ impl Bars {
     }
 }
 
-/// Run times of tasks that succeeded; the few that are far longer than the others share the last bar.
+/// Run times of tasks that succeeded. The few that are far longer than the others share the last bar.
 pub(super) fn run_times(values: &Values) -> Option<String> {
     let counted = values.counted();
     let all: u64 = counted.iter().map(|(_, number)| number).sum();

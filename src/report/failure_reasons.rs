@@ -1,10 +1,11 @@
-//! Counts failures with equal texts, in bounded memory: of ever new texts only those that recur are kept.
+//! Counts failures with equal texts, in bounded memory: if there are too many texts, only those that recur
+//! are kept.
 
 use std::collections::{BTreeSet, HashMap};
 
 use serde::Serialize;
 
-/// How many different texts are remembered, each of at most 4 KiB; then the rarer half is dropped.
+/// The most texts that are remembered, each of at most 4 KiB; beyond that the rarer half is dropped.
 const MOST: usize = 2000;
 
 /// Texts and how often each was seen.
@@ -25,7 +26,7 @@ struct Seen {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Reason {
     pub count: u64,
-    /// Whose fault the first of them was.
+    /// The class of the first of them.
     pub fault_class: &'static str,
     pub sites: usize,
     pub error: String,

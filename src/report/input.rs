@@ -9,12 +9,12 @@ use std::sync::mpsc::SyncSender;
 
 /// The endings of the files that a directory is searched for.
 const ENDINGS: [&str; 3] = [".jsonl", ".jsonl.gz", ".jsonl.zst"];
-/// How much is read at once, in bytes.
+/// The bytes of one read.
 const CHUNK: usize = 512 * 1024;
 /// The longest line, in bytes. A record has at most two texts of 4 KiB, so a longer line is none.
 const LONGEST_LINE: usize = 256 * 1024;
 
-/// Files to read, each once, and what couldn't be searched.
+/// Files to read, each once, and paths that couldn't be searched.
 #[derive(Debug, Default)]
 pub(super) struct InputFiles {
     pub(super) files: Vec<PathBuf>,

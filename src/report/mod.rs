@@ -7,7 +7,7 @@
 //! | `record_line` | parses a line |
 //! | `aggregate`, `totals`, `failure_reasons`, `distribution`, `timeline_data` | add records up to sums, counts and the charts' data, in bounded memory |
 //! | `suspects`, `significance` | find sites and hosts that are worse than the rest; method and limits are described there |
-//! | `numbers`, `sites` | work [`ReportNumbers`] out, the one source of what is shown |
+//! | `numbers`, `sites` | work out [`ReportNumbers`], the one source of all output |
 //! | `sections`, `tables`, `page`, `charts`, `timeline`, `svg`, `tooltip` | show them as text and as a page |
 //!
 //! Measured with a million records of 2,000 pilots (707 MB, or 113 MB as gzip), release build, page
@@ -52,7 +52,7 @@ use input::LinePiece;
 use record_line::ReadLine;
 use tables::Audience;
 
-/// How many unreadable lines are named.
+/// The most unreadable lines that are named.
 const NAMED: usize = 5;
 /// The most blocks between the two threads, of half a MiB or so each.
 const BLOCKS: usize = 4;
@@ -61,7 +61,7 @@ const BLOCKS: usize = 4;
 pub struct ReportRequest {
     /// Files, directories, globs.
     pub paths: Vec<PathBuf>,
-    /// Where a page is to be written.
+    /// The file for a page, if one is to be written.
     pub page: Option<PathBuf>,
     /// As JSON, [`ReportNumbers`].
     pub output: OutputFormat,
@@ -69,7 +69,7 @@ pub struct ReportRequest {
 
 /// Reads the files and writes the report. Problems go to `complaints`.
 pub fn run(request: &ReportRequest, out: &mut impl Write, complaints: &mut impl Write) -> Exit {
-    // If stderr can't be written, the exit code alone says it.
+    // If stderr can't be written, only the exit code tells.
     let mut complain = |text: String| drop(writeln!(complaints, "ewms-pilot report: {text}"));
     let found = match input::find(&request.paths) {
         Ok(found) => found,
@@ -128,7 +128,7 @@ fn show(report: &ReportNumbers, output: OutputFormat, out: &mut impl Write) -> i
 /// The report of one pilot, for the end of its log. `file` may hold other pilots' records too.
 ///
 /// # Errors
-/// When no thread can be started to read with. A file that can't be read is a line of the report.
+/// Fails if no thread can be started for reading. A file that can't be read is a line of the report.
 pub fn of_pilot(file: &Path, pilot_id: &str) -> io::Result<Vec<String>> {
     let (mut aggregate, input) = read(&[file.to_owned()], Vec::new(), RecordScope::Only(pilot_id))?;
     Ok(text(

@@ -12,12 +12,12 @@ use super::sites::{self, Site, by_name};
 use super::totals::TimeUsed;
 use crate::human::{as_float, to_integer};
 
-/// How many different errors are named.
+/// The most errors that are named.
 const REASONS: usize = 20;
 const MIB: f64 = 1024.0 * 1024.0;
 const MICROS: f64 = 1e6;
 
-/// The files that were read, and what in them could not be.
+/// The files that were read, and the lines in them that could not be.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct InputNumbers {
     pub files: u64,
@@ -35,7 +35,7 @@ pub struct InputNumbers {
     pub problems: Vec<String>,
 }
 
-/// All numbers. A field's name says its unit; an absent one is not known.
+/// All numbers of the report. A field's name gives its unit; an absent value is not known.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ReportNumbers {
     /// 1; changes when a field changes its meaning.
@@ -57,11 +57,11 @@ pub struct ReportNumbers {
     pub run_time_secs: Option<Distribution>,
     /// Wall time of all tasks that didn't succeed.
     pub failed_run_time_secs: f64,
-    /// From the connection to the first event, one value a pilot.
+    /// From the connection to the first event, one value for each pilot.
     pub first_event_wait_secs: Option<Distribution>,
-    /// Where the time of the slots went.
+    /// The use of the slots' time.
     pub slot_time: Slots,
-    /// What containers used of their cores.
+    /// How much of their cores containers used.
     pub cpu: Cpu,
     /// The largest memory of a task, against the request for each slot.
     pub memory: Resource,
@@ -85,7 +85,7 @@ pub struct Pilots {
     pub without_end: u64,
     /// Ended by a fault of machine, broker, init container or image before a task was started.
     pub failed_before_any_task: u64,
-    /// None of their tasks wrote an outfile, though it was told where.
+    /// None of their tasks wrote an outfile, although its path was given to them.
     pub without_outfile: u64,
     /// How many ended with each exit code.
     pub exit_codes: BTreeMap<i32, u64>,
@@ -94,11 +94,11 @@ pub struct Pilots {
     pub other_errors: u64,
     /// Slots that all pilots together had, one after another included.
     pub slots: u64,
-    /// Of one pilot, if all had as many.
+    /// Slots of one pilot, if all had as many.
     pub slots_each: Option<u32>,
 }
 
-/// What became of the events. An event that was taken twice counts twice.
+/// The outcomes of the events. An event that was taken twice counts twice.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Events {
     pub taken: u64,
@@ -128,11 +128,11 @@ pub struct Slots {
     pub busy_secs: f64,
     /// Until events could be taken.
     pub starting_secs: f64,
-    /// Of that, the init container.
+    /// The init container's part of that.
     pub init_secs: f64,
     /// Waited for an event.
     pub idle_secs: f64,
-    /// Was without connection and without a task; at most.
+    /// Was without a connection and without a task; an upper bound.
     pub outage_secs: f64,
     /// Waited for the other slots after the last event.
     pub draining_secs: f64,
@@ -161,7 +161,7 @@ pub struct Resource {
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Broker {
-    /// How often; as often a pilot reconnected, or ended for it.
+    /// The number of outages, after each of which a pilot reconnected or ended.
     pub reconnects: u64,
     pub pilots: u64,
     /// Time without connection, all pilots together.

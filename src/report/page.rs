@@ -14,7 +14,7 @@ use super::timeline;
 use super::timeline_data::TaskFate;
 use crate::human::{count, percent, round_seconds, seconds};
 
-/// Tables of at most this many columns stand side by side.
+/// Tables with at most this many columns stand side by side.
 const FACT_COLUMNS: usize = 3;
 
 const STYLE: &str = include_str!("page.css");
@@ -137,7 +137,7 @@ fn pictures(body: &mut String, report: &ReportNumbers, aggregate: &Aggregate) {
     body.push_str("</div>");
 }
 
-/// The legend, of the marks that occur.
+/// The legend of the marks that occur.
 fn legend(aggregate: &Aggregate) -> String {
     let all = ReasonClass::ALL.map(TaskFate::Failed);
     let occurs = |fate: &TaskFate| {

@@ -11,11 +11,11 @@ use crate::records::FORMAT;
 #[derive(Debug)]
 pub(super) enum ReadLine<'a> {
     Record(LineKind, Box<RecordLine<'a>>),
-    /// Of a kind that this version doesn't know.
+    /// A record of a kind that this version doesn't know.
     UnknownKind,
-    /// Of a later format, whose fields may mean something else.
+    /// A record of a later format, whose fields may mean something else.
     Newer,
-    /// No record; why, in few words.
+    /// No record, with a short reason.
     Unreadable(String),
 }
 
@@ -26,7 +26,8 @@ pub(super) enum LineKind {
     End,
 }
 
-/// A text that is copied only if it has escapes. (serde borrows a `Cow` inside an `Option` only so.)
+/// A text that is copied only if it has escapes. (serde borrows a `Cow` inside an `Option` only through a
+/// type like this.)
 #[derive(Debug, Deserialize)]
 pub(super) struct JsonText<'a>(#[serde(borrow)] Cow<'a, str>);
 
@@ -36,7 +37,7 @@ impl JsonText<'_> {
     }
 }
 
-/// The fields of every record, of whatever kind and format.
+/// The fields of records of every kind and format.
 #[derive(Debug, Deserialize)]
 struct RecordHead<'a> {
     format: u32,

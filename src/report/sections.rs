@@ -1,4 +1,4 @@
-//! Fills the tables of the report: which number stands where, and the remarks on it.
+//! Fills the tables of the report: the place of each number, and the remarks on it.
 
 use super::distribution::Distribution;
 use super::failure_reasons::Reason;

@@ -71,8 +71,8 @@ impl Sample {
     }
 }
 
-/// Fisher's exact test, one-sided: the probability that, were `here` and `rest` alike, at least as many
-/// of all their failures had fallen on `here`.
+/// Fisher's exact test, one-sided: the probability that at least as many of all failures fall on `here` if
+/// `here` and `rest` are alike.
 pub(super) fn fisher(here: Sample, rest: Sample) -> f64 {
     let all = here.with(rest);
     let most = here.trials.min(all.failed);
@@ -86,7 +86,7 @@ pub(super) fn fisher(here: Sample, rest: Sample) -> f64 {
     if here.failed <= fewest {
         return 1.0;
     }
-    // From the rate that all have together on, each further failure is less likely than the one before.
+    // Above the common rate, each further failure is less likely than the one before.
     let expected = here.trials.saturating_mul(all.failed) / all.trials.max(1);
     let mut sum = 0.0;
     for failed in here.failed..=most {
@@ -99,8 +99,8 @@ pub(super) fn fisher(here: Sample, rest: Sample) -> f64 {
     sum.min(1.0)
 }
 
-/// Holm's step-down correction: p-values that hold for all of `comparisons` together, those that aren't
-/// given counting as 1.
+/// Holm's step-down correction: p-values that hold for all `comparisons` together. Comparisons without a
+/// given value count as 1.
 pub(super) fn holm(p_values: &[f64], comparisons: usize) -> Vec<f64> {
     let mut order: Vec<usize> = (0..p_values.len()).collect();
     order.sort_by(|&left, &right| p_values[left].total_cmp(&p_values[right]));

@@ -1,4 +1,4 @@
-//! Sites and hosts: how much was tried there, how much of it failed, and whether that is more than elsewhere.
+//! Sites and hosts: how many tries were made there, how many failed, and whether that is more than elsewhere.
 
 use std::collections::BTreeMap;
 
@@ -24,17 +24,17 @@ pub struct Site {
     pub failed: u64,
     /// Faults of the machine: tasks that were given back for it.
     pub ep_faults: u64,
-    /// Tasks with a fault, by whose it was.
+    /// Tasks with a fault, by the class of the fault.
     pub faults_by_class: BTreeMap<&'static str, u64>,
-    /// Failures among all that was tried, pilots without a task included and the events' own faults not.
+    /// The share of failures among all tries. Pilots without a task are included, the events' own faults not.
     pub failure_rate: f64,
-    /// Where it lies with a certainty of 95 % (Wilson's interval).
+    /// The interval that holds it with a probability of 95 % (Wilson's interval).
     pub failure_rate_95_percent: (f64, f64),
-    /// If it is significantly worse than the rest.
+    /// Set if it is significantly worse than the rest.
     pub bad: Option<Suspect>,
 }
 
-/// All sites and hosts, the bad ones marked, and the expression that excludes these.
+/// All sites and hosts, the bad ones marked, and the expression that excludes the bad ones.
 pub(super) fn judge(aggregate: &Aggregate) -> (Vec<Site>, Vec<Site>, Option<String>) {
     let mut at_site: Vec<Vec<usize>> = vec![Vec::new(); aggregate.sites.len()];
     for (index, host) in aggregate.hosts.iter().enumerate() {
@@ -168,7 +168,7 @@ impl OutcomeCounts {
 }
 
 impl Site {
-    /// Its name, for people.
+    /// The name, for people.
     #[must_use]
     pub fn name(&self) -> &str {
         self.host
@@ -177,7 +177,7 @@ impl Site {
             .unwrap_or("(no site)")
     }
 
-    /// All that was tried, as the failure rate counts it.
+    /// All tries, as the failure rate counts them.
     #[must_use]
     pub fn tried(&self) -> u64 {
         self.done + self.failures()
@@ -195,7 +195,7 @@ impl Site {
         faults + self.failed_before_any_task
     }
 
-    /// In hundredths.
+    /// The interval of the failure rate.
     pub(super) fn whiskers(&self) -> (f64, f64) {
         self.failure_rate_95_percent
     }

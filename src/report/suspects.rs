@@ -7,21 +7,21 @@
 //! kind that isn't the event's own (undecodable events fail everywhere). Each is compared with all other
 //! places together, by Fisher's exact test, one-sided. Holm's correction counts two comparisons for every
 //! place that was seen, so that the chance of naming any good place is at most [`ALPHA`] in each list. A
-//! place that is found is taken out of the rest, and the others are tested again, until none is found:
-//! the worst don't hide the bad.
+//! place that is found is taken out of the rest, and the others are tested again, until none is found.
+//! So a very bad place doesn't hide a bad one.
 //!
-//! To be named a place must also be worth avoiding: [`FEWEST`] failures or more, and at least [`FACTOR`]
-//! times the rate of the rest. With a million events a hundredth of a percent is significant.
+//! A place is named only if it is also worth avoiding: [`FEWEST`] failures or more, and at least [`FACTOR`]
+//! times the rate of the rest. With a million events even a hundredth of a percent is significant.
 //!
-//! Sites come first. A site of several hosts counts as bad only if it would also be without its worst one;
-//! else that host is to blame. Hosts are then looked for at the other sites.
+//! Sites come first. A site of several hosts counts as bad only if it is bad even without its worst host;
+//! otherwise that host is to blame. Then hosts at the other sites are tested.
 //!
 //! # Limits
 //!
-//! The test takes tasks for independent of one another. They aren't: one poisonous event that is tried
-//! again and again at the same place, or a pilot that fails a whole queue in a minute, makes many failures
-//! out of one cause, so look at the reasons before excluding a site for good. Few events show only gross
-//! differences. If most sites are bad, none stands out. A site without a name can't be named.
+//! The test assumes that tasks are independent of one another. They aren't: one poisonous event that is
+//! tried again and again at the same place, or a pilot that fails a whole queue in a minute, makes many
+//! failures out of one cause, so look at the reasons before excluding a site for good. With few events only
+//! gross differences show. If most sites are bad, none stands out. A site without a name can't be named.
 
 use serde::Serialize;
 
@@ -37,7 +37,7 @@ const FEWEST: u64 = 3;
 /// How often something was tried at a place, and how often it failed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct FaultSample {
-    /// Faults of the machine among all that was tried.
+    /// Faults of the machine among all tries.
     pub(super) machine: Sample,
     /// Failures of any kind but the event's own.
     pub(super) any: Sample,
@@ -67,7 +67,7 @@ pub struct Suspect {
     pub(super) index: usize,
     /// The kind of failure that is too frequent.
     pub because: SuspectReason,
-    /// How many of the tries failed so.
+    /// How many of the tries failed for that reason.
     pub failed: u64,
     pub tried: u64,
     /// Their share elsewhere.
@@ -148,7 +148,7 @@ pub(super) fn worst(places: &[Vec<FaultSample>]) -> Vec<Suspect> {
             found.sort_by(|left, right| left.p_value.total_cmp(&right.p_value));
             return found;
         }
-        // Of a place's two reasons the stronger one; the machine's fault when they are as strong.
+        // The stronger of a place's two reasons counts; the machine's fault if they are equal.
         named.sort_by(|left, right| left.2.total_cmp(&right.2));
         for (index, test, p_value) in named {
             if !left.contains(&index) {
@@ -203,7 +203,7 @@ pub(super) fn requirements<'a>(
     (!terms.is_empty()).then(|| terms.join(" && "))
 }
 
-/// As a ClassAd's string literal.
+/// The text as a ClassAd's string literal.
 fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for byte in text.bytes() {
@@ -221,7 +221,7 @@ fn quoted(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// Tries of which so many failed, all by the machine's fault.
+    /// A sample whose failures are all the machine's fault.
     fn machine(failed: u64, trials: u64) -> FaultSample {
         let sample = Sample { failed, trials };
         FaultSample {
@@ -230,7 +230,7 @@ mod tests {
         }
     }
 
-    /// Tries of which so many failed, none by the machine's fault.
+    /// A sample without a failure that is the machine's fault.
     fn task(failed: u64, trials: u64) -> FaultSample {
         FaultSample {
             machine: Sample { failed: 0, trials },

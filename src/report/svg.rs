@@ -22,7 +22,7 @@ pub(super) enum Shape {
     Plus,
 }
 
-/// The end of a text that is at the given point.
+/// Which end of a text is at the given point.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Anchor {
     Start,
@@ -140,7 +140,7 @@ impl Drawing {
         );
     }
 
-    /// The element; `label` says what it shows to those who can't see it, `class` sizes it.
+    /// The finished element; `label` describes it for screen readers, `class` sizes it.
     pub(super) fn finish(self, class: &str, label: &str) -> String {
         format!(
             r#"<svg class="{class}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>"#,
@@ -152,7 +152,7 @@ impl Drawing {
     }
 }
 
-/// A number with as many digits as can be seen.
+/// A number without digits too small to see.
 struct Short(f64);
 
 impl std::fmt::Display for Short {
@@ -198,7 +198,7 @@ impl std::fmt::Display for Escaped<'_> {
     }
 }
 
-/// The smallest round step (1, 2 or 5 times a power of ten) with which at most so many reach `range`.
+/// The smallest round step (1, 2 or 5 times a power of ten) that divides `range` into at most `most` parts.
 pub(super) fn round_step(range: f64, most: f64) -> f64 {
     let wanted = (range / most).max(1e-9);
     let power = 10_f64.powf(wanted.log10().floor());
@@ -209,7 +209,7 @@ pub(super) fn round_step(range: f64, most: f64) -> f64 {
         .unwrap_or(10.0 * power)
 }
 
-/// The smallest step that clocks and calendars know with which at most so many reach `range`, in seconds.
+/// The smallest step of clocks and calendars, in seconds, that divides `range` into at most `most` parts.
 pub(super) fn time_step(range: f64, most: f64) -> f64 {
     const STEPS: [f64; 19] = [
         1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_200.0, 1_800.0, 3_600.0,

@@ -16,7 +16,7 @@ pub(super) enum Audience {
 }
 
 impl Audience {
-    /// Most rows of a table of sites, and of hosts.
+    /// The most rows of the tables of sites and of hosts.
     pub(super) fn rows(self) -> (usize, usize) {
         match self {
             Self::Terminal => (25, 10),
@@ -66,7 +66,7 @@ impl Table {
     }
 }
 
-/// One line about what was read.
+/// One line about the records that were read.
 pub(super) fn headline(report: &ReportNumbers) -> String {
     let mut line = format!(
         "{} of {} in {}",

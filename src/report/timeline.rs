@@ -1,5 +1,5 @@
-//! Draws when tasks ran: one bar a task as long as bars can be told apart, else boxes of equal time that show
-//! how busy each lane was and what failed there. So the page stays usable with any number of tasks.
+//! Draws when tasks ran: one bar for each task as long as bars can be told apart, else boxes of equal time
+//! that show how busy each lane was and its failures. So the page stays usable with any number of tasks.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -29,13 +29,13 @@ enum By {
     Site,
 }
 
-/// The picture and what it shows.
+/// The picture and its caption.
 pub(super) struct Timeline {
     pub(super) svg: String,
     pub(super) caption: String,
 }
 
-/// A lane's place in the picture, by what it stands for: site, host, pilot, slot.
+/// The sort key of a lane: site, host, pilot, slot.
 type Key = (u32, u32, u32, u16);
 
 struct Lanes {
@@ -178,7 +178,7 @@ struct Canvas {
     to: f64,
 }
 
-/// What happened in a lane in a stretch of time.
+/// The tasks of a lane in one box of time.
 #[derive(Debug, Clone, Default)]
 struct Cell {
     busy: f64,

@@ -1,13 +1,13 @@
-//! The data of the charts over time: when each task ran, where, and what came of it, in sixteen bytes a task.
+//! The data of the charts over time: when and where each task ran, and its fate, in sixteen bytes for each.
 //! The text of a record is kept for the first few tasks and for failures only.
 
 use std::collections::HashMap;
 
 use super::failure_reasons::ReasonClass;
 
-/// How many tasks are kept (32 MB). Later ones are missing in the charts, which say so.
+/// The most tasks that are kept (32 MB). Later ones are missing in the charts, which say so.
 const MOST: usize = 2_000_000;
-/// How many tasks, and how many further failures, keep the text of their record.
+/// The most tasks, and the most further failures, that keep the text of their record.
 const MOST_NOTES: usize = 2000;
 
 #[derive(Debug, Default)]
@@ -30,7 +30,7 @@ pub(super) struct TimelineBar {
     pub(super) fate: TaskFate,
 }
 
-/// What came of a task, as the charts tell it.
+/// The fate of a task, as the charts show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TaskFate {
     Done,
@@ -103,7 +103,7 @@ impl TimelineData {
     }
 }
 
-/// A twentieth of a second is exact over ten days, a second over half a year.
+/// Rounds to single precision: a twentieth of a second over ten days, a second over half a year.
 #[expect(
     clippy::cast_possible_truncation,
     reason = "single precision is what a chart needs"

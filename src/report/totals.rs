@@ -15,33 +15,34 @@ pub(super) struct OutcomeCounts {
     pub(super) done: u64,
     pub(super) failed: u64,
     pub(super) other: u64,
-    /// Tasks with a fault, by whose it was; faults of the machine are given back and don't count as failed.
+    /// Tasks with a fault, by its class. Those with a fault of the machine are given back and don't count as
+    /// failed.
     pub(super) faults: [u64; ReasonClass::ALL.len()],
 }
 
-/// What tasks used of a resource, and what was requested.
+/// The use of a resource by tasks, and the requests for it.
 #[derive(Debug, Default)]
 pub(super) struct TimeUsed {
     pub(super) tasks: Values,
-    /// One value a pilot: its request, for each slot.
+    /// One value for each pilot: its request for each slot.
     pub(super) requested: Values,
     /// Tasks that used more than their slot's share.
     pub(super) above: u64,
     pub(super) compared: u64,
 }
 
-/// Where the time of the slots went, in seconds of one slot.
+/// The use of the slots' time, in seconds of one slot.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct SlotTime {
     pub(super) total: f64,
     pub(super) busy: f64,
     /// Until events could be taken.
     pub(super) starting: f64,
-    /// Of that, the init container.
+    /// The init container's part of that.
     pub(super) init: f64,
     /// Waited for the other slots after the last event.
     pub(super) draining: f64,
-    /// No connection, and nothing to do; not more than this.
+    /// Was without a connection and without a task; an upper bound.
     pub(super) outage: f64,
 }
 
@@ -68,7 +69,7 @@ impl SlotTime {
         let total = slots * span;
         let busy = line.busy_secs.unwrap_or(0.0).clamp(0.0, total);
         let mut left = total - busy;
-        // Each takes what is left at most: the parts add up to the whole whatever the records say.
+        // Each part takes at most the rest, so the parts add up to the whole even with odd records.
         let mut take = |wanted: f64| {
             let taken = wanted.clamp(0.0, left);
             left -= taken;
@@ -106,7 +107,7 @@ impl SlotTime {
         self.outage += other.outage;
     }
 
-    /// Neither of the others: waited for an event.
+    /// The rest of the time: waited for an event.
     pub(super) fn idle(&self) -> f64 {
         (self.total - self.busy - self.starting - self.draining - self.outage).max(0.0)
     }

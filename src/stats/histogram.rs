@@ -1,22 +1,22 @@
-//! Run times as a text histogram: round numbers on the axis, few enough lines for a log.
+//! Run times as a text histogram, with round numbers on the axis and few enough lines for a log.
 
 use super::{Runtimes, as_float};
 
-/// More lines than this are no overview.
+/// More lines would be no overview.
 const MOST_BINS: u64 = 20;
-/// The longest bar; longer ones are scaled down, all by the same factor.
+/// The longest bar. Longer ones are scaled down, all by the same factor.
 const BAR_COLUMNS: u64 = 50;
-/// Bins narrower than this share of the largest value would show how run times were rounded.
+/// Narrower bins, as a share of the largest value, would show how run times were rounded.
 const RESOLUTION: f64 = 0.002;
 
-/// The middle half of fewer run times says little about how they spread.
+/// With fewer run times, the middle half says little about their spread.
 const ENOUGH_FOR_QUARTILES: u64 = 32;
 
 /// Bins of equal width, at multiples of it.
 struct Axis {
     /// Width of a bin in seconds: 1, 2 or 5 times a power of ten.
     width: f64,
-    /// The first bin starts at this many widths.
+    /// The start of the first bin, in widths.
     first: u64,
     decimals: usize,
 }
@@ -50,7 +50,7 @@ impl Axis {
         }
     }
 
-    /// The bin that a value belongs to, counted from zero seconds.
+    /// The bin of a value, counted from zero seconds.
     fn bin(&self, seconds: f64) -> u64 {
         // The tolerance keeps 0.3 out of [0.2, 0.3): 0.3 / 0.1 is 2.9999999999999996.
         to_integer(seconds / self.width + 1e-9)
@@ -63,8 +63,8 @@ impl Axis {
     }
 }
 
-/// The largest round width (and the decimals that it is written with) that is not above `wanted`;
-/// then the smallest that is not below `at_least`.
+/// The largest round width that is not above `wanted`, or the smallest that is not below `at_least` if that
+/// is wider; with the decimals to print it.
 fn round_width(wanted: f64, at_least: f64) -> (f64, usize) {
     // 1 µs, 2 µs, 5 µs, 10 µs, … 500 million years.
     let widths = (-6..16).flat_map(|exponent| {
@@ -73,7 +73,7 @@ fn round_width(wanted: f64, at_least: f64) -> (f64, usize) {
             (digit * 10_f64.powi(exponent), decimals)
         })
     });
-    // A hair of tolerance, because 0.1 is not 0.1 in binary.
+    // The tolerance is needed because 0.1 is not exact in binary.
     let mut chosen = (1e-6, 6);
     for (width, decimals) in widths {
         if width > wanted * 1.000_001 && chosen.0 >= at_least * 0.999_999 {
@@ -93,7 +93,7 @@ fn to_integer(number: f64) -> u64 {
     number as u64
 }
 
-/// One line a bin; a stretch of empty ones shares a line.
+/// Draws one line a bin. A run of empty bins shares a line.
 pub(super) fn draw(runtimes: &Runtimes) -> Vec<String> {
     if runtimes.count == 0 {
         return Vec::new();
@@ -127,7 +127,7 @@ pub(super) fn draw(runtimes: &Runtimes) -> Vec<String> {
         .collect()
 }
 
-/// At least one column, so that a rare run time is seen.
+/// At least one column, so that a rare run time is visible.
 fn bar_columns(count: u64, largest: u64) -> usize {
     let columns = if largest <= BAR_COLUMNS {
         u128::from(count)

@@ -1,5 +1,5 @@
-//! The pilot's statistics: tallies, the successful tasks' run times, and their histogram. Memory is flat over
-//! any number of tasks. The lines are those of the Python pilot, whose readers know them.
+//! The pilot's statistics: counts of events, the successful tasks' run times, and their histogram. Memory use
+//! is bounded for any number of tasks. The lines are those of the Python pilot, which people know.
 
 mod histogram;
 
@@ -9,7 +9,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// What became of the events so far.
+/// The counts of events so far, by outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Tally {
@@ -57,8 +57,8 @@ impl fmt::Display for Tally {
     }
 }
 
-/// Run times of successful tasks. Count, mean, variance, minimum and maximum are exact; the median
-/// and the histogram are within 0.1 %. Takes at most about 450 KB.
+/// Run times of successful tasks. Count, mean, variance, minimum and maximum are exact; the median and the
+/// histogram are within 0.1 %. Takes at most about 450 KB.
 #[derive(Debug)]
 pub struct Runtimes {
     count: u64,
@@ -88,7 +88,7 @@ impl Default for Runtimes {
 pub struct Summary {
     pub count: u64,
     pub mean: f64,
-    /// Middle value, or the mean of the two middle ones; within 0.1 %.
+    /// The middle value, or the mean of the two middle ones; within 0.1 %.
     pub median: f64,
     /// Mean squared distance from the mean, in square seconds.
     pub variance: f64,
@@ -97,7 +97,7 @@ pub struct Summary {
     pub max: f64,
 }
 
-/// The Python pilot's lines, one a number.
+/// The Python pilot's lines, one for each number.
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "(count: {})", self.count)?;
@@ -121,11 +121,11 @@ impl Runtimes {
         self.min = self.min.min(seconds);
         self.max = self.max.max(seconds);
         let micros = u64::try_from(runtime.as_micros()).unwrap_or(u64::MAX);
-        // Fails only where `usize` has 16 bits; then the median would miss this one.
+        // Fails only where `usize` has 16 bits; the median would miss this run time then.
         let _ = self.micros.record(micros);
     }
 
-    /// The statistics; `None` as long as no task succeeded.
+    /// The statistics; `None` until a task has succeeded.
     #[must_use]
     pub fn summary(&self) -> Option<Summary> {
         if self.count == 0 {
@@ -145,15 +145,15 @@ impl Runtimes {
         })
     }
 
-    /// The run time (in seconds) that only the slowest 5 % exceeded; of fewer than twenty tasks, the
-    /// slowest one's. `None` as long as no task succeeded.
+    /// The run time in seconds that only the slowest 5 % exceeded; with fewer than twenty tasks, that of the
+    /// slowest one. `None` until a task has succeeded.
     #[must_use]
     pub fn slowest(&self) -> Option<f64> {
         let above = self.count / 20;
         (self.count > 0).then(|| self.at_rank(self.count - 1 - above.min(self.count - 1)))
     }
 
-    /// Everything that there is to say, as lines for the log.
+    /// All statistics, as lines for the log.
     #[must_use]
     pub fn report(&self) -> Vec<String> {
         let mut lines = vec!["Task runtime stats (successful tasks), in seconds:".to_owned()];
@@ -173,7 +173,7 @@ impl Runtimes {
         histogram::draw(self)
     }
 
-    /// The value (in seconds) that has `rank` others below it when sorted.
+    /// The value in seconds that has `rank` others below it when sorted.
     fn at_rank(&self, rank: u64) -> f64 {
         let mut below = 0;
         for (seconds, count) in self.values() {
@@ -185,7 +185,7 @@ impl Runtimes {
         self.max
     }
 
-    /// Different run times in seconds, ascending, and how often each occurred.
+    /// The different run times in seconds, ascending, and the count of each.
     fn values(&self) -> impl Iterator<Item = (f64, u64)> {
         self.micros.iter_recorded().map(|step| {
             let micros = self.micros.median_equivalent(step.value_iterated_to());

@@ -1,4 +1,4 @@
-//! Tallies, statistics and histogram. Expected numbers were computed with Python.
+//! Tests of counts, statistics and histogram. Expected numbers were computed with Python.
 
 use super::*;
 

@@ -13,8 +13,8 @@ const PACE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Debounce {
     current: Snapshot,
-    /// What was last handed out to be written, even if that failed: a full disk is tried again when there is
-    /// something new to say, not every second.
+    /// The last snapshot handed out to be written, even if that failed: a full disk is tried again when
+    /// something changes, not every second.
     taken: Option<Snapshot>,
     rest_until: Option<Instant>,
 }

@@ -1,4 +1,4 @@
-//! Finds status files, and tells from `/proc` whether their pilots live.
+//! Finds status files, and tells from `/proc` whether their pilots are alive.
 
 use std::collections::HashSet;
 use std::io;
@@ -14,13 +14,13 @@ use crate::process;
 #[serde(rename_all = "snake_case")]
 pub(super) enum Liveness {
     Running,
-    /// It is on another machine, or can't be seen from in here.
+    /// On another machine, or invisible from here.
     Elsewhere,
-    /// It was killed: a pilot that ends in order removes its file.
+    /// Killed: a pilot that ends in order removes its file.
     Dead,
 }
 
-/// A pilot's file and what it says.
+/// A pilot's file and its content.
 #[derive(Debug)]
 pub(super) struct FoundPilot {
     pub(super) path: PathBuf,
@@ -112,7 +112,7 @@ fn look(path: PathBuf, seen: &mut HashSet<String>, found: &mut Discovery) {
     }
 }
 
-/// Whether the process of a pilot is there.
+/// Whether the process of a pilot is alive.
 pub(super) fn liveness(process: &ProcessId) -> Liveness {
     judge(process, &ProcessId::own(), process::start_ticks)
 }
@@ -123,7 +123,7 @@ fn judge(
     start_ticks: impl FnOnce(i32) -> Option<u64>,
 ) -> Liveness {
     if process.boot_id != here.boot_id {
-        // The machine was started again, or it is another one.
+        // The machine was rebooted, or it is another one.
         return if process.host == here.host {
             Liveness::Dead
         } else {
@@ -140,7 +140,7 @@ fn judge(
     }
 }
 
-/// Where a pilot whose status file is `path` has its data.
+/// The directory for the data of the pilot with the status file `path`.
 pub(super) fn directory_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if parent != Path::new("") => parent,

@@ -12,16 +12,16 @@ use crate::records::UnixTime;
 
 const PREFIX: &str = "ewms-pilot-status-";
 const SUFFIX: &str = ".json";
-/// A task takes about 120 bytes.
+/// The most bytes that are read of a status file; a task takes about 120.
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// Why a status file says nothing.
+/// The reason why a status file can't be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReadError {
-    /// It can't be opened or read.
+    /// The file can't be opened or read.
     #[error("can't read `{}`: {source}; only the pilot's own user may, as condor_ssh_to_job is", path.display())]
     Io { path: PathBuf, source: io::Error },
-    /// It is no status file.
+    /// The content is not that of a status file.
     #[error("`{}` is no status file: {source}", path.display())]
     Content {
         path: PathBuf,
@@ -53,7 +53,7 @@ pub fn is_file_name(name: &OsStr) -> bool {
 /// The status files in a directory.
 ///
 /// # Errors
-/// When it can't be listed.
+/// Fails if the directory can't be listed.
 pub(super) fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -71,7 +71,7 @@ pub(super) fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
 /// Writes the file, replacing an older one.
 ///
 /// # Errors
-/// When it can't be written; then the old one stays.
+/// Fails if the file can't be written; then the old one stays.
 pub(super) fn write(path: &Path, mut snapshot: Snapshot) -> io::Result<()> {
     snapshot.facts.format = FORMAT;
     snapshot.facts.written_unix_secs = UnixTime::now();
@@ -93,10 +93,10 @@ pub(super) fn write(path: &Path, mut snapshot: Snapshot) -> io::Result<()> {
     written
 }
 
-/// Removes the file, and what an interrupted write left.
+/// Removes the file, and the temporary one of an interrupted write.
 ///
 /// # Errors
-/// When it is still there.
+/// Fails if the file is still there.
 pub(super) fn remove(path: &Path) -> io::Result<()> {
     let _ = fs::remove_file(hidden(path));
     match fs::remove_file(path) {
@@ -108,7 +108,7 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
 /// Reads a status file.
 ///
 /// # Errors
-/// See [`ReadError`].
+/// Returns a [`ReadError`] if it can't be read, or is no status file.
 pub(super) fn read(path: &Path) -> Result<Snapshot, ReadError> {
     let mut text = Vec::new();
     File::open(path)

@@ -1,5 +1,5 @@
-//! Measures what changes all the time: ages, CPU, memory, last output, free disk. The command that asks does
-//! this, from `/proc` and the outputs of tasks, so that a pilot pays nothing for it. Sleeps for [`MOMENT`].
+//! Measures values that change all the time: ages, CPU, memory, last output, free disk. The command does
+//! this, from `/proc` and the outputs of tasks, at no cost to the pilot. Sleeps for [`MOMENT`].
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,14 +18,15 @@ use crate::task::disk_space;
 use crate::task::process_tree::{self, ProcessTable, ProcessTree};
 use crate::task::staging::outputs_of;
 
-/// CPU use is that between two looks: long enough for some ticks of 10 ms, short enough to wait for.
+/// The time between two measurements of CPU use: long enough for some ticks of 10 ms, short enough to wait
+/// for.
 pub(super) const MOMENT: Duration = Duration::from_millis(500);
 /// How much of an output's end is searched for its last line.
 const TAIL_BYTES: u64 = 16 * 1024;
 /// The most characters of a last line that are kept.
 const LINE_MAX: usize = 1000;
 
-/// A pilot, and what was seen of it.
+/// A pilot, with its measurements.
 #[derive(Debug, Serialize)]
 pub(super) struct PilotView {
     pub(super) file: PathBuf,
@@ -40,7 +41,7 @@ pub(super) struct PilotView {
     pub(super) tasks: Vec<TaskView>,
 }
 
-/// A task, and what was seen of it.
+/// A task, with its measurements.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct TaskView {
     pub(super) task_id: String,
@@ -55,7 +56,7 @@ pub(super) struct TaskView {
     pub(super) memory_bytes: Option<u64>,
     pub(super) processes: Option<usize>,
     pub(super) last_output_secs_ago: Option<f64>,
-    /// Of stdout or stderr, whichever was written to later. Its control characters are replaced.
+    /// The last line of stdout or stderr, whichever was written to later, with control characters replaced.
     pub(super) last_line: Option<String>,
 }
 
@@ -193,8 +194,8 @@ fn tail(path: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The last line that isn't blank; of a line that was overwritten in place, as progress bars do, its last
-/// version. No character of it moves a cursor.
+/// The last line that isn't blank. Of a line that was overwritten in place, as progress bars do, it is the
+/// last version. No character of it moves a cursor.
 fn last_line(text: &str) -> Option<String> {
     let line = text
         .rsplit(['\n', '\r'])

@@ -1,6 +1,6 @@
-//! What a person on the execution point can see of a running pilot: the status file that the pilot writes,
-//! and the command that reads it and measures the rest. The pilot never waits for the file, and measures
-//! nothing for it: what changes all the time, as CPU time does, is measured by the command.
+//! A view of a running pilot for a person on the execution point: the status file that the pilot writes, and
+//! the command that reads it and measures the rest. The pilot never waits for the file, and measures nothing
+//! for it: values that change all the time, such as CPU time, are measured by the command.
 //!
 //! | file | what it is |
 //! | --- | --- |
@@ -8,16 +8,16 @@
 //! | `file` | writes it to disk and reads it back |
 //! | `debounce` | decides when a change is written |
 //! | `writer` | the pilot's side: takes changes, writes them |
-//! | `discover` | finds files, and tells whether their pilots live |
+//! | `discover` | finds files, and tells whether their pilots are alive |
 //! | `measure` | measures what the file doesn't hold |
 //! | `render` | shows all of it as text |
 //!
 //! # The file, format 1
 //!
 //! `ewms-pilot-status-<pilot id>.json`, beside `ewms-pilot-data/`, readable by the pilot's user only: one
-//! JSON object, replaced as a whole when something in it changes, at most once a second, and removed at
-//! the pilot's end. One that is still there without its process is that of a pilot that was killed. It
-//! holds no token or password. A reader skips fields that it doesn't know. Times are seconds since 1970.
+//! JSON object, replaced as a whole when something in it changes, at most once a second, and removed at the
+//! pilot's end. A file whose process is gone belongs to a pilot that was killed. The file holds no token or
+//! password. A reader skips fields that it doesn't know. Times are seconds since 1970.
 //!
 //! | field | type | meaning |
 //! | --- | --- | --- |
@@ -29,7 +29,7 @@
 //! | `process` | object | `host`, `boot_id`, `pid_namespace`, `pid` and `start_ticks` (field 22 of `/proc/PID/stat`): one process for good |
 //! | `started_unix_secs`, `written_unix_secs` | number | |
 //! | `ends_unix_secs` | number or null | when its wall time, or its token, is over |
-//! | `status` | text | `Started`, `Tasking`, …: what HTCondor is told, too |
+//! | `status` | text | `Started`, `Tasking`, …, as reported to HTCondor |
 //! | `error` | text or null | the pilot's last line, once it failed |
 //! | `slots`, `window` | integer | tasks that may run at once; unsettled events held at most |
 //! | `events` | object | counts: `received`, `started`, `succeeded`, `failed`, `given_back`, `dead_lettered`, `rejected`, `published`, `no_output` |
@@ -61,20 +61,20 @@ const WIDTH: usize = 120;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatusRequest {
-    /// A directory to look in, or a status file; otherwise where pilots keep their data.
+    /// A directory to look in, or a status file. `None` stands for the places where pilots keep their data.
     pub path: Option<PathBuf>,
     pub output: OutputFormat,
 }
 
-/// Shows the pilots whose files are in `places`. Succeeds when one of them runs, or may run where that
-/// can't be told from here.
+/// Shows the pilots whose files are in `places`. Succeeds if one of them runs, or if that can't be told
+/// from here.
 pub fn run(
     places: &[PathBuf],
     output: OutputFormat,
     out: &mut impl Write,
     complaints: &mut impl Write,
 ) -> Exit {
-    // When stderr is closed, the exit code alone says it.
+    // If stderr is closed, only the exit code tells.
     let mut complain = |text: String| drop(writeln!(complaints, "ewms-pilot status: {text}"));
     let found = discover::pilots(places);
     for problem in found.problems {

@@ -1,5 +1,5 @@
-//! Shows pilots as text for a person at a terminal. Control characters in what a broker, a task or a queue's
-//! name says are replaced, so that none moves the cursor.
+//! Shows pilots as text for a person at a terminal. Control characters in the texts of brokers and tasks and
+//! in the names of queues are replaced, so that none moves the cursor.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use super::{QueueState, QueueStatus};
 use crate::human::{as_float, bytes, count, counted, one_line, round_seconds, seconds};
 use crate::records::UnixTime;
 
-/// A line of output is shown with at least so many characters, however narrow the terminal.
+/// The least characters of a line of output, even on a narrower terminal.
 const LINE_MIN: usize = 10;
 /// Characters of a task's id that are shown; they tell tasks apart, and the task's directory begins with them.
 const ID_LENGTH: usize = 8;

@@ -12,7 +12,7 @@ use crate::task::ContainerPids;
 
 pub(super) const FORMAT: u32 = 1;
 
-/// Everything that the status file says.
+/// The whole content of the status file.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Snapshot {
     #[serde(flatten)]
@@ -25,7 +25,7 @@ pub struct Snapshot {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PilotFacts {
-    /// 1; set when it is written.
+    /// The format, 1; set when the file is written.
     pub format: u32,
     pub version: String,
     pub pilot_id: String,
@@ -44,18 +44,18 @@ pub struct PilotFacts {
     pub queues: Vec<QueueStatus>,
 }
 
-/// Identifies one process for all time, across reboots and namespaces.
+/// Identifies one process, across reboots and namespaces.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ProcessId {
     /// The machine's name, for people.
     pub host: String,
-    /// Which run of which machine's kernel.
+    /// Identifies one boot of one machine.
     pub boot_id: String,
-    /// In which a pid means something.
+    /// The namespace of `pid`.
     pub pid_namespace: String,
     pub pid: i32,
-    /// When it began, in the kernel's ticks.
+    /// The start of the process, in the kernel's ticks.
     pub start_ticks: u64,
 }
 
@@ -87,7 +87,7 @@ pub struct QueueStatus {
     pub address: String,
     pub link: QueueState,
     pub since_unix_secs: UnixTime,
-    /// Why the link is not up.
+    /// The reason why the link is not up.
     #[serde(default)]
     pub error: Option<String>,
 }
@@ -96,9 +96,9 @@ pub struct QueueStatus {
 #[serde(rename_all = "snake_case")]
 pub enum QueueState {
     Up,
-    /// It is lost, and tried again.
+    /// Lost, and being tried again.
     Down,
-    /// It was away for longer than `EWMS_PILOT_BROKER_RECONNECT_TIMEOUT`.
+    /// Away for longer than `EWMS_PILOT_BROKER_RECONNECT_TIMEOUT`.
     GivenUp,
 }
 
@@ -127,7 +127,7 @@ impl Snapshot {
         self.tasks.remove(id);
     }
 
-    /// Takes over which containers run. One without a task is the init container.
+    /// Updates the running containers. One without a task is the init container.
     pub fn contain(&mut self, running: &ContainerPids) {
         self.tasks
             .retain(|name, task| task.slot.is_some() || running.contains_key(name));

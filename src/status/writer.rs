@@ -1,5 +1,5 @@
-//! The pilot's side of the status file: takes changes without ever making the pilot wait, and writes the
-//! file. It sleeps until something changes. If the file can't be written, the pilot goes on.
+//! The pilot's side of the status file: takes changes without making the pilot wait, and writes the file. It
+//! sleeps until something changes. If the file can't be written, the pilot goes on.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::{Snapshot, file};
 use crate::blocking;
 use crate::mailbox::{Mail, Mailbox, MailboxSender, mailbox};
 
-/// How long the end of a pilot waits for the file to be removed; on a sound disk that takes less than a
+/// How long a pilot waits at its end for the file to be removed. On a sound disk that takes less than a
 /// millisecond.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -128,7 +128,7 @@ fn sweep(directory: &Path) {
     }
 }
 
-/// File systems may hang.
+/// Runs work on files off the event loop, because file systems may hang.
 async fn off_the_loop<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     blocking::start(work).await.ok()
 }

@@ -1,5 +1,5 @@
-//! The containers that run now, by the names of their directories, with the first process of each. The
-//! status file shows them.
+//! The containers that run now: the name of each one's directory and its first process. The status file shows
+//! them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::process_tree::Pid;
 /// The name of each container's directory, and its first process once that is known.
 pub type ContainerPids = BTreeMap<String, Option<Pid>>;
 
-/// The list that containers enter and leave.
+/// The list of running containers.
 #[derive(Debug, Clone)]
 pub struct ActiveContainers(Arc<watch::Sender<ContainerPids>>);
 
@@ -22,13 +22,13 @@ impl Default for ActiveContainers {
 }
 
 impl ActiveContainers {
-    /// The list; changes when a container comes, is found, or goes.
+    /// A receiver that changes when a container is added, its first process becomes known, or it is removed.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<ContainerPids> {
         self.0.subscribe()
     }
 
-    /// Enters a container, until what is returned is dropped.
+    /// Adds a container to the list until the returned value is dropped.
     pub(super) fn enter(&self, name: String) -> ActiveContainer {
         self.0.send_modify(|all| {
             all.insert(name.clone(), None);
@@ -40,7 +40,7 @@ impl ActiveContainers {
     }
 }
 
-/// A container on the list. Dropping it takes the container off.
+/// A container on the list. Dropping it removes the container.
 #[derive(Debug)]
 pub(super) struct ActiveContainer {
     name: String,

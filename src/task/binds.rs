@@ -1,5 +1,4 @@
-//! What a container sees of the execution point: its own directories, the job's input files, the external
-//! directories, `/cvmfs`.
+//! The binds of a container: its own directories, the job's input files, the external directories, `/cvmfs`.
 
 use std::path::Path;
 
@@ -11,11 +10,11 @@ use crate::blocking;
 use crate::container::{Access, Bind, BindError};
 use crate::process::ShutdownPhase;
 
-/// The binds of one container; the pilot's own directories have fixed names in it.
+/// The binds of one container. The pilot's own directories have fixed names in it.
 ///
 /// # Errors
-/// When what is mounted below an external directory can't be kept from being written, or there is no such
-/// directory any more.
+/// When a file system below an external directory can't be protected from writes, or the directory no longer
+/// exists.
 pub(super) async fn binds(
     context: &TaskContext,
     plan: &ContainerSpec,
@@ -31,10 +30,10 @@ pub(super) async fn binds(
     Ok(binds)
 }
 
-/// Of [`binds`], those that all containers share.
+/// The binds among [`binds`] that all containers share.
 ///
 /// # Errors
-/// As [`binds`].
+/// Returns the errors of [`binds`].
 pub(super) async fn shared_binds(
     context: &TaskContext,
     plan: &ContainerSpec,
@@ -58,7 +57,7 @@ pub(super) async fn shared_binds(
     Ok(binds)
 }
 
-/// Of [`binds`], the first: the pilot's own directories. What is returned blocks.
+/// The binds of the pilot's own directories, the first of [`binds`]. The returned closure blocks.
 pub(super) fn own_binds(
     context: &TaskContext,
     io: Option<&Path>,
@@ -72,8 +71,8 @@ pub(super) fn own_binds(
     }
 }
 
-/// External directories, and `/cvmfs`, in which some of them may be: what is further up comes first, else it
-/// would cover what is below.
+/// Orders the external directories and `/cvmfs`, which may contain some of them: parents first, because a
+/// parent bound later would cover its children.
 fn in_order(external: Vec<Bind>, cvmfs: Vec<Bind>) -> Vec<Bind> {
     let mut binds = external;
     for bind in cvmfs {

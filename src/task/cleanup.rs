@@ -1,5 +1,5 @@
-//! The directories that a container leaves on the disk. They are measured and cleared away when its result
-//! is out, so that nothing a task leaves can hold a result up, let alone lose it.
+//! The directories that a container leaves on the disk. They are measured and removed after its result is
+//! published, so that leftover files can neither delay nor lose a result.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use super::disk_space::DiskBudget;
 use super::staging::{DirDisposal, TaskDirs};
 use crate::blocking;
 
-/// Millions of files take longer; then the pilot goes on while they are removed.
+/// Removing millions of files takes longer. The pilot then goes on while the removal continues.
 const CLEAR_WITHIN: Duration = Duration::from_mins(1);
 
-/// Dropped, it is cleared away too, and not waited for.
+/// The directories of a container that has ended. Dropping this also removes them, without waiting.
 #[derive(Debug)]
 pub struct Leftover(Option<Clearing>);
 
@@ -32,8 +32,8 @@ impl Leftover {
         Self(None)
     }
 
-    /// What is to be done with a container's directories. Without a `disposal` further tasks may have
-    /// them; what may be in them then is these `files`.
+    /// Disposes of a container's directories. Without a `disposal` they may be reused by further tasks, and
+    /// can then contain only these `files`.
     pub(super) fn of(
         stage: TaskDirs,
         disposal: Option<DirDisposal>,
@@ -48,7 +48,7 @@ impl Leftover {
         }))
     }
 
-    /// Clears it away; what it took on disk, as far as that is known by now.
+    /// Removes or keeps the directories. Returns the bytes that they took on disk, if that is known by now.
     pub async fn clear(mut self) -> Option<u64> {
         let clearing = self.0.take()?;
         let span = Span::current();
@@ -56,7 +56,10 @@ impl Leftover {
         if let Ok(cleared) = timeout(CLEAR_WITHIN, cleared).await {
             return cleared.ok();
         }
-        warn!("a container left so much that its directories are still being removed");
+        warn!(
+            waited_secs = CLEAR_WITHIN.as_secs(),
+            "a container left so much that its directories are still being removed"
+        );
         None
     }
 }

@@ -33,15 +33,15 @@ use crate::telemetry::{OutputStream, Progress};
 #[derive(Debug)]
 pub enum TaskOutcome {
     Output(Content),
-    /// It succeeded and wrote no output event. Of a container alone: it succeeded.
+    /// It succeeded and wrote no output event. For a container alone: it succeeded.
     NoOutput,
-    /// By its own doing, its time limit included, or for the machine's sake.
+    /// It failed, reached its time limit, or was hit by a fault of the machine.
     Failed(TaskError),
-    /// It was told to end with the pilot, and did not finish before.
+    /// It was told to end with the pilot and did not finish before.
     Interrupted,
 }
 
-/// Runs a container to its end. Its errors have the same text for every task that fails alike.
+/// Runs a container to its end. Equal failures of different tasks give equal error texts.
 pub(super) async fn launch(
     context: &TaskContext,
     plan: &ContainerSpec,
@@ -59,7 +59,7 @@ pub(super) async fn launch(
     }
 }
 
-/// Services count equal texts, so a task's own files go by the names that all tasks have for them.
+/// Services count equal texts, so the paths of a task's own files are replaced by placeholders.
 fn without_identity(text: &str, stage: &TaskDirs, io: Option<&TaskIo>) -> String {
     let text = match io {
         Some(io) => fault::scrub(
@@ -153,7 +153,7 @@ async fn start_to_end(
         (TaskOutcome::Interrupted, Some(breach)) => TaskOutcome::Failed(breach),
         (outcome, _) => outcome,
     };
-    // The files of those that failed are kept; of the others the log is all that stays.
+    // The files of failed tasks are kept; of the others only the log remains.
     match (&outcome, context.dump) {
         (TaskOutcome::Failed(_), _) => show_output(context, role, stage, ShownOutput::Ends).await,
         (_, DumpOutput::All) => show_output(context, role, stage, ShownOutput::Whole).await,
@@ -162,7 +162,7 @@ async fn start_to_end(
     Ok(outcome)
 }
 
-/// The container's run under its guards, and what one of them ended it for.
+/// Runs the container under its watchdog. Also returns the error for which the watchdog ended it.
 async fn guarded(
     run: impl Future<Output = Result<ChildExit, SpawnError>>,
     (guards, signs, entered, look): (
@@ -192,7 +192,7 @@ async fn guarded(
             never = &mut forwarded => match never {},
         }
     };
-    // The pilot's shutdown still counts: a kill hastens what the watchdog began.
+    // The pilot's shutdown is still forwarded: its kill shortens the grace period that the watchdog began.
     let ended = tokio::select! {
         ended = &mut run => ended,
         never = &mut forwarded => match never {},
@@ -200,7 +200,7 @@ async fn guarded(
     (ended, Some(breach))
 }
 
-/// What this container sees, and the files for its stdout and stderr.
+/// The binds of this container, and the files for its stdout and stderr.
 async fn binds_and_outputs(
     context: &TaskContext,
     plan: &ContainerSpec,
@@ -213,7 +213,7 @@ async fn binds_and_outputs(
     let shared = shared.map_err(|error| unusable(&error))?;
     let own = own_binds(context, io.map(|io| io.dir.as_path()));
     let [stdout, stderr] = [stage.stdout(), stage.stderr()];
-    // One piece of work: a switch to another thread costs more than either.
+    // One blocking job for both: a switch to another thread costs more than either.
     file_work(move || {
         let mut binds = own().map_err(|error| unusable(&error))?;
         binds.extend(shared);
@@ -226,7 +226,7 @@ async fn binds_and_outputs(
     .await
 }
 
-/// The command: what this container sees, under the names that it knows it by.
+/// The command, with the paths as this container sees them.
 fn invocation(
     context: &TaskContext,
     plan: &ContainerSpec,
@@ -276,8 +276,8 @@ fn invocation(
     .map_err(|error| setup_error(&error, FaultClass::Task))
 }
 
-/// Whether the kernel ended a container for memory: the counters of the control group tell, as what is seen
-/// of the container itself is only a kill.
+/// Whether the kernel killed a container for memory. The counters of the control group tell, because the
+/// container itself shows only a kill.
 fn out_of_memory(
     context: &TaskContext,
     role: ContainerRole,
@@ -306,7 +306,7 @@ fn out_of_memory(
     Some(TaskError::OutOfMemory { role, limit })
 }
 
-/// What the end of a container means that the pilot ended. One that was told to end and exits with 0 finished
+/// The outcome of a container that the pilot ended. One that was told to end and exits with 0 has finished
 /// its work.
 fn ended_by_pilot(
     role: ContainerRole,
@@ -324,7 +324,7 @@ fn ended_by_pilot(
     }
 }
 
-/// What the end of a container means that ended by itself.
+/// The outcome of a container that ended by itself.
 async fn judge(
     context: &TaskContext,
     role: ContainerRole,
@@ -344,7 +344,7 @@ async fn judge(
     }
 }
 
-/// A file that nothing was written to needn't be read, which takes a thread.
+/// Skips an empty file: reading it would take a thread.
 async fn read_stderr(stage: &TaskDirs, written: &BytesWritten) -> Result<Stderr, TaskError> {
     if written.bytes() == 0 {
         return Ok(Stderr::default());
@@ -354,9 +354,9 @@ async fn read_stderr(stage: &TaskDirs, written: &BytesWritten) -> Result<Stderr,
         .await
 }
 
-/// Copies what a container wrote to stdout to the pilot's, and the same for stderr. Waits for that, so that no
-/// more than the tasks that run can have it pending, but not for a reader that is too slow: the files may be
-/// removed then.
+/// Copies a container's stdout to the pilot's stdout, and its stderr to the pilot's stderr. Waits for that,
+/// so that at most the running tasks have a copy pending, but not for a reader that is too slow: the files
+/// may then be removed unshown.
 pub(super) async fn show_output(
     context: &TaskContext,
     role: ContainerRole,
@@ -401,8 +401,8 @@ fn created(path: &Path, what: &'static str) -> Result<File, TaskError> {
     File::create(path).map_err(|error| staging_error(what, &error))
 }
 
-/// A file or directory of a task that can't be written or read. Names what it is for, not its path,
-/// which is different for every task: services count equal texts.
+/// An error for a file or directory of a task that can't be written or read. Names the purpose and not the
+/// path, which is different for every task: services count equal texts.
 pub(super) fn staging_error(what: &'static str, error: &io::Error) -> TaskError {
     TaskError::Os(format!(
         "can't handle the task's {what}: {error}; see to the disk that holds `ewms-pilot-data`"
@@ -416,8 +416,8 @@ fn setup_error(error: &dyn std::error::Error, class: FaultClass) -> TaskError {
     }
 }
 
-/// A process's return code as Python has it, and with it every service that counts our errors:
-/// that of a process ended by signal N is -N.
+/// A process's return code as Python and all services that count our errors have it: -N for a process ended
+/// by signal N.
 fn python_code(exit: ExitStatus) -> i32 {
     match exit {
         ExitStatus::Code(code) => code,

@@ -1,6 +1,5 @@
-//! `/cvmfs`, where sites mount the file systems that software is distributed by: a read-only bind of every
-//! container, wherever this machine has it. No setting names it, so what is wrong with it is nobody's fault: it
-//! is left out then, with the reason.
+//! `/cvmfs`, where sites mount the file systems that distribute software: a read-only bind of every
+//! container. No setting asks for it, so a broken one is nobody's fault: it is left out, with the reason.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,19 +16,19 @@ use crate::blocking;
 use crate::container::{Access, Bind, BindError, MountTable};
 use crate::process::{GuardianHandle, ShutdownPhase};
 
-/// Where containers have it, and machines too, unless they say another place.
+/// The path of CVMFS in containers, and on machines that don't name another one.
 pub const CVMFS: &str = "/cvmfs";
 
-/// `/cvmfs` as containers see it; by default they see none.
+/// `/cvmfs` as containers see it. By default they see none.
 #[derive(Debug, Clone, Default)]
 pub struct Cvmfs {
     directory: Option<ExternalDirs>,
-    /// Set once something below it can't be bound; it stays left out then, because each try may take as
-    /// long as a look at what hangs.
+    /// Set once something below it can't be bound. It stays left out then, because each try may take as long
+    /// as a look at a mount that hangs.
     is_left_out: Arc<AtomicBool>,
 }
 
-/// What a machine has of it.
+/// The result of [`find_cvmfs`].
 #[derive(Debug)]
 pub enum CvmfsSearch {
     /// It is bound from this place.
@@ -39,21 +38,21 @@ pub enum CvmfsSearch {
         automounts: Automounts,
     },
     Nothing,
-    /// It is there, and containers can't see it for this reason.
+    /// It exists, but containers can't see it for this reason.
     LeftOut(String),
 }
 
 /// Whether a container sees a file system that is mounted below `/cvmfs` while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Automounts {
-    /// It does, or nothing is mounted there on demand.
+    /// Yes, or nothing is mounted there on demand.
     Arrive,
-    /// Whoever goes to one that wasn't mounted before gets an error (`ELOOP`).
+    /// No: opening a file system that wasn't mounted before fails with `ELOOP`.
     CutOff,
 }
 
-/// Looks for it at `places`, the first of which that is there counts. What would show a task something of
-/// `own` is left out. A child looks first, with its output in `scratch`: it may hang.
+/// Looks for CVMFS at `places` and takes the first that exists. A place that would show tasks one of the
+/// paths in `own` is left out. A child looks first, with its output in `scratch`, because the look may hang.
 pub async fn find_cvmfs(
     guard: &GuardianHandle,
     places: &[PathBuf],
@@ -105,7 +104,7 @@ fn complaint(place: &Path, health: &PathHealth) -> String {
     }
 }
 
-/// The bind of `place`, if a directory is there.
+/// The bind of `place`, or nothing if it is no directory.
 fn bind(place: &Path, own: &[OwnPath]) -> Result<Option<(Bind, Automounts)>, String> {
     let bind = match Bind::new(place, CVMFS, Access::ReadOnly) {
         Ok(bind) => bind,
@@ -128,7 +127,7 @@ fn bind(place: &Path, own: &[OwnPath]) -> Result<Option<(Bind, Automounts)>, Str
     Ok(Some((bind, automounts)))
 }
 
-/// Why what is below can't be bound; the error's own text gives advice on external directories.
+/// The reason why a mount below can't be bound. The error's own text gives advice on external directories.
 fn reason(error: &ExternalError) -> String {
     match error {
         ExternalError::Hanging { path, after } => complaint(path, &PathHealth::Hanging(*after)),
@@ -144,7 +143,7 @@ fn reason(error: &ExternalError) -> String {
 }
 
 impl Cvmfs {
-    /// The binds for a container that is started now: none where it is left out.
+    /// The binds for a container that is started now. Empty once CVMFS is left out.
     pub(super) async fn binds(
         &self,
         guard: &GuardianHandle,
@@ -157,7 +156,7 @@ impl Cvmfs {
         match self.try_binds(guard, scratch, shutdown).await {
             Ok(binds) => binds,
             Err(error) => {
-                // Of tasks that start at the same time one says it.
+                // Of tasks that start at the same time only one logs it.
                 if !self.is_left_out.swap(true, Ordering::Relaxed) {
                     let reason = reason(&error);
                     warn!(%reason, "containers see no /cvmfs from now on");

@@ -1,8 +1,8 @@
-//! Directories that a task left as it got them, kept for further tasks. Blocks.
+//! Directories that a task left unchanged, kept for further tasks. Blocks.
 //!
-//! Made anew for each task they took more than a third of the pilot's own CPU time, 2 of 5.5 ms (perf,
-//! ext4, which looks the longer for a free inode the more were freed lately), and two renames do. All that
-//! a task could have changed is looked at first: with the least trace of a change they are removed.
+//! Making them anew for each task took more than a third of the pilot's own CPU time, 2 of 5.5 ms (perf,
+//! ext4, whose search for a free inode takes longer after many were freed); two renames replace that.
+//! Everything that a task could have changed is checked first, and directories with any change are removed.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -15,30 +15,29 @@ use rustix::io::Errno;
 
 use crate::container::remove_tree;
 
-/// Where the other directories are while they wait, in the scratch.
+/// The name of a waiting task directory within its waiting scratch directory.
 const WAITING: &str = "task";
 
-/// What is left is removed when this is dropped.
+/// Directories still in the pool are removed on drop.
 #[derive(Debug, Default)]
 pub(super) struct DirPool(Mutex<Vec<PathBuf>>);
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct UsedDirs<'a> {
-    /// Its own directory, of which it saw only one below.
+    /// The task's directory. The task saw only `io`, below it.
     pub(super) dir: &'a Path,
-    /// The outputs, which it didn't see.
+    /// The outputs' directory, which the task didn't see.
     pub(super) outputs: &'a Path,
-    /// What it could write to, and the files that belong there.
+    /// The directory that the task could write to; `files` belong there.
     pub(super) io: &'a Path,
-    /// See `io`.
     pub(super) files: &'a [PathBuf],
     pub(super) scratch: &'a Path,
-    /// The directories in that, and their mode.
+    /// The directories in `scratch`, and their mode.
     pub(super) scratch_parts: (&'a [&'a str], u32),
 }
 
 impl DirPool {
-    /// Gives a pair of directories these names, if there is one. What fails is as if there were none.
+    /// Renames a waiting pair of directories to these paths, if there is one. A failure counts as none.
     pub(super) fn take(&self, dir: &Path, scratch: &Path) -> bool {
         let Some(spare) = self.trees().pop() else {
             return false;
@@ -46,14 +45,14 @@ impl DirPool {
         let moved = fs::rename(spare.join(WAITING), dir).and_then(|()| fs::rename(&spare, scratch));
         if moved.is_err() {
             for path in [&spare, dir] {
-                // The disk fails, and staging will say so.
+                // The disk fails, and staging will report that.
                 let _left = remove_tree(path);
             }
         }
         moved.is_ok()
     }
 
-    /// Keeps what a task left, if it is as it was.
+    /// Keeps a task's directories if they are unchanged.
     pub(super) fn offer(&self, left: &UsedDirs<'_>) -> bool {
         let kept = is_as_it_was(left).and_then(|is| {
             if is {
@@ -76,7 +75,7 @@ impl DirPool {
 impl Drop for DirPool {
     fn drop(&mut self) {
         for tree in self.trees().drain(..) {
-            // What is left is found in the pilot's scratch.
+            // The clean-up of the pilot's scratch removes the rest.
             let _left = remove_tree(&tree);
         }
     }
@@ -111,7 +110,7 @@ fn is_as_it_was(left: &UsedDirs<'_>) -> io::Result<bool> {
     Ok(true)
 }
 
-/// An empty directory of this mode, whose future files get no rights from it.
+/// Whether this is an empty directory of this mode, with no ACL that new files would inherit.
 fn is_untouched(path: &Path, wanted: u32) -> io::Result<bool> {
     let found = fs::symlink_metadata(path)?;
     Ok(found.is_dir()

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::statvfs::statvfs;
 
-/// What an ordinary user may still write to the file system of `path`.
+/// The bytes that an ordinary user may still write to the file system of `path`.
 ///
 /// # Errors
-/// Those of `statvfs`.
+/// Returns the errors of `statvfs`.
 pub fn free(path: &Path) -> io::Result<u64> {
     let found = statvfs(path)?;
     // The fields' types differ between platforms.
@@ -24,18 +24,17 @@ pub fn free(path: &Path) -> io::Result<u64> {
     Ok(blocks.saturating_mul(size))
 }
 
-/// What may still be kept of failed tasks' directories.
+/// The bytes that may still be kept of failed tasks' directories.
 #[derive(Debug)]
 pub struct DiskBudget(AtomicU64);
 
 impl DiskBudget {
-    /// Starts with `bytes`.
     #[must_use]
     pub fn new(bytes: u64) -> Self {
         Self(AtomicU64::new(bytes))
     }
 
-    /// Takes `bytes` off, if there are so many.
+    /// Takes `bytes` off the budget, if so many are left.
     pub(super) fn afford(&self, bytes: u64) -> BudgetAnswer {
         let taken = self
             .0

@@ -1,6 +1,6 @@
-//! An event as it came, kept while its task runs: it may have to be put into the dead-letter queue. A large
-//! one waits on the disk, so that a full window of them takes no memory. The task's own copy is no help, for
-//! the task can change it.
+//! An unchanged copy of an event, kept while its task runs in case it goes to the dead-letter queue. A large
+//! one waits on the disk, so that a full prefetch window takes no memory. The infile can't serve as the copy,
+//! because the task can change it.
 
 use std::io;
 
@@ -9,15 +9,13 @@ use crate::broker::{BodyStore, Content};
 #[derive(Debug)]
 pub enum EventCopy {
     Kept(Content),
-    /// It could not be kept; the broker has it still.
+    /// It could not be kept. The broker still has it.
     Lost(String),
 }
 
 impl EventCopy {
-    /// The event.
-    ///
     /// # Errors
-    /// When it was lost.
+    /// When the copy was lost.
     pub fn into_content(self) -> io::Result<Content> {
         match self {
             Self::Kept(content) => {
@@ -29,7 +27,7 @@ impl EventCopy {
     }
 }
 
-/// An event that is going to be kept while the task's container starts.
+/// An event whose copy is written while the task's container starts.
 #[derive(Debug)]
 pub(super) struct PendingCopy {
     pub(super) event: Content,
@@ -37,7 +35,7 @@ pub(super) struct PendingCopy {
 }
 
 impl PendingCopy {
-    /// Nothing large of it stays in memory.
+    /// Moves a large event to the disk.
     pub(super) async fn put_by(self) -> Self {
         let Self { event, bodies } = self;
         if !bodies.would_put_by(event.body()) {
@@ -46,7 +44,7 @@ impl PendingCopy {
         let (body, keep) = (event.body().clone(), bodies.clone());
         let event = match crate::blocking::start(move || keep.put_by(body)).await {
             Ok(body) => event.with_body(body),
-            // No thread: it stays where it is.
+            // No thread could be started: the event stays in memory.
             Err(_died) => event,
         };
         Self { event, bodies }

@@ -1,5 +1,5 @@
-//! Writes an event into its infile and an outfile into a result, each the way that suits its size: through
-//! memory where that is small, through files where not. Blocks, except for [`MemoryBudget`].
+//! Writes an event into its infile and turns an outfile into a result: in memory if small, through files if
+//! large. Blocks, except for [`MemoryBudget`].
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -13,14 +13,15 @@ use crate::broker::{Body, BodyStore, Content, Encoding, FileFormat, LARGE_BYTES,
 use crate::codec::{self, FileKind, NewInfile, Outfile, PackError};
 use crate::fault::TaskError;
 
-/// What needs no room: of these any number may be worked on.
+/// Up to this size, in bytes, events and results need no permit: any number may be worked on.
 const SMALL_BYTES: u64 = 256 * 1024;
-/// What is worked on at once, in bytes. The largest need most of it, for the window of what zstd unpacks.
+/// The memory for all larger ones together, in bytes. The largest need most of it, for zstd's decompression
+/// window.
 const ROOM_BYTES: u32 = 32 * 1024 * 1024;
-/// zstd's own, for what it packs.
+/// zstd's own memory for compression, in bytes.
 const ZSTD_BYTES: u64 = 4 * 1024 * 1024;
 
-/// Memory for packing and unpacking. Those that find none left wait until others are through.
+/// Memory for packing and unpacking. Tasks that find none left wait for others to finish.
 #[derive(Debug, Clone)]
 pub struct MemoryBudget(Arc<Semaphore>);
 
@@ -33,7 +34,7 @@ impl MemoryBudget {
     pub(super) async fn for_event(&self, event: &Content) -> Option<OwnedSemaphorePermit> {
         let bytes = match event {
             Content::Frame(body) => unpacked(body).unwrap_or(u64::MAX),
-            // Nothing is unpacked.
+            // No decompression here.
             Content::File(_, body) => body.len().min(LARGE_BYTES as u64),
         };
         self.take(bytes, bytes.saturating_mul(2)).await
@@ -41,7 +42,7 @@ impl MemoryBudget {
 
     pub(super) async fn for_result(&self, outfile: &Outfile) -> Option<OwnedSemaphorePermit> {
         let bytes = outfile.bytes();
-        // As it is, with quotes around it, and packed.
+        // Three copies: the plain one, the quoted one and the packed one.
         let needed = bytes.saturating_mul(3).saturating_add(ZSTD_BYTES);
         self.take(bytes, needed).await
     }
@@ -51,7 +52,7 @@ impl MemoryBudget {
             return None;
         }
         let room = u32::try_from(needed).unwrap_or(ROOM_BYTES).min(ROOM_BYTES);
-        // It is never closed.
+        // The semaphore is never closed.
         Arc::clone(&self.0).acquire_many_owned(room).await.ok()
     }
 }
@@ -62,13 +63,13 @@ impl Default for MemoryBudget {
     }
 }
 
-/// The size of a frame's content, if it is known to have room in memory.
+/// The size of a frame's content, if that is known to fit into memory.
 fn unpacked(body: &Body) -> Option<u64> {
     let bytes = codec::unpacked_size(body.in_memory()?)?;
     (bytes <= LARGE_BYTES as u64).then_some(bytes)
 }
 
-/// Writes an event where its task reads it.
+/// Writes an event to the infile at `path`.
 pub(super) fn write_event(event: &Content, infile_ext: &str, path: &Path) -> Result<(), TaskError> {
     let infile = NewInfile {
         path,
@@ -113,7 +114,7 @@ pub(super) struct WantedResult {
     pub(super) bodies: BodyStore,
 }
 
-/// What was found where a task writes its result.
+/// The outfile of a task that has ended.
 #[derive(Debug)]
 pub(super) enum OutfileState {
     Nothing,
@@ -136,7 +137,7 @@ pub(super) fn find_result(
     read_result(outfile, wanted).map(OutfileState::Result)
 }
 
-/// Makes a result of an outfile, as the sink wants it.
+/// Makes a result of an outfile, encoded as the sink wants it.
 pub(super) fn read_result(outfile: Outfile, wanted: &WantedResult) -> Result<Content, TaskError> {
     match wanted.encoding {
         Encoding::Frame => pack(outfile, wanted).map(Content::Frame),
@@ -159,7 +160,7 @@ fn format(kind: FileKind) -> FileFormat {
     }
 }
 
-/// What is larger than the broker takes is found here, not when it is published, because here the task's
+/// A result larger than the broker takes is found here and not when it is published, because here the task's
 /// files are still kept.
 fn pack(outfile: Outfile, wanted: &WantedResult) -> Result<Body, TaskError> {
     let limit = wanted.limit.bytes();
@@ -206,10 +207,10 @@ fn unkept(error: &io::Error) -> TaskError {
     ))
 }
 
-/// Takes so much and no more.
+/// A writer that fails at the first write beyond `limit`.
 struct LimitedWriter {
     file: BufWriter<File>,
-    /// What it was given, the last refused piece included.
+    /// All bytes given to it, including the last refused write.
     written: usize,
     limit: usize,
 }

@@ -1,6 +1,6 @@
-//! The user's external directories as binds of a container: each of them, and each file system that is
-//! mounted below one. A read-only bind is so for itself alone; what is mounted below stays writable unless
-//! it gets a read-only bind of its own. The mounts are read before each container, for they come and go.
+//! The user's external directories as binds of a container, and each file system mounted below one. A
+//! read-only bind covers only itself: mounts below stay writable unless they get read-only binds of their
+//! own. The mount table is read before each container, because mounts come and go.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,54 +16,49 @@ use crate::container::{Bind, BindError, MountTable};
 use crate::fault::Cause;
 use crate::process::{CaptureError, GuardianHandle, ShutdownPhase};
 
-/// The most file systems below one directory. Each costs every container a mount, and the command line
-/// its two paths.
+/// The most file systems below one directory. Each costs every container a mount, and the command line two
+/// paths.
 const MOST: usize = 256;
 
-/// The directories, and what was mounted below them when a container was last started.
+/// The directories, and the mounts below them when a container was last started.
 #[derive(Debug, Clone)]
 pub struct ExternalDirs {
     directories: Vec<Bind>,
     last: Arc<Mutex<LastMounts>>,
 }
 
-/// What was found the last time.
+/// The mounts found at the last look.
 #[derive(Debug, Clone, Default)]
 struct LastMounts {
-    /// The mounts below, by the place of their directory.
+    /// The mounts below, each with the index of its directory.
     mounts: Vec<(usize, PathBuf)>,
-    /// Those of them that tasks can come to.
+    /// The mounts that tasks can reach.
     reachable: Vec<(usize, PathBuf)>,
 }
 
-/// Why the directories can't be bound.
+/// The reason why the directories can't be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum ExternalError {
-    /// The kernel doesn't say what is mounted.
     #[error("the mount table can't be read: {0}; external directories need /proc")]
     Table(io::Error),
-    /// Too much is mounted below one.
     #[error(
         "below the external directory `{directory}` {count} file systems are mounted that can be written, and \
          at most {MOST} are protected; name the directories in it that tasks need"
     )]
     TooMany { directory: PathBuf, count: usize },
-    /// What is mounted below one doesn't answer.
     #[error(
         "`{path}`, below an external directory, gave no answer within {} s; have it mounted again, or name \
          directories without it", .after.as_secs()
     )]
     Hanging { path: PathBuf, after: Duration },
-    /// What is mounted below one fails.
     #[error(
         "`{path}`, below an external directory, can't be read: {error}; have it mounted again, or name \
          directories without it"
     )]
     Failing { path: PathBuf, error: io::Error },
-    /// It can't be bound.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// There is no process to look with.
+    /// No process could be started to look.
     #[error(transparent)]
     Look(#[from] CaptureError),
 }
@@ -81,7 +76,7 @@ impl ExternalError {
 }
 
 impl ExternalDirs {
-    /// Of directories that may be bound.
+    /// Takes directories that may be bound.
     #[must_use]
     pub fn new(directories: Vec<Bind>) -> Self {
         Self {
@@ -90,7 +85,7 @@ impl ExternalDirs {
         }
     }
 
-    /// The directories, and what is mounted below them, as far as it is known.
+    /// The directories, and the known mounts below them.
     #[must_use]
     pub fn paths(&self) -> Vec<PathBuf> {
         let directories = self.directories.iter().map(|bind| bind.source().to_owned());
@@ -100,11 +95,11 @@ impl ExternalDirs {
         paths
     }
 
-    /// The binds for a container that is started now. What was not mounted the last time is looked at by a
-    /// child first, with its output in `scratch`: it may hang.
+    /// The binds for a container that is started now. A child looks at new mounts first, with its output in
+    /// `scratch`, because the look may hang.
     ///
     /// # Errors
-    /// When something below can be neither protected nor left out.
+    /// When a mount below can be neither protected nor left out.
     pub async fn binds(
         &self,
         guard: &GuardianHandle,
@@ -139,7 +134,8 @@ impl ExternalDirs {
                 binds.push(bind);
             }
         }
-        // What is further up would cover what is below, whatever the order of the setting.
+        // Parents come first, whatever the order of the setting, because a parent bound later would cover its
+        // children.
         binds.sort_by_key(|bind| bind.target().components().count());
         Ok(binds)
     }
@@ -165,7 +161,8 @@ impl ExternalDirs {
     }
 }
 
-/// Whether this user can come to it: what he can't, Apptainer can't bind, and no task of his can write.
+/// Whether this user can reach the mount. Apptainer can't bind an unreachable one, so no task can write
+/// there.
 async fn can_be_reached(
     guard: &GuardianHandle,
     point: &Path,
@@ -180,7 +177,7 @@ async fn can_be_reached(
             after,
         }),
         PathHealth::Failing { path, error } => match error.raw_os_error().map(Errno::from_raw) {
-            // It answers at least, so it can be asked whether it can be come to without being listed.
+            // It answers at least, so `stat` won't hang: a mount that can't be listed may still be reachable.
             Some(Errno::EACCES | Errno::EPERM) => {
                 let point = point.to_owned();
                 let found = blocking::start(move || std::fs::metadata(point)).await;

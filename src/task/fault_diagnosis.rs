@@ -1,11 +1,11 @@
-//! Finds out whose fault it is that a container failed: by the rules of [`crate::fault`], and by asking the
+//! Finds out whose fault a container's failure is: by the rules of [`crate::fault`], and by asking the
 //! machine where exit code and stderr can't tell.
 //!
-//! | evidence | question | who is to blame |
+//! | evidence | question | fault |
 //! | --- | --- | --- |
-//! | stderr points at Apptainer, or at nothing | can a container be made of this image, with room left for other threads? | if not, whom Apptainer's answer names |
+//! | stderr points at Apptainer, or at nothing | can a container be made of this image, with room left for other threads? | if not, as Apptainer's answer says |
 //! | a page or file can't be read | can the image and the external directories be read through? | if not, the image or this EP |
-//! | any failure | can a file be written beside the task's, once what that wrote itself is gone? | if not, this EP |
+//! | any failure | can a file be written beside the task's, after the task's own files are removed? | if not, this EP |
 //! | all is well | | the task |
 
 use std::fs::File;
@@ -25,13 +25,13 @@ use crate::container::{remove_tree, tree_bytes};
 use crate::fault::{self, Attribution, Cause, FaultClass, NextStep};
 use crate::process::{ExitStatus, ShutdownPhase, output};
 
-/// How much of stderr's beginning is evidence, in bytes: Apptainer's warnings stand there, the task's words
-/// follow.
+/// How much of stderr's beginning is evidence, in bytes. Apptainer's warnings stand there; the task's output
+/// follows.
 const HEAD: u64 = 16 * 1024;
-/// A disk that takes no further file of this size, in bytes, is full.
+/// A disk that can't take another file of this size, in bytes, is full.
 const NEEDED: usize = 1 << 20;
 
-/// A container's stderr, as far as it is evidence.
+/// The parts of a container's stderr that are evidence.
 #[derive(Debug, Default)]
 pub(super) struct Stderr {
     pub(super) tail: Vec<u8>,
@@ -49,7 +49,7 @@ impl Stderr {
     }
 }
 
-/// Finds out about a container of `plan` that ended by itself.
+/// Attributes the failure of a container that ended by itself.
 pub(super) async fn blame(
     context: &TaskContext,
     plan: &ContainerSpec,
@@ -59,7 +59,7 @@ pub(super) async fn blame(
     shutdown: &watch::Receiver<ShutdownPhase>,
 ) -> Attribution {
     let code = shells_code(exit);
-    // First: on a full disk neither the task nor Apptainer can write what is wrong.
+    // Checked first: on a full disk neither the task nor Apptainer can write what is wrong.
     if code != 0
         && let Some(full) = full_disk(context, stage).await
     {
@@ -71,7 +71,7 @@ pub(super) async fn blame(
         NextStep::Probe | NextStep::ProbeAndRead => ask(context, plan, next_step, shutdown).await,
     };
     if next_step != NextStep::Task {
-        info!(code, ?next_step, ?asked, "asked whose fault it is");
+        info!(code, ?next_step, ?asked, "diagnosed a container's failure");
     }
     asked
 }
@@ -101,7 +101,7 @@ async fn ask(
         (Some(ContainerProbeOutcome::Well { .. } | ContainerProbeOutcome::Made(_)), _) => {
             Attribution::Task
         }
-        // When a file system died, Apptainer may say that it holds no image.
+        // After the death of a file system Apptainer may report that it contains no image.
         (Some(ContainerProbeOutcome::Broken { cause, said }), _)
             if cause.class() == FaultClass::Image =>
         {
@@ -113,7 +113,7 @@ async fn ask(
     }
 }
 
-/// Idle threads, as many as a container's start needs on a machine of many cores. A probe that works while
+/// Idle threads, as many as a container's start needs on a machine with many cores. A probe that works while
 /// they exist proves that threads were not the problem; without them it may have been lucky.
 struct SpareThreads(Vec<mpsc::Sender<()>>);
 
@@ -134,7 +134,7 @@ impl SpareThreads {
     }
 }
 
-/// Reads the image and the external directories; returns what can't be read.
+/// Reads the image and the external directories. Returns the first failure.
 async fn unreadable(
     context: &TaskContext,
     image: &Path,
@@ -158,7 +158,8 @@ async fn unreadable(
         {
             Ok(PathHealth::Failing { path: at, error }) if may_pass(&error) => {
                 let said = format!("`{}` can't be read: {error}", at.display());
-                // One page of an image that is there: the image is broken. All of it gone: the EP.
+                // A file within a readable image directory fails: the image is broken. All of it fails: the
+                // EP is.
                 let cause = if is_image && at != path {
                     Cause::ImageDamaged
                 } else {
@@ -166,7 +167,7 @@ async fn unreadable(
                 };
                 return Some(Attribution::Cause(cause, said));
             }
-            // A large image may take longer than the deadline: that proves nothing.
+            // A large image may take longer than the deadline, which proves nothing.
             Ok(PathHealth::Hanging(after)) if extent == ProbeDepth::Glance => {
                 let said = format!(
                     "`{}` gave no answer within {} s",
@@ -181,8 +182,8 @@ async fn unreadable(
     None
 }
 
-/// Whether the disk is full. The task's own files may be what filled it: they are removed, and if there is
-/// room then, the failure is the task's own.
+/// Whether the disk is full. The task's own files may have filled it: they are removed, and if there is space
+/// then, the failure is the task's own.
 async fn full_disk(context: &TaskContext, stage: &TaskDirs) -> Option<Attribution> {
     let directory = context.dirs.apptainer();
     let own = stage.own();
@@ -213,13 +214,13 @@ async fn full_disk(context: &TaskContext, stage: &TaskDirs) -> Option<Attributio
 /// Writes a file of 1 MiB without a name and reads it back.
 ///
 /// # Errors
-/// The kernel's reason why that can't be done.
+/// Returns the kernel's error if that fails.
 pub fn write_something(directory: &Path) -> io::Result<()> {
     use std::io::{Seek, SeekFrom};
     let mut file = tempfile::tempfile_in(directory)?;
     let written = vec![0x5a; NEEDED];
     file.write_all(&written)?;
-    // Some file systems, above all remote ones, only look for the space now.
+    // Some file systems, above all remote ones, allocate the space only now.
     file.sync_data()?;
     file.seek(SeekFrom::Start(0))?;
     let mut read = Vec::new();

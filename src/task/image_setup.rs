@@ -1,5 +1,5 @@
-//! Makes an image usable: converts it to a sandbox directory if the policy wants that. Files are handled by
-//! threads that may block.
+//! Prepares an image: converts it to a sandbox directory if the policy wants that. Blocking threads handle
+//! the files.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,16 +16,15 @@ use crate::container::{ConversionLock, ImageError, Invocation, LockOutcome, Reso
 use crate::fault::{Diagnosis, FaultClass};
 use crate::process::{CaptureError, CaptureQuery, Captured, ChildLimits, ShutdownPhase, capture};
 
-/// How long a conversion may take, our own or that of another pilot on this EP that we wait for. Large
-/// images of registries take minutes.
+/// How long a conversion may take, our own or one by another pilot on this EP that we wait for. Large images
+/// from registries take minutes.
 const PATIENCE: Duration = Duration::from_hours(1);
 
-/// Why an image can't be used.
+/// The reason why an image can't be used.
 #[derive(Debug, Error)]
 pub enum PrepareError {
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// The converter could not be run.
     #[error(transparent)]
     Run(#[from] CaptureError),
     #[error(transparent)]
@@ -33,7 +32,7 @@ pub enum PrepareError {
 }
 
 impl PrepareError {
-    /// What Apptainer said when it converted is not advice, whatever is in it.
+    /// Apptainer's output of a failed conversion is never taken for advice.
     #[must_use]
     pub fn diagnosis(&self) -> Diagnosis {
         match self {
@@ -54,7 +53,7 @@ impl PrepareError {
 /// The sandbox directory of `image`, converted first if the policy wants that.
 ///
 /// # Errors
-/// When there is none and none can be made.
+/// When the image can't be used and can't be converted.
 pub async fn prepare(
     context: &TaskContext,
     image: &str,
@@ -100,8 +99,8 @@ pub async fn prepare(
     Ok(directory)
 }
 
-/// The right to convert an image, used and dropped by threads that may block: dropping it removes what is
-/// half made, gigabytes perhaps.
+/// The right to convert an image. Blocking threads use and drop it, because dropping it removes the
+/// unfinished sandbox, perhaps gigabytes.
 struct OwnedLock(Option<Arc<ConversionLock>>);
 
 impl OwnedLock {
@@ -116,7 +115,7 @@ impl OwnedLock {
     }
 
     async fn commit(mut self) -> Result<PathBuf, PrepareError> {
-        // No work has it any more.
+        // No other thread holds the lock any more.
         let Some(lock) = self.0.take().and_then(Arc::into_inner) else {
             return Err(Panicked.into());
         };

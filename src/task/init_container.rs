@@ -11,10 +11,10 @@ use crate::fault::{ContainerRole, TaskError};
 use crate::ids::TaskId;
 use crate::process::ShutdownPhase;
 
-/// Runs the init container to its end. One that the pilot's shutdown ended is no failure.
+/// Runs the init container to its end. One that the pilot's shutdown ended has not failed.
 ///
 /// # Errors
-/// When it failed, timed out or could not be started; no event may be taken then.
+/// When it failed, timed out or could not be started. No event may be taken then.
 pub async fn run_init(
     context: &TaskContext,
     plan: &ContainerSpec,

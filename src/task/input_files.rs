@@ -1,6 +1,6 @@
-//! The files that came with the job, gathered in one directory that all containers see, read-only: linked,
-//! not copied, where the file system can. What is the pilot's own is left out, by which file it is and by
-//! its path. Links that lead out of the job's directory, and what is no file, are left out as well.
+//! Gathers the files that came with the job in one directory that all containers see, read-only: hard-linked
+//! where the file system can, else copied. The pilot's own files are left out, by inode and by path, and so
+//! are links that lead out of the job's directory and anything that is no file.
 
 use std::ffi::OsString;
 use std::fs::{self, Metadata};
@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::own_files::HiddenFiles;
 use crate::regular_file::kind_of;
 
-/// How many of those that are left out are named in the log.
+/// How many of the files that are left out the log names.
 const NAMED: usize = 10;
 
 const THE_PILOTS_OWN: &str = "the pilot's own";
@@ -24,27 +24,27 @@ pub struct GatheredInputs {
     left_out: Vec<(PathBuf, &'static str)>,
 }
 
-/// One thing that is still to be gathered.
+/// A file or directory still to be gathered.
 struct PendingInput {
-    /// Without links, but for the last name.
+    /// Without links, except perhaps the last name.
     from: PathBuf,
     to: PathBuf,
     way: LinkWay,
 }
 
-/// How it was come to. Links to directories are followed, but not on from there: else few of them would
-/// be endlessly many directories.
+/// How the walk reached an entry. It follows a link to a directory only if it has followed none before: a few
+/// links could otherwise make endlessly many directories.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum LinkWay {
     Straight,
     ThroughLink,
 }
 
-/// Links `files` and what is in the directories among them into the directory `inputs`, under their own
+/// Links `files`, and the contents of the directories among them, into the directory `inputs` under their own
 /// names. All of them are in the directory `home`.
 ///
 /// # Errors
-/// When that can't be done.
+/// When a file or directory can't be read or linked.
 pub fn gather(
     files: &[PathBuf],
     home: &Path,
@@ -67,7 +67,7 @@ pub fn gather(
     while let Some(entry) = open.pop() {
         gathered.take(entry, &home, own, &mut open)?;
     }
-    // An earlier pilot in the same place may have gathered what is this one's own.
+    // An earlier pilot in the same place may have gathered files that are this pilot's own.
     withdraw(inputs, own)?;
     Ok(gathered)
 }
@@ -85,7 +85,7 @@ impl GatheredInputs {
             to,
             mut way,
         } = entry;
-        // Before it is looked at: a file that the pilot replaces may be gone a moment after it was listed.
+        // By path first: a file that the pilot replaces may vanish after it was listed.
         if own.contain_path(&from) {
             self.leave_out(from, THE_PILOTS_OWN);
             return Ok(());
@@ -133,7 +133,7 @@ impl GatheredInputs {
         self.left_out.push((path, why));
     }
 
-    /// Says what containers see and what they don't.
+    /// Logs what containers see and what they don't.
     pub fn report(&self) {
         info!(
             count = self.files,
@@ -143,16 +143,19 @@ impl GatheredInputs {
             let name: OsString = path.file_name().unwrap_or_default().to_owned();
             warn!(
                 name = %name.display(), why,
-                "of the job's input files one is not shown to tasks"
+                "an input file of the job is not shown to tasks"
             );
         }
         if let Some(more) = self.left_out.len().checked_sub(NAMED).filter(|n| *n > 0) {
-            warn!(more, "of the job's input files more are not shown to tasks");
+            warn!(
+                more,
+                "further input files of the job are not shown to tasks"
+            );
         }
     }
 }
 
-/// What a link leads to, if that is in `home`.
+/// The target of a link, if it is in `home`.
 fn led_to(link: &Path, home: &Path) -> Option<(Metadata, PathBuf)> {
     let real = fs::canonicalize(link).ok()?;
     let found = fs::symlink_metadata(&real).ok()?;
@@ -160,7 +163,7 @@ fn led_to(link: &Path, home: &Path) -> Option<(Metadata, PathBuf)> {
 }
 
 fn link(from: &Path, to: &Path) -> io::Result<()> {
-    // A second pilot in the same place finds them linked already.
+    // Another pilot in the same place may have linked it already.
     match fs::hard_link(from, to) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(_) => fs::copy(from, to).map(drop),
@@ -168,7 +171,7 @@ fn link(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes what is the pilot's own.
+/// Removes the pilot's own files from `inputs`.
 fn withdraw(inputs: &Path, own: &HiddenFiles) -> io::Result<()> {
     let mut open = vec![inputs.to_owned()];
     while let Some(directory) = open.pop() {
@@ -195,8 +198,8 @@ mod tests {
     use super::super::own_files::{OwnPath, Privacy};
     use super::*;
 
-    /// What is gathered of `a`, `data` and `link`, and what is left out. `prepare` says what is the pilot's
-    /// own; what of it is not there is made once the pilot has looked at its own.
+    /// The gathered files of `a`, `data` and `link`, and the files left out. `prepare` names the pilot's own;
+    /// those that don't exist are made after the pilot looked at its own.
     fn gathered(prepare: impl FnOnce(&Path) -> Vec<PathBuf>) -> (Vec<String>, GatheredInputs) {
         let top = tempfile::tempdir().expect("a directory");
         let home = top.path().join("scratch");
@@ -220,7 +223,7 @@ mod tests {
             .collect();
         let inputs = home.join("pilot/inputs");
         let gathered = gather(&files, &home, &inputs, &own).expect("gathered");
-        // Again, as a second pilot does.
+        // Again, as another pilot does.
         gather(&files, &home, &inputs, &own).expect("gathered");
         let mut seen = Vec::new();
         let mut open = vec![inputs.clone()];

@@ -1,6 +1,5 @@
-//! The memory counters of the pilot's own control group, which its containers are in too: how often the
-//! kernel killed a process there, and how much memory all may have together. On a machine that mounts no
-//! control groups neither is known.
+//! The memory counters of the pilot's own control group, which its containers share: how often the kernel
+//! killed a process in it, and its memory limit. On a machine that mounts no control groups neither is known.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,10 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::container::{MountPoint, MountTable};
 
-/// Above this, version 1 means that there is no limit.
+/// Above this number of bytes, version 1 has no limit.
 const UNLIMITED: u64 = 1 << 60;
 
-/// Which of the two kinds of control groups it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CgroupVersion {
     One,
@@ -26,7 +24,7 @@ impl CgroupVersion {
         }
     }
 
-    /// Version 1 has a hierarchy for each kind of resource, or for some together.
+    /// Version 1 has a hierarchy for each controller, or for several together.
     fn holds_memory(self, mount: MountPoint<'_>) -> bool {
         match self {
             Self::One => mount.options.split(',').any(|option| option == "memory"),
@@ -34,7 +32,7 @@ impl CgroupVersion {
         }
     }
 
-    /// The file with the count of processes that were killed there.
+    /// The file with the count of killed processes.
     fn counters(self) -> &'static str {
         match self {
             Self::One => "memory.oom_control",
@@ -46,7 +44,7 @@ impl CgroupVersion {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct MemoryCgroup {
     directory: PathBuf,
-    /// Where the hierarchy is mounted: no limit is looked for above.
+    /// The hierarchy's mount point: limits above it are out of sight.
     top: PathBuf,
     version: CgroupVersion,
 }
@@ -60,7 +58,7 @@ impl MemoryCgroup {
             .find(|group| group.kills().is_some())
     }
 
-    /// In the order in which they are likely. See cgroups(7).
+    /// The possible directories, likeliest first. See cgroups(7).
     fn candidates(groups: &str, mounts: &MountTable) -> Vec<Self> {
         let member_of = |version| {
             groups.lines().find_map(|line| {
@@ -97,13 +95,13 @@ impl MemoryCgroup {
         found
     }
 
-    /// How many processes the kernel has killed there for want of memory.
+    /// How many processes the kernel has killed in the group for lack of memory.
     fn kills(&self) -> Option<u64> {
         let counters = fs::read_to_string(self.directory.join(self.version.counters())).ok()?;
         field(&counters, "oom_kill")
     }
 
-    /// Bytes that all processes there may have together.
+    /// Bytes that all processes in the group may have together.
     pub(super) fn limit(&self) -> Option<u64> {
         match self.version {
             CgroupVersion::One => {
@@ -129,18 +127,18 @@ fn field(text: &str, name: &str) -> Option<u64> {
     value.trim().parse().ok()
 }
 
-/// The kernel's kills in the pilot's control group, and which of them are accounted for.
+/// The kernel's kills in the pilot's control group, and how many of them a container's end explained.
 #[derive(Debug)]
 pub struct MemoryKills {
     group: Option<MemoryCgroup>,
     claimed: AtomicU64,
 }
 
-/// How a container that may have been killed ended.
+/// The end of a container that the kernel may have killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MemoryKillSign {
     Killed,
-    /// In another way, and no other container ran: a process in it may have been killed.
+    /// It failed otherwise, and no other container ran: a process in it may have been killed.
     FailedAlone,
 }
 
@@ -155,7 +153,7 @@ impl MemoryKills {
         }
     }
 
-    /// How many there were so far.
+    /// The number of kills so far.
     pub(super) fn count(&self) -> u64 {
         self.group
             .as_ref()
@@ -163,8 +161,8 @@ impl MemoryKills {
             .unwrap_or(0)
     }
 
-    /// Whether the end of a container is accounted for by a kill since it was started, when there had
-    /// been so many `before`. One that failed otherwise gets only kills that no other one explains.
+    /// Whether a kill explains the end of a container that was started after `before` kills. One that failed
+    /// otherwise is explained only by a kill that explains no other.
     pub(super) fn explain(&self, before: u64, sign: MemoryKillSign) -> bool {
         let now = self.count();
         let claimed = self.claimed.load(Ordering::Relaxed);
@@ -219,7 +217,7 @@ mod tests {
                 "/mnt/with space/inner",
                 CgroupVersion::Two,
             ),
-            // The pilot is outside of what its container sees.
+            // The pilot's group is outside of the hierarchy that its container sees.
             (
                 "0::/../../elsewhere",
                 "30 24 0:26 /machine /sys/fs/cgroup ro - cgroup2 cgroup2 rw",
@@ -238,7 +236,7 @@ mod tests {
         assert_eq!(first("", V2), []);
     }
 
-    /// A group in a directory, with these files.
+    /// A group in a temporary directory, with these files.
     fn group(version: CgroupVersion, files: &[(&str, &str)]) -> (tempfile::TempDir, MemoryCgroup) {
         let top = tempfile::tempdir().expect("a directory");
         let directory = top.path().join("job/inner");

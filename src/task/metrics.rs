@@ -1,11 +1,11 @@
 //! The measurements of one container: what it cost and how it ended. Filled while it runs, so that a task
-//! that fails half-way has as much of it as one that succeeds.
+//! that fails half-way is measured up to there.
 
 use std::time::Duration;
 
 use crate::process::{ChildExit, ExitStatus, Leftovers, Usage};
 
-/// Filled bit by bit; `None` is what never happened.
+/// Filled step by step; `None` for steps not reached.
 #[derive(Debug, Clone, Default)]
 pub struct TaskMetrics {
     /// CPU time and the largest process.
@@ -13,11 +13,11 @@ pub struct TaskMetrics {
     /// How the container's first process ended.
     pub exit: Option<ExitStatus>,
     pub container_time: Option<Duration>,
-    /// The most resident memory that the guard saw.
+    /// The most resident memory that the watchdog saw, in bytes.
     pub container_memory: Option<u64>,
-    /// Bytes of the result.
+    /// The size of the result in bytes.
     pub output_bytes: Option<u64>,
-    /// Processes of it that a kill did not end.
+    /// Processes that survived a kill.
     pub survivors: usize,
 }
 

@@ -1,5 +1,5 @@
-//! One event in, one report out: makes the directories, runs the container, reads what it wrote. A delivery
-//! never comes here, so nothing can be acknowledged here.
+//! One event in, one report out: makes the directories, runs the container, reads the outfile. Deliveries
+//! don't exist here, so nothing can be acknowledged here.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,28 +53,28 @@ pub use watchdog::ResourceLimits;
 
 use staging::DataDirs;
 
-/// What all containers of a pilot have in common.
+/// The settings and services that all containers of a pilot share.
 #[derive(Debug)]
 pub struct TaskContext {
     pub apptainer: Apptainer,
-    /// What every container is started through.
+    /// The handle through which every container is started.
     pub guard: GuardianHandle,
     pub dirs: DataDirs,
     /// The files that came with the job.
     pub inputs: Option<Bind>,
     pub external: ExternalDirs,
     pub cvmfs: Cvmfs,
-    /// Time between telling a container and killing it.
+    /// The time between a container's termination signal and its kill.
     pub grace: Duration,
     pub keep: KeepFiles,
-    /// What a task is ended for.
+    /// The limits of a task's container; none apply to the init container.
     pub guards: ResourceLimits,
     pub memory_kills: MemoryKills,
     /// Bytes kept of each output.
     pub output_limit: u64,
-    /// What may still be kept of failed tasks.
+    /// The bytes that may still be kept of failed tasks.
     pub kept: Arc<disk_space::DiskBudget>,
-    /// Whose output goes to the pilot's stdout and stderr.
+    /// The tasks whose output goes to the pilot's stdout and stderr.
     pub dump: DumpOutput,
     pub verbosity: Verbosity,
     /// Whether containers have a `/proc`.
@@ -85,31 +85,31 @@ pub struct TaskContext {
     pub look: SharedLook,
 }
 
-/// What to run: the tasks' container, or the init container.
+/// The settings of one kind of container: the tasks', or the init container.
 #[derive(Debug)]
 pub struct ContainerSpec {
     /// A sandbox directory.
     pub image: PathBuf,
-    /// A script of ours that its containers need to get their variables.
+    /// A script of ours without which these containers don't get their variables.
     pub repair: Option<Bind>,
     pub cvmfs: CvmfsBind,
-    /// Arguments, placeholders not replaced yet.
+    /// Arguments, with their placeholders.
     pub args: Template,
     pub env: Vec<(String, String)>,
-    /// Wall time after which it is killed.
+    /// Wall time after which the container is ended.
     pub timeout: Option<Duration>,
 }
 
-/// Whether containers of an image see `/cvmfs`, if the machine has it.
+/// Whether containers see `/cvmfs` if the machine has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CvmfsBind {
     Wanted,
-    /// No mount point for it can be made in them.
+    /// The image has no mount point for it, and none can be made.
     LeftOut,
 }
 
 impl ContainerSpec {
-    /// Whether the arguments or variables name an outfile, so that a task is to write one.
+    /// Whether the arguments or variables name an outfile, so that a task should write one.
     #[must_use]
     pub fn names_outfile(&self) -> bool {
         self.args.names_outfile() || self.env.iter().any(|(_, value)| names_outfile(value))
@@ -118,10 +118,10 @@ impl ContainerSpec {
 
 pub use init_container::run_init;
 
-/// Shared with the threads that do blocking file work.
+/// A [`TaskContext`] shared with the threads that do blocking file work.
 pub type SharedTaskContext = Arc<TaskContext>;
 
-/// Runs file work on a thread of its own, inside the current span.
+/// Runs blocking file work on another thread, inside the current span.
 async fn file_work<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, TaskError> + Send + 'static,
 ) -> Result<T, TaskError> {

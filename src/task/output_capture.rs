@@ -1,7 +1,7 @@
-//! Copies a container's output into a file of which only so much is kept: the beginning, and the end, where
-//! errors are. Through a pipe, because a file that is cut while a task writes into it holds no limit against
-//! a task that writes faster than we look, and would lose the end. On a thread of its own, because a disk
-//! that hangs must not hold up the event loop.
+//! Copies a container's output into a file of limited size, which keeps the beginning and the end, where
+//! errors are. It uses a pipe, because truncating a file that a task writes to can't hold a limit against a
+//! task that writes faster than we look, and would lose the end. It runs on its own thread, because a disk
+//! that hangs must not block the event loop.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -16,22 +16,22 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::warn;
 
-/// What is read at once: a pipe's size.
+/// The size of one read: a pipe's capacity.
 const CHUNK: usize = 64 * 1024;
-/// Of what is kept, this much at most is the end.
+/// The most that is kept of an output's end, in bytes.
 const END_MAX: u64 = 1024 * 1024;
-/// How long an output may stay open after all of its container is gone: nothing can hold it then but
-/// what the kernel doesn't let go.
+/// How long an output may stay open after its container is gone. Only a process that the kernel can't kill
+/// holds it then.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
-/// A container's outputs that are being copied.
+/// A container's outputs while they are copied.
 #[derive(Debug)]
 pub(super) struct OutputCapture<const N: usize> {
     written: [Arc<AtomicU64>; N],
     done: oneshot::Receiver<[io::Result<()>; N]>,
 }
 
-/// How many bytes an output had so far, what isn't kept included.
+/// The bytes that an output had so far, including those not kept.
 #[derive(Debug, Clone)]
 pub(super) struct BytesWritten(Arc<AtomicU64>);
 
@@ -42,8 +42,8 @@ impl BytesWritten {
 }
 
 impl<const N: usize> OutputCapture<N> {
-    /// Starts to copy into `files`, of each of which at most about `limit` bytes are made; returns what
-    /// the container is to write to.
+    /// Starts to copy into `files`, each of which gets at most about `limit` bytes. Returns the files that
+    /// the container writes to.
     ///
     /// # Errors
     /// When the system has no pipe or thread left.
@@ -61,7 +61,7 @@ impl<const N: usize> OutputCapture<N> {
             .name("output".into())
             .stack_size(256 * 1024)
             .spawn(move || {
-                // Nobody waits any more when the task was dropped.
+                // No receiver is left when the task was dropped.
                 let _ = finished.send(run(copies));
             })?;
         Ok((in_place(pipes), Self { written, done }))
@@ -73,7 +73,7 @@ impl<const N: usize> OutputCapture<N> {
             .map(|count| BytesWritten(Arc::clone(count)))
     }
 
-    /// Waits until all that was written is in the files; to be called when the container is gone.
+    /// Waits until the files are complete. Call this when the container is gone.
     pub(super) async fn finish(self, names: [&'static str; N]) {
         match timeout(CLOSE_WITHIN, self.done).await {
             Ok(Ok(outcomes)) => {
@@ -84,12 +84,14 @@ impl<const N: usize> OutputCapture<N> {
                 }
             }
             Ok(Err(_)) => warn!("a container's output is incomplete: its thread died"),
-            Err(_) => warn!("a container's output stays open after its end"),
+            Err(_) => warn!(
+                waited_secs = CLOSE_WITHIN.as_secs(),
+                "a container's output is still open after the container's end"
+            ),
         }
     }
 }
 
-/// As many as there are places.
 fn in_place<T, const N: usize>(items: Vec<T>) -> [T; N] {
     let Ok(items) = items.try_into() else {
         unreachable!("one was made for each place")
@@ -110,8 +112,8 @@ fn run<const N: usize>(mut copies: [OutputCopy; N]) -> [io::Result<()>; N] {
     }
 }
 
-/// Waits for one that has something, or has ended; none when all have. When that can't be waited for, all
-/// that are open: reading waits as well.
+/// Waits until an output has data or has ended, and returns the ready ones; none when all have ended. If
+/// poll(2) fails, returns all open ones: read(2) waits as well.
 fn readable(copies: &[OutputCopy]) -> Vec<usize> {
     let (mut places, mut pipes) = (Vec::new(), Vec::new());
     for (place, copy) in copies.iter().enumerate() {
@@ -128,7 +130,7 @@ fn readable(copies: &[OutputCopy]) -> Vec<usize> {
 }
 
 struct OutputCopy {
-    /// Until its end.
+    /// `None` after the end.
     from: Option<PipeReader>,
     file: File,
     limit: u64,
@@ -156,7 +158,7 @@ impl OutputCopy {
         }
     }
 
-    /// Reads once. To the end whatever happens to the file: a task that waits for us would never end.
+    /// Reads once. A file that fails doesn't stop the reading: the task would block on a full pipe.
     fn step(&mut self, chunk: &mut [u8]) {
         let Some(from) = &mut self.from else { return };
         match from.read(chunk) {
@@ -210,7 +212,7 @@ fn length_of(bytes: &[u8]) -> u64 {
 mod tests {
     use super::*;
 
-    /// What is in the file after `text` went through.
+    /// The file's content after `text` was copied.
     async fn through(text: &[u8], limit: u64) -> Vec<u8> {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let ([mut to], capture) =

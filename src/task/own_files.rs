@@ -1,5 +1,6 @@
-//! Keeps the pilot's own files from tasks: by device and inode, for the same file may have come with the
-//! job, or have a second name; and by path, for a file that the pilot is about to make or to replace.
+//! Keeps the pilot's own files from tasks. Existing files are known by device and inode, because the same
+//! file may have come with the job or have a second name; files that the pilot will create or replace are
+//! known by path.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -12,29 +13,27 @@ use crate::container::MountTable;
 /// A path of the pilot's own. It need not exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnPath {
-    /// Where it is. Absolute.
+    /// Absolute.
     pub path: PathBuf,
-    /// What it is, as an error's text says it.
+    /// Its description in an error's text.
     pub what: &'static str,
-    /// How far it is kept from tasks.
     pub privacy: Privacy,
 }
 
 /// How far a path is kept from tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Privacy {
-    /// A directory that holds what is the pilot's own, beside other things: no external directory may show
-    /// it as a whole.
+    /// A directory that holds the pilot's files beside others: no external directory may show it as a whole.
     Home,
     /// A file, or a directory of them, that no task may see.
     Secret,
-    /// The same, and nothing in it may be an external directory.
+    /// As `Secret`, and no external directory may be below it.
     Store,
-    /// Not among the job's input files that are shown. An external directory may hold it.
+    /// Not among the input files that tasks see. An external directory may show it.
     NoInput,
 }
 
-/// The files and directories that are not among the job's input files.
+/// The files and directories that are kept out of the job's input files.
 #[derive(Debug, Clone)]
 pub struct HiddenFiles {
     identities: HashSet<(u64, u64)>,
@@ -44,8 +43,8 @@ pub struct HiddenFiles {
 }
 
 impl HiddenFiles {
-    /// Those of the paths that are not to be among the input files, and all files with a name of the pilot's
-    /// own: other pilots in the same place make such files at any time.
+    /// Hides all paths in `own` except for homes, and all files for which `is_own_name` is true: other pilots
+    /// in the same place make such files at any time.
     #[must_use]
     pub fn of(own: &[OwnPath], is_own_name: fn(&OsStr) -> bool) -> Self {
         let hidden = || own.iter().filter(|own| own.privacy != Privacy::Home);
@@ -57,14 +56,13 @@ impl HiddenFiles {
         }
     }
 
-    /// Whether the file or directory at this path, which is without links, is one of them. It need not be
-    /// there.
+    /// Whether the path, which is without links, is hidden. It need not exist.
     #[must_use]
     pub fn contain_path(&self, path: &Path) -> bool {
         self.paths.contains(path) || path.file_name().is_some_and(self.is_own_name)
     }
 
-    /// Whether this is one of them, by whatever path it was found.
+    /// Whether this file is hidden, by whatever path it was found.
     #[must_use]
     pub fn contain(&self, found: &Metadata) -> bool {
         self.identities.contains(&identity(found))
@@ -75,8 +73,8 @@ fn identity(found: &Metadata) -> (u64, u64) {
     (found.dev(), found.ino())
 }
 
-/// The first of the pilot's own paths that `directory`, which is absolute and without links, would show to
-/// a task; in a directory of the pilot's own that is the directory.
+/// The first of the pilot's own paths that a bind of `directory` would show to tasks, or that contains
+/// `directory`. `directory` is absolute and without links.
 #[must_use]
 pub fn shown_by<'a>(
     directory: &Path,
@@ -93,7 +91,7 @@ pub fn shown_by<'a>(
     })
 }
 
-/// Whether who sees `directory` sees the file at `path`, by its path or through another mount of it.
+/// Whether a bind of `directory` shows the file at `path`, by its path or through another mount.
 fn shows(directory: &Path, path: &Path, mounts: &MountTable) -> bool {
     let is_same = |alias: &PathBuf| match (fs::metadata(alias), fs::metadata(path)) {
         (Ok(one), Ok(other)) => identity(&one) == identity(&other),
@@ -102,12 +100,12 @@ fn shows(directory: &Path, path: &Path, mounts: &MountTable) -> bool {
     path.starts_with(directory) || mounts.aliases(directory, path).iter().any(is_same)
 }
 
-/// The path without links, as far as it exists.
+/// The path with its links resolved, as far as it exists.
 fn real(path: &Path) -> PathBuf {
     for existing in path.ancestors() {
         if let Ok(real) = fs::canonicalize(existing) {
             let rest = path.strip_prefix(existing).unwrap_or(Path::new(""));
-            // Joining nothing would add a slash, which no file's path has.
+            // Joining an empty path would add a slash.
             return if rest.as_os_str().is_empty() {
                 real
             } else {

@@ -1,5 +1,5 @@
-//! Looks at directories that may hang or fail, through a child of the pilot's own binary: a process
-//! that waits for a dead file server can't even be killed, and must not be the pilot. Both ends are here.
+//! Looks at paths that may hang or fail, through a child of the pilot's own binary: a process that waits for
+//! a dead file server can't be killed, so it must not be the pilot. Both sides are here.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -19,7 +19,7 @@ use crate::process::{
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProbeDepth {
-    /// The file or directory alone: what is in it may be mounted on demand, or hang by itself.
+    /// The file or directory alone: its entries may be mounted on demand, or hang themselves.
     Itself,
     /// The first entries and the beginning of a file: enough to know that a file system answers.
     Glance,
@@ -54,7 +54,7 @@ impl ProbeDepth {
         }
     }
 
-    /// A cold cache of a network file system takes seconds; a whole image of a few gigabytes minutes.
+    /// The cold cache of a network file system takes seconds, an image of a few gigabytes minutes.
     fn deadline(self) -> Duration {
         match self {
             Self::Itself | Self::Glance => Duration::from_secs(30),
@@ -65,27 +65,27 @@ impl ProbeDepth {
 
 #[derive(Debug)]
 pub enum PathHealth {
-    /// All could be read, or isn't there, which others tell better.
+    /// Everything could be read. Missing files count as clear: other checks report them better.
     Clear,
     Failing {
         path: PathBuf,
         error: io::Error,
     },
-    /// There was no answer for this long.
+    /// No answer for this long.
     Hanging(Duration),
 }
 
-/// The argument by which the pilot's binary becomes the child, see `cli`.
+/// The argument that makes the pilot's binary the child, see `cli`.
 pub const WORD: &str = "look";
 
-/// How long a file system that fails has to come back before it is tried once more.
+/// How long a failing file system has to recover before the second try.
 const COME_BACK: Duration = Duration::from_secs(1);
 
-/// Looks at `paths`. What may pass (`ENOTCONN`, `EIO`, `ESTALE`) gets one more try. `scratch` is a
-/// directory for the child's output.
+/// Looks at `paths`. A transient error (`ENOTCONN`, `EIO`, `ESTALE`) gets one more try. The child's output
+/// goes into the directory `scratch`.
 ///
 /// # Errors
-/// When there is no child to look with.
+/// When no child can be started or its output can't be kept.
 pub async fn look(
     guard: &GuardianHandle,
     paths: &[PathBuf],
@@ -103,7 +103,7 @@ pub async fn look(
     }
 }
 
-/// Whether it is the file system that failed, and not a question of rights or names.
+/// Whether the file system failed, rather than a permission or a name being wrong.
 #[must_use]
 pub fn may_pass(error: &io::Error) -> bool {
     matches!(
@@ -124,7 +124,7 @@ async fn look_once(
     args.push("--".into());
     args.extend(paths.iter().map(Into::into));
     let query = CaptureQuery {
-        // Our own binary, even when its file was replaced or removed meanwhile.
+        // Our own binary, even if its file has been replaced or removed.
         program: "/proc/self/exe".into(),
         args,
         env: Vec::new(),
@@ -143,7 +143,7 @@ async fn look_once(
     })
 }
 
-/// Reads what [`child`] wrote.
+/// Parses the output of [`child`].
 fn failing(answer: &[u8]) -> PathHealth {
     let mut parts = answer.splitn(2, |byte| *byte == b'\t');
     let number = parts
@@ -156,8 +156,7 @@ fn failing(answer: &[u8]) -> PathHealth {
     }
 }
 
-/// The child: looks at each path, and at the first that fails writes `ERRNO<TAB>PATH` to stdout and
-/// exits with 1.
+/// The child: looks at each path. At the first failure it writes `ERRNO<TAB>PATH` to stdout and exits with 1.
 #[must_use]
 pub fn child(paths: &[PathBuf], extent: ProbeDepth) -> ExitCode {
     for path in paths {
@@ -168,17 +167,17 @@ pub fn child(paths: &[PathBuf], extent: ProbeDepth) -> ExitCode {
         let number = error.raw_os_error().unwrap_or(Errno::EIO as i32);
         let mut answer = format!("{number}\t").into_bytes();
         answer.extend_from_slice(at.as_os_str().as_bytes());
-        // Nobody is left to be told when stdout is gone.
+        // With stdout gone, nothing can receive the answer.
         let _ = io::stdout().write_all(&answer);
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
 }
 
-/// Reads a file, or what is in a directory. Links are looked at, not followed, but for the first. What
-/// isn't there, or isn't for us, is no failure of the file system.
+/// Reads a file, or the contents of a directory. Follows a link only at the top. Missing and forbidden
+/// entries are no failure of the file system.
 fn walk(top: &Path, extent: ProbeDepth, left: &mut usize) -> Result<(), (PathBuf, io::Error)> {
-    // What the kernel makes up may fail when it is read, and hangs on no server.
+    // Files of /proc and /sys may fail to be read, but never hang on a server.
     if let Ok(found) = statfs(top)
         && matches!(found.filesystem_type(), PROC_SUPER_MAGIC | SYSFS_MAGIC)
     {
@@ -192,7 +191,7 @@ fn walk(top: &Path, extent: ProbeDepth, left: &mut usize) -> Result<(), (PathBuf
         *left -= 1;
         if let Err(error) = visit(&path, path == top, extent, *left, &mut open) {
             let is_no_failure = match error.kind() {
-                // Beyond the longest path, which a task can make and we need not follow.
+                // Longer than the longest path: a task can make one, and it needn't be followed.
                 io::ErrorKind::NotFound | io::ErrorKind::InvalidFilename => true,
                 io::ErrorKind::PermissionDenied => path != top,
                 _ => false,
@@ -218,7 +217,7 @@ fn visit(
         fs::symlink_metadata(path)?
     };
     if found.is_dir() {
-        // Of a directory that is looked at alone one entry is asked for, which its server has to answer.
+        // `Itself` reads one entry as well, so that the server has to answer.
         for entry in fs::read_dir(path)?.take(most.max(1)) {
             open.push(entry?.path());
         }

@@ -1,9 +1,9 @@
-//! A container as tasks get it, made to learn something and not for an event: same flags, binds, variables
-//! and image, directories of its own. Nothing of the image is started in it.
+//! A container like a task's, started as a test and not for an event: the same flags, binds, variables and
+//! image, with directories of its own. No program of the image runs in it.
 //!
-//! One start answers all: a script of ours, sourced after those of the image, tries what a task may rely on;
-//! then Apptainer says of a command that can't exist that it doesn't, so everything up to there works. Only
-//! when the image's own scripts end that start, a second one tells which of them did.
+//! One start answers everything. A script of ours, sourced after those of the image, tries what tasks rely
+//! on. Then Apptainer reports that the command, which can't exist, is missing, so everything up to there
+//! works. Only if the image's own scripts end that start, a second start finds out which one did.
 
 use std::fs;
 use std::io;
@@ -27,19 +27,19 @@ use crate::process::{
     StopCause, capture,
 };
 
-/// A start takes about 0.1 s, on a machine that is overcommitted some seconds.
+/// A start takes about 0.1 s, and some seconds on an overcommitted machine.
 const DEADLINE: Duration = Duration::from_mins(1);
 
-/// The file of the task's directory that a probe's container reads.
+/// The file in the task's directory that the probe's container reads.
 const QUESTION: &str = "question";
 /// The file that it writes there.
 const ANSWER: &str = "answer";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContainerProbeDepth {
-    /// Whether a container of the image is made, and could start a task.
+    /// Tests whether a container of the image is made and could start a task.
     Start,
-    /// That, and that what it writes into the data hub arrives: other tasks would see that.
+    /// As `Start`, and whether a file written into the data hub arrives, where other tasks would see it.
     Hub,
 }
 
@@ -47,13 +47,13 @@ pub enum ContainerProbeDepth {
 pub enum ContainerProbeOutcome {
     Well {
         took: Duration,
-        /// What they may miss.
+        /// Things that tasks may miss.
         notes: Vec<String>,
     },
-    /// A container was made; nothing could be tried in it, for the site lets no file be shown where the image
-    /// has none.
+    /// A container was made, but nothing could be tried in it: the site doesn't allow binds where the image
+    /// has no file.
     Made(Duration),
-    /// They can't.
+    /// Tasks can't run in such containers.
     Broken {
         cause: Cause,
         /// In Apptainer's words, or ours.
@@ -61,31 +61,26 @@ pub enum ContainerProbeOutcome {
     },
 }
 
-/// Why there is no answer of Apptainer's.
+/// A probe that got no answer from Apptainer.
 #[derive(Debug, thiserror::Error)]
 enum ProbeError {
-    /// The probe's own files can't be made.
     #[error("can't make a probe's files: {0}")]
     Stage(#[from] io::Error),
-    /// A directory can't be bound.
     #[error(transparent)]
     Bind(#[from] ExternalError),
-    /// No process could be made, or its output not be kept.
+    /// No process could be made, or its output could not be kept.
     #[error(transparent)]
     Run(#[from] CaptureError),
-    /// No command could be made of it.
     #[error(transparent)]
     Command(#[from] container::CommandError),
-    /// It did not end.
     #[error("apptainer did not answer within {} s", .0.as_secs())]
     Hanging(Duration),
-    /// The image could not be looked at.
     #[error(transparent)]
     Look(TaskError),
-    /// Its file system does not answer.
+    /// The image's file system does not answer.
     #[error("the image gave no answer within {} s", .0.as_secs())]
     Silent(Duration),
-    /// What was written did not come out as it was.
+    /// A file came out different from what was written.
     #[error("what a container writes into the data directory {0}")]
     Lost(String),
 }
@@ -115,7 +110,7 @@ impl From<ProbeError> for ContainerProbeOutcome {
     }
 }
 
-/// What a failed start is called.
+/// The cause of a container that could not be started.
 #[must_use]
 pub fn cause_of_spawn(error: &SpawnError) -> Cause {
     match error {
@@ -125,7 +120,7 @@ pub fn cause_of_spawn(error: &SpawnError) -> Cause {
     }
 }
 
-/// Whether tasks can run here in containers of `plan`'s image now; nothing when the shutdown came in between.
+/// Whether tasks can run in containers of `plan`'s image now; `None` if the shutdown interrupted the probe.
 pub async fn probe(
     context: &TaskContext,
     plan: &ContainerSpec,
@@ -152,7 +147,7 @@ pub async fn probe(
         Ok(probed) => probed?,
         Err(error) => error.into(),
     };
-    // A machine that can't run containers is worse than a runscript that can't start.
+    // A machine that can't run containers takes precedence over a runscript that can't start.
     match (probed, &shape.needs) {
         (ContainerProbeOutcome::Well { .. } | ContainerProbeOutcome::Made(_), Err(error)) => {
             Some(ContainerProbeOutcome::Broken {
@@ -164,7 +159,7 @@ pub async fn probe(
     }
 }
 
-/// Looks at the image. It may be on a file system that hangs.
+/// Inspects the image, which may be on a file system that hangs.
 async fn shape(image: &Path) -> Result<ImageShape, ProbeError> {
     let image = image.to_owned();
     let looking = file_work(move || Ok(ImageShape::of(&image)));
@@ -175,16 +170,16 @@ async fn shape(image: &Path) -> Result<ImageShape, ProbeError> {
     }
 }
 
-/// A probe's directories and files. Dropping it removes them, or leaves them to the next task.
+/// A probe's directories and files. Dropping it removes them, or returns them to the pool.
 struct ProbeContainer<'a> {
     context: &'a TaskContext,
     plan: &'a ContainerSpec,
     shutdown: &'a watch::Receiver<ShutdownPhase>,
-    /// Always there, but for the moment of the drop.
+    /// `None` only after the drop has begun.
     stage: Option<TaskDirs>,
     io: PathBuf,
     workdir: PathBuf,
-    /// New for each: nobody else has files of this name.
+    /// New for each probe, so that nothing else uses file names with it.
     word: String,
 }
 
@@ -275,7 +270,7 @@ impl<'a> ProbeContainer<'a> {
         }))
     }
 
-    /// Starts once more, with a mark after each script of the image.
+    /// Starts once more, with a marker after each script of the image.
     async fn ask_who_ended_it(
         &self,
         names: &[String],
@@ -296,7 +291,7 @@ impl<'a> ProbeContainer<'a> {
                 Cause::ImageEnvironment,
                 format!("`{ENV_DIR}/{name}` of the image ends"),
             ),
-            // What kills a container without a word may be anybody.
+            // A container killed without a message may have been killed by anything.
             None if code >= 128 => (Cause::Unknown, "something ended".to_owned()),
             None => (
                 Cause::ImageEnvironment,
@@ -310,7 +305,7 @@ impl<'a> ProbeContainer<'a> {
         }))
     }
 
-    /// What the container wrote into the hub must be there.
+    /// Checks that the file written into the hub by the container is there.
     async fn check_hub(&self) -> Result<(), ProbeError> {
         let path = self.hub_file();
         let text = blocking::small_files(move || fs::read_to_string(path))
@@ -327,7 +322,7 @@ impl<'a> ProbeContainer<'a> {
         self.context.dirs.hub().join(format!(".{}", self.word))
     }
 
-    /// A script of ours, bound among those of the image.
+    /// Writes a script of ours and binds it among those of the image.
     async fn script(&self, name: &str, text: String) -> Result<Bind, ProbeError> {
         let path = self.workdir.join(name);
         let written = path.clone();
@@ -335,7 +330,7 @@ impl<'a> ProbeContainer<'a> {
         Ok(Bind::script(path, format!("{ENV_DIR}/{name}")))
     }
 
-    /// Makes the container; nothing when the shutdown ended it.
+    /// Runs the container; `None` if the shutdown ended it.
     async fn run(&self, scripts: &[Bind]) -> Result<Option<Captured>, ProbeError> {
         let mut binds = binds(self.context, self.plan, Some(&self.io), self.shutdown).await?;
         binds.extend_from_slice(scripts);
@@ -347,7 +342,7 @@ impl<'a> ProbeContainer<'a> {
                 env: &self.plan.env,
                 binds: &binds,
                 workdir: &self.workdir,
-                // More would only have to be read past.
+                // More output would only have to be skipped.
                 verbosity: Verbosity::Normal,
                 proc: self.context.proc,
                 user_namespace: self.context.user_namespace,
@@ -372,7 +367,7 @@ impl<'a> ProbeContainer<'a> {
         }
     }
 
-    /// What Apptainer said, the probe's own name left out: equal failures read the same.
+    /// Apptainer's answer without the probe's own name, so that equal failures read the same.
     fn answer(&self, captured: &Captured) -> ProbeResult {
         match fault::answer(shells_code(captured.exit), &captured.stderr) {
             ProbeResult::Works => ProbeResult::Works,
@@ -383,14 +378,14 @@ impl<'a> ProbeContainer<'a> {
         }
     }
 
-    /// Removes what the container wrote, so that its directories are as they were, and gives them back.
+    /// Removes the container's files, so that its directories are as before, and returns them to the pool.
     async fn remove(mut self) {
         if let Some(removing) = self.removing() {
             let _panicked = blocking::start(removing).await;
         }
     }
 
-    /// The work of it, unless that is done.
+    /// The clean-up as a closure; `None` if it was taken already.
     fn removing(&mut self) -> Option<impl FnOnce() + Send + use<>> {
         let stage = self.stage.take()?;
         let hidden = format!(".{}", self.word);
@@ -403,7 +398,7 @@ impl<'a> ProbeContainer<'a> {
                 .map(|entry| entry.path())
                 .filter(|path| path.is_file());
             for file in scratch.into_iter().chain([hub_file]).chain(scripts) {
-                // One that isn't there was not written.
+                // A missing file was never written.
                 let _ = fs::remove_file(file);
             }
             if let Err(error) = stage.clear(&files) {
@@ -421,12 +416,12 @@ impl Drop for ProbeContainer<'_> {
     }
 }
 
-/// Whether Apptainer could not show our script in this container.
+/// Whether Apptainer could not bind our script in this container.
 fn is_about(answer: &ProbeResult, script: &str) -> bool {
     matches!(answer, ProbeResult::Broken { cause: Cause::ImageIncomplete | Cause::Mount, said } if said.contains(script))
 }
 
-/// An end as a shell's exit code, in which a signal is one of 128 and more; as containers have it.
+/// An exit as a shell's exit code: 128 plus the number for a signal. Apptainer passes on such codes.
 pub(super) fn shells_code(exit: ExitStatus) -> i32 {
     match exit {
         ExitStatus::Code(code) => code,

@@ -1,5 +1,5 @@
-//! The processes of a container: how many there are, how much memory they hold and how much they worked.
-//! Reads `/proc`; blocks. A process that ends while it is looked at counts as nothing.
+//! The processes of a container: their number, their memory and their CPU time. Reads `/proc`; blocks. A
+//! process that ends during the look is not counted.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -8,23 +8,23 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use crate::process::procfs::{self, ProcessStat};
 
-/// A process by its number, as `/proc` names it.
+/// A process id, as `/proc` names it.
 pub type Pid = i32;
 
-/// One look at a container's processes.
+/// A container's processes at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct ProcessTree {
     pids: Vec<Pid>,
     rss_pages: u64,
-    /// Clock ticks of CPU time, those of children that were waited for included.
+    /// Clock ticks of CPU time, including those of children that were waited for.
     pub ticks: u64,
 }
 
-/// Makes the kernel end `leader` and all below it before the pilot, when memory runs out. From the top
-/// down: what a process starts later has it from its parent.
+/// Makes the kernel kill `leader` and its descendants before the pilot when memory runs out. Goes from the
+/// top down, because a new process inherits the value from its parent.
 pub(super) fn prefer_for_oom_kill(leader: Pid) {
-    /// Half of the machine's memory more than it has: enough to come before the pilot, whose tasks may
-    /// be small, and before nothing that the system rates higher yet.
+    /// Adds half of the machine's memory to the score: enough to come before the pilot, even with small
+    /// tasks, and still after everything that the system rates higher.
     const MORE: i32 = 500;
     let own: i32 = fs::read_to_string("/proc/self/oom_score_adj")
         .ok()
@@ -33,13 +33,13 @@ pub(super) fn prefer_for_oom_kill(leader: Pid) {
     let wanted = (own + MORE).min(1000).to_string();
     let mut left = vec![leader];
     while let Some(pid) = left.pop() {
-        // Refused for a process that isn't ours any more; then it has nothing of ours either.
+        // Fails if the process isn't ours any more; then its children aren't either.
         let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), &wanted);
         left.extend(children(pid));
     }
 }
 
-/// One look at all processes of the machine, for censuses of any number of containers.
+/// All processes of the machine at one moment, from which any number of [`ProcessTree`]s are made.
 #[derive(Debug)]
 pub struct ProcessTable {
     found: HashMap<Pid, ProcessStat>,
@@ -72,7 +72,7 @@ impl ProcessTable {
         }
     }
 
-    /// `leader` and all that descend from it, or are in its session.
+    /// `leader`, its descendants and its session.
     #[must_use]
     pub fn below(&self, leader: Pid) -> ProcessTree {
         let Self {
@@ -90,7 +90,7 @@ impl ProcessTable {
             };
             process_tree.pids.push(pid);
             process_tree.rss_pages += stat.rss_pages;
-            // The runtime's own first process polls now and then: no progress of the task.
+            // The runtime's own first process polls now and then, which is no progress of the task.
             if pid != leader {
                 process_tree.ticks += stat.cpu_ticks;
             }
@@ -106,9 +106,9 @@ impl ProcessTree {
         self.pids.len()
     }
 
-    /// The resident memory of all, in bytes. Pages that several share are counted for each of them,
-    /// which is cheap to know; only when that is more than `limit`, each is asked for its fair share,
-    /// which makes the kernel walk through its memory.
+    /// The resident memory of all processes, in bytes. Shared pages are first counted for every process,
+    /// which is cheap. Only if that exceeds `limit`, each process is asked for its proportional share, for
+    /// which the kernel walks through its memory.
     #[must_use]
     pub fn memory(&self, limit: u64) -> u64 {
         let rss = self.rss_pages.saturating_mul(page_bytes());
@@ -119,7 +119,7 @@ impl ProcessTree {
     }
 }
 
-/// A process's proportional set size; its resident one where we may not ask.
+/// A process's proportional set size, or its resident set size if we may not read that.
 fn fair_share(pid: Pid) -> u64 {
     let proportional = || {
         let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
@@ -151,7 +151,7 @@ fn page_bytes() -> u64 {
         .unwrap_or(4096)
 }
 
-/// Clock ticks a second.
+/// Clock ticks per second.
 #[must_use]
 pub fn ticks_per_second() -> u64 {
     sysconf(SysconfVar::CLK_TCK)

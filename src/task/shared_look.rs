@@ -1,5 +1,5 @@
-//! One look at the processes of the machine for all tasks of a pilot that ask at about the same time. On a
-//! busy machine a look reads thousands of files.
+//! One look at the machine's processes for all tasks of a pilot that ask at about the same time. On a busy
+//! machine a look reads thousands of files.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::process_tree::ProcessTable;
 use crate::blocking;
 
-/// Where the tasks of a pilot find their common look. It is kept while one of them takes part.
+/// The latest look of a pilot's tasks, kept as long as one of them takes part.
 #[derive(Debug, Clone, Default)]
 pub struct SharedLook(Arc<Mutex<Weak<LastLook>>>);
 
@@ -32,7 +32,7 @@ impl SharedLook {
 }
 
 impl Participant {
-    /// How the machine looked no longer than `age` ago. `None` when the look failed.
+    /// The machine's processes, seen at most `age` ago. `None` if the look failed.
     pub(super) async fn no_older_than(&self, age: Duration) -> Option<Arc<ProcessTable>> {
         let mut last = self.0.0.lock().await;
         if let Some((began, look)) = &*last

@@ -8,7 +8,7 @@
 //!                         /init-<id>/outputs/
 //! <parent>/ewms-pilot-scratch/<name>/                    the container's /tmp, /var/tmp and $HOME
 //!                            /apptainer/                 Apptainer's own
-//!                            /input-files/               what came with the job, for all containers
+//!                            /input-files/               the job's input files, for all containers
 //! ```
 
 use std::fs;
@@ -26,34 +26,33 @@ use crate::container::{remove_tree, tree_bytes};
 use crate::fault;
 use crate::ids::TaskId;
 
-/// The directory, on the EP, that everything about tasks is in; also its name in the container.
+/// The directory on the EP for all files of tasks; also its name in the container.
 pub const DATA_DIR: &str = "ewms-pilot-data";
 /// The directory that all tasks of a pilot share.
 pub const HUB_DIR: &str = "data-hub";
-/// Where the data hub is in every container.
+/// The data hub's path in every container.
 pub const HUB_IN_CONTAINER: &str = "/ewms-pilot-data/data-hub";
-/// Where the files that came with the job are in every container.
+/// The path in every container of the files that came with the job.
 pub const INPUTS_IN_CONTAINER: &str = "/ewms-pilot-data/input-files";
-/// Where a task's own directory is in its container.
+/// The path of a task's own directory in its container.
 pub const IO_IN_CONTAINER: &str = "/ewms-pilot-data/task-io";
 const IO_DIR: &str = "task-io";
 const OUTPUTS_DIR: &str = "outputs";
 const OUTPUT_FILES: [&str; 2] = ["stdoutfile", "stderrfile"];
-/// The directory, beside that one, of what only running containers need.
+/// The directory beside [`DATA_DIR`] for files that only running containers need.
 pub const SCRATCH_DIR: &str = "ewms-pilot-scratch";
-/// What Apptainer's `--workdir` is to have.
+/// The subdirectories that Apptainer expects in its `--workdir`.
 const SCRATCH_PARTS: [&str; 3] = ["tmp", "var_tmp", "home"];
 const SCRATCH_MODE: u32 = 0o700;
 
-/// Where the container `name` of a pilot, whose data are in `parent`, keeps its standard output and
-/// standard error.
+/// The stdout and stderr files of the container `name` of a pilot with its data in `parent`.
 #[must_use]
 pub fn outputs_of(parent: &Path, name: &str) -> [PathBuf; 2] {
     let outputs = parent.join(DATA_DIR).join(name).join(OUTPUTS_DIR);
     OUTPUT_FILES.map(|file| outputs.join(file))
 }
 
-/// Where the scratch is of a pilot whose data are in `parent`.
+/// The scratch directory of a pilot with its data in `parent`.
 #[must_use]
 pub fn scratch_of(parent: &Path) -> PathBuf {
     parent.join(SCRATCH_DIR)
@@ -68,7 +67,7 @@ pub struct DataDirs {
 }
 
 impl DataDirs {
-    /// Makes them below `parent`.
+    /// Creates the directories below `parent`.
     ///
     /// # Errors
     /// When a directory can't be made.
@@ -88,16 +87,16 @@ impl DataDirs {
         self.data.join(HUB_DIR)
     }
 
-    /// For Apptainer's own caches and temporary files.
+    /// The directory for Apptainer's caches and temporary files.
     #[must_use]
     pub fn apptainer(&self) -> PathBuf {
         self.scratch.join("apptainer")
     }
 
-    /// An empty script, for an image that lacks one; all pilots in this place share it.
+    /// An empty script, for an image that lacks one. All pilots in this place share it.
     ///
     /// # Errors
-    /// When it can't be made.
+    /// When the script can't be created.
     pub fn empty_script(&self) -> io::Result<PathBuf> {
         let script = self.apptainer().join("empty.sh");
         fs::File::options()
@@ -107,26 +106,26 @@ impl DataDirs {
         Ok(script)
     }
 
-    /// For the files that came with the job, as containers see them.
+    /// The directory that containers see as the job's input files.
     #[must_use]
     pub fn inputs(&self) -> PathBuf {
         self.scratch.join("input-files")
     }
 
-    /// Makes a container's directories, under a name that is new.
+    /// Creates a container's directories under a new name.
     ///
     /// # Errors
-    /// When a directory can't be made or is there already.
+    /// When a directory can't be made or exists already.
     pub fn stage(&self, name: &str) -> io::Result<TaskDirs> {
         let stage = self.unmade(name);
         stage.make()?;
         Ok(stage)
     }
 
-    /// The same for a task, perhaps with the directories of an earlier one that left them as they were.
+    /// Creates a task's directories, or reuses those that an earlier task left unchanged.
     ///
     /// # Errors
-    /// As [`DataDirs::stage`].
+    /// Returns the errors of [`DataDirs::stage`].
     pub fn stage_task(
         &self,
         id: TaskId,
@@ -158,19 +157,19 @@ impl DataDirs {
 pub struct TaskDirs {
     dir: PathBuf,
     scratch: PathBuf,
-    /// The infile in the task's own directory, if it is a task's.
+    /// The infile, if this is a task's.
     infile: Option<PathBuf>,
-    /// What was removed of it before its end, in bytes.
+    /// The bytes that were removed before the container's end.
     freed: AtomicU64,
     dir_pool: Arc<DirPool>,
 }
 
-/// What happens to a container's files once it ended. Its scratch never stays.
+/// What happens to a container's files after its end. Its scratch is always removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DirDisposal {
-    /// They stay, so that a failure can be looked into.
+    /// They stay for an analysis of the failure.
     Keep,
-    /// They stay as far as the budget for kept files goes: all, or the outputs, or nothing.
+    /// All of them stay, or the outputs, or nothing, as the budget for kept files allows.
     KeepWithinBudget,
     Remove,
 }
@@ -179,7 +178,7 @@ impl TaskDirs {
     fn make(&self) -> io::Result<()> {
         fs::create_dir(&self.dir)?;
         fs::create_dir(self.outputs())?;
-        // Apptainer wants the three to exist when it is given the directory above them.
+        // Apptainer requires all three to exist in its `--workdir`.
         for part in SCRATCH_PARTS {
             fs::DirBuilder::new()
                 .recursive(true)
@@ -189,8 +188,8 @@ impl TaskDirs {
         Ok(())
     }
 
-    /// What of `text` is different for each container, pilot or job, replaced by what is the same:
-    /// the container's name and the directories above it.
+    /// Replaces the container's name and the directories above it, which differ between containers, pilots
+    /// and jobs, by fixed words.
     #[must_use]
     pub fn scrub(&self, text: &str) -> String {
         let path = |path: Option<&Path>| path.map(|path| path.to_string_lossy().into_owned());
@@ -207,14 +206,14 @@ impl TaskDirs {
         fault::scrub(text, &replacements)
     }
 
-    /// The name of its directories: a task's id, or `init-` and one.
+    /// The name of its directories: a task's id, or `init-` and an id.
     #[must_use]
     pub fn name(&self) -> String {
         let name = self.dir.file_name().unwrap_or_default();
         name.to_string_lossy().into_owned()
     }
 
-    /// Holds `stdoutfile` and `stderrfile`.
+    /// The directory of `stdoutfile` and `stderrfile`.
     #[must_use]
     pub fn outputs(&self) -> PathBuf {
         self.dir.join(OUTPUTS_DIR)
@@ -250,14 +249,14 @@ impl TaskDirs {
         }
     }
 
-    /// What all of it takes on disk now.
+    /// The bytes that all of it took on disk, including those freed already.
     #[must_use]
     pub fn taken(&self) -> u64 {
         tree_bytes(&self.dir) + tree_bytes(&self.scratch) + self.freed.load(Ordering::Relaxed)
     }
 
-    /// What its container may have written into directories of its own: its scratch, which never stays, and
-    /// then what is beside its infile.
+    /// The files that the container may have written into its own directories: first its scratch, which is
+    /// always removed, then the files beside its infile.
     #[must_use]
     pub(super) fn own(&self) -> Vec<PathBuf> {
         let beside = fs::read_dir(self.io_dir()).into_iter().flatten().flatten();
@@ -269,13 +268,13 @@ impl TaskDirs {
             .collect()
     }
 
-    /// So many bytes of that were removed.
+    /// Records that so many bytes of [`TaskDirs::own`] were removed.
     pub(super) fn freed(&self, bytes: u64) {
         self.freed.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Removes what a task left that succeeded, unless further tasks can have it. The task's own
-    /// directory may hold these `files`.
+    /// Removes a successful task's directories, or keeps them for further tasks. The task's own directory may
+    /// hold these `files`.
     ///
     /// # Errors
     /// When something can't be removed.
@@ -294,7 +293,7 @@ impl TaskDirs {
         self.dispose(DirDisposal::Remove, &DiskBudget::new(0))
     }
 
-    /// Removes what is to be removed.
+    /// Removes the scratch, and the other files as `disposal` says.
     ///
     /// # Errors
     /// When something can't be removed.
@@ -308,7 +307,7 @@ impl TaskDirs {
         removed.and(scratch)
     }
 
-    /// The outputs say most about a failure and are limited in size; they go last.
+    /// The outputs go last: they say most about a failure, and their size is limited.
     fn keep_within(&self, budget: &DiskBudget) -> io::Result<()> {
         if budget.afford(tree_bytes(&self.dir)) == BudgetAnswer::Yes {
             return Ok(());
@@ -317,11 +316,11 @@ impl TaskDirs {
         let outputs = tree_bytes(&self.dir).saturating_sub(tree_bytes(&io));
         if budget.afford(outputs) == BudgetAnswer::Yes {
             warn!(
-                "of a failed task only the outputs are kept, as EWMS_PILOT_KEPT_FILES_MAX is reached"
+                "only the outputs of a failed task are kept: EWMS_PILOT_KEPT_FILES_MAX is reached"
             );
             return remove_tree(&io);
         }
-        warn!("nothing of a failed task is kept, as EWMS_PILOT_KEPT_FILES_MAX is reached");
+        warn!("no file of a failed task is kept: EWMS_PILOT_KEPT_FILES_MAX is reached");
         remove_tree(&self.dir)
     }
 }
@@ -380,7 +379,7 @@ mod tests {
         assert!(!scratch.exists());
     }
 
-    /// What stays of a failed task that wrote a large outfile.
+    /// The files that stay of a failed task with a large outfile.
     fn kept_of_a_failure(budget: &DiskBudget) -> (bool, bool) {
         let top = tempfile::tempdir().unwrap();
         let dirs = DataDirs::create(top.path()).unwrap();

@@ -22,7 +22,6 @@ use crate::process::output::ShownOutput;
 /// Runs tasks, any number at once.
 #[derive(Debug)]
 pub struct TaskRunner {
-    /// What it shares with the init container.
     pub context: SharedTaskContext,
     pub plan: ContainerSpec,
     /// Suffix of the infile, without the leading dot.
@@ -30,24 +29,24 @@ pub struct TaskRunner {
     /// Suffix of the outfile, without the leading dot.
     pub outfile_ext: String,
     pub encoding: Encoding,
-    /// How large one may be, as a frame.
+    /// The largest result, as a frame.
     pub limit: MessageLimit,
-    /// Where large events and results are kept.
+    /// The store for large events and results.
     pub bodies: BodyStore,
-    /// Where they are packed and unpacked.
+    /// The memory to pack and unpack them in.
     pub room: MemoryBudget,
 }
 
 #[derive(Debug)]
 pub struct TaskReport {
     pub outcome: TaskOutcome,
-    /// The event, should it be put away.
+    /// The event, in case it goes to the dead-letter queue.
     pub event: EventCopy,
     /// From the start of staging to the end of collecting.
     pub wall: Duration,
-    /// What it cost, as far as it came.
+    /// The measurements, as far as the task got.
     pub trace: TaskMetrics,
-    /// What it left on the disk, to be cleared away when its result is out.
+    /// The directories to clear away after the result is published.
     pub leftover: Leftover,
 }
 
@@ -56,11 +55,11 @@ pub struct TaskReport {
 pub enum StartGate {
     /// At once.
     Now,
-    /// When this is told; never, when its sender is gone.
+    /// On this message; never, if the sender is dropped.
     Later(oneshot::Receiver<()>),
 }
 
-/// A task's directories with its infile, or why there is none.
+/// A task's directories with its infile, or the error of writing it.
 struct StagedTask {
     stage: TaskDirs,
     io: TaskIo,
@@ -69,7 +68,7 @@ struct StagedTask {
 }
 
 impl TaskRunner {
-    /// Runs one event to its end. All but its container is made ready before its turn comes. Dropping the
+    /// Runs one event to its end. Prepares everything but the container before its turn comes. Dropping the
     /// future kills the container.
     pub async fn run(
         self: std::rc::Rc<Self>,
@@ -136,7 +135,7 @@ impl TaskRunner {
         .await
     }
 
-    /// The same, and nothing large stays in memory.
+    /// As [`Self::stage`], but a large event doesn't stay in memory.
     async fn stage_ahead(&self, id: TaskId, event: Content) -> Result<StagedTask, TaskError> {
         let mut staged = self.stage(id, event).await?;
         staged.event = staged.event.put_by().await;
@@ -165,7 +164,7 @@ impl TaskRunner {
         let disposal = match (&outcome, self.context.keep) {
             (_, KeepFiles::All) => Some(DirDisposal::Keep),
             (TaskOutcome::Failed(_), KeepFiles::Failed) => Some(DirDisposal::KeepWithinBudget),
-            // What the kernel doesn't let go may still write there.
+            // Processes that can't be killed may still write there.
             (_, KeepFiles::Failed) if trace.survivors > 0 => Some(DirDisposal::Remove),
             (_, KeepFiles::Failed) => None,
         };
@@ -201,7 +200,7 @@ impl TaskRunner {
                 outcome
             }
             Err(error) => {
-                // The task that wrote a result that can't be sent may have said why.
+                // The task whose result can't be sent may have said why.
                 if self.context.dump != DumpOutput::All {
                     show_output(&self.context, ContainerRole::Task, stage, ShownOutput::Ends).await;
                 }
@@ -210,7 +209,7 @@ impl TaskRunner {
         }
     }
 
-    /// What a task wrote, as the sink wants it.
+    /// Reads the outfile and encodes it as the sink wants it.
     async fn result(&self, io: &TaskIo) -> Result<TaskOutcome, TaskError> {
         let (outfile, ext) = (io.outfile(), self.outfile_ext.clone());
         let wanted = WantedResult {
@@ -241,7 +240,7 @@ fn begin() -> Instant {
     Instant::now()
 }
 
-/// The report of a task that never started, and of which nothing is left.
+/// The report of a task that was prepared but never started.
 async fn called_off(staged: Result<StagedTask, TaskError>, kept: &Arc<DiskBudget>) -> TaskReport {
     let (event, leftover) = match staged {
         Ok(StagedTask {

@@ -1,5 +1,5 @@
-//! Ends a task that takes too much memory or makes no progress. What can't be measured is let run: a watchdog
-//! must not fail a task that is well.
+//! Ends a task that takes too much memory or makes no progress. A task that can't be measured keeps running:
+//! a watchdog must not fail a healthy task.
 
 use std::convert::Infallible;
 use std::fs;
@@ -19,15 +19,15 @@ use crate::blocking;
 use crate::fault::TaskError;
 use crate::process::{ShutdownPhase, ShutdownSender};
 
-/// How often memory is looked at.
+/// The interval between looks at memory.
 const MEMORY_PACE: Duration = Duration::from_millis(500);
-/// How often progress is looked at, at the most; a tenth of the time that a task may stall is enough.
+/// The longest interval between looks at progress. A tenth of the allowed stall is enough.
 const STALL_PACE: Duration = Duration::from_secs(10);
-/// Less CPU time than this part of the time that a task may stall is no progress: the runtime's own
-/// processes wake up now and then.
+/// CPU time below this fraction of the allowed stall is no progress: the runtime's own processes wake up now
+/// and then.
 const PROGRESS_PART: u64 = 1000;
 
-/// What a task is ended for.
+/// The limits whose breach ends a task.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ResourceLimits {
     /// Resident bytes of its container.
@@ -36,19 +36,19 @@ pub struct ResourceLimits {
     pub stall: Option<Duration>,
 }
 
-/// The signs of life that aren't in `/proc`.
+/// The signs of progress that aren't in `/proc`.
 #[derive(Debug)]
 pub(super) struct ProgressSources {
     /// The container's first process, once it is started.
     pub(super) leader: oneshot::Receiver<Pid>,
-    /// What its outputs had so far.
+    /// The bytes that its outputs had so far.
     pub(super) outputs: [BytesWritten; 2],
     pub(super) outfile: Option<PathBuf>,
 }
 
 impl ResourceLimits {
-    /// Watches until something is wrong, then tells the task and returns what it was; else never. Notes
-    /// the most memory that it saw in `peak`, and the container's first process where it was `entered`.
+    /// Watches until a limit is breached, then ends the task and returns the error; never returns otherwise.
+    /// Stores the most memory seen in `peak`, and reports the container's first process to `entered`.
     pub(super) async fn watch(
         self,
         signs: ProgressSources,
@@ -58,7 +58,7 @@ impl ResourceLimits {
         peak: &mut Option<u64>,
     ) -> TaskError {
         let Ok(leader) = signs.leader.await else {
-            // It was not started; the caller reports that.
+            // The container was not started; the caller reports that.
             return std::future::pending().await;
         };
         process_tree::prefer_for_oom_kill(leader);
@@ -70,7 +70,7 @@ impl ResourceLimits {
         let mut progress = IdleTracker::default();
         loop {
             sleep(pace).await;
-            // Tasks that began at different times still share most looks.
+            // Half the interval, so that tasks that began at different times share most looks.
             let Some(process_table) = look.no_older_than(pace / 2).await else {
                 continue;
             };
@@ -93,7 +93,7 @@ impl ResourceLimits {
                 *peak = Some(peak.unwrap_or(0).max(memory));
                 if memory > limit {
                     warn!(memory, limit, "a task uses too much memory: it is killed");
-                    // Not told: every moment it takes more.
+                    // Killed at once, because it would take more memory during a grace period.
                     shutdown.advance(ShutdownPhase::Kill);
                     return TaskError::Memory { limit };
                 }
@@ -116,8 +116,8 @@ impl ResourceLimits {
     }
 }
 
-/// What was last seen to grow, and for how long nothing has. Counted in looks, not by the clock: time
-/// in which the pilot was suspended, and its tasks with it, is no stall.
+/// The last values seen to grow, and the time since. Counted in looks and not by the clock: a suspension of
+/// the pilot, and of its tasks with it, is no stall.
 #[derive(Debug, Default)]
 struct IdleTracker {
     ticks: u64,
@@ -128,7 +128,7 @@ struct IdleTracker {
 impl IdleTracker {
     fn idle_for(&mut self, ticks: u64, output: u64, pace: Duration, stall: Duration) -> Duration {
         let enough = (stall.as_secs() * process_tree::ticks_per_second() / PROGRESS_PART).max(2);
-        // Fewer than before: a process ended, which is an event too.
+        // Fewer ticks mean that a process ended, which is activity too.
         let worked = ticks < self.ticks || ticks - self.ticks >= enough;
         if worked || output != self.output {
             *self = Self {
@@ -143,7 +143,7 @@ impl IdleTracker {
     }
 }
 
-/// Passes on what the pilot wants, for as long as it may want something.
+/// Passes on the pilot's shutdown phases. Never returns.
 pub(super) async fn forward(
     mut from: watch::Receiver<ShutdownPhase>,
     to: &ShutdownSender,

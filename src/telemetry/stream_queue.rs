@@ -1,9 +1,9 @@
 //! Stdout or stderr, written by a thread of its own: a reader that is slow, or reads no more, holds up no
 //! other thread.
 //!
-//! Log lines, dumps and the progress line come out in the order in which they were handed in, and none
-//! stands inside another. What a reader leaves waiting is bounded: log lines by [`WAITING_BYTES_MAX`], dumps
-//! by [`WAITING_DUMPS_MAX`], the progress line by its being replaced.
+//! Log lines, dumps and the progress line come out in the order in which they were handed in, and none stands
+//! inside another. Waiting output is bounded: log lines by [`WAITING_BYTES_MAX`], dumps by
+//! [`WAITING_DUMPS_MAX`]; of the progress line only the newest waits.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,20 +17,20 @@ use tokio::sync::oneshot;
 
 use super::OutputStream;
 
-/// Of log lines that wait. Those that come then are left out, and counted.
+/// The most bytes of log lines that wait. Further lines are left out, and counted.
 const WAITING_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Dumps that wait, each of which holds a file open. Those that come then are left out, and counted.
+/// The most dumps that wait, each of which holds a file open. Further ones are left out, and counted.
 const WAITING_DUMPS_MAX: usize = 16;
-/// [`StreamQueue::flush`] gives up when nothing was taken for so long,
+/// [`StreamQueue::flush`] gives up when the reader took nothing for this long,
 const STALLED: Duration = Duration::from_secs(5);
-/// or after so long in all: a reader may be slow without an end.
+/// or after this long in all, since a slow reader may never be done.
 const FLUSH_WITHIN: Duration = Duration::from_mins(1);
-/// How often it looks whether something was taken.
+/// How often [`StreamQueue::flush`] looks whether something was taken.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// What is written at once, so that a slow reader is seen to take something.
+/// The most bytes of one write: small, so that a slow reader is seen to take something.
 const CHUNK: usize = 16 * 1024;
 
-/// What is done on the thread, with what it writes to.
+/// Work for the thread, which hands it the stream.
 pub(super) type Job = Box<dyn FnOnce(&mut dyn Write) + Send>;
 
 /// A handle to the thread, which ends with the process.
@@ -46,19 +46,19 @@ struct Shared {
 
 struct Queue {
     jobs: VecDeque<(JobLoad, Job)>,
-    /// Done when no other waits; a later one takes its place.
+    /// Done when no other job waits; a later one replaces it.
     latest: Option<Job>,
     waiting_bytes: usize,
     waiting_dumps: usize,
     left_out: LeftOut,
     is_busy: bool,
-    /// The stream itself where there can be no thread: the caller writes then.
+    /// The stream itself if no thread could be started: the caller writes then.
     in_place: Option<OutputWriter>,
 }
 
 type OutputWriter = Box<dyn Write + Send>;
 
-/// What a job that waits is counted as.
+/// How a waiting job counts against the limits.
 #[derive(Clone, Copy)]
 enum JobLoad {
     LogLine { bytes: usize },
@@ -66,7 +66,7 @@ enum JobLoad {
     Nothing,
 }
 
-/// What a reader missed since it was last told.
+/// Output that was left out since the reader was last told.
 #[derive(Default)]
 struct LeftOut {
     log_lines: u64,
@@ -90,7 +90,7 @@ impl StreamQueue {
             last_taken: Mutex::new(Instant::now()),
         }));
         let shared = Arc::clone(&queue.0);
-        // Out of the closure again if there is no thread for it.
+        // Shared, to get it back out of the closure if no thread can be started.
         let sink = Arc::new(Mutex::new(Some(sink)));
         let of_thread = Arc::clone(&sink);
         let thread = thread::Builder::new().name(stream.to_string());
@@ -121,7 +121,7 @@ impl StreamQueue {
         self.0.submit(queue, JobLoad::LogLine { bytes }, job);
     }
 
-    /// Writes much at once; what became of that is sent. `None`: it is left out, too many wait.
+    /// Writes a dump; its result is sent. `None` if it is left out because too many wait.
     pub(super) fn dump(
         &self,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static,
@@ -133,19 +133,19 @@ impl StreamQueue {
         }
         let (done, written) = oneshot::channel();
         let job = Box::new(move |sink: &mut dyn Write| {
-            // Nobody waits any more when it took too long.
+            // The caller is gone if this took too long.
             let _late = done.send(write(sink));
         });
         self.0.submit(queue, JobLoad::Dump, job);
         Some(written)
     }
 
-    /// Does something else with the stream. The caller bounds how much of it waits.
+    /// Does other work with the stream. The caller bounds how many such jobs wait.
     pub(super) fn job(&self, job: Job) {
         self.0.submit(self.0.lock(), JobLoad::Nothing, job);
     }
 
-    /// Does it once nothing waits, unless a later one comes before.
+    /// Does the job once nothing else waits, unless a later one replaces it.
     pub(super) fn latest(&self, job: Job) {
         let mut queue = self.0.lock();
         if queue.in_place.is_some() {
@@ -202,14 +202,14 @@ impl Shared {
         let mut sink = Watched { sink, shared: self };
         loop {
             let (job, left_out) = self.next();
-            // Nobody is left to be told when the stream is gone.
+            // If the stream is gone, there is no reader to tell.
             let _ = left_out.tell(self.stream, &mut sink);
-            // A panic ends the job alone; the hook has told where.
+            // A panic ends only the job; the panic hook has reported where.
             let _told = catch_unwind(AssertUnwindSafe(|| job(&mut sink)));
         }
     }
 
-    /// The next job, and what the reader has to be told before.
+    /// The next job, and the losses to tell the reader before it.
     fn next(&self) -> (Job, LeftOut) {
         let mut queue = self.lock();
         queue.is_busy = false;
@@ -227,7 +227,7 @@ impl Shared {
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        // Whole after every statement.
+        // Consistent after every statement.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -268,7 +268,7 @@ impl LeftOut {
     }
 }
 
-/// Notes when its reader takes something.
+/// A stream that notes when its reader takes something.
 struct Watched<'a> {
     sink: OutputWriter,
     shared: &'a Shared,
@@ -333,7 +333,7 @@ mod tests {
         let mut text = Vec::new();
         let mut chunk = vec![0; 64 * 1024];
         while !String::from_utf8_lossy(&text).contains("log lines are left out here") {
-            // Whatever comes after those that were lost.
+            // Lines after those that were lost.
             line(&queue, "after\n".to_owned());
             let length = reader.read(&mut chunk).expect("it is written to");
             assert!(length > 0);
@@ -364,7 +364,7 @@ mod tests {
     #[test]
     fn dumps_that_a_reader_leaves_waiting_are_bounded_and_counted() {
         let (mut reader, queue) = piped();
-        // The first is being written, more than a pipe holds; so many wait; two are too many.
+        // The first is being written, since a pipe doesn't hold it; as many as may wait; two too many.
         let dump = |byte: u8| {
             let bytes = vec![byte; 200_000];
             queue.dump(move |sink| sink.write_all(&bytes))

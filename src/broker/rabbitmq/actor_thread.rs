@@ -1,8 +1,8 @@
-//! The thread of an actor, and a fresh tokio runtime for each connection on it.
+//! The thread of an actor, which runs each connection on a fresh tokio runtime.
 //!
-//! That is the cure for all that amqprs does after a fault. A writer that is stuck in a full socket and keeps
-//! megabytes, a task that never ends: all of them end with the runtime of their connection, and the pilot's own runtime
-//! never sees them. `shutdown_background` takes 13 µs.
+//! The fresh runtime contains whatever amqprs does after a fault. A writer stuck in a full socket that holds
+//! megabytes, or a task that never ends, dies with the runtime of its connection, and the pilot's own runtime
+//! never sees it. `shutdown_background` takes 13 µs.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
@@ -12,35 +12,35 @@ use tokio::runtime::{self, Runtime};
 
 use crate::broker::{BrokerError, Endpoint};
 
-/// The stack of the thread, which amqprs decodes frames on, table within table: what a producer nests in a header
-/// must not end the pilot. RabbitMQ's frames hold 131,072 bytes, which are 21,800 nested tables or 26,200 nested
-/// arrays; to decode, clone, print and drop those takes less than 16 MiB, or 96 in a build without optimization
-/// (amqprs 2.1.5). An operator may allow larger frames. It is reserved, not used: an idle thread takes as much memory
-/// as with the default of 2 MiB.
+/// The stack of the thread, on which amqprs decodes frames recursively: tables that a producer nests in a
+/// header must not end the pilot. RabbitMQ's frames hold 131,072 bytes, which are 21,800 nested tables or
+/// 26,200 nested arrays; to decode, clone, print and drop those takes less than 16 MiB, or 96 MiB in a build
+/// without optimization (amqprs 2.1.5). The rest is a reserve, since an operator may allow larger frames. The
+/// stack is reserved, not used: an idle thread takes as much memory as with the default of 2 MiB.
 const STACK: usize = (if cfg!(debug_assertions) { 256 } else { 64 }) * 1024 * 1024;
-/// Between two tries to make a runtime, while the process has no file descriptor left.
+/// The pause between two tries to make a runtime, while the process has no file descriptor left.
 const NO_RUNTIME_PAUSE: Duration = Duration::from_secs(1);
 
-/// What follows a connection.
+/// What to do after a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AfterConnection {
     NextConnection,
     End,
 }
 
-/// Serves one direction through all its connections.
+/// An actor that serves one direction through all its connections.
 pub(super) trait ConnectionActor: Send + 'static {
     /// Serves one connection, from the pause before it to its end.
     async fn serve_next(&mut self) -> AfterConnection;
 
-    /// The connection ended by a panic, or there was not even a runtime for it.
+    /// Handles a connection that ended by a panic, or that got no runtime.
     fn fail(&mut self, error: BrokerError) -> AfterConnection;
 }
 
 /// Runs an actor on a thread of its own.
 ///
 /// # Errors
-/// When the system gives no thread.
+/// Fails when the system gives no thread.
 pub(super) fn spawn(
     name: &str,
     at: &Endpoint,
@@ -59,8 +59,8 @@ fn run(at: &Endpoint, mut actor: impl ConnectionActor) {
     loop {
         let following = match fresh_runtime(at) {
             Ok(runtime) => {
-                // The table is behind a lock and whole after each step; what else a panic leaves half done belongs
-                // to the connection.
+                // The table is behind a lock and consistent after each step; anything else that a panic
+                // leaves half done belongs to the connection.
                 let served = AssertUnwindSafe(|| runtime.block_on(actor.serve_next()));
                 let following = catch_unwind(served);
                 runtime.shutdown_background();
@@ -82,10 +82,10 @@ fn run(at: &Endpoint, mut actor: impl ConnectionActor) {
     }
 }
 
-/// Runs `work` on a thread and a runtime of its own, and waits for what it comes to.
+/// Runs `work` on a thread and a runtime of its own, and waits for its result.
 ///
 /// # Errors
-/// Those of `work`, and when there is no thread or runtime for it.
+/// Returns the errors of `work`, and fails when there is no thread or runtime for it.
 pub(super) async fn once<T: Send + 'static, F: Future<Output = Result<T, BrokerError>>>(
     at: &Endpoint,
     work: impl FnOnce() -> F + Send + 'static,
@@ -108,7 +108,7 @@ pub(super) async fn once<T: Send + 'static, F: Future<Output = Result<T, BrokerE
     is_done.await.unwrap_or_else(|_panicked| Err(vanished(at)))
 }
 
-/// An actor is gone that should be there.
+/// The error for an actor whose thread ended unexpectedly.
 pub(super) fn vanished(at: &Endpoint) -> BrokerError {
     BrokerError::ConnectionLost {
         at: at.clone(),
@@ -141,8 +141,8 @@ mod tests {
     /// RabbitMQ's `frame_max`.
     const FRAME: usize = 131_072;
 
-    /// A table that holds one value, nested as deeply as a frame allows; each level is `kind`, after a name
-    /// of no bytes in a table.
+    /// A table that holds one value, nested as deeply as a frame allows. Each level is of type `kind`; within
+    /// a table it has an empty name.
     fn nested(kind: u8, name: &[u8]) -> Vec<u8> {
         let level = name.len() + 1 + 4;
         let levels = (FRAME - 64) / level;
@@ -182,7 +182,8 @@ mod tests {
         decoded.await.expect("the thread lives");
     }
 
-    /// Panics on its first connection, and says on the next what it was told of the first.
+    /// Panics on its first connection; on the second, reports the error that [`fail`](ConnectionActor::fail)
+    /// got for the first.
     struct Panicking {
         told: Option<BrokerError>,
         done: Option<oneshot::Sender<Option<BrokerError>>>,

@@ -1,6 +1,6 @@
-//! From a validated address to the arguments of amqprs: names, credentials, TLS.
+//! Turns a validated address into the arguments of amqprs: names, credentials, TLS.
 //!
-//! amqprs' own reading of addresses differs from what pilots' users rely on, so none of it is used.
+//! amqprs' own parsing of addresses differs from what users of the pilot rely on, so none of it is used.
 
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -17,17 +17,17 @@ use crate::blocking;
 use crate::broker::{BrokerError, Direction, Endpoint};
 use crate::config::{AmqpAddress, CaCertificates, Secret, Transport};
 
-/// Seconds. Two missed ones end a connection; below 2 amqprs floods the broker, and its default of
-/// 60 would hide a dead connection for two minutes.
+/// In seconds. Two missed heartbeats end a connection. Below 2, amqprs floods the broker; its default of 60
+/// would hide a dead connection for two minutes.
 const HEARTBEAT_SECS: u16 = 15;
 
-/// For reading certificates.
+/// The deadline for reading certificates.
 const READ_WITHIN: Duration = Duration::from_secs(5);
-/// AMQP's short strings. amqprs panics on longer ones.
+/// The longest short string of AMQP. amqprs panics on longer ones.
 const SHORT_STRING_MAX: usize = 255;
 
-/// How errors, and the files of unsent results, name the queues. Two virtual hosts of a broker may have
-/// queues of one name.
+/// The endpoint by which errors, and the files of unsent results, name the queues. It includes the virtual
+/// host, since two virtual hosts of a broker may have queues of one name.
 pub(super) fn place(direction: Direction, queues: &[&str], address: &AmqpAddress) -> Endpoint {
     let vhost = match address.vhost.as_str() {
         "/" => String::new(),
@@ -40,7 +40,7 @@ pub(super) fn place(direction: Direction, queues: &[&str], address: &AmqpAddress
     }
 }
 
-/// What amqprs needs to open a connection.
+/// The arguments with which amqprs opens a connection.
 pub(super) fn arguments(
     address: &AmqpAddress,
     secret: &Secret,
@@ -74,7 +74,8 @@ pub(super) fn arguments(
     Ok(arguments)
 }
 
-/// What an address with TLS needs. The system's certificates are read for each connection, from a disk that may hang.
+/// The connector for an address with TLS. The system's certificates are read for each connection, from a disk
+/// that may hang.
 pub(super) async fn tls_connector(
     address: &AmqpAddress,
     at: &Endpoint,
@@ -103,7 +104,7 @@ pub(super) async fn tls_connector(
     })
 }
 
-/// amqprs joins host and port by a colon; only a bracketed IPv6 literal survives that.
+/// The host for amqprs, which joins host and port by a colon: an IPv6 literal needs brackets for that.
 pub(super) fn dial_host(host: &str) -> String {
     if host.parse::<Ipv6Addr>().is_ok() {
         format!("[{host}]")
@@ -112,7 +113,7 @@ pub(super) fn dial_host(host: &str) -> String {
     }
 }
 
-/// Operators see it in RabbitMQ's list of connections.
+/// The name of the connection, which operators see in RabbitMQ's list of connections.
 fn connection_name() -> String {
     let host = nix::unistd::gethostname().map_or_else(
         |_| "unknown-host".into(),
@@ -121,8 +122,8 @@ fn connection_name() -> String {
     format!("ewms-pilot {host} {}", std::process::id())
 }
 
-/// The system's roots and those that were given. The provider is named, because rustls panics when it
-/// has to guess.
+/// Trusts the system's roots and the given ones. The crypto provider is named because rustls panics if it has
+/// to guess.
 fn connector_trusting(given: &CaCertificates) -> Result<TlsConnector, String> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();

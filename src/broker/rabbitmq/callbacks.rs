@@ -1,7 +1,8 @@
-//! amqprs' callbacks, turned into events. They run inside amqprs' reader: they never wait and never call amqprs.
+//! amqprs' callbacks, turned into events. They run inside amqprs' reader, so they never wait and never call
+//! amqprs.
 //!
-//! Dropping a callback is the one sign that amqprs gives for every way in which a channel or connection can end, its own
-//! panics included.
+//! amqprs signals every way in which a channel or connection can end, its own panics included, by one thing
+//! only: it drops the callback.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,30 +15,28 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::confirms::Confirms;
 
-/// AMQP's reply code.
 const ACCESS_REFUSED: u16 = 403;
 
 type CallbackResult = Result<(), amqprs::error::Error>;
 
-/// What the broker, or amqprs, did to us.
+/// An event on a channel or connection, caused by the broker or amqprs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ChannelEvent {
-    /// The server closed the channel or the connection, and says why.
+    /// The server closed the channel or the connection, and gave a reason.
     Closed {
         /// AMQP's reply code.
         code: u16,
         text: String,
     },
-    /// The server cancelled the consumer of this tag: its queue was deleted or lost its leader.
+    /// The server cancelled the consumer with this tag: its queue was deleted or lost its leader.
     ConsumerCancelled(String),
-    /// The server found no queue for a result: it was deleted, and only the next connection declares it
-    /// again.
+    /// The server found no queue for a result. It was deleted; the next connection declares it again.
     Returned,
-    /// The channel or connection is gone, without a word.
+    /// The channel or connection is gone without a reason.
     Dropped,
 }
 
-/// Confirms that wait, shared by the connection and the callbacks that settle them.
+/// Confirms that are awaited, shared by the connection and the callbacks that settle them.
 pub(super) type SharedConfirms = Arc<Mutex<Confirms>>;
 
 /// Changes the table. No await happens under its lock.
@@ -82,7 +81,7 @@ impl ConnectionCallback for ConnectionCallbacks {
     async fn secret_updated(&mut self, _: &Connection) {}
 }
 
-/// Watches a channel; the one that publishes also settles its confirms here.
+/// Watches a channel. For one that publishes, it also settles the confirms.
 pub(super) struct ChannelCallbacks {
     signals: UnboundedSender<ChannelEvent>,
     confirms: SharedConfirms,

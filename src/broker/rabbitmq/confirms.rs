@@ -1,5 +1,5 @@
-//! The table of publishes that wait for the broker's confirm, and its rules: several confirms at once, returns, loss.
-//! It reads the clock and does no I/O.
+//! The table of publishes that wait for the broker's confirm, with the rules for multiple confirms, returns
+//! and losses. It reads the clock and does no I/O.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::broker::{Endpoint, PublishError};
 use crate::ids::QueueIndex;
 
-/// Whether a confirm speaks for one tag or for all up to it.
+/// Whether a confirm settles one tag or all tags up to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ConfirmReach {
     One,
@@ -23,25 +23,24 @@ impl From<bool> for ConfirmReach {
     }
 }
 
-/// One publish that waits.
+/// One publish that waits for its confirm.
 #[derive(Debug)]
 pub(super) struct PendingConfirm {
     pub(super) queue: QueueIndex,
-    /// Who waits.
+    /// Gets the outcome.
     pub(super) outcome: oneshot::Sender<Result<(), PublishError>>,
-    /// Since when.
     pub(super) since: Instant,
     pub(super) bytes: usize,
-    /// What bounds the publishes in flight. Held here too, and not only by the publish, which may be dropped: the body
-    /// is in memory until the broker has it. None for a message that is no result.
+    /// The permits that bound the publishes in flight. The publish holds them too, but it may be dropped
+    /// while the body is still in memory, until the broker has it. `None` for a message that is no result.
     pub(super) permits: Option<Arc<[OwnedSemaphorePermit; 2]>>,
 }
 
-/// All publishes of one channel that wait.
+/// All publishes of one channel that wait for their confirm.
 #[derive(Debug)]
 pub(super) struct Confirms {
     at: Endpoint,
-    /// Makes message ids unique over connections and pilots.
+    /// Makes message ids unique across connections and pilots.
     session: String,
     last_tag: u64,
     pending: BTreeMap<u64, (PendingConfirm, Option<PublishError>)>,
@@ -63,9 +62,9 @@ impl Confirms {
         }
     }
 
-    /// Enters the next publish and gives its message id. It must be published on the channel in
-    /// this order, and before the next call; the confirm may come before publishing returns.
-    /// `None` when the channel is gone; the publish was told.
+    /// Enters the next publish and returns its message id. The message must be published on the channel
+    /// before the next call, since tags are counted in that order; the confirm may come before publishing
+    /// returns. `None` when the channel is gone: the publish has its outcome then.
     pub(super) fn insert(&mut self, pending: PendingConfirm) -> Option<String> {
         if let Some(detail) = &self.lost {
             settle(
@@ -81,7 +80,7 @@ impl Confirms {
         Some(format!("{}:{}", self.session, self.last_tag))
     }
 
-    /// The broker has it, or has returned it before.
+    /// The broker has the message, or has returned it before.
     pub(super) fn ack(&mut self, tag: u64, reach: ConfirmReach) {
         for (pending, returned) in self.take(tag, reach) {
             if returned.is_none() && pending.permits.is_some() {
@@ -91,7 +90,7 @@ impl Confirms {
         }
     }
 
-    /// The broker won't have it.
+    /// The broker refuses the message.
     pub(super) fn nack(&mut self, tag: u64, reach: ConfirmReach) {
         for (pending, returned) in self.take(tag, reach) {
             let queue = self.at.name(pending.queue);
@@ -102,8 +101,8 @@ impl Confirms {
         }
     }
 
-    /// The broker found no queue for it. Its ack still comes, and settles it. If it can't be matched, it
-    /// may be any of them, so that no ack can be believed any more.
+    /// The broker found no queue for the message. Its ack still comes, and settles it. A return that matches
+    /// no publish may be of any of them, so then no ack can be trusted any more.
     pub(super) fn returned(&mut self, message_id: &str, code: u16, text: &str) {
         let tag = message_id
             .strip_prefix(self.session.as_str())
@@ -126,9 +125,9 @@ impl Confirms {
         });
     }
 
-    /// The channel is gone: what waits is told so, and what comes later too. The first reason
-    /// counts; later ones only follow from it. One that is too large for the broker would be the end
-    /// of every further channel, too.
+    /// The channel is gone: fails all publishes that wait, and all later ones. The first reason counts, since
+    /// later ones only follow from it. A message that is too large for the broker gets an error of its own,
+    /// as it would end every further channel too.
     pub(super) fn lose_all(&mut self, detail: &str) {
         let limit = message_limit(detail);
         let detail = self.lost.get_or_insert_with(|| detail.to_owned()).clone();
@@ -143,17 +142,17 @@ impl Confirms {
         }
     }
 
-    /// The broker closed the channel, for it doesn't let us publish. It reads publishes in their order, so
-    /// the last one is not there: it was refused, or came after that.
+    /// The broker closed the channel because the pilot may not publish. It reads publishes in their order, so
+    /// the last one has not arrived: it was refused, or came after the refused one.
     pub(super) fn denied(&mut self, detail: &str) {
         if self.lost.is_none() {
-            // Dropped, it tells its sender that it was not sent.
+            // Dropping it tells its sender that it was not sent.
             drop(self.pending.pop_last());
         }
         self.lose_all(detail);
     }
 
-    /// How many wait, their bytes, and since when the oldest does.
+    /// The number of publishes that wait, their bytes, and the start of the oldest.
     pub(super) fn waiting(&self) -> Option<(usize, usize, Instant)> {
         let (oldest, _) = self.pending.values().next()?;
         let bytes = self
@@ -164,12 +163,12 @@ impl Confirms {
         Some((self.pending.len(), bytes, oldest.since))
     }
 
-    /// When the broker last confirmed something.
+    /// The time of the broker's last confirm.
     pub(super) fn last_heard(&self) -> Option<Instant> {
         self.heard
     }
 
-    /// How many results the broker has confirmed on this connection.
+    /// The number of results that the broker has confirmed on this connection.
     pub(super) fn results_confirmed(&self) -> u64 {
         self.results_confirmed
     }
@@ -183,7 +182,7 @@ impl Confirms {
         match reach {
             ConfirmReach::One => self.pending.remove(&tag).into_iter().collect(),
             ConfirmReach::UpTo => {
-                // Tag 0 means: all so far.
+                // Tag 0 means all so far.
                 let later = match tag {
                     0 => BTreeMap::new(),
                     tag => self.pending.split_off(&(tag + 1)),
@@ -196,7 +195,7 @@ impl Confirms {
     }
 }
 
-/// The most that a broker takes which closed a channel over a larger message: `PRECONDITION_FAILED -
+/// The broker's limit, from its reason for closing a channel over a larger message: `PRECONDITION_FAILED -
 /// message size 16777217 is larger than configured max size 16777216`.
 fn message_limit(detail: &str) -> Option<usize> {
     let (_, told) = detail.split_once("message size ")?;
@@ -351,7 +350,7 @@ mod tests {
             first.try_recv(),
             Ok(Err(PublishError::SessionLost { .. }))
         ));
-        // The channel ends after that.
+        // The broker ends the channel after that.
         table.confirms.lose_all("ended");
         let outcome = last.try_recv();
         assert_eq!(

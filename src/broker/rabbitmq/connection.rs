@@ -1,7 +1,7 @@
-//! One connection with one channel on it: opened, probed and closed with a deadline on every step.
+//! One connection with one channel: opened, probed and closed with a deadline on every step.
 //!
-//! A connection that once failed is never used again: amqprs may panic, hang, or leave the channel in a state that looks
-//! open. The actor ends it instead, with its runtime.
+//! A connection that failed once is never used again: amqprs may panic, hang, or leave the channel in a state
+//! that looks open. Instead, the actor ends it together with its runtime.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -26,37 +26,37 @@ use crate::broker::{BrokerError, Direction, Endpoint, QueueLook};
 use crate::config::AmqpAddress;
 use crate::ids::QueueIndex;
 
-/// For resolving, connecting, TLS and the handshake together. amqprs itself would wait for
+/// The deadline for resolving, connecting, TLS and the handshake together. amqprs itself would wait for
 /// minutes.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
-/// For one question to the server and its answer.
+/// The deadline for the server's answer to one call.
 const ANSWER_WITHIN: Duration = Duration::from_secs(8);
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
-/// amqprs' error comes before the callback has told the server's reason.
+/// How long to wait for the server's reason: amqprs returns its error before the callback has delivered that.
 const REASON_WITHIN: Duration = Duration::from_millis(500);
 
-/// A live connection, its one channel, and what happens to them.
+/// A live connection, its one channel, and the events on them.
 pub(super) struct Connection {
     pub(super) channel: Channel,
     pub(super) signals: UnboundedReceiver<ChannelEvent>,
     pub(super) at: Endpoint,
-    /// Publishes on its channel that wait for their confirm.
+    /// Publishes on the channel that wait for their confirm.
     pub(super) confirms: SharedConfirms,
     amqp: connection::Connection,
     _renewal: Option<Renewal>,
 }
 
-/// What was found where a queue should be.
+/// The counts that the server reports for a queue.
 struct QueueCounts {
     messages: u32,
     consumers: u32,
 }
 
-/// What a first look at a queue told.
+/// The finding of an earlier look at a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum KnownQueue {
     Missing,
-    /// It is not as a pilot would declare it, or we may not declare any.
+    /// The queue's arguments differ from a pilot's declaration, or the pilot may not declare queues.
     AsItIs,
 }
 
@@ -74,8 +74,8 @@ impl KnownQueue {
 }
 
 impl Connection {
-    /// Connects and opens the channel. Queues that exist are used as they are, others declared. `publisher`
-    /// is how its messages are recognised when they come back.
+    /// Connects and opens the channel. Existing queues are used as they are, and missing ones declared.
+    /// `publisher` marks the ids of messages, so that returned ones are recognised.
     pub(super) async fn open(
         address: &AmqpAddress,
         at: &Endpoint,
@@ -87,7 +87,7 @@ impl Connection {
             let Err((queue, error)) = link.find_or_declare(&known).await else {
                 return Ok(link);
             };
-            // The server has closed the channel over it.
+            // The server has closed the channel over the error.
             let now = KnownQueue::by(&error).filter(|_| !known.contains_key(&queue));
             let Some(now) = now else { return Err(error) };
             known.insert(queue, now);
@@ -122,7 +122,7 @@ impl Connection {
                 error_mapping::of_open(&error, &attempt, at)
             })?;
 
-        // Its own, for a connection that is given up says so there, late.
+        // A table for each connection: one that was given up still reports to its own, late.
         let confirms = Arc::new(Mutex::new(Confirms::new(at, publisher.to_owned())));
         let (sender, mut signals) = mpsc::unbounded_channel();
         let watch = ConnectionCallbacks::new(sender.clone(), Arc::clone(&confirms));
@@ -166,9 +166,10 @@ impl Connection {
         })
     }
 
-    /// Operators own their queues: what is there is used, whatever its type and arguments, and needs no
-    /// permission to configure it. Only a stream can't be: what a pilot takes would stay in it. That is told
-    /// only to who declares it otherwise; and by its messages, see [`QueueKind`](super::prefetch::QueueKind).
+    /// Finds or declares the queues. Operators own their queues: an existing one is used whatever its type
+    /// and arguments, and needs no permission to configure. Only a stream can't be used, since events that a
+    /// pilot takes would stay in it. The server tells that only to a client that declares the queue with
+    /// other arguments; otherwise its messages do, see [`QueueKind`](super::prefetch::QueueKind).
     async fn find_or_declare(
         &mut self,
         known: &BTreeMap<QueueIndex, KnownQueue>,
@@ -189,7 +190,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Declares nothing. The server closes the channel when the queue is missing.
+    /// Looks for the queue without declaring it. The server closes the channel if it is missing.
     async fn find(&mut self, queue: QueueIndex) -> Result<QueueCounts, BrokerError> {
         let arguments = QueueDeclareArguments::new(self.at.name(queue))
             .passive(true)
@@ -221,8 +222,8 @@ impl Connection {
             .map(drop)
     }
 
-    /// Limits what the server sends ahead to each consumer that is started after this. Also the round
-    /// trip that proves that the server lives and has read everything that was sent before it on this
+    /// Sets how many unacknowledged messages each consumer that is started after this may have. Also serves
+    /// as the round trip that proves that the server lives and has read everything sent before on this
     /// channel.
     pub(super) async fn limit(&mut self, window: u16) -> Result<(), BrokerError> {
         let channel = self.channel.clone();
@@ -230,8 +231,8 @@ impl Connection {
         self.ask("a round trip", channel.basic_qos(arguments)).await
     }
 
-    /// One synchronous call, with the server's own reason when it refuses. Takes `&mut self`
-    /// because two at once on a channel make amqprs panic.
+    /// One synchronous call; the error gives the server's own reason. Takes `&mut self` because two calls at
+    /// once on a channel make amqprs panic.
     pub(super) async fn ask<T>(
         &mut self,
         step: &'static str,
@@ -241,7 +242,7 @@ impl Connection {
         self.ask_at(&at, step, call).await
     }
 
-    /// The same, on behalf of one of the queues.
+    /// As [`ask`](Self::ask), for one of the queues.
     pub(super) async fn ask_at<T>(
         &mut self,
         at: &Endpoint,
@@ -259,7 +260,7 @@ impl Connection {
         }
     }
 
-    /// Why the link failed, best told by the server.
+    /// The reason for a failure: the server's if there is one, else `fallback`.
     async fn reason(&mut self, at: &Endpoint, fallback: &str) -> BrokerError {
         match told(&mut self.signals).await {
             Some(signal) => error_mapping::of_signal(&signal, at),
@@ -270,14 +271,14 @@ impl Connection {
         }
     }
 
-    /// Ends the connection of a channel that the server has closed.
+    /// Closes a connection whose channel the server has closed.
     async fn hang_up(self) {
         if timeout(CLOSE_WITHIN, self.amqp.close()).await.is_err() {
             tracing::debug!(at = %self.at, "no answer to closing");
         }
     }
 
-    /// Channel, then connection. Everything worth a round trip must be proven before.
+    /// Closes the channel, then the connection. Anything worth a round trip must be proven before.
     pub(super) async fn close(self) {
         let Self {
             channel, amqp, at, ..
@@ -295,7 +296,7 @@ impl Connection {
     }
 }
 
-/// What the server says of a connection's end, if it does.
+/// The server's reason for the end of a connection, if it gives one in time.
 async fn told(signals: &mut UnboundedReceiver<ChannelEvent>) -> Option<ChannelEvent> {
     let told = async {
         while let Some(signal) = signals.recv().await {
@@ -308,7 +309,7 @@ async fn told(signals: &mut UnboundedReceiver<ChannelEvent>) -> Option<ChannelEv
     timeout(REASON_WITHIN, told).await.ok().flatten()
 }
 
-/// Looks at a queue, and leaves.
+/// Looks at a queue over a connection of its own.
 pub(super) async fn look(address: &AmqpAddress, at: &Endpoint) -> Result<QueueLook, BrokerError> {
     let mut link = Connection::connect(address, at, "").await?;
     match link.find(QueueIndex(0)).await {
@@ -330,11 +331,11 @@ pub(super) async fn look(address: &AmqpAddress, at: &Endpoint) -> Result<QueueLo
     }
 }
 
-/// Opens a connection to the first address of the host that can be reached. The name is looked up here: amqprs would do it
-/// on a thread that its event loop makes for it, and panic when the system has none.
+/// Opens a TCP connection to the first address of the host that can be reached. The name is resolved here
+/// because amqprs would do it on a thread of its event loop, and panic when the system has none.
 ///
 /// # Errors
-/// The resolver's, or that of the last address that was tried.
+/// Returns the resolver's error, or that of the last address tried.
 async fn dial(
     mut arguments: OpenConnectionArguments,
     address: &AmqpAddress,
@@ -353,7 +354,7 @@ async fn dial(
     outcome
 }
 
-/// Whether no server was met at that address; another one may be better.
+/// Whether no server was reached at that address, so that another one may be better.
 fn is_out_of_reach(detail: &str) -> bool {
     matches!(
         os_error(detail),

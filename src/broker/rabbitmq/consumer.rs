@@ -1,14 +1,14 @@
-//! The consuming side of one connection: a consumer for each queue, the settlements, and the proofs that the server
-//! has read them.
+//! The consuming side of one connection: a consumer for each queue, the settlements, and the proofs that the
+//! server has read them.
 //!
-//! All queues of a connection share its channel: one round trip proves that all live, and a fault of one ends the
-//! connection of all. Each queue has a consumer, and with it a window, of its own. A window can't be changed; for each
-//! event that is set aside there is one more consumer, of one event, until it is settled. The event that the broker
-//! sends in the place of a settled one may then be one more than the window, until the event of a consumer that was
-//! ended is settled.
+//! All queues of a connection share its channel: one round trip proves that all are alive, and a fault of one
+//! ends the connection of all. Each queue has its own consumer, and with it its own window. A window can't be
+//! changed, so each event that is set aside adds one more consumer, of one event, until it is settled. When
+//! such a consumer is ended while it holds an event, the queue may have one event more than its window until
+//! that event is settled.
 //!
-//! Events and results never share a connection: a broker short of memory stops reading from connections that publish,
-//! and acknowledgements would get stuck there.
+//! Events and results never share a connection: a broker that is short of memory stops reading from
+//! connections that publish, and acknowledgements would get stuck there.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
@@ -31,31 +31,29 @@ use super::reconnect::ConnectionLife;
 use crate::broker::{Body, BrokerError, Verdict};
 use crate::ids::{DeliveryTag, QueueIndex};
 
-/// How often the server must prove that it lives and reads: catches connections that only look open.
+/// How often the server must prove that it is alive and reads; detects connections that only look open.
 const LIVENESS_EVERY: Duration = Duration::from_secs(12);
-/// How soon the server is asked whether it has read the acknowledgements: those under way when a connection is lost
-/// are in doubt.
+/// How soon the server is asked whether it has read the acknowledgements. Those under way when a connection
+/// is lost are in doubt.
 const PROVE_AFTER: Duration = Duration::from_millis(200);
-/// For handing one frame to amqprs' writer; it waits only when 8,192 frames wait already.
+/// The deadline for handing one frame to amqprs' writer, which waits only when 8,192 frames are queued.
 const WRITE_WITHIN: Duration = Duration::from_secs(8);
 
-/// What a consumer is there for.
+/// The purpose of a consumer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SubscriptionPurpose {
-    /// The queue's window.
     Window,
-    /// One event in the place of one that is set aside.
+    /// One event in the place of one that was set aside.
     SetAside,
 }
 
-/// One consumer on the channel.
 pub(super) struct Subscription {
     queue: QueueIndex,
     purpose: SubscriptionPurpose,
-    /// Its last delivery, unless it is settled: all that a consumer of one event can hold.
+    /// Its last delivery, unless that is settled: a consumer of one event can hold no other.
     holds: Option<DeliveryTag>,
     consumer: String,
-    /// Bounded by its window.
+    /// Bounded by the consumer's window.
     messages: UnboundedReceiver<ConsumerMessage>,
 }
 
@@ -66,7 +64,7 @@ impl Subscription {
         window: u16,
         purpose: SubscriptionPurpose,
     ) -> Result<Self, BrokerError> {
-        // A qos counts for each consumer that is started after it.
+        // A qos applies to the consumers that are started after it.
         connection.limit(window).await?;
         let (channel, at) = (connection.channel.clone(), connection.at.only(queue));
         let arguments = BasicConsumeArguments::new(connection.at.name(queue), "")
@@ -83,8 +81,8 @@ impl Subscription {
         })
     }
 
-    /// How soon it is ended when this delivery from the queue needs no place any more, the least first; never, if it
-    /// is the window's.
+    /// The order in which consumers are ended when this delivery from the queue is settled, least first.
+    /// `None` for the consumer of the window, which is never ended for that.
     fn rank(&self, queue: QueueIndex, tag: DeliveryTag) -> Option<u8> {
         if self.purpose != SubscriptionPurpose::SetAside || self.queue != queue {
             return None;
@@ -96,7 +94,7 @@ impl Subscription {
         })
     }
 
-    /// Ends the consumer. Gives what the server sent before it confirmed that.
+    /// Cancels the consumer. Returns the messages that the server sent before it confirmed that.
     async fn stop(
         mut self,
         connection: &mut Connection,
@@ -112,11 +110,11 @@ impl Subscription {
     }
 }
 
-/// A message and the queue that it came from. None: its consumer ended.
+/// A message and its queue. `None`: the consumer ended.
 pub(super) type ConsumedMessage = (QueueIndex, Option<ConsumerMessage>);
 
-/// The next message of any consumer. Cancel-safe. Which is asked first doesn't matter: none goes on for longer than
-/// its window.
+/// The next message of any consumer. Cancel-safe. The order of the polls doesn't matter, since no consumer
+/// gives more than its window without a settlement.
 pub(super) async fn next_message(
     subscriptions: &mut [Subscription],
     backlog: &mut VecDeque<ConsumedMessage>,
@@ -139,21 +137,22 @@ pub(super) async fn next_message(
     .await
 }
 
-/// An event on its way to the disk, for which there was no room in memory.
+/// An event that is being written to disk because there was no room in memory.
 pub(super) type Spilling = Option<(ReceivedEvent, Pin<Box<dyn Future<Output = Body> + Send>>)>;
 
-/// A connection that consumes. Its methods call the server, one at a time: none may be cancelled unless the
+/// A connection that consumes. Its methods call the server, one at a time. None may be cancelled unless the
 /// connection is discarded.
 pub(super) struct Consumer {
     pub(super) connection: Connection,
-    /// None after the stop.
+    /// Empty after [`stop`](Self::stop).
     pub(super) subscriptions: Vec<Subscription>,
     /// Messages of consumers that were ended. Bounded by their windows.
     pub(super) backlog: VecDeque<ConsumedMessage>,
     pub(super) spilling: Spilling,
-    /// For the round trips: any number would do, as each consumer keeps the one that it was started with.
+    /// The window given in round trips. Its value has no effect: a consumer keeps the one that it was started
+    /// with.
     window: u16,
-    /// Deliveries that are set aside; there is one more consumer for each.
+    /// Deliveries that are set aside; each has one more consumer.
     aside: HashMap<DeliveryTag, QueueIndex>,
     opened: Instant,
     settled: u64,
@@ -162,7 +161,7 @@ pub(super) struct Consumer {
 }
 
 impl Consumer {
-    /// Starts to consume; `windows` says of each queue how many events are unsettled at most.
+    /// Starts to consume. `windows` gives the most unsettled events for each queue.
     pub(super) async fn start(
         mut connection: Connection,
         windows: &[u16],
@@ -195,7 +194,7 @@ impl Consumer {
         }
     }
 
-    /// What the server did, and to which queue, when it says so.
+    /// The error for an event from the server, with its queue if that is known.
     pub(super) fn fault(&self, event: &ChannelEvent) -> BrokerError {
         let cancelled = match event {
             ChannelEvent::ConsumerCancelled(consumer) => self
@@ -212,12 +211,12 @@ impl Consumer {
         }
     }
 
-    /// When the next [`prove`](Self::prove) is due.
     pub(super) fn prove_at(&self) -> Instant {
         self.prove_at
     }
 
-    /// A round trip: the server lives, and has read all that was sent to it. Gives the number of the last settlement.
+    /// Makes a round trip, which proves that the server is alive and has read everything sent to it. Returns
+    /// the number of the last settlement.
     pub(super) async fn prove(&mut self) -> Result<u64, BrokerError> {
         self.connection.limit(self.window).await?;
         self.proven = self.settled;
@@ -225,12 +224,11 @@ impl Consumer {
         Ok(self.proven)
     }
 
-    /// The number that the next settlement has on this connection.
+    /// The number of the next settlement on this connection.
     pub(super) fn next_settlement(&self) -> u64 {
         self.settled + 1
     }
 
-    /// Settles one delivery of this connection.
     pub(super) async fn settle(
         &mut self,
         tag: DeliveryTag,
@@ -286,7 +284,7 @@ impl Consumer {
         }
     }
 
-    /// Takes one more event from the queue while this delivery of it is unsettled.
+    /// Takes one more event from the queue as long as this delivery is unsettled.
     pub(super) async fn set_aside(
         &mut self,
         tag: DeliveryTag,
@@ -306,8 +304,8 @@ impl Consumer {
         Ok(())
     }
 
-    /// Ends one of the consumers that are there for events set aside: that of the delivery which is about to be
-    /// settled, so that nothing comes in its place, else one that holds nothing, else any.
+    /// Ends one of the consumers for events set aside, when `tag` is about to be settled: preferably the
+    /// consumer that holds `tag`, so that nothing comes in its place, else one that holds nothing, else any.
     async fn take_one_less(
         &mut self,
         tag: DeliveryTag,
@@ -325,7 +323,7 @@ impl Consumer {
         Ok(())
     }
 
-    /// Ends all consumers. What the server sent before that is in the backlog.
+    /// Ends all consumers. Messages that the server sent before that are in the backlog.
     pub(super) async fn stop(&mut self) -> Result<(), BrokerError> {
         for subscription in std::mem::take(&mut self.subscriptions) {
             let messages = subscription.stop(&mut self.connection).await?;
@@ -334,10 +332,10 @@ impl Consumer {
         Ok(())
     }
 
-    /// Ends it in the order that loses no acknowledgement.
+    /// Closes the connection in the order that loses no acknowledgement.
     pub(super) async fn close(mut self) -> Result<(), BrokerError> {
         self.stop().await?;
-        // Without this round trip up to 60 % of 100 acknowledgements just sent were lost.
+        // Without this round trip, up to 60 % of 100 acknowledgements just sent were lost.
         self.connection.limit(self.window).await?;
         self.connection.close().await;
         Ok(())

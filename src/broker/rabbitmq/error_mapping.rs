@@ -1,5 +1,5 @@
-//! From the words of amqprs and the server to an error with a name. amqprs turns every I/O error into text, so that only
-//! that text is left to judge by; all of that judging is here, and was checked against RabbitMQ 4.0 and amqprs 2.1.5.
+//! Maps the texts of amqprs and the server to errors. amqprs turns every I/O error into text, so only the
+//! text can be judged. All of that is in this module, and was checked against RabbitMQ 4.0 and amqprs 2.1.5.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,17 +10,17 @@ use super::callbacks::ChannelEvent;
 use crate::broker::{BrokerError, Endpoint};
 use crate::config::{AmqpAddress, Secret, Transport, expiry};
 
-/// A server that doesn't accept the credentials drops the connection after this time: RabbitMQ
-/// waits 3.0 s so that guessing is slow.
+/// A connection that is dropped after this time was refused for its credentials: RabbitMQ waits 3.0 s before
+/// that, to slow down guessing.
 const REFUSES_CREDENTIALS_AFTER: Duration = Duration::from_millis(2_500);
 
-/// The handshake's frame holds 4,096 bytes, of which other things take about 200.
+/// The handshake's frame holds 4,096 bytes, of which other fields take about 200.
 const CREDENTIALS_MAX: usize = 3_900;
 
-/// How opening a connection was tried.
+/// How a connection was opened.
 pub(super) struct OpenAttempt<'a> {
     pub(super) address: &'a AmqpAddress,
-    /// What was shown to the server, which may be newer than the address.
+    /// The secret that the server was shown; may be newer than the one in the address.
     pub(super) secret: &'a Secret,
     pub(super) took: Duration,
     pub(super) ended: SystemTime,
@@ -46,8 +46,9 @@ pub(super) fn of_open(error: &Error, attempt: &OpenAttempt<'_>, at: &Endpoint) -
     }
 }
 
-/// Limits on connections and channels, of a virtual host, a user or a node, and a virtual host that starts:
-/// `… connection limit (1) is reached`, `… maximum allowed limit of (1)`, `vhost 'x' is down`.
+/// Whether the refusal is temporary: a limit on the connections or channels of a virtual host, a user or a
+/// node, or a virtual host that is starting: `… connection limit (1) is reached`, `… maximum allowed limit of
+/// (1)`, `vhost 'x' is down`.
 fn is_for_now(detail: &str) -> bool {
     detail.contains("limit") || detail.ends_with("is down")
 }
@@ -68,7 +69,7 @@ fn of_network(detail: String, attempt: &OpenAttempt<'_>, at: Endpoint) -> Broker
         ) => return BrokerError::Unreachable { at, detail },
         _ => {}
     }
-    // The handshake was cut off. Waiting before it is what a refusal of credentials looks like.
+    // The handshake was cut off. After a pause, that is how RabbitMQ refuses credentials.
     if attempt.took >= REFUSES_CREDENTIALS_AFTER {
         let detail = dropped(attempt);
         return BrokerError::Authentication { at, detail };
@@ -79,7 +80,7 @@ fn of_network(detail: String, attempt: &OpenAttempt<'_>, at: Endpoint) -> Broker
     }
 }
 
-/// What can be said of credentials that the server did not say a word to.
+/// The text for credentials that the server refused without a reason.
 fn dropped(attempt: &OpenAttempt<'_>) -> String {
     let secret = attempt.secret.reveal();
     let size = attempt.address.user.len() + secret.len();
@@ -100,14 +101,14 @@ fn dropped(attempt: &OpenAttempt<'_>) -> String {
     )
 }
 
-/// Why the server closed the channel or connection.
+/// The error for an event on the channel or connection.
 pub(super) fn of_signal(signal: &ChannelEvent, at: &Endpoint) -> BrokerError {
     let at = at.clone();
     match signal {
         ChannelEvent::Closed { code, text } => {
             let detail = format!("{code} {text}");
             match code {
-                // As the plugin for OAuth2 says it. A queue's name may have `token` in it as well.
+                // The text of the OAuth2 plugin. A queue's name may contain `token`, too.
                 403 if text.contains("token has expired") => {
                     BrokerError::Authentication { at, detail }
                 }
@@ -122,8 +123,8 @@ pub(super) fn of_signal(signal: &ChannelEvent, at: &Endpoint) -> BrokerError {
                     why: format!("it is another connection's alone (`{detail}`)"),
                 },
                 530 if is_for_now(text) => BrokerError::Full { at, detail },
-                // Closed by an operator or a stopping server, channel time-outs, a queue that was declared
-                // otherwise by another client at the same moment, and one whose node is down.
+                // An operator closed it, or the server is stopping; a channel timed out; another client
+                // declared the queue differently at the same moment; the queue's node is down.
                 320 | 404 | 406 | 541 => BrokerError::ConnectionLost { at, detail },
                 _ => BrokerError::Rejected { at, detail },
             }
@@ -144,7 +145,8 @@ pub(super) fn of_signal(signal: &ChannelEvent, at: &Endpoint) -> BrokerError {
     }
 }
 
-/// The loss of a connection: a server that has answered before was not given a wrong address.
+/// Maps errors of an established connection to its loss: the address is right, as the server has answered
+/// before.
 pub(super) fn in_mid_life(error: BrokerError) -> BrokerError {
     match error {
         BrokerError::TimedOut { at, step, after } => {
@@ -155,7 +157,7 @@ pub(super) fn in_mid_life(error: BrokerError) -> BrokerError {
     }
 }
 
-/// amqprs wraps words of the kernel in its own, and prints the server's as a data structure.
+/// Unwraps the text: amqprs prefixes the kernel's and prints the server's as a data structure.
 fn plain(text: &str) -> String {
     if let Some((_, rest)) = text.split_once("reply_text: ShortStr(")
         && let Some((_, rest)) = rest.split_once('"')
@@ -169,7 +171,7 @@ fn plain(text: &str) -> String {
         .to_owned()
 }
 
-/// Rust writes an I/O error as `text (os error N)`.
+/// The error number of an I/O error, which Rust prints as `text (os error N)`.
 pub(super) fn os_error(text: &str) -> Option<Errno> {
     let (_, rest) = text.rsplit_once("(os error ")?;
     rest.split_once(')')?.0.parse().ok().map(Errno::from_raw)
@@ -220,7 +222,7 @@ mod tests {
         of_open(error, &attempt, &at())
     }
 
-    /// What is said when the server drops a connection that showed `secret`, an hour after 1970.
+    /// The error when the server drops a connection that was shown `secret`, an hour after 1970.
     fn refused_with(secret: String) -> String {
         let address = address(Transport::Tcp);
         let attempt = OpenAttempt {
@@ -306,7 +308,7 @@ mod tests {
 
     #[test]
     fn a_virtual_host_that_is_not_there_is_named() {
-        // As amqprs 2.1.5 prints it.
+        // As printed by amqprs 2.1.5.
         let text = "failed to open connection, reason: Close(MethodHeader { class_id: 10, \
                     method_id: 50 }, Close { reply_code: 530, reply_text: ShortStr(39, \
                     \"NOT_ALLOWED - vhost physics not found\"), class_id: 10, method_id: 40 })";
@@ -349,7 +351,7 @@ mod tests {
         let named = "ACCESS_REFUSED - configure access to queue 'token' in vhost '/' refused";
         let named = closed(403, named);
         assert!(matches!(named, BrokerError::Permission { .. }), "{named}");
-        // As RabbitMQ 4.0.5 says it to a publisher.
+        // RabbitMQ 4.0.5's text to a publisher.
         let expired = closed(
             403,
             "ACCESS_REFUSED - write access to exchange 'amq.default' in vhost '/' refused for user \

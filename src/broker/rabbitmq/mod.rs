@@ -1,5 +1,6 @@
-//! RabbitMQ through amqprs, which works well until something fails: then it may hang, panic, or look alive while it
-//! isn't. So nothing is repaired in place: a connection that failed is thrown away as a whole, with its runtime.
+//! RabbitMQ through amqprs, which works well until something fails: then it may hang, panic, or look alive
+//! while it isn't. So nothing is repaired in place: a connection that failed is thrown away as a whole, with
+//! its runtime.
 //!
 //! One actor serves each direction, on a thread of its own, through all connections of its life:
 //!
@@ -17,7 +18,7 @@
 //!
 //! | file | what it is |
 //! | --- | --- |
-//! | `source`, `sink` | the pilot's handles, and the way of one event or result |
+//! | `source`, `sink` | the pilot's handles, and the path of one event or result |
 //! | `source_actor`, `sink_actor` | connect, serve, connect again |
 //! | `source_state` | what a source and its actor share |
 //! | `actor_thread` | an actor's thread, and a fresh runtime for each connection |
@@ -31,22 +32,25 @@
 //! | `address`, `token` | amqprs' arguments, TLS; the newest token, for new connections and live ones |
 //! | `error_mapping` | from text and codes to errors with names |
 //!
-//! Any fault ends a connection; the next one is of the next [`Generation`](crate::ids::Generation). A delivery's tag is
-//! valid on its own connection only and is never sent through another, where it would acknowledge another event.
+//! Any fault ends a connection; the next one has the next [`Generation`](crate::ids::Generation). A
+//! delivery's tag is valid on its own connection only. It is never sent through another, where it would
+//! acknowledge another event.
 //!
-//! Queues of one direction that are on the same broker, with the same credentials, share a connection, a thread and a
-//! proof of life, as there may be thousands of pilots. Each queue keeps its own window, turn, adoptions, acknowledgements
-//! and confirms. What they share is the fault: when one is deleted, or an acknowledgement for it is late, the connection
-//! of all is replaced; their tasks run on and their events are adopted. (RabbitMQ 4.0 looks at the oldest delivery on a
-//! channel only, and applies the `consumer-timeout` of its queue.)
+//! Queues of one direction on the same broker with the same credentials share a connection, a thread and a
+//! proof of life, as there may be thousands of pilots. Each queue keeps its own window, turn, adoptions,
+//! acknowledgements and confirms. They also share faults: when one queue is deleted, or an acknowledgement
+//! for it is late, the connection of all is replaced; their tasks run on and their events are adopted.
+//! (RabbitMQ 4.0 looks only at the oldest delivery on a channel, and applies the `consumer-timeout` of its
+//! queue.)
 //!
-//! # What an outage can do
-//! No event is lost: each is acknowledged only on the connection that delivered it, after its result was confirmed, and
-//! one whose acknowledgement is in doubt is never taken for another with an equal body. A task is run twice when its
-//! event, taken back by the broker, went to another pilot, or was in doubt. An output is there twice when its confirm was
-//! lost with a connection, or the acknowledgement of its event never arrived. A result that can't be sent at all is kept
-//! on disk, but its event isn't acknowledged for that, as this disk may be gone with the job: it will be run again, and if
-//! the kept one is sent too, its output is there twice. All of this is counted in [`BrokerStats`](super::BrokerStats).
+//! # Effects of an outage
+//! No event is lost: each is acknowledged only on the connection that delivered it, after its result was
+//! confirmed, and one whose acknowledgement is in doubt is never taken for another with an equal body. A task
+//! is run twice when its event, taken back by the broker, went to another pilot or was in doubt. An output is
+//! in the queue twice when its confirm was lost with a connection, or the acknowledgement of its event never
+//! arrived. A result that can't be sent at all is kept on disk. Its event isn't acknowledged, as this disk
+//! may be gone with the job, so it will be run again; if the kept result is sent too, the output is in the
+//! queue twice. [`BrokerStats`](super::BrokerStats) counts all of this.
 
 use std::num::NonZeroU32;
 
@@ -132,7 +136,7 @@ pub(super) async fn look(
     if let (QueueLook::There { .. }, Direction::Outgoing | Direction::DeadLetters) =
         (look, direction)
     {
-        // Whether results would be taken.
+        // The sink checks whether results would be accepted.
         open_for_a_moment(direction, queue, address, &OutagePolicy::none())
             .await?
             .close()
@@ -141,7 +145,7 @@ pub(super) async fn look(
     Ok(look)
 }
 
-/// A sink of one queue, which sends nothing of earlier pilots.
+/// Opens a sink of one queue, which sends no results of earlier pilots.
 pub(super) async fn open_for_a_moment(
     direction: Direction,
     queue: &str,

@@ -1,7 +1,7 @@
-//! Events as the broker sent them, and the buffer of those that are not handed out yet.
+//! Events as the broker sent them, and the buffer of events that were not handed out yet.
 //!
-//! The buffer keeps them by queue, and the queues take turns: a busy queue must not starve the others that share its
-//! connection.
+//! The buffer keeps them by queue, and the queues take turns, so that a busy queue does not starve the others
+//! that share its connection.
 
 use std::collections::VecDeque;
 
@@ -23,21 +23,21 @@ pub(super) struct ReceivedEvent {
     pub(super) origin: QueueKind,
 }
 
-/// What kind of queue it came from.
+/// The kind of queue that an event came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum QueueKind {
     Queue,
-    /// Acknowledgements take nothing out of it: every pilot would run all that was ever sent.
+    /// Acknowledgements remove nothing from a stream: every pilot would run all events that were ever sent.
     Stream,
 }
 
 impl ReceivedEvent {
-    /// A delivery and its body. None when amqprs sends an end instead of a message.
+    /// Splits a message into delivery and body. `None` when amqprs sends an end instead of a message.
     pub(super) fn of(message: ConsumerMessage, queue: QueueIndex) -> Option<(Self, Vec<u8>)> {
         let deliver = message.deliver?;
         let properties = message.basic_properties.as_ref();
         let counted = properties.and_then(delivery_count);
-        // The producer's, if it set one.
+        // Set by the producer, if at all.
         let message_id = properties
             .and_then(|properties| properties.message_id())
             .filter(|id| !id.is_empty());
@@ -67,7 +67,7 @@ fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a FieldVa
     properties.headers()?.get(&name.try_into().ok()?)
 }
 
-/// Quorum queues count deliveries in the header `x-delivery-count`.
+/// The delivery count, which quorum queues send in the header `x-delivery-count`.
 fn delivery_count(properties: &BasicProperties) -> Option<u64> {
     match header(properties, "x-delivery-count")? {
         FieldValue::l(count) => u64::try_from(*count).ok(),
@@ -84,7 +84,7 @@ fn delivery_count(properties: &BasicProperties) -> Option<u64> {
 /// Events that were not handed out yet, with their bodies. Bounded by the window of each queue.
 #[derive(Debug, Default)]
 pub(super) struct PrefetchBuffer {
-    /// In turn: the first is asked first. A queue without events has no place.
+    /// In the order of turns, next one first. A queue without events has no entry.
     queues: VecDeque<(QueueIndex, VecDeque<(ReceivedEvent, Body)>)>,
 }
 
@@ -99,7 +99,7 @@ impl PrefetchBuffer {
         }
     }
 
-    /// The next event. Its queue is asked last from now on.
+    /// The next event. Its queue goes to the end of the turns.
     pub(super) fn pop(&mut self) -> Option<(ReceivedEvent, Body)> {
         let (queue, mut events) = self.queues.pop_front()?;
         let event = events.pop_front();
@@ -109,7 +109,6 @@ impl PrefetchBuffer {
         event
     }
 
-    /// Empties it.
     pub(super) fn take(&mut self) -> impl Iterator<Item = ReceivedEvent> + use<> {
         std::mem::take(&mut self.queues)
             .into_iter()

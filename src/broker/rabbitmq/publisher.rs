@@ -1,8 +1,8 @@
-//! The publishing side of one connection: confirms, the question whether the server lives before a result is sent into
-//! a silent connection, and the permission to publish.
+//! The publishing side of one connection: confirms, the liveness probe before a result is sent into a silent
+//! connection, and the check of the permission to publish.
 //!
-//! Only the actor's thread assigns tags and publishes, in one go: amqprs counts publishes in the order in which they
-//! reach its writer, so two publishers at once would confirm each other's messages.
+//! Only the actor's thread assigns tags and publishes, in one step: amqprs counts publishes in the order in
+//! which they reach its writer, so two publishers at once would confirm each other's messages.
 
 use std::future::pending;
 use std::io;
@@ -25,49 +25,49 @@ use crate::broker::{Body, BrokerError, Direction, Endpoint, PublishError};
 use crate::config::AmqpAddress;
 use crate::ids::{Generation, QueueIndex};
 
-/// How often results that wait for their confirm are told of in the log.
+/// How often the log reports results whose confirm is late.
 const LATE_EVERY: Duration = Duration::from_mins(1);
-/// A broker out of memory or disk confirms nothing until it is well again; giving up early would publish results
-/// twice. A dead connection is noticed by its heartbeats long before.
+/// A broker that is out of memory or disk confirms nothing until it recovers; giving up early would publish
+/// results twice. A dead connection is noticed by its heartbeats long before.
 const CONFIRM_WITHIN: Duration = Duration::from_mins(15);
-/// A server from which nothing was heard for so long is asked whether it lives before it is sent a result. What is
-/// sent into a connection that is dead or stuck may arrive or not, and would have to be sent again; what waits is there
-/// once.
+/// A server that was silent for so long is probed before it is sent a result. A result sent into a dead or
+/// stuck connection may arrive or not, and would have to be sent again; one that waits is there once.
 const FRESH: Duration = Duration::from_secs(1);
-/// For the answer whether we may publish. A broker out of memory or disk gives none until it is well.
+/// The deadline for checking the permission to publish. A broker that is out of memory or disk answers only
+/// once it recovers.
 const PERMISSION_WITHIN: Duration = Duration::from_secs(3);
-/// For handing one message to amqprs' writer.
+/// The deadline for handing one message to amqprs' writer.
 const WRITE_WITHIN: Duration = Duration::from_secs(8);
 const PERSISTENT: u8 = 2;
 
-/// One message; its outcome is told by `pending`. No outcome: it was not sent.
+/// One message. `pending` gets its outcome; if that is dropped without one, the message was not sent.
 #[derive(Debug)]
 pub(super) struct OutgoingMessage {
-    /// The connection that it is for.
+    /// The connection to send it through.
     pub(super) generation: Generation,
     pub(super) body: Body,
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) pending: PendingConfirm,
 }
 
-/// What a message waits for before it is sent. The next one waits for it.
+/// What a message waits for before it is sent. Later messages wait behind it.
 pub(super) enum PendingSend {
     Nothing,
-    /// The answer to a liveness probe; a server short of memory answers when it has some again. Never cancelled while
-    /// the connection is used: amqprs may panic then.
+    /// The answer to a liveness probe. A server that is short of memory answers only once it recovers. Never
+    /// cancelled while the connection is used, since amqprs may panic then.
     Probe {
         answer: Pin<Box<dyn Future<Output = Result<(), amqprs::error::Error>>>>,
         since: Instant,
         message: Box<OutgoingMessage>,
     },
-    /// Its body, which is on the disk.
+    /// Its body, which is being read from disk.
     Body {
         bytes: Pin<Box<dyn Future<Output = io::Result<Vec<u8>>>>>,
         message: Box<OutgoingMessage>,
     },
 }
 
-/// What [`PendingSend`] has come to.
+/// The end of the wait of a [`PendingSend`].
 pub(super) enum PendingSendDone {
     Answered(Result<(), amqprs::error::Error>),
     Read(io::Result<Vec<u8>>),
@@ -78,7 +78,7 @@ impl PendingSend {
         matches!(self, Self::Nothing)
     }
 
-    /// Cancel-safe.
+    /// Resolves when the wait is over. Cancel-safe.
     pub(super) async fn done(&mut self) -> PendingSendDone {
         match self {
             Self::Probe { answer, .. } => PendingSendDone::Answered(answer.as_mut().await),
@@ -88,7 +88,6 @@ impl PendingSend {
     }
 }
 
-/// A connection that publishes.
 pub(super) struct Publisher {
     pub(super) connection: Connection,
     pub(super) waiting: PendingSend,
@@ -99,7 +98,7 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    /// Connects, declares the queues, switches confirms on and asks for permission.
+    /// Connects, declares the queues, switches confirms on and checks the permission to publish.
     pub(super) async fn open(at: &Endpoint, address: &AmqpAddress) -> Result<Self, BrokerError> {
         let name = Uuid::new_v4().simple().to_string();
         let mut connection = Connection::open(address, at, &name).await?;
@@ -119,14 +118,14 @@ impl Publisher {
         };
         match publisher.connection.at.direction {
             Direction::Outgoing | Direction::DeadLetters => publisher.ask_permission().await?,
-            // It is only visited.
+            // Nothing is published to an incoming queue.
             Direction::Incoming => {}
         }
         Ok(publisher)
     }
 
-    /// Publishes to a queue that can't exist. That needs the same permission as a result does, and leaves nothing, for
-    /// it is not mandatory: the broker confirms it and forgets it.
+    /// Publishes to a queue that can't exist. That needs the same permission as a result, and has no effect:
+    /// the message is not mandatory, so the broker confirms it and drops it.
     async fn ask_permission(&mut self) -> Result<(), BrokerError> {
         let (outcome, answered) = oneshot::channel();
         let nothing = PendingConfirm {
@@ -136,7 +135,7 @@ impl Publisher {
             bytes: 0,
             permits: None,
         };
-        // No channel, no permission: the event tells.
+        // If the channel is gone, its event says why.
         let _lost = with(&self.confirms, |confirms| confirms.insert(nothing));
         let nowhere = format!("ewms-pilot-permission-{}", Uuid::new_v4().simple());
         let arguments = BasicPublishArguments::new("", &nowhere);
@@ -161,7 +160,7 @@ impl Publisher {
         };
         match asked {
             Ok(Err(detail)) => Err(self.lost(detail)),
-            // Should it be denied later, that ends the connection.
+            // A later denial ends the connection.
             Ok(Ok(())) | Err(_) => Ok(()),
         }
     }
@@ -173,7 +172,7 @@ impl Publisher {
         }
     }
 
-    /// Sends a message, at once if the server was heard of just now and the body is in memory.
+    /// Sends a message. It goes out at once if the server was heard of recently and the body is in memory.
     pub(super) async fn send(&mut self, message: OutgoingMessage) -> Result<(), BrokerError> {
         let confirmed = with(&self.confirms, |confirms| confirms.last_heard());
         self.heard = self.heard.max(confirmed.unwrap_or(self.heard));
@@ -190,7 +189,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// What the message waited for is there.
+    /// Continues with the message whose wait is over.
     pub(super) async fn go_on(&mut self, done: PendingSendDone) -> Result<(), BrokerError> {
         match (
             std::mem::replace(&mut self.waiting, PendingSend::Nothing),
@@ -210,7 +209,8 @@ impl Publisher {
         }
     }
 
-    /// All of a body must be in memory, for as long as amqprs needs it. A disk may hang: it is read on another thread.
+    /// Reads a body, which must be in memory as a whole for as long as amqprs needs it. The disk may hang, so
+    /// another thread reads.
     async fn read(&mut self, message: OutgoingMessage) -> Result<(), BrokerError> {
         if let Some(bytes) = message.body.in_memory() {
             let bytes = bytes.to_vec();
@@ -232,7 +232,7 @@ impl Publisher {
             Err(error) => {
                 let detail = error.to_string();
                 let unreadable = PublishError::Unreadable { detail };
-                // Its sender may have stopped waiting: the pilot was told to end.
+                // The sender may have stopped waiting: the pilot was told to end.
                 let _gone = message.pending.outcome.send(Err(unreadable));
                 Ok(())
             }
@@ -248,7 +248,7 @@ impl Publisher {
             headers, pending, ..
         } = message;
         let queue = pending.queue;
-        // First the entry, then the message: its confirm may be faster than our next line.
+        // The entry goes first, since the confirm may arrive before publishing returns.
         let Some(id) = with(&self.confirms, |confirms| confirms.insert(pending)) else {
             return Ok(());
         };
@@ -259,7 +259,7 @@ impl Publisher {
         if !headers.is_empty() {
             properties.with_headers(table(headers));
         }
-        // Without `mandatory` a message to a queue that is gone would be confirmed and lost.
+        // Without `mandatory`, a message to a queue that is gone would be confirmed and lost.
         let arguments = BasicPublishArguments::new("", self.connection.at.name(queue))
             .mandatory(true)
             .finish();
@@ -272,7 +272,7 @@ impl Publisher {
         }
     }
 
-    /// When confirms that are late are looked for.
+    /// When to look for late confirms next.
     pub(super) fn late_at(&self) -> Instant {
         self.late_at
     }
@@ -303,14 +303,14 @@ impl Publisher {
         Ok(())
     }
 
-    /// The connection is lost: results that wait for their confirm learn so.
+    /// The connection is lost: tells that to the results that wait for their confirm.
     pub(super) fn lose(&self, error: &BrokerError) {
         with(&self.confirms, |confirms| {
             confirms.lose_all(&error.to_string());
         });
     }
 
-    /// Says good-bye, unless the server owes an answer: one call at a time.
+    /// Closes the connection in order, unless the server owes an answer: one call at a time.
     pub(super) async fn close(self) {
         if !matches!(self.waiting, PendingSend::Probe { .. }) {
             self.connection.close().await;
@@ -333,7 +333,7 @@ impl Publisher {
     }
 }
 
-/// Headers of a message. A text that AMQP can't carry is left out: none is worth the message.
+/// The headers of a message. A text that AMQP can't carry is left out, since no header is worth the message.
 fn table(headers: Vec<(&'static str, String)>) -> FieldTable {
     let mut table = FieldTable::new();
     for (name, text) in headers {

@@ -1,10 +1,10 @@
-//! When a connection is tried again and when it is given up: one policy for the first connection, for events and for
-//! results.
+//! When a connection is tried again and when the broker is given up: one policy for the first connection, for
+//! events and for results.
 //!
-//! A broker that accepts connections and loses each one soon is of no more use than one that is away. So an outage
-//! does not end with the next connection but with the next healthy one: one that did real work (the broker has read
-//! an acknowledgement, or confirmed a result), or that lived for [`HEALTHY_AFTER`]. Until then the pauses grow, and
-//! the time after which the broker is given up runs on.
+//! A broker that accepts connections and soon loses each one is of no more use than a broker that is away. So
+//! an outage does not end with the next connection but with the next healthy one: one that did real work (the
+//! broker has read an acknowledgement, or confirmed a result), or that lived for [`HEALTHY_AFTER`]. Until
+//! then the pauses grow, and the time limit of the outage runs on.
 
 use std::time::Duration;
 
@@ -15,27 +15,27 @@ use uuid::Uuid;
 use crate::backoff;
 use crate::broker::{BrokerError, StartSignal};
 
-/// A connection that lived so long is healthy, whether or not there was anything to do.
+/// A connection that lived so long is healthy, even if there was nothing to do.
 const HEALTHY_AFTER: Duration = Duration::from_secs(30);
-/// How long a broker is tried at the start that was never reached: nothing is held yet, and a wrong address is to be
-/// told soon.
+/// How long a broker that was never reached is tried at the start: nothing is held yet, and a wrong address
+/// should be reported soon.
 const FIRST_WITHIN: Duration = Duration::from_secs(20);
-/// Tries of a connection that is needed for a moment only.
+/// The number of tries for a connection that is needed for a moment only.
 const TRIES: u32 = 3;
 
-/// Between two tries, before a part of it is taken off at random.
+/// The pause between two tries, before it is shortened at random.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// What a connection that was lost had achieved.
+/// What a lost connection had achieved.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ConnectionLife {
     pub(super) lasted: Duration,
-    /// Acknowledgements that the broker has read, or results that it confirmed.
+    /// The number of acknowledgements that the broker has read, or results that it confirmed.
     pub(super) work: u64,
 }
 
-/// The outage of one direction, if there is one.
+/// The present outage of one direction, if there is one.
 #[derive(Debug, Clone)]
 pub(super) struct Reconnect {
     limit: Duration,
@@ -44,7 +44,7 @@ pub(super) struct Reconnect {
 }
 
 impl Reconnect {
-    /// Gives up when no connection was healthy for `limit`.
+    /// Gives up after `limit` without a healthy connection.
     pub(super) fn within(limit: Duration) -> Self {
         Self {
             limit,
@@ -53,7 +53,7 @@ impl Reconnect {
         }
     }
 
-    /// Counts a lost connection. Gives the pause before the next try.
+    /// Counts a lost connection. Returns the pause before the next try.
     pub(super) fn lost(&mut self, life: ConnectionLife) -> Duration {
         if life.work > 0 || life.lasted >= HEALTHY_AFTER {
             *self = Self::within(self.limit);
@@ -61,7 +61,7 @@ impl Reconnect {
         self.failed()
     }
 
-    /// Counts a try in vain. Gives the pause before the next one.
+    /// Counts a failed try. Returns the pause before the next one.
     pub(super) fn failed(&mut self) -> Duration {
         self.unhealthy_since.get_or_insert_with(Instant::now);
         let pause = pause_after(self.attempts);
@@ -69,12 +69,12 @@ impl Reconnect {
         pause
     }
 
-    /// Losses and vain tries since the last healthy connection.
+    /// The number of losses and failed tries since the last healthy connection.
     pub(super) fn attempts(&self) -> u32 {
         self.attempts
     }
 
-    /// How long there has been no healthy connection.
+    /// The time without a healthy connection.
     pub(super) fn unhealthy_for(&self) -> Duration {
         self.unhealthy_since
             .map(|since| since.elapsed())
@@ -87,7 +87,7 @@ impl Reconnect {
     }
 }
 
-/// What precedes a try.
+/// What to wait for before a try.
 #[derive(Debug, Clone)]
 pub(super) enum BeforeTry {
     Pause(Duration),
@@ -103,8 +103,9 @@ pub(super) struct FirstConnection {
 }
 
 impl FirstConnection {
-    /// A pilot's. A failure before all else is ready doesn't count: an init container may take hours, in which
-    /// brokers are restarted. From then on a broker that let us in once is waited for as after any loss.
+    /// For a pilot. A failure before everything else is ready doesn't count: an init container may take
+    /// hours, in which brokers are restarted. After that, a broker that once let us in is waited for as after
+    /// any loss.
     pub(super) fn of_pilot(start: &StartSignal, reconnect_within: Duration) -> Self {
         Self {
             start: Some(start.clone()),
@@ -113,7 +114,7 @@ impl FirstConnection {
         }
     }
 
-    /// One that is closed again soon.
+    /// For a connection that is closed again soon.
     pub(super) fn for_a_moment() -> Self {
         Self {
             start: None,
@@ -122,20 +123,20 @@ impl FirstConnection {
         }
     }
 
-    /// The broker let us in: its address and our credentials are right.
+    /// The broker let us in: its address and the credentials are right.
     pub(super) fn reached(&mut self) {
         let limit = self.reconnect.limit.max(self.reconnect_within);
         self.reconnect.limit = limit;
     }
 
-    /// Resolves when all but the brokers is ready.
+    /// Resolves when everything but the brokers is ready.
     pub(super) async fn all_else_is_ready(&mut self) {
         if let Some(start) = &mut self.start {
             start.until_all_else_is_ready().await;
         }
     }
 
-    /// What precedes the next try, if there is to be one.
+    /// Counts a failed try. Returns what to wait for before the next one; `None` if there is none.
     pub(super) fn failed(&mut self, error: &BrokerError) -> Option<BeforeTry> {
         if let Some(start) = &self.start
             && !start.all_else_is_ready()
@@ -161,7 +162,7 @@ impl FirstConnection {
     }
 }
 
-/// An actor's first connection, until its handle is told how that went.
+/// An actor's first connection, until the handle is told its outcome.
 pub(super) struct Starting {
     first: FirstConnection,
     before: Option<BeforeTry>,
@@ -180,17 +181,17 @@ impl Starting {
         }
     }
 
-    /// What precedes the next try; nothing before the first one.
+    /// What to wait for before the next try; `None` before the first one.
     pub(super) fn before_try(&mut self) -> Option<BeforeTry> {
         self.before.take()
     }
 
-    /// See [`FirstConnection::reached`].
+    /// As [`FirstConnection::reached`].
     pub(super) fn reached(&mut self) {
         self.first.reached();
     }
 
-    /// Resolves when all but the brokers is ready.
+    /// As [`FirstConnection::all_else_is_ready`].
     pub(super) async fn all_else_is_ready(&mut self) {
         self.first.all_else_is_ready().await;
     }
@@ -200,7 +201,7 @@ impl Starting {
         let _gone = self.ready.send(Ok(()));
     }
 
-    /// Counts a try in vain. None: it was the last, and the handle is told.
+    /// Counts a failed try. `None` if it was the last, which the handle is told.
     pub(super) fn failed(mut self, error: BrokerError) -> Option<Self> {
         let Some(before) = self.first.failed(&error) else {
             // The pilot may have stopped waiting.
@@ -221,13 +222,14 @@ impl BeforeTry {
     }
 }
 
-/// How long to wait after so many vain tries, or, after none, after a loss.
+/// The pause after `tried` failed tries. Zero stands for the pause after a loss.
 pub(in crate::broker) fn pause_after(tried: u32) -> Duration {
     spread(tried, Uuid::new_v4().as_u128())
 }
 
-/// 1 s, 2 s … 30 s, each shortened by up to nine tenths: a thousand pilots that lost a broker at the same moment come
-/// to it one by one. Shortened by up to a half, nearly half of them came within one second (`scripts/bench --only h`).
+/// 1 s, 2 s … 30 s, each shortened at random by up to nine tenths, so that a thousand pilots that lost a
+/// broker at the same moment come back one by one. Shortened by only up to a half, nearly half of them came
+/// within one second (`scripts/bench --only h`).
 fn spread(tried: u32, random: u128) -> Duration {
     let longest = backoff::exponential(SHORTEST_PAUSE, LONGEST_PAUSE, tried.into());
     let thousandths = 100 + u32::try_from(random % 901).unwrap_or(0);

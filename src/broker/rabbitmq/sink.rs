@@ -1,5 +1,5 @@
-//! The pilot's handle of queues that results go to, and the way of one result: into a live connection, again after
-//! each loss, and to the outbox when there is no hope.
+//! The pilot's handle of queues that results go to, and the path of one result: through a live connection,
+//! again after each loss, and to the outbox when there is no hope.
 
 use std::future::Future;
 use std::pin::pin;
@@ -24,24 +24,24 @@ use crate::broker::{
 use crate::config::AmqpAddress;
 use crate::ids::{Generation, QueueIndex};
 
-/// Results in flight; 100 are enough for the most that one connection gives, 23,600 a second.
+/// The most results in flight. 100 are enough for the highest rate of one connection, 23,600 a second.
 const PUBLISHES_MAX: u32 = 128;
 /// Messages between the results and the actor; each result waits for its own.
 const MESSAGES: usize = 16;
-/// For the last confirms before closing; each was waited for already by its event.
+/// The deadline for the last confirms before closing. Each was already waited for by its event.
 const LAST_CONFIRMS_WITHIN: Duration = Duration::from_secs(5);
-/// For the good-byes.
+/// The deadline for closing the connection.
 const CLOSE_WITHIN: Duration = Duration::from_secs(10);
-/// A result that was lost with so many connections is given up after the time that an outage is borne, though others
-/// were confirmed meanwhile: it may be what ends them.
+/// A result that was lost with so many connections is given up once an outage of that length would be, though
+/// others were confirmed meanwhile: it may be what ends the connections.
 const LOST_WITH: u32 = 3;
 
-/// Results into the queues that share a connection, each into all.
+/// Results to the queues that share a connection, each to all of them.
 pub struct RabbitMqSink {
     pub(super) at: Endpoint,
     connection: watch::Receiver<SinkConnection>,
     messages: mpsc::Sender<OutgoingMessage>,
-    /// Dropped, it ends the actor at once.
+    /// Dropping this ends the actor at once.
     closing: oneshot::Sender<oneshot::Sender<()>>,
     slots: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
@@ -86,7 +86,7 @@ impl RabbitMqSink {
         Ok(sink)
     }
 
-    /// Resolves when the last queue has it. When one does not, the event is as good as not done: it will be run again,
+    /// Resolves when all queues have the result. If one fails, the event counts as not done: it is run again,
     /// and the other queues get its result twice.
     pub(in crate::broker) fn publish(
         &self,
@@ -107,8 +107,8 @@ impl RabbitMqSink {
         async move { publishing?.await.into_iter().collect() }
     }
 
-    /// The same to one of the queues. After an outage only those are sent again that the broker did not confirm. One
-    /// that the queue does not take for now is sent again, unless it is on disk already.
+    /// Publishes to one of the queues. After an outage, only results that the broker did not confirm are sent
+    /// again. A result that the queue refuses for now is sent again, unless it is on disk already.
     pub(super) fn publish_to(
         &self,
         queue: QueueIndex,
@@ -145,7 +145,7 @@ impl RabbitMqSink {
             tracing::warn!(at = %self.at, "closing although results wait for their confirm");
         }
         let (done, is_done) = oneshot::channel();
-        // The actor logs what it could not do.
+        // The actor logs its failures.
         let _gone = self.closing.send(done);
         if timeout(CLOSE_WITHIN, is_done).await.is_err() {
             tracing::debug!(at = %self.at, "the outgoing queue was not closed in order");
@@ -153,7 +153,6 @@ impl RabbitMqSink {
     }
 }
 
-/// Whether the broker may have a result already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SendState {
     No,
@@ -173,10 +172,10 @@ struct OutgoingResult {
     messages: mpsc::Sender<OutgoingMessage>,
     refuses: RefusesSince,
     outages: OutagePolicy,
-    /// The last connection that is of no use to it.
+    /// The latest connection that the result was tried on.
     tried: Generation,
     sent: SendState,
-    /// Connections that were lost while it waited for its confirm, and since when.
+    /// The number of connections lost while it waited for its confirm, and the time of the first loss.
     losses: Option<(u32, Instant)>,
 }
 
@@ -187,7 +186,7 @@ impl OutgoingResult {
         bytes: Arc<Semaphore>,
     ) -> Result<(), PublishError> {
         let size = usize::try_from(self.body.len()).unwrap_or(usize::MAX);
-        // One byte more would close the channel, after all of them were sent.
+        // A larger message would close the channel, after all its bytes were sent.
         let limit = self.outages.message_limit().bytes();
         if size > limit {
             return Err(PublishError::TooLarge { bytes: size, limit });
@@ -196,7 +195,7 @@ impl OutgoingResult {
         let permits = tokio::select! {
             biased;
             permits = room_for(size, slots, bytes) => permits?,
-            // Those before it wait for a broker that confirms nothing.
+            // Results ahead of this one may wait for a broker that confirms nothing.
             () = &mut must_end => {
                 return self.keep("the pilot had to end before it could be sent".into()).await;
             }
@@ -226,7 +225,7 @@ impl OutgoingResult {
                 )) if self.when_undeliverable == WhenUndeliverable::Keep => {
                     (self.sent, self.losses) = (SendState::No, None);
                     if matches!(error, PublishError::Nacked { .. }) {
-                        // The connection is as good as before. After a return only the next one will do, which
+                        // The connection can be used again. After a return only the next one can, since it
                         // declares the queue again.
                         self.tried = before;
                     }
@@ -241,7 +240,7 @@ impl OutgoingResult {
         }
     }
 
-    /// Sends it through the live connection, once, and waits for the broker's answer.
+    /// Sends the result once through the live connection, and waits for the broker's answer.
     async fn send(&mut self, bytes: usize, permits: &Permits) -> SendOutcome {
         let generation = match self.next_connection().await {
             Ok(generation) => generation,
@@ -273,7 +272,7 @@ impl OutgoingResult {
         }
     }
 
-    /// The live connection, if it is a later one than the last that was tried; waits for it as long as there is hope.
+    /// The live connection, if it is newer than the last one tried; waits for one as long as there is hope.
     async fn next_connection(&mut self) -> Result<Generation, String> {
         let tried = self.tried;
         let settled = self.connection.wait_for(|connection| match connection {
@@ -323,16 +322,16 @@ impl OutgoingResult {
     }
 }
 
-/// What came of one try to send a result.
+/// The outcome of one try to send a result.
 enum SendOutcome {
-    /// Its connection ended before it was sent.
+    /// The connection ended before the message was sent.
     NotSent,
     Answered(Result<(), PublishError>),
-    /// There is no connection, and none is waited for any more.
+    /// There is no connection, and none is expected any more.
     Hopeless(String),
 }
 
-/// Waits until so much more may be on its way.
+/// Waits for the permits of a result of `size` bytes.
 async fn room_for(
     size: usize,
     slots: Arc<Semaphore>,
@@ -347,7 +346,7 @@ async fn room_for(
     Ok(Arc::new([slot, room.await.map_err(closed)?]))
 }
 
-/// The wait of a result that was refused. While it lasts, the state of the queues says so.
+/// The wait of a refused result. While it lasts, the queue's status shows the refusal.
 struct RefusedWait {
     all: Endpoint,
     at: Endpoint,
@@ -392,10 +391,10 @@ mod tests {
     use crate::broker::Direction;
 
     const LIMIT: Duration = Duration::from_mins(15);
-    /// Of each connection.
+    /// How long each connection lives.
     const LIFE: Duration = Duration::from_mins(1);
 
-    /// Others are confirmed on the same connections, so that none of them counts as an outage.
+    /// Other results are confirmed on the same connections, so none of these counts as an outage.
     #[tokio::test(start_paused = true)]
     async fn a_result_that_is_lost_with_one_connection_after_the_other_is_given_up() {
         let (connection, connections) = watch::channel(SinkConnection::Up(Generation(1)));

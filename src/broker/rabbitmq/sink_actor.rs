@@ -1,10 +1,10 @@
-//! The actor of the queues that results go to. It lives as long as its [`RabbitMqSink`](super::RabbitMqSink), on a
-//! thread of its own, through all connections: a queue may be without results for hours and must be there when one
-//! comes.
+//! The actor of the queues that results go to. It lives as long as its [`RabbitMqSink`](super::RabbitMqSink),
+//! on a thread of its own, through all connections: a queue may be without results for hours and must be
+//! reachable when one comes.
 //!
-//! Results come on one channel, which outlives the connections, and each says through which connection it is to be
-//! sent. One that comes too late for it is dropped: its sender learns that it was not sent, and waits for the next
-//! connection.
+//! Results come on one channel, which outlives the connections, and each names the connection to use. A
+//! result that comes too late for its connection is dropped: its sender learns that it was not sent, and
+//! waits for the next connection.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -21,22 +21,22 @@ use crate::broker::{BrokerError, ConnectionState, Endpoint, OutagePolicy};
 use crate::config::AmqpAddress;
 use crate::ids::Generation;
 
-/// For the good-byes.
+/// The deadline for closing a connection.
 const CLOSE_WITHIN: Duration = Duration::from_secs(8);
-/// The same for a pilot that was told to end.
+/// The deadline for closing, in a pilot that was told to end.
 const CLOSE_IN_A_HURRY: Duration = Duration::from_secs(1);
 
-/// The state of the connection, for results.
+/// The state of the connection, as results see it.
 #[derive(Debug)]
 pub(super) enum SinkConnection {
-    /// This one takes messages.
     Up(Generation),
     Down,
-    /// There was no healthy connection for as long as was configured. A later one is used nevertheless.
+    /// No connection was healthy for the configured time. A later one is used nevertheless.
     GivenUp(BrokerError),
 }
 
-/// The handle was closed, and what is told when the last connection is; or it was dropped.
+/// Resolves when the handle is closed, with a sender to report that the connection is closed; fails when the
+/// handle is dropped.
 type Closing = oneshot::Receiver<oneshot::Sender<()>>;
 
 pub(super) struct SinkActor {
@@ -46,7 +46,7 @@ pub(super) struct SinkActor {
     connection: watch::Sender<SinkConnection>,
     messages: mpsc::Receiver<OutgoingMessage>,
     closing: Closing,
-    /// Until results may come.
+    /// Set until results may come.
     starting: Option<Starting>,
     reconnect: Reconnect,
     pause: Duration,
@@ -54,9 +54,9 @@ pub(super) struct SinkActor {
     generation: Generation,
 }
 
-/// Why the service of a connection ended.
+/// Why a connection is no longer served.
 enum ServiceEnd {
-    /// The handle was closed, or dropped without a word.
+    /// The handle was closed, or dropped (`None`).
     Closing(Option<oneshot::Sender<()>>),
     Lost(BrokerError),
 }
@@ -71,7 +71,7 @@ impl ConnectionActor for SinkActor {
     async fn serve_next(&mut self) -> AfterConnection {
         let mut publisher = match self.open().await {
             Ok(publisher) => publisher,
-            // Nothing is there that could be closed in order: dropping the answer says so.
+            // There is no connection to close; dropping the sender tells the handle.
             Err(ServiceEnd::Closing(_)) => return AfterConnection::End,
             Err(ServiceEnd::Lost(error)) => return self.not_opened(error),
         };
@@ -141,7 +141,7 @@ impl SinkActor {
         }
     }
 
-    /// Waits until a connection is due, and makes it.
+    /// Waits until a connection is due, and opens it.
     async fn open(&mut self) -> Result<Publisher, ServiceEnd> {
         let before = match &mut self.starting {
             Some(starting) => starting.before_try(),
@@ -156,7 +156,7 @@ impl SinkActor {
         Ok(self.meanwhile(opening).await??)
     }
 
-    /// Sends results away until `work` is done: they wait for the next connection.
+    /// Runs `work`. Drops results that come meanwhile; their senders wait for the next connection.
     async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Result<T, ServiceEnd> {
         let mut work = pin!(work);
         loop {
@@ -185,7 +185,7 @@ impl SinkActor {
                 closing = &mut self.closing => return ServiceEnd::Closing(closing.ok()),
                 done = publisher.waiting.done() => publisher.go_on(done).await,
                 Some(message) = self.messages.recv(), if publisher.waiting.is_nothing() => {
-                    // One that came too late for its connection, or whose sender stopped waiting, is dropped.
+                    // A message for an earlier connection, or whose sender stopped waiting, is dropped.
                     if message.generation == self.generation && !message.pending.outcome.is_closed() {
                         publisher.send(message).await
                     } else {
@@ -211,7 +211,7 @@ impl SinkActor {
             starting.reached();
             return;
         }
-        // Before the connection is shown to be up.
+        // Counted before the connection is reported as up.
         self.outages.count(|stats| stats.reconnects += 1);
         self.outages.note(&self.at, ConnectionState::Up);
         let generation = self.generation.0;
@@ -219,7 +219,7 @@ impl SinkActor {
         tracing::info!(at = %self.at, generation, down_secs, "the outgoing queue is back");
     }
 
-    /// The first connection is there, and all else.
+    /// Reports the start as done: the first connection is open, and everything else ready.
     fn started(&mut self) {
         if let Some(starting) = self.starting.take() {
             self.outages.note(&self.at, ConnectionState::Up);
@@ -261,7 +261,7 @@ impl SinkActor {
         self.last_error = Some(error);
     }
 
-    /// When results have waited enough, unless they were told so.
+    /// When to give up the broker; `None` if that was reported already.
     fn give_up_at(&self) -> Option<Instant> {
         let is_given_up = matches!(*self.connection.borrow(), SinkConnection::GivenUp(_));
         let end = self.reconnect.give_up_at();
@@ -291,7 +291,7 @@ impl SinkActor {
     }
 }
 
-/// When all but the brokers is ready, for a connection that waits for it; or never.
+/// Resolves when everything but the brokers is ready; never if the start is done.
 async fn all_else_is_ready(starting: &mut Option<Starting>) {
     match starting {
         Some(starting) => starting.all_else_is_ready().await,

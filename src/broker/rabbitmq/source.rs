@@ -1,4 +1,4 @@
-//! The pilot's handle of queues that events come from, and the state that it shares with the
+//! The pilot's handle of queues that events come from, which shares its state with the
 //! [actor](super::source_actor).
 
 use std::future::Future;
@@ -21,11 +21,11 @@ use crate::broker::{
 use crate::config::AmqpAddress;
 use crate::ids::Generation;
 
-/// Stopping is one call to the server.
+/// The deadline for stopping, which is one call to the server.
 const STOP_WITHIN: Duration = Duration::from_secs(12);
-/// A full channel makes settlements wait; the actor never waits for them.
+/// Settlements wait while the channel is full; the actor never waits for them.
 const ORDERS: usize = 64;
-/// What a connection that was just made has for its first event, before its silence means something.
+/// How long a new connection has for its first event before its silence counts.
 const FIRST_EVENT_WITHIN: Duration = Duration::from_secs(1);
 
 /// Events from the queues that share a connection.
@@ -35,11 +35,11 @@ pub struct RabbitMqSource {
     orders: mpsc::Sender<SourceOrder>,
     outages: OutagePolicy,
     stopped: bool,
-    /// What [`SourceState::connected_for`] was when the idle clock was started.
+    /// The value of [`SourceState::connected_for`] when the idle clock was started.
     idle_from: Duration,
 }
 
-/// An event in hand, whichever delivery stands for it.
+/// An event in hand. The delivery that stands for it may change.
 pub(in crate::broker) struct RabbitMqReceipt {
     event: UnackedId,
     generation: Generation,
@@ -48,7 +48,7 @@ pub(in crate::broker) struct RabbitMqReceipt {
 }
 
 impl RabbitMqSource {
-    /// Connects; consumes from when `start` allows it.
+    /// Connects. Starts to consume once `start` allows it.
     pub(super) async fn open(
         at: Endpoint,
         address: &AmqpAddress,
@@ -70,7 +70,7 @@ impl RabbitMqSource {
             (start.clone(), ready),
         );
         actor_thread::spawn("amqp-in", &at, actor)?;
-        // Dropped before it is ready, it ends the actor.
+        // If `open` is cancelled, dropping this ends the actor.
         let source = Self {
             at,
             shared,
@@ -97,7 +97,7 @@ impl RabbitMqSource {
         }
     }
 
-    /// The next event, which is in hand from now on.
+    /// Takes the next event, which is in hand from now on.
     fn take(&self) -> Option<Result<Delivery, BrokerError>> {
         let taken = self.shared.with(SourceState::take)?;
         Some(taken.map(|taken| {
@@ -136,7 +136,7 @@ impl RabbitMqSource {
         let (done, is_done) = oneshot::channel();
         let stopping = async {
             if self.orders.send(SourceOrder::Stop { done }).await.is_ok() {
-                // Its end without an answer is that of the actor.
+                // Without an answer, the actor has ended.
                 let _gone = is_done.await;
             }
         };
@@ -180,11 +180,11 @@ impl RabbitMqReceipt {
         self.generation
     }
 
-    /// Resolves when the order is given.
+    /// Resolves when the order is sent.
     pub(in crate::broker) fn set_aside(&self) -> impl Future<Output = ()> + Send + use<> + 'static {
         let (orders, event) = (self.orders.clone(), self.event);
         async move {
-            // Closed: nothing more is to come.
+            // If the channel is closed, no further event comes.
             let _closed = orders.send(SourceOrder::SetAside { event }).await;
         }
     }
@@ -202,8 +202,8 @@ impl RabbitMqReceipt {
             sent = self.orders.send(order) => sent.map_err(|_closed| SettleError::SessionLost)?,
             () = &mut must_end => return Err(SettleError::SessionLost),
         }
-        // No answer: the connection was lost over it, and the event is settled when it comes again. Nor is one waited
-        // for in a pilot that was told to end: the actor may wait for a server that is silent.
+        // Without an answer, the connection was lost meanwhile, and the event is settled when it comes again.
+        // A pilot that was told to end does not wait for the answer, since the server may be silent.
         tokio::select! {
             biased;
             _deferred = is_done => {}

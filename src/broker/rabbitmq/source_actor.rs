@@ -1,14 +1,16 @@
-//! The actor of the queues that events come from. It lives as long as its [`RabbitMqSource`](super::RabbitMqSource) and
-//! that one's receipts, on a thread of its own, through all connections: it makes each connection, recognises events
-//! that are in hand when they come again, and settles each with the tag that is valid at that time.
+//! The actor of the queues that events come from. It lives as long as its
+//! [`RabbitMqSource`](super::RabbitMqSource) and the receipts of that, on a thread of its own, through all
+//! connections: it makes each connection, recognises events in hand when they come again, and settles each
+//! with the tag that is valid at that time.
 //!
-//! Orders come on one channel, which outlives the connections. An acknowledgement is two messages: the order and its
-//! answer.
+//! Orders come on one channel, which outlives the connections. An acknowledgement takes two messages: the
+//! order and its answer.
 //!
-//! While events have lost their delivery with a connection, the next one asks their queue for so many more than the
-//! window, so that they can come although others came first. After [`RECOVER_WITHIN`] no more of them are expected.
-//! Queues that were stopped get a new connection only for their sake. What else comes with them is held until then, to
-//! be given back once instead of over and over: each return brings an event closer to the broker's delivery limit.
+//! When events have lost their delivery with a connection, the next connection raises the window of their
+//! queue by their number, so that they can come although others came first. After [`RECOVER_WITHIN`] they are
+//! no longer expected. Queues that were stopped get a new connection only for the sake of such events. Other
+//! events that come with it are held until then, and given back once instead of over and over: each return
+//! brings an event closer to the broker's delivery limit.
 
 use std::future::pending;
 use std::pin::pin;
@@ -33,48 +35,48 @@ use crate::broker::{
 use crate::config::AmqpAddress;
 use crate::ids::Generation;
 
-/// How long after a reconnection events that the broker took back are waited for. It notices the end of the old
-/// connection up to three heartbeats, of 15 s, after us.
+/// How long after a reconnection the events that the broker took back are waited for. The broker notices the
+/// end of the old connection up to three heartbeats, of 15 s each, after the pilot.
 const RECOVER_WITHIN: Duration = Duration::from_mins(1);
-/// For closing one connection: four calls to the server.
+/// The deadline for closing one connection: four calls to the server.
 const CLOSE_CONNECTION_WITHIN: Duration = Duration::from_secs(25);
-/// The same for a pilot that was told to end.
+/// The deadline for closing, in a pilot that was told to end.
 const CLOSE_IN_A_HURRY: Duration = Duration::from_secs(1);
-/// How long closing may take in all: a connection that is lost while it is closed, one more, and its good-byes.
+/// The longest time for closing: a connection that is lost while it is closed, one more, and closing that.
 pub(super) const CLOSE_WITHIN: Duration =
     Duration::from_secs(2 * RECOVER_WITHIN.as_secs() + 2 * CLOSE_CONNECTION_WITHIN.as_secs());
 /// RabbitMQ 4.0 deletes an event, or moves it to a dead-letter queue, after 20 deliveries.
 const MANY_DELIVERIES: u64 = 15;
 
-/// What the pilot asks for.
+/// An order of the pilot.
 #[derive(Debug)]
 pub(super) enum SourceOrder {
-    /// Settle an event in hand. No answer means that its connection was lost over it.
+    /// Settles an event in hand. If there is no answer, the connection was lost meanwhile.
     Settle {
         event: UnackedId,
         verdict: Verdict,
         done: oneshot::Sender<()>,
     },
-    /// An event in hand is held beside those that the window is for.
+    /// Holds an event in hand outside the window.
     SetAside { event: UnackedId },
-    /// Hand out no more, give back what was not handed out.
+    /// Hands out no more events, and gives back those that were not handed out.
     Stop { done: oneshot::Sender<()> },
-    /// End, when all that is done is acknowledged, or won't be any more.
+    /// Ends the actor once every event that is done is acknowledged, or can't be any more.
     Close { done: oneshot::Sender<()> },
 }
 
-/// Whether events are wanted. Moves forward only, but for a loss while stopped.
+/// Whether events are wanted. Moves forward only, except for a loss while stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum IntakePhase {
     Open,
-    /// Only events in hand are, to recognise them; the rest waits.
+    /// Only events in hand are wanted, to recognise them; other events are held.
     Recovering,
     Stopped,
 }
 
-/// Why the service of a connection ended.
+/// Why a connection is no longer served.
 enum ServiceEnd {
-    /// No other one is wanted.
+    /// No other connection is wanted.
     Closed,
     Lost(BrokerError),
 }
@@ -85,11 +87,11 @@ impl From<BrokerError> for ServiceEnd {
     }
 }
 
-/// The end that was asked for.
+/// A requested end.
 struct Closing {
     done: oneshot::Sender<()>,
     began: Instant,
-    /// No longer, whatever is owed.
+    /// The latest end, even if acknowledgements are owed.
     until: Instant,
 }
 
@@ -100,9 +102,9 @@ pub(super) struct SourceActor {
     shared: Arc<SharedState>,
     outages: OutagePolicy,
     orders: mpsc::Receiver<SourceOrder>,
-    /// When the first connection may take events.
+    /// Allows the first connection to take events.
     start: StartSignal,
-    /// Until events come.
+    /// Set until the first connection consumes.
     starting: Option<Starting>,
     reconnect: Reconnect,
     pause: Duration,
@@ -110,7 +112,7 @@ pub(super) struct SourceActor {
     generation: Generation,
     intake: IntakePhase,
     wanted: bool,
-    /// While events that were lost with a connection may still come again.
+    /// Set while events that were lost with a connection may still come again.
     recover_until: Option<Instant>,
     stopping: Vec<oneshot::Sender<()>>,
     closing: Option<Closing>,
@@ -147,7 +149,7 @@ impl ConnectionActor for SourceActor {
     }
 
     fn fail(&mut self, error: BrokerError) -> AfterConnection {
-        // With nothing to wait on, orders are answered between two tries.
+        // There is nothing to wait for, so orders are answered between two tries.
         loop {
             match self.orders.try_recv() {
                 Ok(order) => self.obey_unconnected(order),
@@ -203,7 +205,7 @@ impl SourceActor {
         }
     }
 
-    /// Waits until a connection is due, and makes it.
+    /// Waits until a connection is due, and opens it.
     async fn open(&mut self) -> Result<Consumer, ServiceEnd> {
         if !self.wanted && self.shared.with(|state| state.unacked.is_empty()) {
             // A connection would be of no use. Orders are still answered.
@@ -241,7 +243,7 @@ impl SourceActor {
         Ok(self.meanwhile(starting).await??)
     }
 
-    /// How many events of each queue may be unsettled: the window, and those that are expected to come again.
+    /// The most unsettled events of each queue: the window, and the events that are expected to come again.
     fn windows(&self) -> Vec<u16> {
         let of = |ownerless| {
             let more = u16::try_from(ownerless).unwrap_or(u16::MAX);
@@ -255,7 +257,7 @@ impl SourceActor {
         })
     }
 
-    /// Obeys orders until `work` is done.
+    /// Runs `work`, and obeys orders meanwhile.
     async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Result<T, ServiceEnd> {
         let mut work = pin!(work);
         let mut told = self.outages.told_to_end();
@@ -287,7 +289,7 @@ impl SourceActor {
             let prove_at = consumer.prove_at();
             let woken = tokio::select! {
                 biased;
-                // Events of a dead connection come again; running them now would run them twice.
+                // Events of a dead connection come again; to run them now would run them twice.
                 event = consumer.connection.signals.recv() => {
                     ActorWakeup::Fault(event.unwrap_or(ChannelEvent::Dropped))
                 }
@@ -331,7 +333,7 @@ impl SourceActor {
             .min()
     }
 
-    /// When there is no hope of another event, if there is hope.
+    /// When to give up waiting for events; `None` if none are awaited.
     fn give_up_at(&self) -> Option<Instant> {
         let is_hoped_for = self.wanted && self.starting.is_none();
         self.reconnect.give_up_at().filter(|_| is_hoped_for)
@@ -353,7 +355,7 @@ impl SourceActor {
             }
             SourceOrder::SetAside { event } => {
                 let delivery = self.shared.with(|state| state.unacked.delivery_of(event));
-                // Where its connection is lost, the next one's window makes room for it.
+                // If the event's connection is lost, the next one's window makes room for it.
                 if let Some((owner, queue)) = delivery
                     && self.intake == IntakePhase::Open
                 {
@@ -365,7 +367,7 @@ impl SourceActor {
         Ok(())
     }
 
-    /// What needs no server.
+    /// Obeys an order without a server.
     fn obey_unconnected(&mut self, order: SourceOrder) {
         match order {
             SourceOrder::Settle { event, verdict, .. } => {
@@ -448,7 +450,7 @@ impl SourceActor {
                 match self.outages.bodies().keep_in_memory(body) {
                     Ok(body) => self.shared.hand_out(arrival, body),
                     Err(body) => {
-                        // Only one is on its way to the disk: the next is not read before.
+                        // Only one body is written at a time: no message is read meanwhile.
                         let spilling = self.outages.bodies().keep_on_disk(body);
                         consumer.spilling = Some((arrival, Box::pin(spilling)));
                     }
@@ -479,7 +481,7 @@ impl SourceActor {
         let now = Instant::now();
         let generation = self.generation;
         if self.starting.is_none() {
-            // Before the connection is shown to be up.
+            // Counted before the connection is reported as up.
             self.outages.count(|stats| stats.reconnects += 1);
         }
         self.outages.note(&self.at, ConnectionState::Up);
@@ -538,7 +540,7 @@ impl SourceActor {
         }
     }
 
-    /// No more events are expected. Tasks that run may still be acknowledged, if the broker comes back in their time.
+    /// Stops expecting events. Running tasks may still be acknowledged, if the broker comes back in time.
     fn give_up(&mut self) {
         let error = self.last_error.clone();
         let error = error.unwrap_or_else(|| super::actor_thread::vanished(&self.at));
@@ -548,7 +550,7 @@ impl SourceActor {
         self.shared.give_up(error);
     }
 
-    /// So many events are done and may be run again, here or elsewhere.
+    /// Counts events that are done and may be run again, here or elsewhere.
     fn doubt(&self, events: u64) {
         self.outages.count(|stats| stats.unacknowledged += events);
     }
@@ -593,7 +595,7 @@ impl SourceActor {
         }
     }
 
-    /// A pilot that was told to end waits for nothing long.
+    /// Shortens the closing in a pilot that was told to end.
     fn shorten_closing(&mut self) {
         if let Some(closing) = &mut self.closing
             && let Some(end) = self.outages.short_wait_ends(closing.began)
@@ -602,7 +604,7 @@ impl SourceActor {
         }
     }
 
-    /// Ends the consumers, and gives back what was not handed out.
+    /// Ends the consumers, and gives back the events that were not handed out.
     async fn stop_intake(&mut self, consumer: &mut Consumer) -> Result<(), BrokerError> {
         self.intake = IntakePhase::Stopped;
         consumer.stop().await?;
@@ -627,7 +629,7 @@ impl SourceActor {
         }
     }
 
-    /// Whether nothing more can be gained by waiting.
+    /// Whether waiting any longer would gain nothing.
     fn is_ready_to_close(&self) -> bool {
         self.closing.is_some() && self.intake == IntakePhase::Stopped
             || self.is_ready_to_close_unconnected()
@@ -691,7 +693,7 @@ impl SourceActor {
     }
 }
 
-/// An event whose body is being put on the disk, once it is there; or never.
+/// The event whose body is being written to disk, when that is done; never resolves if there is none.
 async fn spilled(spilling: &mut super::consumer::Spilling) -> (ReceivedEvent, Body) {
     match spilling {
         Some((arrival, body)) => {
@@ -703,6 +705,6 @@ async fn spilled(spilling: &mut super::consumer::Spilling) -> (ReceivedEvent, Bo
 }
 
 fn answer(done: oneshot::Sender<()>) {
-    // The asker may have stopped waiting.
+    // The caller may have stopped waiting.
     let _gone = done.send(());
 }

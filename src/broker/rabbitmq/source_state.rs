@@ -1,5 +1,5 @@
-//! What a source and its actor share: the events that were not handed out, the events in hand, and since when the
-//! connection is there.
+//! The state that a source and its actor share: events that were not handed out, events in hand, and the
+//! start of the live connection.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -13,29 +13,29 @@ use super::unacked::{SessionTag, UnackedId, UnackedTable};
 use crate::broker::{Body, BrokerError};
 use crate::ids::Generation;
 
-/// What handle and actor share. No await happens under its lock.
+/// The state that the handle and the actor share. No await happens under its lock.
 #[derive(Debug, Default)]
 pub(super) struct SharedState {
     state: Mutex<SourceState>,
-    /// An event can be handed out, or none will come.
+    /// Notified when an event can be handed out, or no more will come.
     news: Notify,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct SourceState {
-    /// All of the live connection.
+    /// Events of the live connection only.
     pub(super) prefetched: PrefetchBuffer,
     pub(super) unacked: UnackedTable,
-    /// The live connection, and since when.
+    /// The live connection and its start.
     pub(super) live: Option<(Generation, Instant)>,
-    /// How long earlier ones lived.
+    /// How long earlier connections lived, together.
     connected_before: Duration,
-    /// Why no more events are to be expected.
+    /// Why no more events will come.
     given_up: Option<BrokerError>,
 }
 
 impl SharedState {
-    /// Resolves when an event can be handed out, or none will come.
+    /// Resolves when an event can be handed out, or no more will come.
     pub(super) fn news(&self) -> Notified<'_> {
         self.news.notified()
     }
@@ -71,14 +71,13 @@ impl SourceState {
         self.live.is_some()
     }
 
-    /// All the time in which events could come.
+    /// The total time in which events could come.
     pub(super) fn connected_for(&self) -> Duration {
         let now = self.live.map(|(_, since)| since.elapsed());
         self.connected_before + now.unwrap_or_default()
     }
 }
 
-/// An event that is handed out.
 pub(super) struct TakenEvent {
     pub(super) event: UnackedId,
     pub(super) generation: Generation,

@@ -1,5 +1,5 @@
-//! Tokens that are renewed while the pilot runs: the newest one for each new connection, and for a live one before the
-//! token that it began with ends. The token's file may be on a disk that hangs; then the last token is used.
+//! Tokens that are renewed while the pilot runs. Each new connection gets the newest token, and a live one
+//! gets it before its own ends. The token's file may be on a disk that hangs; then the last token is used.
 
 use std::pin::pin;
 use std::time::{Duration, SystemTime};
@@ -13,14 +13,14 @@ use crate::blocking;
 use crate::broker::Endpoint;
 use crate::config::{AmqpAddress, Secret, TokenFile, expiry};
 
-/// For reading a small file, on a file system that may hang.
+/// The deadline for reading a small file, on a file system that may hang.
 const READ_WITHIN: Duration = Duration::from_secs(5);
-/// For the server's answer, until its absence is worth a line in the log.
+/// How long the server's answer may take before its absence is logged.
 const ANSWER_WITHIN: Duration = Duration::from_secs(8);
-/// How often the file is read again, at most, when its token's end is near or past.
+/// The shortest pause between two reads of the file, when its token's end is near or past.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// What to show the server now.
+/// The secret to show the server now.
 pub(super) async fn current(address: &AmqpAddress, at: &Endpoint) -> Secret {
     match &address.token_file {
         Some(file) => read(file, at).await,
@@ -28,7 +28,7 @@ pub(super) async fn current(address: &AmqpAddress, at: &Endpoint) -> Secret {
     }
 }
 
-/// The file's token, or the one that it had when it can't be read.
+/// The token in the file, or the last one if the file can't be read.
 async fn read(file: &TokenFile, at: &Endpoint) -> Secret {
     let reading = file.clone();
     let read = async {
@@ -50,11 +50,11 @@ async fn read(file: &TokenFile, at: &Endpoint) -> Secret {
     file.last()
 }
 
-/// Keeps the token of a live connection new. Ends when it is dropped.
+/// Renews the token of a live connection, until it is dropped.
 pub(super) struct Renewal(JoinHandle<()>);
 
 impl Renewal {
-    /// For a connection that was opened with `secret`. Nothing is to be done for one without a file.
+    /// For a connection that was opened with `secret`; `None` without a token file.
     pub(super) fn of(
         connection: &Connection,
         address: &AmqpAddress,
@@ -63,7 +63,7 @@ impl Renewal {
     ) -> Option<Self> {
         let file = address.token_file.clone()?;
         let (connection, at) = (connection.clone(), at.clone());
-        // In a task of its own: a server without memory answers no publisher for as long.
+        // In a task of its own, since a server that is short of memory does not answer publishers.
         Some(Self(tokio::spawn(renew(connection, file, secret, at))))
     }
 }
@@ -74,8 +74,8 @@ impl Drop for Renewal {
     }
 }
 
-/// What fails here is tried again; at worst the server ends the connection when the token ends, and the
-/// next one begins with what the file holds then.
+/// Failures are tried again. At worst, the server ends the connection with the token, and the next connection
+/// begins with the token that the file holds then.
 async fn renew(connection: Connection, file: TokenFile, mut secret: Secret, at: Endpoint) {
     while let Some(end) = expiry(secret.reveal()) {
         let left = end.duration_since(SystemTime::now()).unwrap_or_default();
@@ -94,18 +94,18 @@ async fn renew(connection: Connection, file: TokenFile, mut secret: Secret, at: 
     }
 }
 
-/// Takes as long as the server does. Whether the connection lives is asked by others.
+/// Waits for as long as the server takes. Other code checks whether the connection is alive.
 async fn update(connection: &Connection, newer: &Secret, at: &Endpoint) -> Result<(), Error> {
     let mut sent = pin!(connection.update_secret(newer.reveal(), "a newer token"));
     if let Ok(answer) = timeout(ANSWER_WITHIN, &mut sent).await {
         return answer;
     }
     tracing::warn!(%at, "the broker did not answer to a newer token yet");
-    // Not cancelled: an answer to a call that was dropped ends amqprs' reader.
+    // Not cancelled: an answer to a dropped call ends amqprs' reader.
     sent.await
 }
 
-/// Four fifths of what is left.
+/// The pause before the next renewal: four fifths of the time left.
 fn pause_of(left: Duration) -> Duration {
     (left / 5 * 4).max(LOOK_EVERY)
 }
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
     use crate::broker::Direction;
 
-    /// In real time, as a thread reads the file.
+    /// In real time, since a thread reads the file.
     #[tokio::test]
     async fn while_a_read_hangs_the_last_token_is_used_and_no_second_read_is_begun() {
         let directory = tempfile::tempdir().unwrap();

@@ -1,10 +1,10 @@
-//! The table of unacknowledged events: which delivery stands for which event, and what became of it. Its rules decide
-//! whether a task is run twice and whether an event is lost. No I/O, no clock.
+//! The table of unacknowledged events: which delivery stands for which event, and the event's state. Its
+//! rules decide whether a task is run twice and whether an event is lost. No I/O, no clock.
 //!
-//! An event outlives the connection it came through. When that is lost its tag means nothing any more,
-//! the task runs on, and the broker delivers the event again, flagged as redelivered. Such a delivery
-//! is *adopted*: it becomes the tag of the event in hand instead of a new event. The event is recognised by
-//! its queue, its body and, where its producer set one, its `message_id`.
+//! An event outlives the connection that it came through. When that is lost, its tag is void, the task runs
+//! on, and the broker delivers the event again, flagged as redelivered. Such a delivery is *adopted*: it
+//! becomes the tag of the event in hand instead of a new event. The event is recognised by its queue, its
+//! body and, if its producer set one, its `message_id`.
 //!
 //! | state | with an owner | after its connection was lost |
 //! | --- | --- | --- |
@@ -13,10 +13,10 @@
 //! | sent: settled, not proven to have arrived | forgotten when proven | in doubt |
 //! | in doubt: the settlement may have arrived or not | | adopted and settled so if it has a `message_id`, else forgotten |
 //!
-//! Events with equal bodies are as good as each other as long as the broker still has all of them: each run
-//! acknowledges one. An event in doubt may be gone already, and a delivery with its body be another event,
-//! of which nothing was run. So a body alone never settles it: the event runs again, as a duplicate is
-//! cheaper than a loss.
+//! Events with equal bodies are interchangeable as long as the broker still has all of them: each run
+//! acknowledges one. An event in doubt may be gone already, and a delivery with its body may be another event
+//! that was never run. So a body alone never settles an event in doubt: the event runs again, as a duplicate
+//! is cheaper than a loss.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
@@ -25,13 +25,13 @@ use twox_hash::XxHash3_128;
 use crate::broker::Verdict;
 use crate::ids::{DeliveryTag, Generation, QueueIndex};
 
-/// Fingerprints that are remembered to recognise a `message_id` that a producer used more than once.
+/// The number of fingerprints remembered, to recognise a `message_id` that a producer used more than once.
 const REMEMBERED: usize = 8_192;
 
 /// Recognises an event in its queue: its body, by 128 bits of XXH3 and its length, and its `message_id`. An
-/// equal id with another body is another event: ids are the producer's. Not a cryptographic hash, which would
-/// hold up the loop for 19 ms with a body of 8 MB: who can forge bodies can do worse to their own queue. The
-/// same body in another queue is another event.
+/// equal id with another body is another event, since producers choose the ids. The same body in another
+/// queue is another event. A cryptographic hash would hold up the loop for 19 ms with a body of 8 MB; and a
+/// producer that can forge bodies can do worse to its own queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Fingerprint {
     queue: QueueIndex,
@@ -51,7 +51,7 @@ impl Fingerprint {
     }
 }
 
-/// What is remembered of a fingerprint: 8 of its 64 bytes, for thousands are kept in a list and a set. A
+/// A fingerprint as it is remembered: 8 of its 64 bytes, since thousands are kept in a list and a set. A
 /// collision only makes the pilot more careful, see [`UnackedTable::reused`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct ShortFingerprint(u64);
@@ -72,11 +72,11 @@ pub(super) enum DeliveryFlag {
     Redelivered,
 }
 
-/// Names one event in hand.
+/// Identifies one event in hand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct UnackedId(u64);
 
-/// A tag and the only connection in which it means something.
+/// A tag and the only connection in which it is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SessionTag {
     pub(super) generation: Generation,
@@ -89,14 +89,14 @@ enum UnackedState {
     Settled(FinalVerdict, AckSent),
 }
 
-/// A verdict that is final: the broker is to forget the event.
+/// A final verdict, after which the broker forgets the event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FinalVerdict {
     Done,
     Rejected,
 }
 
-/// What the broker was told of a final verdict.
+/// How far a final verdict has been sent to the broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AckSent {
     Nothing,
@@ -127,23 +127,23 @@ struct UnackedEvent {
     state: UnackedState,
 }
 
-/// What a delivery turned out to be.
+/// How a delivery was recognised.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Recognition {
     /// An event that is not in hand.
     New,
     Running,
-    /// One that is worked through; to be settled so.
+    /// An event that is done or rejected; to be settled with this verdict.
     Settled(UnackedId, Verdict),
 }
 
-/// What is to be done for a verdict.
+/// How to settle an event.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Settling {
     Send(SessionTag),
-    /// Its connection is lost. The acknowledgement follows when the event is delivered again.
+    /// The event's connection is lost. The acknowledgement follows when the event is delivered again.
     Deferred,
-    /// Its connection is lost, and with it the broker took the event back, which is what was wanted.
+    /// The event's connection is lost, so the broker has taken the event back, as the verdict wanted.
     GivenBackAlready,
 }
 
@@ -151,10 +151,11 @@ pub(super) enum Settling {
 pub(super) struct UnackedTable {
     entries: BTreeMap<UnackedId, UnackedEvent>,
     last: u64,
-    /// Of events with a `message_id`; of others nothing is trusted that would have to be remembered.
+    /// Fingerprints of events with a `message_id`. Those without are not needed: no doubt about them is
+    /// trusted.
     remembered: VecDeque<ShortFingerprint>,
     seen: HashSet<ShortFingerprint>,
-    /// Ids that more than one event has, with the same body.
+    /// Fingerprints, ids included, that more than one event has.
     reused: HashSet<ShortFingerprint>,
 }
 
@@ -193,7 +194,7 @@ impl UnackedTable {
         }
     }
 
-    /// A delivery came. One that is not flagged is never one in hand.
+    /// Recognises a delivery. One that is not flagged as redelivered is never of an event in hand.
     pub(super) fn recognise(
         &mut self,
         fingerprint: Fingerprint,
@@ -207,10 +208,10 @@ impl UnackedTable {
         let candidates = self.entries.iter_mut().filter(|(_, entry)| {
             entry.owner.is_none()
                 && entry.fingerprint == fingerprint
-                // Acknowledging the twin of an event that the broker has forgotten would lose it.
+                // To acknowledge the twin of an event that the broker has forgotten would lose the twin.
                 && !(reused && entry.is_in_doubt())
         });
-        // Doubt last: an event that is surely meant comes first.
+        // Events in doubt come last, since the others are surely still at the broker.
         let Some((id, entry)) = candidates.min_by_key(|(_, entry)| entry.is_in_doubt()) else {
             return Recognition::New;
         };
@@ -224,7 +225,7 @@ impl UnackedTable {
         }
     }
 
-    /// The verdict on an event in hand. `number` is what its settlement would be in the connection.
+    /// Applies the verdict on an event in hand. `number` is that of its settlement in the connection.
     pub(super) fn settle(&mut self, id: UnackedId, verdict: &Verdict, number: u64) -> Settling {
         let Some(entry) = self.entries.get_mut(&id) else {
             return Settling::GivenBackAlready;
@@ -253,14 +254,14 @@ impl UnackedTable {
         Some((entry.owner?, entry.fingerprint.queue))
     }
 
-    /// The broker has read the connection's settlements up to this one.
+    /// The broker has read the connection's settlements up to `number`.
     pub(super) fn proven(&mut self, number: u64) {
         self.entries
             .retain(|_, entry| !matches!(entry.state, UnackedState::Settled(_, AckSent::Sent(sent)) if sent <= number));
     }
 
-    /// The connection is lost, and all its tags with it. Gives how many events are done and forgotten in
-    /// doubt: if their acknowledgement did not arrive, they are run again.
+    /// The connection is lost, and all its tags are void. Returns the number of events that are done and
+    /// forgotten in doubt: if their acknowledgement did not arrive, they are run again.
     pub(super) fn session_lost(&mut self) -> u64 {
         for entry in self.entries.values_mut() {
             entry.owner = None;
@@ -271,8 +272,8 @@ impl UnackedTable {
         self.forget_doubts(|entry| entry.fingerprint.message_id.is_none())
     }
 
-    /// All that the broker took back has come again, here or elsewhere. Gives what
-    /// [`session_lost`](Self::session_lost) does.
+    /// Every event that the broker took back has come again, here or elsewhere. Returns the same count as
+    /// [`session_lost`](Self::session_lost).
     pub(super) fn end_doubts(&mut self) -> u64 {
         self.forget_doubts(|entry| entry.owner.is_none())
     }
@@ -289,7 +290,7 @@ impl UnackedTable {
         done
     }
 
-    /// Events that may be delivered again.
+    /// The number of events that may be delivered again.
     pub(super) fn ownerless(&self) -> usize {
         self.entries
             .values()
@@ -297,7 +298,7 @@ impl UnackedTable {
             .count()
     }
 
-    /// Those of them that came from this queue.
+    /// The number of events of this queue that may be delivered again.
     pub(super) fn ownerless_of(&self, queue: QueueIndex) -> usize {
         self.entries
             .values()
@@ -305,7 +306,7 @@ impl UnackedTable {
             .count()
     }
 
-    /// Events that are done and not surely acknowledged, and for which nothing is under way.
+    /// The number of events that are settled here but not surely at the broker, with nothing under way.
     pub(super) fn owed(&self) -> usize {
         self.entries
             .values()

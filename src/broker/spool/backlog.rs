@@ -1,8 +1,7 @@
-//! Which file comes next. Remembers a bounded number of names from the last look into the
-//! directory, so that a queue of many thousands is neither looked through for every event nor kept
-//! in memory. Blocks.
+//! Selects the next file. Remembers a bounded number of names from the last look into the directory, so that
+//! a queue of many thousands is neither searched for every event nor kept in memory. Blocks.
 //!
-//! Order: by name among what a look found, then what was announced since, as it came.
+//! The order: by name for the files that a look found, then the announced ones as they came.
 
 use std::collections::{BinaryHeap, HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
@@ -13,18 +12,18 @@ use super::claim::{Claim, ClaimOutcome, ClaimTable, FileState};
 use super::paths::{SpoolError, is_event_name};
 use crate::regular_file::kind_of;
 
-/// Names kept: about 1.5 MB. A queue of 100,000 is looked through seven times.
+/// Names kept, about 1.5 MB. A queue of 100,000 events is searched seven times.
 const NAMES_MAX: usize = 16 * 1024;
 
-/// At most so many things that are no files are remembered to have been warned of.
+/// The most things that are remembered because they were warned of.
 const WARNED_MAX: usize = 1024;
 
-/// What looking for an event came to.
+/// The outcome of looking for an event.
 #[derive(Debug)]
 pub(super) enum NextName {
     Claimed(Box<Claim>),
     Empty,
-    /// Something there that can't be taken just now.
+    /// There are files that can't be taken just now.
     NotYet,
 }
 
@@ -33,9 +32,9 @@ pub(super) enum NextName {
 pub(super) struct Backlog {
     found: VecDeque<OsString>,
     announced: VecDeque<OsString>,
-    /// There is, or may be, more in the directory than is remembered.
+    /// The directory has, or may have, more files than are remembered.
     more: bool,
-    /// What is no file and was warned of.
+    /// Things that are no files, and were warned of.
     warned: HashSet<OsString>,
 }
 
@@ -47,7 +46,7 @@ impl Backlog {
         }
     }
 
-    /// The kernel reports a complete file.
+    /// Adds a file that the kernel reported as complete.
     pub(super) fn announce(&mut self, name: OsString) {
         if !is_event_name(&name) {
             return;
@@ -59,12 +58,12 @@ impl Backlog {
         }
     }
 
-    /// There may be files that were not announced.
+    /// Makes the next claim search the directory: it may hold files that were not announced.
     pub(super) fn look_again(&mut self) {
         self.more = true;
     }
 
-    /// Whether there is a name to try without looking.
+    /// Whether there is a name to try without searching the directory.
     pub(super) fn has_names(&self) -> bool {
         !self.found.is_empty() || !self.announced.is_empty()
     }
@@ -96,7 +95,7 @@ impl Backlog {
         }
     }
 
-    /// Says once of each thing that it waits in vain.
+    /// Warns once of a thing that is no file.
     fn warn(&mut self, desk: &ClaimTable, name: &OsStr, kind: FileType) {
         if self.warned.len() >= WARNED_MAX || !self.warned.insert(name.to_owned()) {
             return;
@@ -107,7 +106,7 @@ impl Backlog {
         );
     }
 
-    /// Remembers the first names of the directory.
+    /// Remembers the first names in the directory.
     fn look(&mut self, desk: &ClaimTable) -> Result<(), SpoolError> {
         let waiting = &desk.paths.waiting;
         let mut first = BinaryHeap::new();
@@ -118,7 +117,7 @@ impl Backlog {
             if !is_event_name(&name) || desk.paths.is_own(&name) {
                 continue;
             }
-            // Whose type can't be told is gone.
+            // A file whose type can't be read is gone.
             let Ok(kind) = entry.file_type() else {
                 continue;
             };

@@ -1,5 +1,5 @@
-//! One event: claimed by renaming it into the holder's directory, read, and moved on as its
-//! verdict says. Its functions block.
+//! One event: claimed by renaming it into the holder's directory, read, and moved as its verdict says. The
+//! functions block.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -18,41 +18,41 @@ use crate::ids::Generation;
 /// An event that failed so often is given up.
 pub(super) const TRIES_MAX: u64 = 3;
 
-/// More than any broker would carry; what is larger is not an event but a mistake.
+/// No broker carries more; a larger file is no event but a mistake.
 const EVENT_BYTES_MAX: u64 = 512 * 1024 * 1024;
-/// Of a larger one only the file is held: it is the event's, wherever it is moved.
+/// A larger event is not read but held as an open file, which stays valid wherever it is moved.
 const READ_BYTES_MAX: u64 = 64 * 1024;
 
-/// A file found by looking may still be written by a program that doesn't write under a temporary
-/// name, as `cp` doesn't. If it was changed so short ago, it is left alone for a moment.
+/// A file found by a search may still be written by a program that uses no temporary name, such as `cp`. If
+/// it was changed so recently, it is left alone for a moment.
 const SETTLED_AFTER: Duration = Duration::from_millis(300);
 
-/// How it is known that there is such a file.
+/// How the file became known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FileState {
-    /// The kernel said that it was closed or moved here: it is complete.
+    /// The kernel reported that it was closed or moved here, so it is complete.
     Announced,
     Found,
 }
 
-/// What came of trying to claim one file.
+/// The outcome of trying to claim one file.
 #[derive(Debug)]
 pub(super) enum ClaimOutcome {
     Claimed(Box<Claim>),
     /// Another pilot has it.
     Gone,
-    /// It is something else than a file.
+    /// The path is something other than a regular file.
     NoFile(fs::FileType),
     NotYet,
 }
 
-/// A pilot's claims and where they are. Shared by its claims.
+/// A pilot's claims and their directory; shared by the claims.
 #[derive(Debug)]
 pub(super) struct ClaimTable {
     pub(super) paths: SpoolPaths,
     pub(super) own_lease: Lease,
-    /// Names now in the holder's directory. A second event of the same name has to wait, since
-    /// its rename would replace the first.
+    /// Names that are now in the holder's directory. A second event of the same name has to wait, since its
+    /// rename would replace the first.
     names: Mutex<HashSet<OsString>>,
 }
 
@@ -65,7 +65,7 @@ pub(super) struct Claim {
 }
 
 impl ClaimTable {
-    /// A holder of its own in the queue.
+    /// Creates a lease, with a directory for claims, in the queue.
     pub(super) fn open(paths: SpoolPaths, generation: Generation) -> Result<Self, SpoolError> {
         let own_lease = Lease::create(&paths, generation)?;
         Ok(Self {
@@ -79,7 +79,6 @@ impl ClaimTable {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tries to claim a waiting file.
     pub(super) fn claim(
         self: &Arc<Self>,
         name: &OsStr,
@@ -101,7 +100,7 @@ impl ClaimTable {
             return Ok(ClaimOutcome::NotYet);
         }
         if !self.names().insert(name.to_owned()) {
-            // Ours, unless we were taken for dead and it is back in the queue.
+            // This pilot holds it, unless it was taken for dead and the event is back in the queue.
             return match self.own_lease.directory.try_exists() {
                 Ok(false) => Err(SpoolError::on("claim", &from)(
                     io::ErrorKind::NotFound.into(),
@@ -114,7 +113,7 @@ impl ClaimTable {
             Ok(()) => {}
             Err(error) => {
                 self.names().remove(name);
-                // Without a directory to claim into, we were taken for dead.
+                // If the directory for claims is gone, this pilot was taken for dead.
                 if error.kind() == io::ErrorKind::NotFound && self.own_lease.directory.exists() {
                     return Ok(ClaimOutcome::Gone);
                 }
@@ -132,8 +131,8 @@ impl ClaimTable {
         })))
     }
 
-    /// The file beside the queue that counts an event's failures. It names the inode, since
-    /// another event may come under the same name.
+    /// The file beside the queue that counts an event's failures. It holds the inode, since another event may
+    /// come under the same name.
     fn tries_file(&self, name: &OsStr) -> PathBuf {
         self.paths.tries.join(name)
     }
@@ -151,8 +150,8 @@ impl ClaimTable {
 }
 
 fn is_young(found: &fs::Metadata) -> bool {
-    // A clock that differs from the file system's makes a file look old or from the future:
-    // either way it isn't waited for.
+    // If this clock differs from the file system's, a file looks old or from the future; either way it isn't
+    // waited for.
     let age = || {
         SystemTime::now()
             .duration_since(found.modified().ok()?)
@@ -197,7 +196,7 @@ impl Claim {
         Ok(Content::File(format, bytes.into()))
     }
 
-    /// Moves the event to where its verdict says.
+    /// Moves the event to where the verdict says.
     pub(super) fn settle(self, verdict: &Verdict) -> Result<(), SpoolError> {
         let paths = &self.desk.paths;
         match verdict {
@@ -214,7 +213,7 @@ impl Claim {
                 self.rename_failures(&name)?;
             }
             Verdict::Failed { reason } if self.failures + 1 < TRIES_MAX => {
-                // Counted first: should we die in between, it failed all the same.
+                // Counted first: if the pilot dies in between, the failure still counts.
                 let file = self.desk.tries_file(&self.name);
                 let text = format!("{} {}\n{reason}\n", self.inode, self.failures + 1);
                 fs::write(&file, text).map_err(SpoolError::on("write", &file))?;
@@ -237,7 +236,7 @@ impl Claim {
 
     fn forget_failures(&self) {
         if self.failures > 0 {
-            // What stays behind names an inode that no waiting event has.
+            // A leftover names an inode that no waiting event has.
             let _stale = fs::remove_file(self.desk.tries_file(&self.name));
         }
     }
@@ -259,7 +258,7 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         let name = std::mem::take(&mut self.name);
-        // A claim dropped unsettled still has its file here, and so its name.
+        // If the claim was dropped unsettled, its file is still here, and its name stays taken.
         if !self.desk.own_lease.directory.join(&name).exists() {
             self.desk.names().remove(&name);
         }

@@ -1,5 +1,5 @@
-//! What the kernel says about new files in a directory. It sees this machine's changes only, so
-//! that looking from time to time is still needed where others write.
+//! The kernel's reports of new files in a directory. They cover changes by this machine only, so a directory
+//! that others write to must still be searched from time to time.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -9,7 +9,8 @@ use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::unix::AsyncFd;
 
-/// A watch on one directory. Without one (the kernel limits their number) it never reports.
+/// A watch on one directory. It never reports if there is no inotify instance left, as the kernel limits
+/// their number.
 pub(super) struct DirectoryWatch(Option<AsyncFd<WatchedDirectory>>);
 
 struct WatchedDirectory(Inotify);
@@ -24,7 +25,7 @@ impl AsRawFd for WatchedDirectory {
 pub(super) enum DirectoryEvent {
     /// A file was closed after writing, or moved here.
     Complete(OsString),
-    /// Something happened that isn't told in full.
+    /// Something happened that isn't reported in full.
     Unclear,
 }
 
@@ -56,7 +57,7 @@ impl DirectoryWatch {
         })
     }
 
-    /// Waits for reports. Cancel-safe: what isn't returned is reported the next time.
+    /// Waits for reports. Cancel-safe: reports that aren't returned come the next time.
     pub(super) async fn next(&self) -> Vec<DirectoryEvent> {
         let Some(watch) = &self.0 else {
             return std::future::pending().await;

@@ -1,14 +1,14 @@
-//! Leases: who holds a claim, and how others know that the holder is dead.
+//! Leases: who holds a claim, and how other pilots know that the holder is dead.
 //!
-//! A pilot's claims lie in `claimed/ID/`, beside a file `.lease`. As long as the pilot lives it
-//! keeps that file locked and sets its time every ten seconds. A holder is dead
+//! A pilot's claims are in `claimed/ID/`, beside a file `.lease`. While the pilot lives, it keeps that file
+//! locked and sets its time every ten seconds. A holder is dead
 //! - at once, when it was on this machine (same boot, same file system) and its lock is free:
 //!   the kernel frees it however a process ends;
-//! - else when its lease is older than a minute by the *file system's* clock, which is the only
-//!   one that all machines share: the time of one's own lease, just set.
+//! - else when its lease is older than a minute by the *file system's* clock, the only clock that all
+//!   machines share: that is, than the pilot's own lease, just set.
 //!
-//! A dead holder's directory is taken by renaming it into one's own. Only one rename can succeed,
-//! so one of two pilots takes it. Should that one die too, the directory is part of what is taken from it.
+//! A dead holder's directory is taken by renaming it into the taker's own. Only one rename can succeed, so
+//! only one of two pilots takes it. If the taker dies too, the directory is among those taken from it.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
@@ -24,22 +24,22 @@ use uuid::Uuid;
 use super::paths::{SpoolError, SpoolPaths, move_beside};
 use crate::ids::Generation;
 
-/// A lease that was not set for so long belongs to a dead pilot. Six refreshes may fail before.
+/// A lease that was not renewed for so long belongs to a dead pilot. Six renewals may fail before.
 pub(super) const STALE_AFTER: Duration = Duration::from_mins(1);
 pub(super) const REFRESH_EVERY: Duration = Duration::from_secs(10);
 
 const LEASE: &str = ".lease";
-/// Taken directories inside one's own. No event is called so: events are files.
+/// The prefix of taken directories inside the taker's own. No clash with events, which are files.
 const TAKEN: &str = "taken-";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LeaseScope {
-    /// Those of this machine, where the lock tells at once.
+    /// Holders on this machine, where the lock tells at once.
     ThisMachine,
     Everyone,
 }
 
-/// A living pilot's place for claims. Dropping it frees the lock.
+/// A live pilot's lease, with its directory for claims. Dropping it frees the lock.
 #[derive(Debug)]
 pub(super) struct Lease {
     pub(super) generation: Generation,
@@ -49,7 +49,7 @@ pub(super) struct Lease {
     _lock: Option<File>,
 }
 
-/// What tells whether a lock says anything: the kernel and the mount it was taken through.
+/// Tells whether a lock means anything here: the kernel and the mount that it was taken through.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct LeaseMark {
     boot: String,
@@ -77,8 +77,8 @@ impl LeaseMark {
 }
 
 impl Lease {
-    /// Makes the directory, complete with its lease, under a hidden name first: no pilot ever sees
-    /// a holder without one.
+    /// Creates the directory and its lease under a hidden name first, so that no pilot ever sees a holder
+    /// without a lease.
     pub(super) fn create(paths: &SpoolPaths, generation: Generation) -> Result<Self, SpoolError> {
         let id = Uuid::new_v4().simple().to_string();
         let directory = paths.claimed.join(&id);
@@ -118,8 +118,8 @@ impl Lease {
         })
     }
 
-    /// Says that this pilot lives, and returns the file system's time. `NotFound` when another
-    /// pilot took us for dead.
+    /// Renews the lease, and returns the file system's time. `NotFound` when another pilot took this one for
+    /// dead.
     pub(super) fn refresh(&self) -> Result<SystemTime, SpoolError> {
         let lease = self.directory.join(LEASE);
         let now = TimeSpec::UTIME_NOW;
@@ -129,7 +129,7 @@ impl Lease {
             .map_err(SpoolError::on("refresh", &lease))
     }
 
-    /// Puts dead pilots' events back into the queue. Returns how many.
+    /// Puts dead pilots' events back into the queue. Returns their number.
     pub(super) fn take_back(
         &self,
         paths: &SpoolPaths,
@@ -153,7 +153,7 @@ impl Lease {
             };
             let taken = self.directory.join(format!("{TAKEN}{name}"));
             match fs::rename(&path, &taken) {
-                // Another pilot was faster.
+                // Another pilot took it first.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(SpoolError::on("take back", &path)(error)),
                 Ok(()) => {
@@ -170,15 +170,15 @@ impl Lease {
         Ok(events)
     }
 
-    /// Puts back what is left of our own claims, and removes the directory.
+    /// Puts the pilot's remaining claims back, and removes its directory. Returns the number of events.
     pub(super) fn retire(&self, paths: &SpoolPaths) -> Result<usize, SpoolError> {
         put_back(paths, &self.directory)
     }
 
     fn proof_of_death(&self, path: &Path, now: Option<SystemTime>) -> Option<ProofOfDeath> {
         let lease = path.join(LEASE);
-        // Opened, not just looked at: network file systems answer from a cache otherwise. And for
-        // writing, if we may: they lock nothing else.
+        // Opened, since network file systems may answer a mere `stat` from a cache. For writing if possible,
+        // since they grant an exclusive lock only then.
         let lease = File::options()
             .read(true)
             .write(true)
@@ -204,10 +204,10 @@ impl Lease {
     }
 }
 
-/// How it is known that a holder is dead.
+/// The proof that a holder is dead.
 enum ProofOfDeath {
-    /// Its lock was free. Held until its directory is taken, so that no other pilot of this
-    /// machine gets there at the same time.
+    /// Its lock was free. The lock is held until the directory is taken, so that no other pilot of this
+    /// machine takes it at the same time.
     Lock {
         _held: File,
     },
@@ -219,7 +219,7 @@ fn is_stale(written: io::Result<fs::Metadata>, now: Option<SystemTime>) -> bool 
     age().is_some_and(|age| age > STALE_AFTER)
 }
 
-/// Moves every event in a holder's directory, and in those that it had taken, into the queue.
+/// Moves every event in a holder's directory, and in the directories that it had taken, into the queue.
 fn put_back(paths: &SpoolPaths, directory: &Path) -> Result<usize, SpoolError> {
     let mut events = 0;
     for entry in fs::read_dir(directory).map_err(SpoolError::on("read directory", directory))? {
@@ -230,7 +230,7 @@ fn put_back(paths: &SpoolPaths, directory: &Path) -> Result<usize, SpoolError> {
         } else if name != LEASE {
             match move_beside(&path, &paths.waiting, &name) {
                 Ok(_) => events += 1,
-                // Its holder lives after all and has just settled it.
+                // The holder is alive after all, and has just settled the event.
                 Err(trouble) if trouble.error.kind() == io::ErrorKind::NotFound => {}
                 Err(trouble) => return Err(trouble),
             }

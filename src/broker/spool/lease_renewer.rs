@@ -1,5 +1,5 @@
-//! Renews a pilot's lease and looks for dead holders, on a thread of its own: a pilot that is busy, or whose event loop
-//! waits for a slow file system, is not dead.
+//! Renews a pilot's lease and looks for dead holders, on a thread of its own: a pilot that is busy, or whose
+//! event loop waits for a slow file system, is not dead.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -11,12 +11,12 @@ use super::lease::{LeaseScope, REFRESH_EVERY};
 use super::paths::SpoolError;
 use crate::broker::BrokerError;
 
-/// How often this machine's holders are looked at; a look is one open and one lock each.
+/// How often this machine's holders are checked; a check is one open and one lock for each.
 const KEEP_EVERY: Duration = Duration::from_secs(5);
-/// How often all are, in units of the above.
+/// How often all holders are checked, in units of [`KEEP_EVERY`].
 const EVERYONE_EVERY: u32 = 6;
 
-/// The thread. Dropping it ends it soon; [`LeaseRenewer::stop`] waits for that.
+/// The thread. Dropping it ends the thread soon; [`LeaseRenewer::stop`] waits for the end.
 pub(super) struct LeaseRenewer {
     alive: mpsc::Sender<()>,
     thread: thread::JoinHandle<()>,
@@ -50,7 +50,7 @@ impl LeaseRenewer {
 
     pub(super) fn stop(self) {
         drop(self.alive);
-        // Its panic was told by the panic hook, and there is nothing left for it to do.
+        // The panic hook reported a panic, and the thread has nothing left to do.
         let _panicked = self.thread.join();
     }
 }

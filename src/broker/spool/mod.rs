@@ -1,5 +1,5 @@
-//! The queue that needs no server: a directory. One file is one event; its content is the event's
-//! data, a JSON value if it is called `.json`, else text.
+//! The queue that needs no server: a directory. One file is one event; its content is the event's data, a
+//! JSON value if the file is called `.json`, else text.
 //!
 //! ```text
 //! QUEUE/NAME               waits; put it there under a name that starts with a dot, then rename
@@ -9,21 +9,22 @@
 //! QUEUE/.tries/NAME        how often a waiting event has failed, and its last error
 //! ```
 //!
-//! Any number of pilots, on any number of machines, may share a queue: each step is one rename,
-//! which can succeed only once. Events are taken in the order of their names. A result is a file
-//! of its own, on disk before it is visible, and named after its event: that of `p1.json` is `p1.json`, or
-//! `p1.txt` if it is text, with a number where that is taken (`p1.2.json`); that of an event without a name,
-//! from RabbitMQ, `TIME-ORDERED-UUID.json` or `.txt`. What is no file (a link, a directory) is warned of once.
+//! Any number of pilots, on any number of machines, may share a queue: each step is one rename, which can
+//! succeed only once. Events are taken in the order of their names. A result is a file of its own, on disk
+//! before it is visible, and named after its event: that of `p1.json` is `p1.json`, or `p1.txt` if it is
+//! text, with a number if that name is taken (`p1.2.json`). The result of an event without a name, from
+//! RabbitMQ, is `TIME-ORDERED-UUID.json` or `.txt`. Anything that is no file (a link, a directory) is warned
+//! of once.
 //!
 //! | file | what it is |
 //! | --- | --- |
-//! | `layout` | directories, names, moves that never replace a file |
-//! | `holder` | who holds claims, and whether they are dead |
+//! | `paths` | directories, names, moves that never replace a file |
+//! | `lease` | who holds claims, and whether they are dead |
 //! | `claim` | one event: claim, read, settle |
 //! | `backlog` | which file comes next |
-//! | `notices` | what the kernel says about new files |
-//! | `keeper` | the thread that keeps the lease fresh and looks for the dead |
-//! | `source`, `sink` | what the pilot's event loop sees; all file work is done off it |
+//! | `inotify` | the kernel's reports of new files |
+//! | `lease_renewer` | the thread that renews the lease and looks for dead holders |
+//! | `source`, `sink` | the interface to the pilot's event loop; all file work is done off it |
 
 use std::future::Future;
 use std::path::Path;
@@ -45,7 +46,7 @@ pub use self::source::SpoolSource;
 use super::{BrokerError, Direction, Endpoint, QueueLook};
 use crate::blocking::{self, Panicked};
 
-/// What waits in a queue, and how many pilots hold events of it.
+/// The number of events that wait in a queue, and of pilots that hold events of it.
 pub(super) async fn look(
     direction: Direction,
     queue: &str,
@@ -65,7 +66,7 @@ pub(super) async fn look(
     Ok(look)
 }
 
-/// File systems may be slow, shared ones very slow.
+/// Runs `work` on a thread for blocking work: file systems may be slow, and shared ones very slow.
 fn off_the_loop<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> impl Future<Output = Result<T, Panicked>> {

@@ -15,10 +15,10 @@ use crate::broker::{
     BrokerError, Direction, Endpoint, FileFormat, PublishError, QueueLook, SettleError,
 };
 
-/// The longest file name of every file system that counts.
+/// The longest file name of the common file systems, in bytes.
 const NAME_MAX: usize = 255;
 
-/// What could not be done to which file.
+/// A failed action on a file.
 #[derive(Debug)]
 pub(super) struct SpoolError {
     pub(super) action: &'static str,
@@ -62,7 +62,7 @@ impl SpoolError {
         }
     }
 
-    /// A claim that isn't where we put it was taken back by another pilot.
+    /// A missing claim was taken back by another pilot.
     pub(super) fn into_settle(self) -> SettleError {
         let Self {
             action,
@@ -83,14 +83,13 @@ impl SpoolError {
 #[derive(Debug, Clone)]
 pub(super) struct SpoolPaths {
     pub(super) at: Endpoint,
-    /// Waiting events.
     pub(super) waiting: PathBuf,
-    /// A directory for each pilot that holds events.
+    /// Holds a directory for each pilot that holds events.
     pub(super) claimed: PathBuf,
     pub(super) done: PathBuf,
-    /// Events given up, each with a `.error.txt` beside it.
+    /// Events that were given up, each with a `.error.txt` beside it.
     pub(super) failed: PathBuf,
-    /// How often an event failed so far.
+    /// How often each waiting event has failed.
     pub(super) tries: PathBuf,
 }
 
@@ -126,14 +125,14 @@ impl SpoolPaths {
         })
     }
 
-    /// Whether a name among the waiting events is that of a directory of the queue's own.
+    /// Whether a name in the directory of waiting events is one of the queue's own directories.
     pub(super) fn is_own(&self, name: &OsStr) -> bool {
         [&self.claimed, &self.done, &self.failed]
             .iter()
             .any(|own| own.file_name() == Some(name))
     }
 
-    /// Makes the directories that are missing: for results only the queue's own.
+    /// Creates missing directories; for results, only the queue itself.
     pub(super) fn create(&self) -> Result<(), SpoolError> {
         let all = [
             &self.waiting,
@@ -154,7 +153,7 @@ impl SpoolPaths {
 }
 
 impl SpoolPaths {
-    /// What is there; makes nothing.
+    /// Counts events and pilots; creates nothing.
     pub(super) fn look(&self) -> Result<QueueLook, SpoolError> {
         let read = |directory: &Path| {
             fs::read_dir(directory)
@@ -185,15 +184,15 @@ impl SpoolPaths {
     }
 }
 
-/// Whether a file of this name is an event. Hidden files and the names that editors, copying
-/// programs and careful producers give to files that they still write are not.
+/// Whether a file of this name is an event. Hidden files are none, nor are names that editors, copying
+/// programs and careful producers give to files that they are still writing.
 pub(super) fn is_event_name(name: &OsStr) -> bool {
     let name = name.as_bytes();
     let unfinished: [&[u8]; 4] = [b"~", b".tmp", b".part", b".partial"];
     !name.starts_with(b".") && !unfinished.iter().any(|suffix| name.ends_with(suffix))
 }
 
-/// What a file's name says about its content.
+/// The format that a file's name stands for.
 pub(super) fn format_of(name: &OsStr) -> FileFormat {
     match Path::new(name).extension() {
         Some(suffix) if suffix.eq_ignore_ascii_case("json") => FileFormat::Json,
@@ -201,8 +200,8 @@ pub(super) fn format_of(name: &OsStr) -> FileFormat {
     }
 }
 
-/// Moves a file into a directory, under its name or, if that is taken there, under a similar one.
-/// Atomic wherever the file system can do that, and never over another file. Returns the name.
+/// Moves a file into a directory, under `name` or, if that is taken, a similar name. Never replaces a file,
+/// and is atomic if the file system can do that. Returns the name.
 pub(super) fn move_beside(
     from: &Path,
     directory: &Path,
@@ -222,8 +221,8 @@ pub(super) fn move_beside(
     }
 }
 
-/// Not every file system knows "rename unless there is one" (NFS doesn't); a hard link and, where
-/// there are none, a look before the rename stand in.
+/// Moves a file unless the target exists. Not every file system has such a rename (NFS doesn't). Then a hard
+/// link is made instead; where there are no links, the target is checked before the rename.
 fn move_new(from: &Path, to: &Path) -> io::Result<()> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP | Errno::PERM) => {}
@@ -247,12 +246,12 @@ fn move_new(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// After so many numbers a name gets a random tag: each further try costs a call to the file system.
+/// After so many numbers the name gets a random tag, since each try costs a call to the file system.
 const NUMBERS_MAX: u32 = 100;
 
-/// Moves the result of an event into a directory, under a name made of the event's, with a number where
-/// that is taken: `a.json` becomes `a.json`, or `a.2.json`. Only one of those who want a name gets it, as
-/// with [`move_beside`].
+/// Moves the result of an event into a directory, under a name made of the event's, with a number if that is
+/// taken: the result of `a.json` is `a.json`, or `a.2.json`. Only one of several movers gets a name, as with
+/// [`move_beside`].
 pub(super) fn move_as_result(
     from: &Path,
     directory: &Path,
@@ -275,8 +274,8 @@ pub(super) fn move_as_result(
     }
 }
 
-/// The suffix says what is in the file. One of the event's that says the same of the event goes; any other
-/// belongs to the name.
+/// The suffix says what is in the file. It replaces the event's suffix if that is `json` or `txt`; any other
+/// suffix belongs to the name.
 fn result_name(event: &OsStr, tag: Option<&str>, format: FileFormat) -> OsString {
     let path = Path::new(event);
     let is_kind = |suffix: &OsStr| {
@@ -295,7 +294,7 @@ fn result_name(event: &OsStr, tag: Option<&str>, format: FileFormat) -> OsString
     OsString::from_vec([stem, end.as_bytes()].concat())
 }
 
-/// What the name of a file of this kind ends with.
+/// The suffix of files of this format.
 pub(super) fn suffix_of(format: FileFormat) -> &'static str {
     match format {
         FileFormat::Json => "json",
@@ -303,7 +302,7 @@ pub(super) fn suffix_of(format: FileFormat) -> &'static str {
     }
 }
 
-/// `a.b.json` becomes `a.b.TAG.json`: the suffix says what is in the file, so it stays last.
+/// `a.b.json` becomes `a.b.TAG.json`: the suffix stays last, since it says what is in the file.
 fn similar(name: &OsStr, tag: &str) -> OsString {
     let path = Path::new(name);
     let stem = path.file_stem().unwrap_or(name).as_bytes();
@@ -314,7 +313,7 @@ fn similar(name: &OsStr, tag: &str) -> OsString {
     OsString::from_vec([stem, b".", tag.as_bytes(), dot, suffix].concat())
 }
 
-/// The file that says why an event was given up.
+/// The name of the file that says why an event was given up.
 pub(super) fn error_name(name: &OsStr) -> OsString {
     let suffix = b".error.txt";
     let stem = name.as_bytes();

@@ -18,7 +18,7 @@ use crate::broker::{
 };
 use crate::ids::QueueIndex;
 
-/// Results in flight, and their bytes.
+/// The most results in flight, and their bytes.
 const PUBLISHES_MAX: usize = 32;
 const PUBLISH_BYTES_MAX: u32 = 64 * 1024 * 1024;
 
@@ -52,7 +52,7 @@ impl SpoolSink {
         Ok(sink)
     }
 
-    /// Publishes what an earlier pilot left; it stays where it is unless that succeeds.
+    /// Publishes a result that an earlier pilot left; it stays there unless this succeeds.
     async fn publish_kept(&self, result: UnsentResult) -> Result<(), PublishError> {
         let Some(UnsentFile { format, event }) = result.file else {
             return Err(PublishError::WrongEncoding);
@@ -94,7 +94,7 @@ impl SpoolSink {
             let gone = || PublishError::SessionLost {
                 detail: "the spool was closed".into(),
             };
-            // A file has no limit; one that is larger than all the room takes all of it.
+            // A file has no size limit; one that is larger than all the room takes all of it.
             let at = paths.at.clone();
             let weight = u32::try_from(body.len())
                 .unwrap_or(u32::MAX)
@@ -104,14 +104,14 @@ impl SpoolSink {
                 .acquire_many_owned(weight)
                 .await
                 .map_err(|_closed| gone())?;
-            // Also with what is being written: its publish may stop waiting.
+            // The writing thread holds them too, since the publish may stop waiting.
             let permits = Arc::new((slot, room));
             let mut waiting = None;
             loop {
                 let paths = Arc::clone(&paths);
                 let (event_name, bytes) = (event.clone(), body.clone());
                 let permits = Arc::clone(&permits);
-                // A directory that was deleted is made again, as a queue is.
+                // A directory that was deleted is created again, like a queue.
                 let is_again = waiting.is_some();
                 let written = off_the_loop(move || {
                     let _while_writing = permits;
@@ -148,7 +148,7 @@ impl SpoolSink {
     }
 }
 
-/// Makes the directories of a queue, so that it could be used.
+/// Creates the directories of a queue, so that it can be used.
 pub(super) async fn create(
     direction: Direction,
     queue: &str,
@@ -166,7 +166,7 @@ pub(super) async fn create(
     }
 }
 
-/// Whether results could be written, before a task runs for one.
+/// Checks that results can be written, before a task is run for one.
 pub(super) async fn try_to_write(paths: &Arc<SpoolPaths>) -> Result<(), BrokerError> {
     let trying = Arc::clone(paths);
     let tried = off_the_loop(move || {
@@ -181,8 +181,8 @@ pub(super) async fn try_to_write(paths: &Arc<SpoolPaths>) -> Result<(), BrokerEr
     }
 }
 
-/// On disk first, then visible, then the name on disk too. The result of an event without a name gets one
-/// in the order of time.
+/// Syncs the file, makes it visible, then syncs the directory. A result of an event without a name gets a
+/// time-ordered one.
 fn write_result(
     paths: &SpoolPaths,
     event: Option<&OsStr>,
@@ -202,7 +202,7 @@ fn write_result(
         .map_err(SpoolError::on("write", &hidden))
         .and_then(|()| move_as_result(&hidden, directory, event, format));
     if written.is_err() {
-        // The reason is in the error; a leftover hidden file does no harm.
+        // The error has the reason; a leftover hidden file does no harm.
         let _leftover = fs::remove_file(&hidden);
     }
     written?;

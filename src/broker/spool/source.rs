@@ -1,5 +1,5 @@
-//! Events from a directory: when it is looked at, and who looks, claims and settles. All of that is done on threads for
-//! blocking work.
+//! Events from a directory: when it is searched, claimed from and settled. All file work is done on threads
+//! for blocking work.
 
 use std::future;
 use std::io;
@@ -24,17 +24,17 @@ use crate::broker::{
 };
 use crate::ids::Generation;
 
-/// How soon an empty queue is looked at again where no notice comes: from a second to five, while
-/// it stays empty.
+/// How soon an empty queue is searched again if the kernel reports nothing; grows from one second to five
+/// while the queue stays empty.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 const LOOK_AFTER_MAX: Duration = Duration::from_secs(5);
-/// For a file that can't be taken just now.
+/// How soon a file that can't be taken yet is tried again.
 const NOT_YET: Duration = Duration::from_millis(300);
 
 /// A file system that hangs must not keep the pilot from ending.
 const STOP_WITHIN: Duration = Duration::from_secs(12);
 
-/// What looking for an event brought.
+/// The outcome of looking for an event.
 pub(super) enum TakeOutcome {
     Event(Box<Claim>, Content),
     Nothing,
@@ -50,7 +50,7 @@ pub struct SpoolSource {
     window: Arc<Semaphore>,
     room: Option<OwnedSemaphorePermit>,
     backlog: Backlog,
-    /// Here and not on [`SpoolSource::recv`]'s stack, so that cancelling it loses no claim.
+    /// Stored here and not in the future of [`SpoolSource::recv`], so that cancelling that loses no claim.
     pub(super) work: Option<TakeWork>,
     look_after: Duration,
     look_at: Instant,
@@ -59,7 +59,7 @@ pub struct SpoolSource {
 
 pub(in crate::broker) struct SpoolReceipt {
     claim: Box<Claim>,
-    /// None when the event was set aside.
+    /// `None` after the event was set aside.
     room: Option<OwnedSemaphorePermit>,
 }
 
@@ -76,7 +76,8 @@ impl SpoolSource {
             move || {
                 let open = || {
                     paths.create()?;
-                    // Watched before the first look, so that nothing comes between.
+                    // The directory is watched before it is first searched, so that no file is missed in
+                    // between.
                     let desk = ClaimTable::open(paths, Generation(1))?;
                     desk.own_lease
                         .take_back(&desk.paths, LeaseScope::Everyone)?;
@@ -204,7 +205,7 @@ impl SpoolSource {
         trouble.error.kind() == io::ErrorKind::NotFound && !self.desk.own_lease.directory.exists()
     }
 
-    /// A new holder. Claims of the old one are other pilots' by now.
+    /// Takes a new lease. The claims of the old one belong to other pilots by now.
     async fn renew(&mut self) -> Result<(), BrokerError> {
         let paths = self.desk.paths.clone();
         let at = paths.at.clone();
@@ -272,7 +273,7 @@ impl SpoolSource {
     }
 }
 
-/// The next event that can be read. One that can't has failed a try.
+/// The next event that can be read. An event that can't be read counts as failed once.
 pub(super) fn take(
     backlog: &mut Backlog,
     desk: &Arc<ClaimTable>,
@@ -305,7 +306,7 @@ impl SpoolReceipt {
     }
 
     pub(in crate::broker) async fn settle(self, verdict: Verdict) -> Result<(), SettleError> {
-        // All of the receipt, so that the room is free only when the file has moved.
+        // Moves the whole receipt, so that its room is freed only when the file has moved.
         let settled = off_the_loop(move || {
             let Self { claim, room } = self;
             let settled = claim.settle(&verdict);

@@ -1,4 +1,4 @@
-//! What infiles, outfiles and spool files claim.
+//! The claims about infiles, outfiles and spool files.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -41,7 +41,7 @@ impl Outfile {
         }
     }
 
-    /// The text of the error of reading it, as the last line of a pilot shows it.
+    /// The text of the error, as the last line of a pilot shows it.
     fn refusal(&self, extension: &str) -> String {
         TaskError::from(self.read(extension).unwrap_err()).repr()
     }
@@ -156,7 +156,7 @@ fn an_outfile_that_can_not_be_sent_is_the_tasks_error_and_says_why() {
 fn an_outfile_over_the_limit_is_refused_with_both_numbers() {
     let outfile = Outfile::holding(vec![b'x'; 1 << 20]);
     assert!(outfile.read("out").is_ok());
-    // Sparse: were it read before it is measured, this test would take 1 TiB.
+    // The file is sparse. If it were read before its size is checked, this test would take 1 TiB.
     fs::File::options()
         .write(true)
         .open(&outfile.path)
@@ -211,7 +211,7 @@ fn an_outfile_that_we_may_not_read_is_the_tasks_error() {
     let outfile = Outfile::holding("x");
     fs::set_permissions(&outfile.path, fs::Permissions::from_mode(0o000)).unwrap();
     if Uid::effective().is_root() {
-        // Nothing keeps root out; the rule is for the others.
+        // Root may read everything.
         assert_eq!(outfile.read("out").unwrap(), Some(text("x")));
     } else {
         assert!(matches!(

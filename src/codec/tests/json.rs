@@ -1,5 +1,5 @@
-//! What the JSON checker claims: it takes what Python's `json.loads` takes, and nothing else. The
-//! verdicts were made with Python 3.11.
+//! The claims about the JSON checker: it accepts exactly what Python's `json.loads` accepts. The expected
+//! verdicts are those of Python 3.11.
 
 use super::super::json::{decode_string, document};
 use super::Random;
@@ -127,8 +127,8 @@ fn strings_decode_as_python_decodes_them() {
     }
 }
 
-/// An independent judge: `serde_json` rejects only Python's extensions and lone surrogates, and
-/// none of these is made of the pieces below.
+/// An independent judge: `serde_json` rejects only Python's extensions and lone surrogates, and the pieces
+/// below form neither.
 #[test]
 fn random_texts_are_judged_as_serde_json_judges_them() {
     const PIECES: &[&str] = &[

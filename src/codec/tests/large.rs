@@ -1,5 +1,5 @@
-//! What the codec claims of what is too large for memory: that it gives what the way through memory
-//! gives, byte for byte, wherever the pieces end.
+//! The claims about the codec for bodies too large for memory: it gives the same bytes as the way through
+//! memory, wherever the pieces end.
 
 use std::cell::Cell;
 use std::fs;
@@ -13,7 +13,7 @@ use super::{LIMIT, Random, frame, golden, unhex};
 use crate::codec::*;
 use crate::fault::{FaultClass, TaskError};
 
-/// Gives a few bytes at a time, now three, now one.
+/// Reads one to three bytes at a time.
 struct Dribble<'a>(&'a [u8]);
 
 impl Read for Dribble<'_> {
@@ -26,7 +26,7 @@ impl Read for Dribble<'_> {
     }
 }
 
-/// The infile that came of an event, or the error, as services read it.
+/// The infile made of an event, or the error, as services read it.
 type Outcome = Result<Vec<u8>, String>;
 
 fn through_memory(payload: Result<Payload, DecodeError>, extension: &str) -> Outcome {
@@ -116,7 +116,7 @@ fn an_event_of_any_size_gives_the_infile_that_it_gives_through_memory() {
         for extension in ["json", "in"] {
             let expected = through_memory(decode_frame(&body, LIMIT), extension);
             let found = unpacked(&body, extension);
-            // zstd has other words for the same damage when it works on pieces.
+            // zstd words the same damage differently when it works on pieces.
             match (&found, &expected) {
                 (Err(found), Err(expected)) if expected.contains("no zstd frame") => {
                     assert!(found.contains("no zstd frame"), "{found}");
@@ -281,7 +281,7 @@ fn a_window_that_takes_too_much_memory_is_named() {
     );
 }
 
-/// Texts in pieces are judged as they are in one, and their values lie in the same place.
+/// Texts in pieces get the same verdict as in one piece, and the same ranges.
 #[test]
 fn random_texts_in_pieces_are_judged_as_in_one() {
     const PIECES: &[&str] = &[

@@ -1,5 +1,5 @@
-//! What the codec claims. Frames in [`golden`] were written by Python; whether Python reads ours is
-//! claimed by the integration tests, with a real consumer.
+//! The claims about the codec. The frames in [`golden`] were written by Python; the integration tests check
+//! with a real consumer that Python reads this codec's frames.
 
 mod files;
 mod golden;

@@ -1,4 +1,4 @@
-//! The event loop's rules, a test each.
+//! Tests of the event loop's rules, one for each.
 
 use super::*;
 use crate::broker::Content;
@@ -278,7 +278,7 @@ fn a_report_about_a_task_that_is_not_there_changes_nothing() {
     assert_eq!(state.tally().succeeded, 1);
 }
 
-/// The last failure that an event may have, and what was done about it.
+/// An event fails after `earlier` of at most three deliveries; returns the actions that follow.
 fn last_failure(error: TaskError, earlier: u64) -> (PilotState, TaskId, Vec<PilotAction>) {
     let (mut state, _) = PilotState::new(LoopRules {
         max_deliveries: Some(3),
@@ -445,7 +445,7 @@ fn a_fault_of_the_task_or_event_is_counted_and_blames_nobody_else() {
     }
 }
 
-/// A result waits that was refused, whatever the rules say of failed tasks.
+/// A refused result waits.
 fn one_is_refused(rules: LoopRules) -> (PilotState, TaskId) {
     let mut state = PilotState::new(rules).0;
     let id = deliver(&mut state);
@@ -609,7 +609,7 @@ fn what_was_made_ready_is_called_off_and_given_back_when_the_intake_closes() {
     }
 }
 
-/// A pilot that goes on after failures, and an event that failed before.
+/// An event that failed before fails again.
 fn fails_again(state: &mut PilotState) -> (TaskId, Vec<PilotAction>) {
     let id = TaskId::random();
     state.on_event(PilotEvent::Delivered(id, Some(3)));

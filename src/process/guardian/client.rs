@@ -1,9 +1,9 @@
-//! The pilot's end of the guardian: every child is started and reaped through [`GuardianHandle`], so
-//! that the guardian knows each of them, and a guardian that died is replaced by one that knows as much.
+//! The pilot's side of the guardian. Every child is started and reaped through [`GuardianHandle`], so that
+//! the guardian knows each of them, and a guardian that died is replaced by one that knows them too.
 //!
-//! The lock is held for moments only, never across a start: a program or a guardian whose file system
-//! hangs must not hold up a thread that reaps. A start, a replaced guardian and a caller that gives up meet
-//! in [`StartProgress`].
+//! The lock is held briefly and never during a start: a program or a guardian on a file system that hangs
+//! must not block a thread that reaps. [`StartProgress`] synchronises a start with a replacement of the
+//! guardian and with a caller that gives up.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, PipeReader, PipeWriter, Write};
@@ -27,15 +27,15 @@ use crate::process::procfs::{self, ProcessStat};
 use crate::process::signal::{self, ExitStatus, Usage};
 use crate::process::spawn::{self, FailedStart, NotStarted, StartProgress};
 
-/// A handle to the guardian, and the list of the children that it guards. When the last handle is gone,
-/// and at the latest when the process is, the guardian kills the children that are left.
+/// A handle to the guardian, with the list of the guarded children. The guardian kills the remaining children
+/// when the last handle is dropped or the process ends.
 #[derive(Debug, Clone)]
 pub struct GuardianHandle(Arc<GuardianShared>);
 
 #[derive(Debug)]
 struct GuardianShared {
     state: Mutex<GuardianState>,
-    /// Held while a guardian is made. For threads that may block only.
+    /// Held while a guardian is made, by threads that may block.
     replacing: Mutex<()>,
 }
 
@@ -44,54 +44,54 @@ struct GuardianState {
     start: StartGuardian,
     guardian: GuardianProcess,
     children: HashMap<Pid, ChildId>,
-    /// One for each child that may exist and isn't in `children` yet.
+    /// One for each child that may exist but isn't in `children` yet.
     starting: Vec<Arc<StartProgress>>,
-    /// Guardians that were killed and are not reaped yet.
+    /// Guardians that were killed but not reaped yet.
     dismissed: Vec<Pid>,
-    /// Children that the process had before it was a pilot: its wrapper's, and none of ours.
+    /// Children that the process had before it was a pilot. They are its wrapper's and not ours.
     inherited: HashSet<Pid>,
 }
 
-/// Makes a guardian of the reading end of its pipe.
+/// Makes a guardian, given the reading end of its pipe.
 type StartGuardian = fn(PipeReader) -> io::Result<Option<Pid>>;
 
 #[derive(Debug)]
 struct GuardianProcess {
     pipe: Arc<PipeWriter>,
-    /// Absent in unit tests, whose guardian is a thread.
+    /// `None` in unit tests, whose guardian is a thread.
     pid: Option<Pid>,
 }
 
 #[derive(Debug)]
 pub(in crate::process) enum GuardianHealth {
     Well,
-    /// It was gone, and another one knows all the children.
+    /// The guardian was gone. A new one knows all the children.
     Replaced {
         pid: Option<Pid>,
         children: usize,
     },
-    /// It is gone, and there can't be another one now.
+    /// The guardian is gone, and a new one can't be made now.
     Missing(io::Error),
 }
 
-/// Why a child didn't start.
 #[derive(Debug)]
 pub(in crate::process) enum StartError {
     Child(io::Error),
-    /// No guardian could be told of it.
+    /// No guardian could be told of the child.
     Unguarded(io::Error),
 }
 
-/// How long a start may take. One takes milliseconds, from a cold network file system seconds.
+/// How long a start may take. One takes milliseconds, or seconds from a cold network file system.
 pub(in crate::process) const START_WITHIN: Duration = Duration::from_secs(30);
 
 impl GuardianHandle {
-    /// Starts a guardian. From here on, orphans of the children fall to the pilot, which reaps them.
+    /// Starts a guardian. From here on, orphans of the children are reparented to the pilot, which reaps
+    /// them.
     ///
     /// # Errors
-    /// When the system has no pipe or no process for it, or its start hangs.
+    /// When no pipe or process can be made for it, or its start hangs.
     pub async fn start() -> io::Result<Self> {
-        // Dropped late, a handle ends its guardian: the end of its pipe does.
+        // A late handle is dropped by its thread, which closes the pipe and so ends the guardian.
         let starting =
             blocking::start(|| Self::with(|pipe| spawn::spawn_guardian(&pipe).map(Some)));
         match timeout(START_WITHIN, starting).await {
@@ -101,7 +101,7 @@ impl GuardianHandle {
     }
 
     fn with(start: StartGuardian) -> io::Result<Self> {
-        // Refused by a seccomp filter at most: then the sweep looks at all processes.
+        // Only a seccomp filter refuses this; the sweep then looks at all processes.
         let _refused = nix::sys::prctl::set_child_subreaper(true);
         let inherited = procfs::own_children().unwrap_or_default();
         let guardian = GuardianProcess::start(start)?;
@@ -118,7 +118,7 @@ impl GuardianHandle {
         })))
     }
 
-    /// A guardian for unit tests, whose binary can't be one: a thread.
+    /// A guardian for unit tests: a thread, because their binary can't be a guardian.
     #[cfg(test)]
     pub(crate) fn in_thread() -> Self {
         Self::with(|pipe| {
@@ -128,11 +128,11 @@ impl GuardianHandle {
         .expect("a pipe")
     }
 
-    /// Starts a child on a thread that may block. Dropping the future calls the start off: what there is of
-    /// the child by then is killed, and what comes of it later ends at once.
+    /// Starts a child on a thread that may block. Dropping the future abandons the start: a child that exists
+    /// by then is killed, and one made later ends at once.
     ///
     /// # Errors
-    /// When there is no child, for one after [`START_WITHIN`].
+    /// When there is no child; also when the start takes longer than [`START_WITHIN`].
     pub(in crate::process) async fn start_child(
         &self,
         spec: ChildSpec,
@@ -162,8 +162,8 @@ impl GuardianHandle {
         }
     }
 
-    /// Starts a child that the guardian knows before anything of it runs. Blocks for as long as the file
-    /// system of its program does.
+    /// Starts a child that the guardian knows before its program runs. Blocks as long as the program's file
+    /// system does.
     fn spawn(
         &self,
         spec: &ChildSpec,
@@ -192,17 +192,17 @@ impl GuardianHandle {
                     was_unheard = true;
                     self.replace(&pipe).map_err(StartError::Unguarded)?;
                 }
-                // Nobody waits any more, or the guardian was replaced before it could be told: its
-                // successor can.
+                // Either the caller gave up, or the guardian was replaced before it was told of the child:
+                // try again with the new one.
                 NotStarted::CalledOff => {}
             }
         }
     }
 
-    /// Waits for a child of which nothing is left, and forgets it. Blocks unless it has ended.
+    /// Reaps and forgets a child whose session is empty. Blocks unless the child has ended.
     pub(in crate::process) fn reap(&self, child: ChildId) -> nix::Result<(ExitStatus, Usage)> {
         let mut state = self.lock();
-        // Before its pid is free. A guardian that doesn't hear it checks start times.
+        // Told before the pid is free. A guardian that misses the message compares start times.
         let _ = state.guardian.tell(GuardianMessage::Gone(child));
         let answer = signal::reap(child.leader.0);
         state.children.remove(&child.leader.0);
@@ -213,7 +213,7 @@ impl GuardianHandle {
         self.lock().guardian.is_there()
     }
 
-    /// Replaces the guardian if it is gone. Blocks for as long as the pilot's own binary can't be read.
+    /// Replaces the guardian if it is gone. Blocks as long as the pilot's own binary can't be read.
     pub(in crate::process) fn check(&self) -> GuardianHealth {
         let gone = {
             let state = self.lock();
@@ -234,9 +234,9 @@ impl GuardianHandle {
         }
     }
 
-    /// Makes a guardian that knows all the children, in place of the one with this pipe, unless that was
-    /// replaced already. The old one stays for as long as there is no other: even if it hears no more, it
-    /// knows those that it was told of.
+    /// Makes a guardian that knows all the children and replaces the one with this pipe, unless that was
+    /// replaced already. The old one stays until there is a new one: even if it reads no more, it knows the
+    /// children that it was told of.
     fn replace(&self, gone: &Arc<PipeWriter>) -> io::Result<()> {
         let _alone = self
             .0
@@ -254,7 +254,7 @@ impl GuardianHandle {
         self.lock().succeed(successor)
     }
 
-    /// Reaps what fell to us: orphans of our children, and guardians that were replaced.
+    /// Reaps the orphans of our children, and replaced guardians.
     pub(in crate::process) fn reap_orphans(&self) {
         let mut state = self.lock();
         state.dismissed.retain(|pid| match signal::has_ended(*pid) {
@@ -262,7 +262,7 @@ impl GuardianHandle {
             Ok(true) => signal::reap(*pid).is_err(),
             Err(_) => false,
         });
-        // One that isn't known by its pid yet is its starter's to reap.
+        // A starting child with an unknown pid would look like an orphan, but its starter reaps it.
         if state.starting.iter().any(|start| start.child().is_none()) {
             return;
         }
@@ -273,9 +273,9 @@ impl GuardianHandle {
         }
     }
 
-    /// Whether something that a child left behind when it ended may still run. Whatever descends from a
-    /// child and loses its parent becomes a child of the pilot's main thread, which reaps under this lock
-    /// only, so that one look at that list misses none.
+    /// Whether a process that an ended child left behind may still run. A descendant that loses its parent
+    /// becomes a child of the pilot's main thread. Children are reaped only under this lock, so one look at
+    /// that thread's list misses none.
     pub(in crate::process) fn may_have_orphans(&self) -> bool {
         let state = self.lock();
         let Some(mut orphans) = state.orphans() else {
@@ -287,11 +287,11 @@ impl GuardianHandle {
             .any(|pid| ProcessStat::of(*pid).is_some_and(|stat| !stat.is_zombie))
     }
 
-    /// Stops all that the children are, whatever sessions they made in their containers. Those on top
-    /// first: they shall not see the others stop.
+    /// Stops all processes of the children, whatever sessions they made in their containers. Goes from the
+    /// top down, so that parents don't see their children stop.
     pub(in crate::process) fn suspend(&self) {
         for leader in self.lock().leaders() {
-            // What forks while we look is found at the next look.
+            // A process forked during a look is found by the next one.
             let mut stopped = Vec::new();
             loop {
                 let mut tree = procfs::process_tree(leader);
@@ -307,7 +307,7 @@ impl GuardianHandle {
         }
     }
 
-    /// Lets them run again, in the opposite order.
+    /// Lets them run again, from the bottom up.
     pub(in crate::process) fn resume(&self) {
         for leader in self.lock().leaders() {
             for pid in procfs::process_tree(leader).into_iter().rev() {
@@ -316,29 +316,29 @@ impl GuardianHandle {
         }
     }
 
-    /// For a start whose caller gave up: kills what it made so far; what it makes later ends at once.
+    /// Abandons a start: kills the child made so far; a child made later ends at once.
     fn abandon(&self, progress: &Arc<StartProgress>) {
         let state = self.lock();
         progress.abandon();
-        // On the list only: the pid of any other may be another process's by now.
+        // Only while it is on the list: otherwise its pid may belong to another process by now.
         let is_listed = state
             .starting
             .iter()
             .any(|start| Arc::ptr_eq(start, progress));
         if let Some(child) = progress.child().filter(|_| is_listed) {
-            // Its program may run by now, and have made a container: that one is for `OwnedChild` to end.
+            // If its program has already made a container, `OwnedChild` ends that.
             signal::send(child.leader.0, libc::SIGKILL);
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, GuardianState> {
-        // What is locked is whole after every statement.
+        // The state is consistent after every statement, so a poisoned lock is usable.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl GuardianState {
-    /// The pipe on which a child that is about to be made announces itself.
+    /// Lists a start and returns the pipe on which its child will announce itself.
     fn enlist(&mut self, progress: &Arc<StartProgress>) -> Arc<PipeWriter> {
         self.starting.push(Arc::clone(progress));
         Arc::clone(&self.guardian.pipe)
@@ -349,7 +349,7 @@ impl GuardianState {
         self.children.insert(child.leader.0, child);
     }
 
-    /// The child, if one was made, has ended.
+    /// Removes a failed start, and reaps its child if there was one.
     fn failed(&mut self, progress: &Arc<StartProgress>, ended: Option<Pid>) {
         if let Some(child) = progress.child() {
             let _ = self.guardian.tell(GuardianMessage::Gone(child));
@@ -365,8 +365,8 @@ impl GuardianState {
         self.starting.retain(|start| !Arc::ptr_eq(start, progress));
     }
 
-    /// Tells a new guardian of all the children and puts it in the old one's place. A child that is being
-    /// started either is told of here or sees that it is called off before it becomes a program.
+    /// Tells a new guardian of all the children, then replaces the old one. A child that is being started is
+    /// either announced here or sees, before its exec, that it is called off.
     fn succeed(&mut self, successor: GuardianProcess) -> io::Result<()> {
         let starting = self.starting.iter().filter_map(|start| start.call_off());
         let all: Vec<ChildId> = self.children.values().copied().chain(starting).collect();
@@ -387,7 +387,7 @@ impl GuardianState {
         all.map(|child| child.leader)
     }
 
-    /// The children of the process that are none of its own making. `None` where the kernel doesn't say.
+    /// The children of this process that it didn't start itself. `None` if the kernel doesn't list children.
     fn orphans(&self) -> Option<Vec<Pid>> {
         let mut orphans = procfs::own_children()?;
         orphans.retain(|pid| {
@@ -407,7 +407,7 @@ impl GuardianState {
 impl GuardianProcess {
     fn start(start: StartGuardian) -> io::Result<Self> {
         let (reader, pipe) = io::pipe()?;
-        // A guardian that reads no more must not block the pilot.
+        // A guardian that doesn't read must not block the pilot.
         fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         let pid = start(reader)?;
         Ok(Self {
@@ -420,8 +420,8 @@ impl GuardianProcess {
         (&*self.pipe).write_all(&message.to_bytes())
     }
 
-    /// Ends it; gives what is to be reaped. Killed before its pipe is closed, whose end would make it kill
-    /// the children.
+    /// Kills the guardian and returns the pid to reap. It is killed before its pipe is closed, because at the
+    /// end of the pipe it would kill the children.
     fn kill(self) -> Option<Pid> {
         let pid = self.pid?;
         signal::send(pid, libc::SIGKILL);
@@ -434,7 +434,7 @@ impl GuardianProcess {
     }
 }
 
-/// Ends a start whose caller gave up.
+/// Abandons a start when its caller gives up.
 struct AbandonOnDrop<'a> {
     guardian: &'a GuardianHandle,
     progress: &'a Arc<StartProgress>,
@@ -446,7 +446,7 @@ impl Drop for AbandonOnDrop<'_> {
     }
 }
 
-/// A started child. Dropped before it is reaped, it is killed, and reaped by a thread of its own.
+/// A started child. If dropped unreaped, it is killed, and a thread reaps it.
 #[derive(Debug)]
 pub(in crate::process) struct OwnedChild {
     id: ChildId,
@@ -457,7 +457,7 @@ pub(in crate::process) struct OwnedChild {
 #[derive(Debug, PartialEq, Eq)]
 enum ChildState {
     Unreaped,
-    /// Its pid may be another process's by now.
+    /// Its pid may belong to another process by now.
     Reaped,
 }
 
@@ -478,12 +478,12 @@ impl OwnedChild {
         &self.guardian
     }
 
-    /// An error means that its pid may be another's by now: nothing may be sent to it any more.
+    /// On an error its pid may belong to another process: no signal may be sent to it any more.
     pub(in crate::process) fn has_ended(&mut self) -> nix::Result<bool> {
         signal::has_ended(self.id.leader.0).inspect_err(|_| self.state = ChildState::Reaped)
     }
 
-    /// Only of one that has ended, else it blocks.
+    /// Blocks unless the child has ended.
     pub(in crate::process) fn reap(mut self) -> nix::Result<(ExitStatus, Usage)> {
         self.state = ChildState::Reaped;
         self.guardian.reap(self.id)
@@ -495,16 +495,16 @@ impl Drop for OwnedChild {
         if self.state == ChildState::Reaped {
             return;
         }
-        // At once: the pilot itself may be on its way out. With the container's first process dead,
-        // the rest follows without us.
+        // At once, because the pilot itself may be about to exit. After the death of the container's first
+        // process the rest ends without us.
         let (id, guardian) = (self.id, self.guardian.clone());
         let target = KillTarget::begin(id);
-        // A thread, because the runtime may be gone; if there can't be one, no time for clean-up.
+        // A thread, because the runtime may be gone. Without a thread there is no time for a clean-up.
         let spawned = std::thread::Builder::new()
             .name("reaper".into())
             .spawn(move || {
                 hard_kill::kill_all(vec![target]);
-                // However long the kernel holds it. An error: it is no child of ours any more.
+                // Waits as long as the kernel holds it. An error means that it is no longer our child.
                 if signal::await_end(id.leader.0).is_ok() {
                     let _ = guardian.reap(id);
                 }
@@ -532,7 +532,7 @@ fn spawn_error(spec: ChildSpec, error: StartError) -> SpawnError {
         (Some(Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE), _) => {
             SpawnError::Exhausted { program, source }
         }
-        // The kernel says ENOENT for either; the program is reported when the directory is there.
+        // The kernel returns ENOENT for both; the program is blamed if the directory exists.
         (_, Some(cwd)) if !cwd.is_dir() => SpawnError::Directory { cwd, source },
         _ => SpawnError::Program { program, source },
     }

@@ -1,4 +1,4 @@
-//! The handle, with a guardian on a thread. The real guardian, a process, is tested through the pilot.
+//! The handle, with a guardian on a thread. The real guardian process is tested through the pilot.
 
 use std::fs::File;
 use std::time::{Duration, Instant};
@@ -95,7 +95,7 @@ fn a_suspended_family_stands_still_until_it_is_resumed() {
 #[test]
 fn a_guardian_that_hears_no_more_is_replaced_at_the_next_start() {
     let guard = GuardianHandle::with(|_reader| Ok(None)).expect("a pipe");
-    // Its reading end is closed at once, and so is that of its successor.
+    // The reading end of this guardian's pipe, and of its successor's, is closed at once.
     assert!(matches!(
         start(&guard, &job("true")),
         Err(StartError::Unguarded(error)) if error.kind() == io::ErrorKind::BrokenPipe
@@ -111,7 +111,7 @@ fn a_guardian_that_hears_no_more_is_replaced_at_the_next_start() {
 #[test]
 fn a_guardian_that_reads_no_more_stays_until_there_is_another() {
     let guard = GuardianHandle::with(|reader| {
-        // Open, and never read.
+        // The reading end stays open and is never read.
         std::mem::forget(reader);
         Ok(None)
     })

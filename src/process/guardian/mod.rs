@@ -1,4 +1,4 @@
-//! The guardian: a process that kills the pilot's containers when the pilot is gone, even if that was killed.
+//! The guardian: a process that kills the pilot's containers when the pilot is gone, even after a SIGKILL.
 
 pub(super) mod client;
 pub(super) mod protocol;

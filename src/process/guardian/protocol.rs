@@ -1,39 +1,39 @@
-//! The messages to the guardian: a child announces itself between clone and exec, the pilot says when
-//! nothing is left of it. All have one size, small enough that the kernel never cuts or mixes two of them
-//! in a pipe.
+//! The messages to the guardian: a child announces itself between clone and exec, and the pilot reports when
+//! none of its processes is left. All have the same size, small enough that the kernel never splits or
+//! interleaves two of them in a pipe.
 
 use nix::unistd::Pid;
 
 use crate::ids::ProcessGroup;
 use crate::process::procfs::StartTime;
 
-/// The word by which the binary is told to be a guardian.
+/// The argument that makes the binary a guardian.
 pub const GUARDIAN: &str = "guardian";
 
 /// A child that must not outlive the pilot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::process) struct ChildId {
     pub(in crate::process) leader: ProcessGroup,
-    /// Tells it from another process that is given the same pid later.
+    /// Distinguishes it from a later process with the same pid.
     pub(in crate::process) start: StartTime,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::process) enum GuardianMessage {
-    /// From now on it is to be killed when the pilot is gone.
+    /// Kill this child when the pilot is gone.
     Born(ChildId),
-    /// Nothing of it is left; the pid may become another's.
+    /// No process of it is left; the pid may be reused.
     Gone(ChildId),
 }
 
-/// The size of every message; `PIPE_BUF`, up to which a write is atomic, is at least 512 bytes.
+/// The size of every message. `PIPE_BUF`, up to which a write is atomic, is at least 512 bytes.
 pub(in crate::process) const SIZE: usize = 16;
 
 const BORN: u32 = 1;
 const GONE: u32 = 2;
 
 impl GuardianMessage {
-    /// Allocates nothing: it is sent between clone and exec.
+    /// Must not allocate: it is called between clone and exec.
     pub(in crate::process) fn to_bytes(self) -> [u8; SIZE] {
         let (kind, child_id) = match self {
             Self::Born(child_id) => (BORN, child_id),
@@ -46,7 +46,7 @@ impl GuardianMessage {
         bytes
     }
 
-    /// `None` for what no pilot writes.
+    /// `None` for bytes that no pilot writes.
     pub(in crate::process) fn from_bytes(bytes: [u8; SIZE]) -> Option<Self> {
         let [k0, k1, k2, k3, p0, p1, p2, p3, start @ ..] = bytes;
         let pid = i32::from_ne_bytes([p0, p1, p2, p3]);
@@ -54,7 +54,7 @@ impl GuardianMessage {
             leader: ProcessGroup(Pid::from_raw(pid)),
             start: StartTime(u64::from_ne_bytes(start)),
         };
-        // 0, 1 and negative numbers mean many processes to kill(2).
+        // kill(2) takes 0, 1 and negative numbers for many processes.
         match u32::from_ne_bytes([k0, k1, k2, k3]) {
             BORN if pid > 1 => Some(Self::Born(child_id)),
             GONE if pid > 1 => Some(Self::Gone(child_id)),

@@ -1,19 +1,19 @@
-//! The guardian's own end: a process of the same binary that outlives the pilot by the time it takes to
-//! kill the pilot's containers. The end of its pipe is the end of the pilot, however that died.
+//! The guardian process: the same binary, which outlives the pilot until it has killed the pilot's
+//! containers. The end of its pipe means the end of the pilot, however that died.
 //!
-//! A child of the pilot holds the pipe as well until it has announced itself on it. So no end of the pipe
-//! comes before the message of every child, and none is held up by a child whose exec hangs.
+//! A child also holds the pipe open until it has announced itself. So the pipe can't end before every child's
+//! message is in it, and a child whose exec hangs doesn't hold it open.
 
 use std::io::Read;
 
 use super::protocol::{ChildId, GuardianMessage, SIZE};
 use crate::process::hard_kill::{KillTarget, kill_all};
 
-/// Reads messages until the pilot is gone, then kills the children that it left. Sleeps in between.
+/// Reads messages until the pilot is gone, then kills the remaining children.
 pub fn guard_until_end(mut pipe: impl Read) {
     let mut children: Vec<ChildId> = Vec::new();
     let mut bytes = [0; SIZE];
-    // A read that fails is as good as an end: nothing more will be heard from the pilot.
+    // A failing read counts as the end: no more messages will come.
     while pipe.read_exact(&mut bytes).is_ok() {
         match GuardianMessage::from_bytes(bytes) {
             Some(GuardianMessage::Born(child)) if !children.contains(&child) => {

@@ -15,12 +15,12 @@ fn fingerprint(body: &[u8]) -> Fingerprint {
     Fingerprint::of(QueueIndex(0), body, None)
 }
 
-/// Of an event to which its producer gave this id.
+/// The fingerprint of an event whose producer gave it this id.
 fn named(body: &[u8], id: &str) -> Fingerprint {
     Fingerprint::of(QueueIndex(0), body, Some(id))
 }
 
-/// An event that is done, its acknowledgement being in doubt.
+/// A table with an event that is done, and whose acknowledgement is in doubt.
 fn in_doubt(fingerprint: Fingerprint) -> (UnackedTable, UnackedId) {
     let mut table = UnackedTable::default();
     let id = table.enter(fingerprint, owner(1, 7), DeliveryFlag::First);
@@ -243,7 +243,7 @@ fn the_same_id_in_another_queue_is_no_twin() {
     table.enter(elsewhere, owner(1, 8), DeliveryFlag::First);
     table.settle(id, &Verdict::Done, 1);
     table.session_lost();
-    // Were it one, this doubt would not be trusted, and the event be run again.
+    // A reused id would not be trusted in doubt, and the event would be run again.
     assert_eq!(
         named_again(&mut table, A, "1"),
         Recognition::Settled(id, Verdict::Done)

@@ -124,7 +124,7 @@ async fn a_failed_event_comes_back_and_is_given_up_with_its_error_after_three_tr
     spool.put("bad.json", "{}");
     let mut source = spool.source(1).await;
     for earlier in 0..TRIES_MAX {
-        // Each try by another pilot: the count must survive.
+        // Another pilot makes the next try: the count must survive that.
         if earlier == 1 {
             source.close().await;
             source = spool.source(1).await;
@@ -211,7 +211,7 @@ async fn stopping_gives_back_what_was_not_handed_out_and_leaves_receipts_usable(
     spool.put("b", "b");
     let mut source = spool.source(5).await;
     let held = next(&mut source).await;
-    // A receive that was cancelled while it claimed the second.
+    // As left by a receive that was cancelled while it claimed the second event.
     let desk = Arc::clone(&source.desk);
     let mut backlog = Backlog::new();
     source.work = Some(crate::blocking::start(move || {

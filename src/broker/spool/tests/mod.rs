@@ -1,4 +1,4 @@
-//! The spool against a real directory. Here is what its tests share.
+//! The spool against a real directory, and the helpers that its tests share.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -35,7 +35,7 @@ impl Spool {
         self.root.path().join("q").join(name)
     }
 
-    /// As a careful producer does it.
+    /// Writes under a hidden name, then renames, as a careful producer does.
     fn put(&self, name: &str, text: &str) {
         fs::write(self.path(".new"), text).unwrap();
         let old = SystemTime::now() - Duration::from_secs(10);
@@ -88,7 +88,7 @@ fn text(delivery: &Delivery) -> &str {
     }
 }
 
-/// Neither here nor after a moment in which everything else runs.
+/// Asserts that there is no event, neither now nor after a moment in which everything else runs.
 async fn nothing(source: &mut SpoolSource) {
     let received = timeout(Duration::from_millis(600), source.recv()).await;
     assert!(received.is_err(), "{received:?}");

@@ -1,4 +1,4 @@
-//! What is written into a queue, and what can't be.
+//! Results written into a queue, and results that can't be written.
 
 use std::fs;
 use std::num::NonZeroU32;

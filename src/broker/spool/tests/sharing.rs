@@ -29,7 +29,7 @@ async fn a_dead_pilots_claims_are_back_at_once_on_the_same_machine() {
     let mut source = spool.source(1).await;
     nothing(&mut source).await;
     source.close().await;
-    // Its lock goes with it, as with a process that is killed.
+    // Frees the lock, as for a process that is killed.
     drop((claim, dead));
     let mut source = spool.source(1).await;
     let delivery = next(&mut source).await;
@@ -71,7 +71,7 @@ fn claims_that_a_dead_pilot_had_taken_from_another_dead_one_come_back_too() {
     let second = Lease::create(&paths, Generation(1)).unwrap();
     fs::write(first.directory.join("a"), "a").unwrap();
     fs::write(second.directory.join("b"), "b").unwrap();
-    // It died between taking the directory and putting its events back.
+    // As if it died between taking the directory and putting the events back.
     fs::rename(&first.directory, second.directory.join("taken-x")).unwrap();
     drop((first, second));
     let me = Lease::create(&paths, Generation(1)).unwrap();
@@ -88,7 +88,7 @@ fn of_many_who_take_back_at_once_each_event_is_taken_once() {
         for number in 0..5 {
             let dead = Lease::create(&paths, Generation(1)).unwrap();
             fs::write(dead.directory.join(format!("{round}-{number}")), "x").unwrap();
-            // Some by their lock, some by their lease.
+            // Some are dead by their lock, some by their lease.
             if number % 2 == 0 {
                 bury(&dead);
             }
