@@ -173,7 +173,7 @@ fn unescape_unicode(text: &[u8]) -> Result<(char, usize), LoneSurrogate> {
     }
 }
 
-/// The number in a `\uXXXX` at the start of `text`, if there is one.
+/// The number of a `\u` escape, four hexadecimal digits, at the start of `text`.
 fn code_unit(text: &[u8]) -> Option<u16> {
     let digits = text.strip_prefix(b"\\u")?.get(..4)?;
     u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
