@@ -1,6 +1,7 @@
 //! `/cvmfs`, where sites mount the file systems that distribute software: a read-only bind of every
 //! container. No setting asks for it, so a broken one is nobody's fault: it is left out, with the reason.
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -52,7 +53,8 @@ pub enum Automounts {
 }
 
 /// Looks for CVMFS at `places` and takes the first that exists. A place that would show tasks one of the
-/// paths in `own` is left out. A child looks first, with its output in `scratch`, because the look may hang.
+/// paths in `own` is left out. A child looks at one that exists, with its output in `scratch`, because the look
+/// may hang.
 pub async fn find_cvmfs(
     guard: &GuardianHandle,
     places: &[PathBuf],
@@ -61,6 +63,9 @@ pub async fn find_cvmfs(
     shutdown: &watch::Receiver<ShutdownPhase>,
 ) -> CvmfsSearch {
     for place in places {
+        if !is_listed(place).await {
+            continue;
+        }
         let paths = std::slice::from_ref(place);
         match look(guard, paths, ProbeDepth::Itself, scratch, shutdown).await {
             Ok(PathHealth::Clear) => {}
@@ -91,6 +96,24 @@ pub async fn find_cvmfs(
         };
     }
     CvmfsSearch::Nothing
+}
+
+/// Whether the directory above lists `place`; also if that can't be told. Unlike a look at the place itself
+/// this doesn't touch the file system that is mounted there, so a machine without CVMFS needs no child.
+async fn is_listed(place: &Path) -> bool {
+    let (Some(parent), Some(name)) = (place.parent(), place.file_name()) else {
+        return true;
+    };
+    let (parent, name) = (parent.to_owned(), name.to_owned());
+    let listing = move || -> io::Result<bool> {
+        for entry in fs::read_dir(parent)? {
+            if entry?.file_name() == name {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    blocking::small_files(listing).await.unwrap_or(true)
 }
 
 fn complaint(place: &Path, health: &PathHealth) -> String {
@@ -187,7 +210,7 @@ mod tests {
     fn a_machine_without_the_directory_has_none() {
         let top = tempfile::tempdir().expect("a directory");
         let file = top.path().join("file");
-        std::fs::write(&file, "").expect("written");
+        fs::write(&file, "").expect("written");
         for place in [&top.path().join("missing"), &file] {
             assert!(matches!(bind(place, &[]), Ok(None)), "{}", place.display());
         }
