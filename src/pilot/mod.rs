@@ -5,6 +5,7 @@
 use std::io;
 use std::num::NonZeroU32;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tracing::{error, info, warn};
 
@@ -172,7 +173,7 @@ async fn live(
     let names_outfile = task.names_outfile();
     let runner = Rc::new(TaskRunner {
         context,
-        plan: task,
+        plan: Arc::new(task),
         infile_ext: config.infile_ext.clone(),
         outfile_ext: config.outfile_ext.clone(),
         encoding: sink.encoding(),

@@ -22,7 +22,7 @@ use crate::fault::Diagnosis;
 use crate::preflight::Findings;
 use crate::process::{GuardianHandle, ShutdownPhase, ShutdownSender};
 use crate::signals::Signals;
-use crate::task::{ContainerSpec, SharedTaskContext, TaskContext, run_init};
+use crate::task::{ContainerSpec, SharedTaskContext, run_init};
 use crate::telemetry::Progress;
 
 pub(super) struct Started {
@@ -102,7 +102,7 @@ async fn prepare(
             .progress_reporter
             .status(Status::RunningInitCommand);
         let began = Instant::now();
-        let initialized = initialize(&context, &plan, observers.signals).await;
+        let initialized = initialize(&context, &Arc::new(plan), observers.signals).await;
         observers.recorder.initialized(began.elapsed());
         initialized?;
     }
@@ -145,8 +145,8 @@ async fn connect(
 
 /// Runs the init container. The first signal is forwarded to it, a second one kills it.
 async fn initialize(
-    context: &TaskContext,
-    plan: &ContainerSpec,
+    context: &SharedTaskContext,
+    plan: &Arc<ContainerSpec>,
     signals: &mut Signals,
 ) -> Result<(), PilotError> {
     let shutdown = ShutdownSender::new();

@@ -1,5 +1,6 @@
 //! The specification of a child ([`ChildSpec`], [`ChildLimits`]) and its end ([`ChildExit`]).
 
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -23,6 +24,26 @@ pub struct ChildSpec {
     pub cwd: Option<PathBuf>,
     pub stdout: File,
     pub stderr: File,
+}
+
+/// A child whose [`ChildSpec`] is still to be made, by `prepare`, on the thread that starts it: that may
+/// block, and handing two pieces of work to a thread costs twice what one costs.
+#[derive(Debug)]
+pub struct ChildPreparation<F> {
+    /// The program that `prepare` will name.
+    pub program: PathBuf,
+    pub prepare: F,
+}
+
+impl ChildSpec {
+    pub(in crate::process) fn ready(
+        self,
+    ) -> ChildPreparation<impl FnOnce() -> Result<Self, Infallible> + Send> {
+        ChildPreparation {
+            program: self.program.clone(),
+            prepare: || Ok(self),
+        }
+    }
 }
 
 /// The time limits of a child.
@@ -110,4 +131,27 @@ pub enum SpawnError {
     /// Something else in this process waited for the child.
     #[error("the end of `{program}` can't be known: {source}; something else waited for it")]
     Lost { program: PathBuf, source: Errno },
+}
+
+/// The reason why a child that was to be prepared first gave no [`ChildExit`].
+#[derive(Debug)]
+pub enum StartFailure<E> {
+    /// The error of [`ChildPreparation::prepare`].
+    Unprepared(E),
+    Spawn(SpawnError),
+}
+
+impl<E> From<SpawnError> for StartFailure<E> {
+    fn from(error: SpawnError) -> Self {
+        Self::Spawn(error)
+    }
+}
+
+impl From<StartFailure<Infallible>> for SpawnError {
+    fn from(failure: StartFailure<Infallible>) -> Self {
+        match failure {
+            StartFailure::Unprepared(never) => match never {},
+            StartFailure::Spawn(error) => error,
+        }
+    }
 }

@@ -19,7 +19,10 @@ mod supervise;
 mod suspend_aware_timer;
 
 pub use capture::{CaptureError, CaptureQuery, Captured, capture};
-pub use child::{ChildExit, ChildLimits, ChildSpec, HardKill, Leftovers, SpawnError, StopCause};
+pub use child::{
+    ChildExit, ChildLimits, ChildPreparation, ChildSpec, HardKill, Leftovers, SpawnError,
+    StartFailure, StopCause,
+};
 pub use guardian::client::GuardianHandle;
 pub use guardian::protocol::GUARDIAN;
 pub use guardian::server::guard_until_end;
@@ -28,5 +31,5 @@ pub use own_process::{keep_memory_private, spare_memory, survive_file_size_limit
 pub use procfs::start_ticks;
 pub use shutdown::{ShutdownPhase, ShutdownSender};
 pub use signal::{ExitStatus, Usage};
-pub use supervise::supervise;
+pub use supervise::{prepare_and_supervise, supervise};
 pub use suspend_aware_timer::SuspendAwareTimer;

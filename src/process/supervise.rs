@@ -10,7 +10,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::child::{ChildExit, ChildLimits, ChildSpec, HardKill, Leftovers, SpawnError, StopCause};
+use super::child::{
+    ChildExit, ChildLimits, ChildPreparation, ChildSpec, HardKill, Leftovers, SpawnError,
+    StartFailure, StopCause,
+};
 use super::guardian::client::{GuardianHandle, OwnedChild};
 use super::guardian::protocol::ChildId;
 use super::hard_kill::{self, CLEAN_UP, VANISH};
@@ -37,17 +40,31 @@ pub async fn supervise(
     guard: &GuardianHandle,
     spec: ChildSpec,
     limits: ChildLimits,
-    mut shutdown: watch::Receiver<ShutdownPhase>,
+    shutdown: watch::Receiver<ShutdownPhase>,
     started: oneshot::Sender<i32>,
 ) -> Result<ChildExit, SpawnError> {
-    let program = spec.program.clone();
+    Ok(prepare_and_supervise(guard, spec.ready(), limits, shutdown, started).await?)
+}
+
+/// As [`supervise`], with a `spec` that is made on the thread that starts the child.
+///
+/// # Errors
+/// Also when it can't be made.
+pub async fn prepare_and_supervise<E: Send + 'static>(
+    guard: &GuardianHandle,
+    child: ChildPreparation<impl FnOnce() -> Result<ChildSpec, E> + Send + 'static>,
+    limits: ChildLimits,
+    mut shutdown: watch::Receiver<ShutdownPhase>,
+    started: oneshot::Sender<i32>,
+) -> Result<ChildExit, StartFailure<E>> {
+    let program = child.program.clone();
     // Registered before the start, so that the end of a very short child isn't missed.
     let ends = signal(SignalKind::child()).map_err(SpawnError::Watch)?;
     let began = Instant::now();
     let owned = tokio::select! {
         biased;
         phase = past_run(&mut shutdown) => return Ok(never_started(phase)),
-        owned = guard.start_child(spec) => owned?,
+        owned = guard.start_child(child) => owned?,
     };
     let mut child = Child { owned, ends };
     // Not every caller keeps the receiver.

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tokio::sync::{oneshot, watch};
 use tracing::{error, warn};
@@ -11,20 +12,20 @@ use super::active_containers::ActiveContainer;
 use super::binds::{own_binds, shared_binds};
 use super::fault_diagnosis::{self, Stderr};
 use super::memory_cgroup::MemoryKillSign;
-use super::output_capture::{BytesWritten, OutputCapture};
+use super::output_capture::{BytesWritten, OutputCapture, OutputCopying};
 use super::probe_container::{cause_of_spawn, shells_code};
 use super::shared_look::SharedLook;
 use super::staging::{HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, TaskDirs, TaskIo};
 use super::watchdog::{self, ProgressSources, ResourceLimits};
-use super::{ContainerSpec, TaskContext, TaskMetrics, file_work};
+use super::{ContainerSpec, SharedTaskContext, TaskContext, TaskMetrics, file_work};
 use crate::blocking;
 use crate::broker::Content;
 use crate::config::DumpOutput;
 use crate::container::{self, Bind, ContainerPaths, Invocation, RunSpec};
 use crate::fault::{self, Attribution, Cause, ContainerRole, FaultClass, TaskError};
 use crate::process::{
-    self, ChildExit, ChildLimits, ChildSpec, ExitStatus, Leftovers, ShutdownPhase, ShutdownSender,
-    SpawnError, StopCause,
+    self, ChildExit, ChildLimits, ChildPreparation, ChildSpec, ExitStatus, Leftovers,
+    ShutdownPhase, ShutdownSender, StartFailure, StopCause,
     output::{self, ShownOutput},
 };
 use crate::telemetry::{OutputStream, Progress};
@@ -43,8 +44,8 @@ pub enum TaskOutcome {
 
 /// Runs a container to its end. Equal failures of different tasks give equal error texts.
 pub(super) async fn launch(
-    context: &TaskContext,
-    plan: &ContainerSpec,
+    context: &SharedTaskContext,
+    plan: &Arc<ContainerSpec>,
     role: ContainerRole,
     stage: &TaskDirs,
     io: Option<&TaskIo>,
@@ -75,37 +76,22 @@ fn without_identity(text: &str, stage: &TaskDirs, io: Option<&TaskIo>) -> String
 }
 
 async fn start_to_end(
-    context: &TaskContext,
-    plan: &ContainerSpec,
+    context: &SharedTaskContext,
+    plan: &Arc<ContainerSpec>,
     role: ContainerRole,
     stage: &TaskDirs,
     io: Option<&TaskIo>,
     shutdown: watch::Receiver<ShutdownPhase>,
     trace: &mut TaskMetrics,
 ) -> Result<TaskOutcome, TaskError> {
-    let (binds, files) = binds_and_outputs(context, plan, stage, io, &shutdown).await?;
-    let invocation = invocation(context, plan, &binds, stage, io)?;
-    let ([stdout, stderr], outputs) =
-        OutputCapture::start(files, context.output_limit).map_err(|error| {
-            TaskError::setup(
-                Cause::Limits,
-                &format!("no pipe or thread could be made for the task's outputs: {error}"),
-            )
-        })?;
+    let (copying, outputs) = OutputCapture::new(context.output_limit);
+    let child = preparation(context, plan, stage, io, copying, &shutdown).await?;
     let (started, leader) = oneshot::channel();
     let written = outputs.written();
     let signs = ProgressSources {
         leader,
         outputs: written.clone(),
         outfile: io.map(TaskIo::outfile),
-    };
-    let job = ChildSpec {
-        program: invocation.program,
-        args: invocation.args,
-        env: invocation.env,
-        cwd: Some(stage.scratch().to_path_buf()),
-        stdout,
-        stderr,
     };
     let limits = ChildLimits {
         timeout: plan.timeout,
@@ -118,9 +104,9 @@ async fn start_to_end(
     let kills_before = context.memory_kills.count();
     let own_shutdown = ShutdownSender::new();
     own_shutdown.advance(*shutdown.borrow());
-    let run = process::supervise(
+    let run = process::prepare_and_supervise(
         &context.guard,
-        job,
+        child,
         limits,
         own_shutdown.subscribe(),
         started,
@@ -129,10 +115,7 @@ async fn start_to_end(
     let watched = (guards, signs, &entered, &context.look);
     let (ended, breach) = guarded(run, watched, shutdown.clone(), &own_shutdown, trace).await;
     drop(entered);
-    let ended = ended.map_err(|error| match cause_of_spawn(&error) {
-        Cause::Unknown => setup_error(&error, FaultClass::Ep),
-        cause => TaskError::setup(cause, &error.to_string()),
-    })?;
+    let ended = ended.map_err(not_started)?;
     outputs.finish(["stdoutfile", "stderrfile"]).await;
 
     trace.ended(&ended);
@@ -163,8 +146,8 @@ async fn start_to_end(
 }
 
 /// Runs the container under its watchdog. Also returns the error for which the watchdog ended it.
-async fn guarded(
-    run: impl Future<Output = Result<ChildExit, SpawnError>>,
+async fn guarded<E>(
+    run: impl Future<Output = Result<ChildExit, E>>,
     (guards, signs, entered, look): (
         ResourceLimits,
         ProgressSources,
@@ -174,7 +157,7 @@ async fn guarded(
     pilots_shutdown: watch::Receiver<ShutdownPhase>,
     own_shutdown: &ShutdownSender,
     trace: &mut TaskMetrics,
-) -> (Result<ChildExit, SpawnError>, Option<TaskError>) {
+) -> (Result<ChildExit, E>, Option<TaskError>) {
     let mut run = std::pin::pin!(run);
     let mut forwarded = std::pin::pin!(watchdog::forward(pilots_shutdown, own_shutdown));
     let breach = {
@@ -200,74 +183,109 @@ async fn guarded(
     (ended, Some(breach))
 }
 
-/// The binds of this container, and the files for its stdout and stderr.
-async fn binds_and_outputs(
-    context: &TaskContext,
-    plan: &ContainerSpec,
+/// The container's command, and what is done for it on the thread that starts it: the paths of its own
+/// directories are checked, and the files for its outputs made.
+async fn preparation(
+    context: &SharedTaskContext,
+    plan: &Arc<ContainerSpec>,
     stage: &TaskDirs,
     io: Option<&TaskIo>,
+    copying: OutputCopying<2>,
     shutdown: &watch::Receiver<ShutdownPhase>,
-) -> Result<(Vec<Bind>, [File; 2]), TaskError> {
+) -> Result<ChildPreparation<impl FnOnce() -> Result<ChildSpec, TaskError> + Send + use<>>, TaskError>
+{
     let unusable = |error: &dyn std::error::Error| TaskError::InvalidBindMount(error.to_string());
     let shared = shared_binds(context, plan, shutdown).await;
     let shared = shared.map_err(|error| unusable(&error))?;
     let own = own_binds(context, io.map(|io| io.dir.as_path()));
     let [stdout, stderr] = [stage.stdout(), stage.stderr()];
-    // One blocking job for both: a switch to another thread costs more than either.
-    file_work(move || {
+    let (args, env) = (arguments(plan, io)?, variables(context, plan, io));
+    let scratch = stage.scratch().to_path_buf();
+    let (shared_context, plan) = (Arc::clone(context), Arc::clone(plan));
+    let prepare = move || {
         let mut binds = own().map_err(|error| unusable(&error))?;
         binds.extend(shared);
+        let invocation = invocation(&shared_context, &plan, &binds, (&args, &env), &scratch)?;
         let files = [
             created(&stdout, "stdoutfile")?,
             created(&stderr, "stderrfile")?,
         ];
-        Ok((binds, files))
+        let [stdout, stderr] = copying.start(files).map_err(|error| {
+            TaskError::setup(
+                Cause::Limits,
+                &format!("no pipe or thread could be made for the task's outputs: {error}"),
+            )
+        })?;
+        Ok(ChildSpec {
+            program: invocation.program,
+            args: invocation.args,
+            env: invocation.env,
+            cwd: Some(scratch),
+            stdout,
+            stderr,
+        })
+    };
+    Ok(ChildPreparation {
+        program: context.apptainer.program().to_owned(),
+        prepare,
     })
-    .await
 }
 
-/// The command, with the paths as this container sees them.
+fn not_started(failure: StartFailure<TaskError>) -> TaskError {
+    match failure {
+        StartFailure::Unprepared(error) => error,
+        StartFailure::Spawn(error) => match cause_of_spawn(&error) {
+            Cause::Unknown => setup_error(&error, FaultClass::Ep),
+            cause => TaskError::setup(cause, &error.to_string()),
+        },
+    }
+}
+
+/// The arguments, with the paths as this container sees them.
+fn arguments(plan: &ContainerSpec, io: Option<&TaskIo>) -> Result<Vec<String>, TaskError> {
+    let rendered = plan.args.render(&ContainerPaths {
+        infile: io.map(TaskIo::infile_in_container).as_deref(),
+        outfile: io.map(TaskIo::outfile_in_container).as_deref(),
+        data_hub: HUB_IN_CONTAINER,
+        input_files: INPUTS_IN_CONTAINER,
+    });
+    rendered.map_err(|error| setup_error(&error, FaultClass::Task))
+}
+
+/// The variables, ours after those of the configuration: of two of one name the later wins.
+fn variables(
+    context: &TaskContext,
+    plan: &ContainerSpec,
+    io: Option<&TaskIo>,
+) -> Vec<(String, String)> {
+    let inputs = context.inputs.as_ref().map(|_| INPUTS_IN_CONTAINER.into());
+    let own = [
+        ("EWMS_TASK_DATA_HUB_DIR", Some(HUB_IN_CONTAINER.into())),
+        ("EWMS_TASK_INPUT_FILES_DIR", inputs),
+        ("EWMS_TASK_INFILE", io.map(TaskIo::infile_in_container)),
+        ("EWMS_TASK_OUTFILE", io.map(TaskIo::outfile_in_container)),
+    ];
+    let own = own
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    plan.env.iter().cloned().chain(own).collect()
+}
+
 fn invocation(
     context: &TaskContext,
     plan: &ContainerSpec,
     binds: &[Bind],
-    stage: &TaskDirs,
-    io: Option<&TaskIo>,
+    (args, env): (&[String], &[(String, String)]),
+    workdir: &Path,
 ) -> Result<Invocation, TaskError> {
-    let infile = io.map(TaskIo::infile_in_container);
-    let outfile = io.map(TaskIo::outfile_in_container);
-    let args = plan
-        .args
-        .render(&ContainerPaths {
-            infile: infile.as_deref(),
-            outfile: outfile.as_deref(),
-            data_hub: HUB_IN_CONTAINER,
-            input_files: INPUTS_IN_CONTAINER,
-        })
-        .map_err(|error| setup_error(&error, FaultClass::Task))?;
-
-    let inputs = context.inputs.as_ref().map(|_| INPUTS_IN_CONTAINER);
-    let own = [
-        ("EWMS_TASK_DATA_HUB_DIR", Some(HUB_IN_CONTAINER)),
-        ("EWMS_TASK_INPUT_FILES_DIR", inputs),
-        ("EWMS_TASK_INFILE", infile.as_deref()),
-        ("EWMS_TASK_OUTFILE", outfile.as_deref()),
-    ];
-    // Of two variables of one name the later wins.
-    let mut env = plan.env.clone();
-    env.extend(
-        own.into_iter()
-            .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))),
-    );
-
     container::run(
         &context.apptainer,
         &RunSpec {
             image: &plan.image,
-            args: &args,
-            env: &env,
+            args,
+            env,
             binds,
-            workdir: stage.scratch(),
+            workdir,
             verbosity: context.verbosity,
             proc: context.proc,
             user_namespace: context.user_namespace,

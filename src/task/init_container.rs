@@ -1,11 +1,13 @@
 //! The init container: runs once, before any event is taken, to fill the data hub.
 
+use std::sync::Arc;
+
 use tokio::sync::watch;
 use tracing::{Instrument, info, info_span};
 
 use super::container_run::{TaskOutcome, launch, staging_error};
 use super::staging::DirDisposal;
-use super::{ContainerSpec, Leftover, TaskContext, TaskMetrics, file_work};
+use super::{ContainerSpec, Leftover, SharedTaskContext, TaskMetrics, file_work};
 use crate::config::KeepFiles;
 use crate::fault::{ContainerRole, TaskError};
 use crate::ids::TaskId;
@@ -16,8 +18,8 @@ use crate::process::ShutdownPhase;
 /// # Errors
 /// When it failed, timed out or could not be started. No event may be taken then.
 pub async fn run_init(
-    context: &TaskContext,
-    plan: &ContainerSpec,
+    context: &SharedTaskContext,
+    plan: &Arc<ContainerSpec>,
     shutdown: watch::Receiver<ShutdownPhase>,
 ) -> Result<(), TaskError> {
     let name = format!("init-{}", TaskId::random());

@@ -24,6 +24,14 @@ const END_MAX: u64 = 1024 * 1024;
 /// holds it then.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
+/// The part of an [`OutputCapture`] that copies, not yet started.
+#[derive(Debug)]
+pub(super) struct OutputCopying<const N: usize> {
+    written: [Arc<AtomicU64>; N],
+    finished: oneshot::Sender<[io::Result<()>; N]>,
+    limit: u64,
+}
+
 /// A container's outputs while they are copied.
 #[derive(Debug)]
 pub(super) struct OutputCapture<const N: usize> {
@@ -42,29 +50,16 @@ impl BytesWritten {
 }
 
 impl<const N: usize> OutputCapture<N> {
-    /// Starts to copy into `files`, each of which gets at most about `limit` bytes. Returns the files that
-    /// the container writes to.
-    ///
-    /// # Errors
-    /// When the system has no pipe or thread left.
-    pub(super) fn start(files: [File; N], limit: u64) -> io::Result<([File; N], Self)> {
-        let written = std::array::from_fn(|_| Arc::new(AtomicU64::new(0)));
-        let (mut pipes, mut copies) = (Vec::new(), Vec::new());
-        for (file, written) in files.into_iter().zip(&written) {
-            let (from, to) = io::pipe()?;
-            pipes.push(File::from(OwnedFd::from(to)));
-            copies.push(OutputCopy::new(from, file, limit, Arc::clone(written)));
-        }
+    /// For files of which each gets at most about `limit` bytes.
+    pub(super) fn new(limit: u64) -> (OutputCopying<N>, Self) {
+        let written: [_; N] = std::array::from_fn(|_| Arc::new(AtomicU64::new(0)));
         let (finished, done) = oneshot::channel();
-        let copies = in_place(copies);
-        std::thread::Builder::new()
-            .name("output".into())
-            .stack_size(256 * 1024)
-            .spawn(move || {
-                // No receiver is left when the task was dropped.
-                let _ = finished.send(run(copies));
-            })?;
-        Ok((in_place(pipes), Self { written, done }))
+        let copying = OutputCopying {
+            written: written.clone(),
+            finished,
+            limit,
+        };
+        (copying, Self { written, done })
     }
 
     pub(super) fn written(&self) -> [BytesWritten; N] {
@@ -89,6 +84,30 @@ impl<const N: usize> OutputCapture<N> {
                 "a container's output is still open after the container's end"
             ),
         }
+    }
+}
+
+impl<const N: usize> OutputCopying<N> {
+    /// Starts to copy into `files`. Returns the files that the container writes to.
+    ///
+    /// # Errors
+    /// When the system has no pipe or thread left.
+    pub(super) fn start(self, files: [File; N]) -> io::Result<[File; N]> {
+        let (mut pipes, mut copies) = (Vec::new(), Vec::new());
+        for (file, written) in files.into_iter().zip(self.written) {
+            let (from, to) = io::pipe()?;
+            pipes.push(File::from(OwnedFd::from(to)));
+            copies.push(OutputCopy::new(from, file, self.limit, written));
+        }
+        let (copies, finished) = (in_place(copies), self.finished);
+        std::thread::Builder::new()
+            .name("output".into())
+            .stack_size(256 * 1024)
+            .spawn(move || {
+                // No receiver is left when the task was dropped.
+                let _ = finished.send(run(copies));
+            })?;
+        Ok(in_place(pipes))
     }
 }
 
@@ -215,8 +234,9 @@ mod tests {
     /// The file's content after `text` was copied.
     async fn through(text: &[u8], limit: u64) -> Vec<u8> {
         let file = tempfile::NamedTempFile::new().expect("a file");
-        let ([mut to], capture) =
-            OutputCapture::start([file.reopen().expect("opened")], limit).expect("a pipe");
+        let (copying, capture) = OutputCapture::new(limit);
+        let to = copying.start([file.reopen().expect("opened")]);
+        let [mut to] = to.expect("a pipe");
         let [written] = capture.written();
         let text_len = length_of(text);
         let text = text.to_owned();
@@ -264,7 +284,8 @@ mod tests {
             .write(true)
             .open("/dev/full")
             .expect("opened");
-        let ([mut to], capture) = OutputCapture::start([full], 1 << 20).expect("a pipe");
+        let (copying, capture) = OutputCapture::new(1 << 20);
+        let [mut to] = copying.start([full]).expect("a pipe");
         let writer = std::thread::spawn(move || to.write_all(&vec![7; 1 << 22]));
         assert!(writer.join().expect("no panic").is_ok());
         capture.finish(["stdout"]).await;
@@ -274,7 +295,8 @@ mod tests {
     async fn two_outputs_are_kept_apart_and_one_may_end_before_the_other() {
         let files = [(); 2].map(|()| tempfile::NamedTempFile::new().expect("a file"));
         let to = files.each_ref().map(|file| file.reopen().expect("opened"));
-        let ([mut out, mut err], capture) = OutputCapture::start(to, 1 << 20).expect("pipes");
+        let (copying, capture) = OutputCapture::new(1 << 20);
+        let [mut out, mut err] = copying.start(to).expect("pipes");
         out.write_all(b"out").expect("it is read");
         drop(out);
         for _ in 0..100 {

@@ -23,7 +23,7 @@ use crate::process::output::ShownOutput;
 #[derive(Debug)]
 pub struct TaskRunner {
     pub context: SharedTaskContext,
-    pub plan: ContainerSpec,
+    pub plan: Arc<ContainerSpec>,
     /// Suffix of the infile, without the leading dot.
     pub infile_ext: String,
     /// Suffix of the outfile, without the leading dot.

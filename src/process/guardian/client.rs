@@ -21,7 +21,7 @@ use super::protocol::{ChildId, GuardianMessage};
 use crate::blocking;
 use crate::ids::ProcessGroup;
 use crate::process::SuspendAwareTimer;
-use crate::process::child::{ChildSpec, SpawnError};
+use crate::process::child::{ChildPreparation, ChildSpec, SpawnError, StartFailure};
 use crate::process::hard_kill::{self, KillTarget};
 use crate::process::procfs::{self, ProcessStat};
 use crate::process::signal::{self, ExitStatus, Usage};
@@ -128,36 +128,39 @@ impl GuardianHandle {
         .expect("a pipe")
     }
 
-    /// Starts a child on a thread that may block. Dropping the future abandons the start: a child that exists
-    /// by then is killed, and one made later ends at once.
+    /// Prepares and starts a child on a thread that may block. Dropping the future abandons the start: a child
+    /// that exists by then is killed, and one made later ends at once.
     ///
     /// # Errors
     /// When there is no child; also when the start takes longer than [`START_WITHIN`].
-    pub(in crate::process) async fn start_child(
+    pub(in crate::process) async fn start_child<E: Send + 'static>(
         &self,
-        spec: ChildSpec,
-    ) -> Result<OwnedChild, SpawnError> {
+        preparation: ChildPreparation<impl FnOnce() -> Result<ChildSpec, E> + Send + 'static>,
+    ) -> Result<OwnedChild, StartFailure<E>> {
         let progress = Arc::new(StartProgress::default());
         let _called_off = AbandonOnDrop {
             guardian: self,
             progress: &progress,
         };
-        let program = spec.program.clone();
+        let ChildPreparation { program, prepare } = preparation;
         let (handle, of_thread) = (self.clone(), Arc::clone(&progress));
-        let starting = blocking::start(move || match handle.spawn(&spec, &of_thread) {
-            Ok(id) => Ok(OwnedChild::new(id, handle)),
-            Err(error) => Err(spawn_error(spec, error)),
+        let starting = blocking::start(move || {
+            let spec = prepare().map_err(StartFailure::Unprepared)?;
+            match handle.spawn(&spec, &of_thread) {
+                Ok(id) => Ok(OwnedChild::new(id, handle)),
+                Err(error) => Err(spawn_error(spec, error).into()),
+            }
         });
         let mut within = SuspendAwareTimer::new(START_WITHIN);
         tokio::select! {
             biased;
             started = starting => started.unwrap_or_else(|panicked| {
                 let source = panicked.into();
-                Err(SpawnError::Program { program, source })
+                Err(SpawnError::Program { program, source }.into())
             }),
             () = within.over() => {
                 let after = START_WITHIN;
-                Err(SpawnError::Hanging { program, after })
+                Err(SpawnError::Hanging { program, after }.into())
             }
         }
     }
