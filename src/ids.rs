@@ -36,6 +36,16 @@ pub struct QueueIndex(pub usize);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Generation(pub u64);
 
+/// The system's host name. HTCondor may know the machine by another one, which
+/// [`MachineNames`](crate::config::MachineNames) has.
+#[must_use]
+pub fn host_name() -> String {
+    nix::unistd::gethostname().map_or_else(
+        |_| "unknown-host".to_owned(),
+        |name| name.to_string_lossy().into_owned(),
+    )
+}
+
 /// The process group, and session, of one container: the pid of the process that leads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ProcessGroup(pub Pid);

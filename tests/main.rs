@@ -27,6 +27,7 @@ mod imports;
 mod inputs;
 mod layers;
 mod limits;
+mod machine_names;
 mod memory;
 mod oauth;
 mod oci;

@@ -26,7 +26,7 @@ pub(super) fn early_chirp(
     Some(EarlyChirp {
         destinations: destinations(environment, env_file),
         file: condor.chirp_file?,
-        site: condor.site,
+        names: condor.names,
     })
 }
 

@@ -5,6 +5,7 @@
 //! variable, for the parser, `--help` and the README; [`load()`] turns text into these types.
 
 mod address;
+mod classad;
 mod condor;
 mod credentials;
 mod early_chirp;
@@ -13,6 +14,7 @@ mod environment;
 pub mod help_table;
 mod limits;
 mod load;
+mod machine_names;
 mod problem;
 mod python_values;
 mod queues;
@@ -26,6 +28,7 @@ pub use env_json::{is_name, is_settable};
 pub use environment::{ENV_FILE_NAME, Environment, data_parents};
 pub use limits::PilotLimits;
 pub use load::load;
+pub use machine_names::MachineNames;
 pub use problem::{ConfigErrors, ConfigProblem};
 pub use queues::{BrokerConfig, QueueConfig};
 
@@ -242,8 +245,8 @@ pub struct EarlyChirp {
     pub destinations: Vec<ChirpDestination>,
     /// The file that says where the chirp server is; it need not exist.
     pub file: PathBuf,
-    /// The site, as glideins name it.
-    pub site: Option<String>,
+    /// The names of the machine and its site.
+    pub names: MachineNames,
 }
 
 /// Where HTCondor puts the reports of the pilot.

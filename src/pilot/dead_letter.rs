@@ -121,6 +121,10 @@ impl DeadLetters {
             ("x-ewms-queue", self.incoming.clone()),
             ("x-ewms-host", self.source.host.clone()),
             ("x-ewms-site", self.source.site.clone().unwrap_or_default()),
+            (
+                "x-ewms-resource",
+                self.source.resource.clone().unwrap_or_default(),
+            ),
             ("x-ewms-pilot-id", self.source.pilot_id.clone()),
         ]
     }

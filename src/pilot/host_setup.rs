@@ -574,16 +574,13 @@ async fn check_init(
     Ok((spec, note))
 }
 
-/// Logs the site and the host of a machine that failed, for operators who look for bad sites.
+/// Logs the site and the name of a machine that failed, for operators who look for bad sites.
 pub(super) fn report_site(config: &Config, error: &PilotError) {
-    let host = nix::unistd::gethostname()
-        .ok()
-        .and_then(|name| name.into_string().ok())
-        .unwrap_or_default();
-    let site = config.condor.site.as_deref().unwrap_or("unknown");
+    let names = &config.condor.names;
     error!(
-        GLIDEIN_Site = site,
-        host,
+        GLIDEIN_Site = names.site.as_deref().unwrap_or("unknown"),
+        GLIDEIN_ResourceName = names.resource,
+        host = names.machine,
         reason = %error.diagnosis(),
         "preflight failed: no event was taken"
     );

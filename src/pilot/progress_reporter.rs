@@ -9,7 +9,7 @@ use tracing::info;
 use super::PilotExit;
 use super::events::Status;
 use crate::chirp::{ChirpReporter, ChirpSettings, ChirpValue, Destination, Urgency};
-use crate::config::{ChirpDestination, Config, ConfigErrors, EarlyChirp};
+use crate::config::{ChirpDestination, Config, ConfigErrors, EarlyChirp, MachineNames};
 use crate::exit::Exit;
 use crate::stats::Tally;
 use crate::status::StatusWriter;
@@ -43,7 +43,7 @@ impl ProgressReporter {
             }
             (None, _) => ChirpReporter::off(),
         };
-        chirp_site(&chirp, config.condor.site.as_ref());
+        chirp_names(&chirp, &config.condor.names);
         // The same job may have run before, and its ad keeps the attributes of that run.
         for attribute in ERROR_ATTRIBUTES {
             chirp.set(attribute, ChirpValue::Undefined, Urgency::AtOnce);
@@ -153,7 +153,7 @@ pub async fn chirp_wrong_configuration(errors: &ConfigErrors) {
     let mut reporters = Vec::new();
     for wanted in &settings.destinations {
         let chirp = early_reporter(settings, *wanted);
-        chirp_site(&chirp, settings.site.as_ref());
+        chirp_names(&chirp, &settings.names);
         chirp_error(
             &chirp,
             &errors.chirped(),
@@ -194,9 +194,15 @@ fn chirp_text(chirp: &ChirpReporter, attribute: &'static str, text: &str) {
     );
 }
 
-fn chirp_site(chirp: &ChirpReporter, site: Option<&String>) {
-    if let Some(site) = site {
-        chirp_text(chirp, "Site", site);
+/// Reports where the pilot runs, by the names that requirements are matched against.
+fn chirp_names(chirp: &ChirpReporter, names: &MachineNames) {
+    chirp_text(chirp, "Machine", &names.machine);
+    for (attribute, name) in [("Site", &names.site), ("ResourceName", &names.resource)] {
+        match name {
+            Some(name) => chirp_text(chirp, attribute, name),
+            // An earlier run of the job may have been at a place with a name.
+            None => chirp.set(attribute, ChirpValue::Undefined, Urgency::AtOnce),
+        }
     }
 }
 

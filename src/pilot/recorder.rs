@@ -46,12 +46,12 @@ impl Recorder {
     /// Opens the file and writes the pilot's first line. Without a file there are still statistics.
     #[must_use]
     pub fn open(config: &Config) -> Self {
+        let names = &config.condor.names;
         let source = PilotIdentity {
             pilot_id: Uuid::new_v4().simple().to_string(),
-            host: nix::unistd::gethostname()
-                .map(|name| name.to_string_lossy().into_owned())
-                .unwrap_or_default(),
-            site: config.condor.site.clone(),
+            host: names.machine.clone(),
+            site: names.site.clone(),
+            resource: names.resource.clone(),
         };
         let writer = match &config.task_log {
             None => RecordWriter::off(),
@@ -80,11 +80,12 @@ impl Recorder {
             end,
             began: Instant::now(),
         };
-        recorder.writer.write(Record::Start(start));
+        recorder.writer.write(Record::Start(Box::new(start)));
         info!(
             pilot_id = recorder.source.pilot_id,
             host = recorder.source.host,
             site = recorder.source.site,
+            resource = recorder.source.resource,
             "records are kept"
         );
         recorder

@@ -19,8 +19,9 @@
 //! | `format` | integer | 1 |
 //! | `kind` | text | `pilot_start`, `task`, `pilot_end`: one start, then tasks as they are settled, then one end; a pilot that was killed has no end |
 //! | `pilot_id` | text | this run of the pilot |
-//! | `host` | text | the machine's name |
+//! | `host` | text | the machine's name: `Machine` of the machine ad, else its host name |
 //! | `site` | text or null | `GLIDEIN_Site`, else `OSG_SITE_NAME` |
+//! | `resource` | text or null | `GLIDEIN_ResourceName`: the part of the site |
 //!
 //! ## `pilot_start`
 //!

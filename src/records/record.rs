@@ -48,6 +48,7 @@ pub struct PilotIdentity {
     pub pilot_id: String,
     pub host: String,
     pub site: Option<String>,
+    pub resource: Option<String>,
 }
 
 /// Declares a record: the fields that every line begins with, then its own.
@@ -64,6 +65,8 @@ macro_rules! record {
             pub host: String,
             #[serde(default)]
             pub site: Option<String>,
+            #[serde(default)]
+            pub resource: Option<String>,
             $($(#[$field_meta])* #[doc = concat!("See [`", stringify!($field), "`](super).")]
               #[serde(default)] pub $field: $type,)*
         }
@@ -78,6 +81,7 @@ macro_rules! record {
                     pilot_id: source.pilot_id.clone(),
                     host: source.host.clone(),
                     site: source.site.clone(),
+                    resource: source.resource.clone(),
                     $($field: Default::default(),)*
                 }
             }
@@ -186,7 +190,7 @@ pub enum EventOutcome {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Record {
-    Start(PilotStart),
+    Start(Box<PilotStart>),
     Task(Box<TaskRecord>),
     End(Box<PilotEnd>),
 }

@@ -248,6 +248,7 @@ mod tests {
             pilot_id: "p".to_owned(),
             host: "h".to_owned(),
             site: None,
+            resource: None,
         });
         record.task_id = "t".to_owned();
         record.received_unix_secs = UnixTime(1_795_454_006.123);

@@ -23,11 +23,11 @@ pub(super) struct Aggregate {
     hasher: RandomState,
     ids: HashMap<u64, u32>,
     tasks_seen: HashSet<u64>,
-    site_ids: HashMap<Option<Box<str>>, u32>,
+    site_ids: HashMap<SiteName, u32>,
     host_ids: HashMap<(u32, Box<str>), u32>,
 
     pub(super) pilots: Vec<PilotSums>,
-    pub(super) sites: Vec<Option<Box<str>>>,
+    pub(super) sites: Vec<SiteName>,
     pub(super) hosts: Vec<HostSums>,
 
     /// Lines that were read before, in another copy of the file.
@@ -61,6 +61,28 @@ pub(super) struct PilotSums {
     pub(super) ended: bool,
     /// Start and end of the last tasks, as many as may have run while it drained.
     last_tasks: VecDeque<(f64, f64)>,
+}
+
+/// A site; with the name of a resource, only that part of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(super) struct SiteName {
+    pub(super) site: Option<Box<str>>,
+    pub(super) resource: Option<Box<str>>,
+}
+
+impl SiteName {
+    fn of(line: &RecordLine<'_>) -> Self {
+        let text = |text: &Option<JsonText<'_>>| text.as_ref().map(|text| text.as_str().into());
+        Self {
+            site: text(&line.site),
+            resource: text(&line.resource),
+        }
+    }
+
+    /// The more precise of the two names; `None` if neither is known.
+    pub(super) fn precise(&self) -> Option<&str> {
+        self.resource.as_deref().or(self.site.as_deref())
+    }
 }
 
 /// A machine, with the outcomes there.
@@ -102,7 +124,7 @@ impl Aggregate {
         if let Some(&index) = self.ids.get(&id) {
             return index;
         }
-        let site = self.site(line.site.as_ref());
+        let site = self.site(SiteName::of(line));
         let host = self.host(site, &line.host);
         self.hosts[host as usize].counts.pilots += 1;
         let index = index(self.pilots.len());
@@ -121,8 +143,7 @@ impl Aggregate {
         index
     }
 
-    fn site(&mut self, name: Option<&JsonText<'_>>) -> u32 {
-        let name: Option<Box<str>> = name.map(|name| name.as_str().into());
+    fn site(&mut self, name: SiteName) -> u32 {
         match self.site_ids.entry(name) {
             Entry::Occupied(known) => *known.get(),
             Entry::Vacant(new) => {

@@ -58,6 +58,8 @@ pub(super) struct RecordLine<'a> {
     #[serde(borrow)]
     pub(super) site: Option<JsonText<'a>>,
     #[serde(borrow)]
+    pub(super) resource: Option<JsonText<'a>>,
+    #[serde(borrow)]
     pub(super) error: Option<JsonText<'a>>,
     pub(super) started_unix_secs: Option<f64>,
     pub(super) ended_unix_secs: Option<f64>,

@@ -302,8 +302,12 @@ fn errors(title: &'static str, errors: &[Reason], others: u64, audience: Audienc
 fn places(title: &'static str, kind: &'static str, places: &[Site], most: usize) -> Table {
     let row = |place: &Site| {
         let (low, high) = place.whiskers();
-        let name = match (&place.host, &place.site) {
-            (Some(host), Some(site)) => format!("{host} ({site})"),
+        let site_is_known = place.site.is_some() || place.resource.is_some();
+        let name = match (&place.host, &place.resource, &place.site) {
+            (Some(host), ..) if site_is_known => format!("{host} ({})", place.site_name()),
+            (None, Some(resource), Some(site)) if resource != site => {
+                format!("{resource} ({site})")
+            }
             _ => place.name().to_owned(),
         };
         let likely = format!("{} to {}", percent(low), percent(high));

@@ -4,16 +4,19 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::aggregate::{Aggregate, HostSums};
+use super::aggregate::{Aggregate, HostSums, SiteName};
 use super::failure_reasons::ReasonClass;
 use super::significance::Sample;
-use super::suspects::{self, FaultSample, Suspect};
+use super::suspects::{self, ExcludedPlace, FaultSample, Suspect};
 use super::totals::OutcomeCounts;
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Site {
     /// The site's name; absent if it isn't known.
     pub site: Option<String>,
+    /// The part of the site; absent if it isn't known, and then the whole site is meant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resource: Option<String>,
     /// The machine's name; absent for a site.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
@@ -47,7 +50,7 @@ pub(super) fn judge(aggregate: &Aggregate) -> (Vec<Site>, Vec<Site>, Option<Stri
         .collect();
     let mut bad_sites = suspects::worst(&hosts_tried);
     // A site without a name can't be excluded; its hosts can.
-    bad_sites.retain(|suspect| aggregate.sites[suspect.index].is_some());
+    bad_sites.retain(|suspect| aggregate.sites[suspect.index].precise().is_some());
 
     let is_bad = |site: u32| {
         bad_sites
@@ -63,20 +66,22 @@ pub(super) fn judge(aggregate: &Aggregate) -> (Vec<Site>, Vec<Site>, Option<Stri
         suspect.index = others[suspect.index];
     }
 
-    let site_name = |suspect: &Suspect| aggregate.sites[suspect.index].as_deref();
-    let requirements = suspects::requirements(
-        bad_sites.iter().filter_map(site_name),
-        bad_hosts
-            .iter()
-            .map(|suspect| &*aggregate.hosts[suspect.index].name),
-    );
+    let excluded_sites = bad_sites.iter().filter_map(|suspect| {
+        let name = &aggregate.sites[suspect.index];
+        let resource = name.resource.as_deref().map(ExcludedPlace::Resource);
+        resource.or(name.site.as_deref().map(ExcludedPlace::Site))
+    });
+    let excluded_machines = bad_hosts
+        .iter()
+        .map(|suspect| ExcludedPlace::Machine(&aggregate.hosts[suspect.index].name));
+    let requirements = suspects::requirements(excluded_sites.chain(excluded_machines));
     let sites = at_site.iter().enumerate().map(|(index, hosts)| {
         let mut counts = OutcomeCounts::default();
         for &host in hosts {
             counts.add(&aggregate.hosts[host].counts);
         }
         place(
-            aggregate.sites[index].as_deref(),
+            &aggregate.sites[index],
             None,
             &counts,
             find(&bad_sites, index),
@@ -89,7 +94,7 @@ pub(super) fn judge(aggregate: &Aggregate) -> (Vec<Site>, Vec<Site>, Option<Stri
             .enumerate()
             .map(|(index, HostSums { name, site, counts })| {
                 place(
-                    aggregate.sites[*site as usize].as_deref(),
+                    &aggregate.sites[*site as usize],
                     Some(name),
                     counts,
                     find(&bad_hosts, index),
@@ -110,14 +115,15 @@ fn find(suspects: &[Suspect], index: usize) -> Option<Suspect> {
 }
 
 fn place(
-    site: Option<&str>,
+    name: &SiteName,
     host: Option<&str>,
     counts: &OutcomeCounts,
     bad: Option<Suspect>,
 ) -> Site {
     let any = counts.tried().any;
     Site {
-        site: site.map(str::to_owned),
+        site: name.site.as_deref().map(str::to_owned),
+        resource: name.resource.as_deref().map(str::to_owned),
         host: host.map(str::to_owned),
         pilots: counts.pilots,
         failed_before_any_task: counts.stillborn,
@@ -145,7 +151,7 @@ fn sorted(mut places: Vec<Site>) -> Vec<Site> {
         };
         keys(left)
             .cmp(&keys(right))
-            .then_with(|| (&left.site, &left.host).cmp(&(&right.site, &right.host)))
+            .then_with(|| left.names().cmp(&right.names()))
     });
     places
 }
@@ -171,10 +177,19 @@ impl Site {
     /// The name, for people.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.host
+        self.host.as_deref().unwrap_or_else(|| self.site_name())
+    }
+
+    /// The name of the resource, else of the site.
+    pub(super) fn site_name(&self) -> &str {
+        self.resource
             .as_deref()
             .or(self.site.as_deref())
             .unwrap_or("(no site)")
+    }
+
+    fn names(&self) -> [Option<&str>; 3] {
+        [&self.site, &self.resource, &self.host].map(Option::as_deref)
     }
 
     /// All tries, as the failure rate counts them.

@@ -188,18 +188,30 @@ fn culprit(parts: &[FaultSample], test: SuspectTest) -> Option<FaultSample> {
     (parts.len() > 1 && others.p_value() > ALPHA).then_some(*worst)
 }
 
-/// The expression for a job's `requirements` that keeps it off these sites and machines; `None` without
-/// any.
+/// A place to keep jobs off, by the name that HTCondor matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ExcludedPlace<'a> {
+    Site(&'a str),
+    Resource(&'a str),
+    Machine(&'a str),
+}
+
+impl ExcludedPlace<'_> {
+    fn term(self) -> String {
+        let (attribute, name) = match self {
+            Self::Site(name) => ("GLIDEIN_Site", name),
+            Self::Resource(name) => ("GLIDEIN_ResourceName", name),
+            Self::Machine(name) => ("Machine", name),
+        };
+        format!("{attribute} =!= {}", quoted(name))
+    }
+}
+
+/// The expression for a job's `requirements` that keeps it off these places; `None` without any.
 pub(super) fn requirements<'a>(
-    sites: impl IntoIterator<Item = &'a str>,
-    machines: impl IntoIterator<Item = &'a str>,
+    places: impl IntoIterator<Item = ExcludedPlace<'a>>,
 ) -> Option<String> {
-    let sites = sites.into_iter().map(|name| ("GLIDEIN_Site", name));
-    let machines = machines.into_iter().map(|name| ("Machine", name));
-    let terms: Vec<String> = sites
-        .chain(machines)
-        .map(|(attribute, name)| format!("{attribute} =!= {}", quoted(name)))
-        .collect();
+    let terms: Vec<String> = places.into_iter().map(ExcludedPlace::term).collect();
     (!terms.is_empty()).then(|| terms.join(" && "))
 }
 
@@ -315,9 +327,13 @@ mod tests {
 
     #[test]
     fn the_expression_is_quoted_as_classads_are() {
-        let found = requirements(["A\"B\\C", "Zürich"], ["node-1.example.org"]);
-        let expected = r#"GLIDEIN_Site =!= "A\"B\\C" && GLIDEIN_Site =!= "Z\303\274rich" && Machine =!= "node-1.example.org""#;
+        let found = requirements([
+            ExcludedPlace::Site("A\"B\\C"),
+            ExcludedPlace::Resource("Zürich"),
+            ExcludedPlace::Machine("node-1.example.org"),
+        ]);
+        let expected = r#"GLIDEIN_Site =!= "A\"B\\C" && GLIDEIN_ResourceName =!= "Z\303\274rich" && Machine =!= "node-1.example.org""#;
         assert_eq!(found.as_deref(), Some(expected));
-        assert_eq!(requirements([], []), None);
+        assert_eq!(requirements([]), None);
     }
 }

@@ -146,7 +146,7 @@ fn key(by: By, aggregate: &Aggregate, task: &TimelineBar) -> Key {
 
 fn site_name(aggregate: &Aggregate, site: u32) -> &str {
     aggregate.sites[site as usize]
-        .as_deref()
+        .precise()
         .unwrap_or("(no site)")
 }
 

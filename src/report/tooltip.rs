@@ -24,7 +24,8 @@ pub(super) fn words(line: &RecordLine<'_>) -> String {
     )];
     let mut place = format!(
         "{}{}",
-        text(&line.site)
+        text(&line.resource)
+            .or_else(|| text(&line.site))
             .map(|site| format!("{site} · "))
             .unwrap_or_default(),
         line.host

@@ -5,6 +5,7 @@ use std::fs;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ids;
 use crate::process;
 use crate::records::UnixTime;
 use crate::stats::Tally;
@@ -67,9 +68,7 @@ impl ProcessId {
         let namespace = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
         let pid = i32::try_from(std::process::id()).unwrap_or_default();
         Self {
-            host: nix::unistd::gethostname()
-                .map(|name| name.to_string_lossy().into_owned())
-                .unwrap_or_default(),
+            host: ids::host_name(),
             boot_id: text("/proc/sys/kernel/random/boot_id").trim().to_owned(),
             pid_namespace: namespace.to_string_lossy().into_owned(),
             pid,

@@ -6,6 +6,7 @@ use std::fs;
 use serde_json::Value;
 
 use super::{assert_results, fill, shell_pilots};
+use crate::support::condor::FIRST;
 
 const PREFIX: &str = "HTChirpEWMSPilot";
 
@@ -97,6 +98,15 @@ fn with_job_attributes_the_last_report_is_in_the_history() {
     assert_eq!(*attribute("Error"), Value::Null);
     assert!(attribute("LastUpdatedTimestamp").as_i64() >= attribute("StartedTimestamp").as_i64());
     assert_eq!(ads[0]["EWMSTaskforceUUID"], "tf-history");
+    // The host's own name is another one.
+    assert_eq!(*attribute("Machine"), FIRST);
+    assert_eq!(ads[0]["MachineAttrMachine0"], FIRST);
+    let records = jobs.file(0, "tasks.jsonl");
+    for record in records.lines() {
+        let record: Value = serde_json::from_str(record).expect("it is JSON");
+        assert_eq!(record["host"], FIRST);
+    }
+    assert_eq!(records.lines().count(), 5, "{records}");
     assert_eq!(ads[0]["ExitCode"], 0);
 }
 

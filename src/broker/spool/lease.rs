@@ -22,7 +22,7 @@ use nix::sys::time::TimeSpec;
 use uuid::Uuid;
 
 use super::paths::{SpoolError, SpoolPaths, move_beside};
-use crate::ids::Generation;
+use crate::ids::{self, Generation};
 
 /// A lease that was not renewed for so long belongs to a dead pilot. Six renewals may fail before.
 pub(super) const STALE_AFTER: Duration = Duration::from_mins(1);
@@ -97,8 +97,7 @@ impl Lease {
             device: device.to_string(),
             lock: if locked { "flock" } else { "none" }.to_owned(),
         };
-        let host = nix::unistd::gethostname()
-            .map_or_else(|_| "?".into(), |host| host.to_string_lossy().into_owned());
+        let host = ids::host_name();
         let text = format!(
             "boot={}\ndevice={}\nlock={}\nhost={host}\npid={}\n",
             mark.boot,
