@@ -89,8 +89,13 @@ impl ChirpServer {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut words = text.split_ascii_whitespace();
+        let host = words.next()?;
         let contact = Self {
-            host: words.next()?.to_owned(),
+            // The resolver wants an IPv6 address without the brackets.
+            host: host
+                .trim_start_matches('[')
+                .trim_end_matches(']')
+                .to_owned(),
             port: words.next()?.parse().ok()?,
             cookie: words.next()?.to_owned(),
         };

@@ -23,6 +23,16 @@ pub struct AmqpAddress {
     pub token_file: Option<TokenFile>,
     /// Trusted certificates for the server, besides those of the machine.
     pub authorities: CaCertificates,
+    pub client: ClientSide,
+}
+
+/// This side of a connection.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClientSide {
+    /// The machine's name, which the broker's operators see.
+    pub machine: String,
+    /// The variable that names the machine's proxy. AMQP can't go through one, so errors name it.
+    pub proxy: Option<String>,
 }
 
 /// How bytes travel to RabbitMQ.
@@ -108,6 +118,7 @@ impl AmqpAddress {
             password,
             token_file: None,
             authorities: CaCertificates::default(),
+            client: ClientSide::default(),
         })
     }
 }
@@ -142,7 +153,7 @@ pub(super) fn masked(text: &str) -> String {
     }
     // `user:password` without a host looks like a host with a strange port.
     match rest.split_once(':') {
-        Some((host, after)) if !rest.starts_with('[') => {
+        Some((host, after)) if !rest.starts_with('[') && !is_ipv6(rest) => {
             let port = after.split('/').next().unwrap_or_default();
             if port.bytes().all(|byte| byte.is_ascii_digit()) {
                 text.to_owned()
@@ -165,16 +176,19 @@ fn transport(scheme: &str) -> Result<Transport, AddressError> {
 fn host_and_port(text: &str) -> Result<(String, Option<u16>), AddressError> {
     let (host, port) = if let Some(bracketed) = text.strip_prefix('[') {
         let (host, after) = bracketed.split_once(']').ok_or(AddressError::Host)?;
-        let address = host.split_once('%').map_or(host, |(address, _)| address);
-        address
-            .parse::<Ipv6Addr>()
-            .map_err(|_| AddressError::Host)?;
+        if !is_ipv6(host) {
+            return Err(AddressError::Host);
+        }
         let port = match after {
             "" => "",
             _ => after.strip_prefix(':').ok_or(AddressError::Port)?,
         };
         (host, port)
     } else {
+        // Without brackets, its last part may or may not be a port.
+        if is_ipv6(text) {
+            return Err(AddressError::Host);
+        }
         text.split_once(':').unwrap_or((text, ""))
     };
     if host.is_empty() {
@@ -184,6 +198,12 @@ fn host_and_port(text: &str) -> Result<(String, Option<u16>), AddressError> {
         return Err(AddressError::Host);
     }
     Ok((lower_case(host), port_number(port)?))
+}
+
+/// With or without a zone.
+fn is_ipv6(host: &str) -> bool {
+    let address = host.split('%').next().unwrap_or_default();
+    address.parse::<Ipv6Addr>().is_ok()
 }
 
 /// Lower case up to an IPv6 zone, whose name is a network interface's.
@@ -325,6 +345,14 @@ mod tests {
         for text in ["[::1", "[host]", "[::1]x", "[127.0.0.1]", "x[::1]"] {
             assert!(AmqpAddress::parse(text, "").is_err(), "{text}");
         }
+        for text in ["::1", "2001:db8::1:5672", "amqps://fe80::1%eth0/v"] {
+            assert_eq!(
+                AmqpAddress::parse(text, ""),
+                Err(AddressError::Host),
+                "{text}"
+            );
+        }
+        assert_eq!(masked("::1"), "::1");
     }
 
     #[test]

@@ -16,9 +16,9 @@ use super::queues::{both_directions, dead_letter, token_end};
 use super::reader::{VariableReader, shown};
 use super::variables::{self as var, ALL, DefaultValue, OF_PYTHON_ALONE, Variable};
 use super::{
-    ChirpConfig, ChirpDestination, CondorJob, Config, ContainerConfig, CvmfsPolicy, DumpOutput,
-    Environment, HostVariables, ImagePolicy, KeepFiles, LogLevels, OnTaskError, Preflight,
-    Verbosity, python_values,
+    ChirpConfig, ChirpDestination, ClientSide, CondorJob, Config, ContainerConfig, CvmfsPolicy,
+    DumpOutput, Environment, HostVariables, ImagePolicy, KeepFiles, LogLevels, OnTaskError,
+    Preflight, Verbosity, python_values,
 };
 
 /// The prefix of the pilot's variables, after an optional `_`.
@@ -62,7 +62,7 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
 fn read(reader: &mut VariableReader<'_>, cwd: &Path) -> Config {
     let task = task(reader);
     let init = init(reader);
-    let (incoming, outgoing) = both_directions(reader, cwd);
+    let (mut incoming, mut outgoing) = both_directions(reader, cwd);
     let data_parent = reader.directory(&var::DATA_DIR_PARENT, cwd);
     let task_log = reader.file(&var::TASK_LOG, &data_parent);
     let infile_ext = reader.suffix(&var::INFILE_EXT);
@@ -77,6 +77,11 @@ fn read(reader: &mut VariableReader<'_>, cwd: &Path) -> Config {
     let keep_files = reader.policy(&var::KEEP_ALL_TASK_FILES, KeepFiles::All, KeepFiles::Failed);
     let dump_output = reader.policy(&var::DUMP_TASK_OUTPUT, DumpOutput::All, DumpOutput::Failed);
     let condor = CondorJob::find(reader.environment, &mut reader.warnings);
+    let host = host(reader.environment);
+    let client = client_side(&condor, &host);
+    for queue in incoming.iter_mut().chain(&mut outgoing) {
+        queue.broker.set_client(&client);
+    }
     let slots = cores.unwrap_or_else(|| allotted_cores(&condor, reader.environment));
     Config {
         cvmfs: reader.policy(&var::CVMFS, CvmfsPolicy::Bind, CvmfsPolicy::LeaveOut),
@@ -93,7 +98,7 @@ fn read(reader: &mut VariableReader<'_>, cwd: &Path) -> Config {
         chirp: chirp(reader),
         images: images(reader, cwd),
         ca_file: reader.file(&var::BROKER_CA_FILE, cwd),
-        host: host(reader.environment),
+        host,
         shown: dump(reader.environment, slots),
         cwd: cwd.to_owned(),
         prefetch: prefetch.unwrap_or(NonZeroU32::MIN),
@@ -117,6 +122,23 @@ fn read(reader: &mut VariableReader<'_>, cwd: &Path) -> Config {
         keep_files,
         dump_output,
         condor,
+    }
+}
+
+fn client_side(condor: &CondorJob, host: &HostVariables) -> ClientSide {
+    let names_proxy = |name: &str| {
+        ["http_proxy", "https_proxy"]
+            .iter()
+            .any(|proxy| name.eq_ignore_ascii_case(proxy))
+    };
+    let mut names = host
+        .proxies
+        .iter()
+        .filter(|(_, value)| !value.is_empty())
+        .filter_map(|(name, _)| name.to_str());
+    ClientSide {
+        machine: condor.names.machine.clone(),
+        proxy: names.find(|name| names_proxy(name)).map(str::to_owned),
     }
 }
 

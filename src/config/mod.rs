@@ -21,7 +21,7 @@ mod queues;
 mod reader;
 pub mod variables;
 
-pub use address::{AddressError, AmqpAddress, Transport};
+pub use address::{AddressError, AmqpAddress, ClientSide, Transport};
 pub use condor::CondorJob;
 pub use credentials::{CaCertificates, Secret, TokenFile, expiry};
 pub use env_json::{is_name, is_settable};

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::address::AmqpAddress;
+use super::address::{AmqpAddress, ClientSide};
 use super::credentials::{CaCertificates, TokenFile, expiry};
 use super::problem::ConfigProblem;
 use super::python_values::{list_or, literal};
@@ -25,6 +25,16 @@ pub enum BrokerConfig {
     /// A directory; the queue is the subdirectory of its name.
     Spool(PathBuf),
 }
+
+impl BrokerConfig {
+    /// A spool has no other side.
+    pub(super) fn set_client(&mut self, client: &ClientSide) {
+        if let Self::RabbitMq(address) = self {
+            address.client = client.clone();
+        }
+    }
+}
+
 /// The variables of the queues of one direction.
 struct QueueVariables {
     name: &'static Variable,

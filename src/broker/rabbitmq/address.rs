@@ -67,9 +67,11 @@ pub(super) fn arguments(
     arguments
         .virtual_host(&address.vhost)
         .heartbeat(HEARTBEAT_SECS)
-        .connection_name(&connection_name());
+        .connection_name(&connection_name(&address.client.machine));
     if let Some(connector) = tls {
-        arguments.tls_adaptor(TlsAdaptor::new(connector, address.host.clone()));
+        // A certificate knows nothing of this machine's interfaces.
+        let name = address.host.split('%').next().unwrap_or_default();
+        arguments.tls_adaptor(TlsAdaptor::new(connector, name.to_owned()));
     }
     Ok(arguments)
 }
@@ -104,9 +106,10 @@ pub(super) async fn tls_connector(
     })
 }
 
-/// The host for amqprs, which joins host and port by a colon: an IPv6 literal needs brackets for that.
-pub(super) fn dial_host(host: &str) -> String {
-    if host.parse::<Ipv6Addr>().is_ok() {
+/// The host, to be followed by a colon and a port: an IPv6 literal needs brackets for that.
+fn dial_host(host: &str) -> String {
+    let address = host.split('%').next().unwrap_or_default();
+    if address.parse::<Ipv6Addr>().is_ok() {
         format!("[{host}]")
     } else {
         host.to_owned()
@@ -114,12 +117,8 @@ pub(super) fn dial_host(host: &str) -> String {
 }
 
 /// The name of the connection, which operators see in RabbitMQ's list of connections.
-fn connection_name() -> String {
-    let host = nix::unistd::gethostname().map_or_else(
-        |_| "unknown-host".into(),
-        |name| name.to_string_lossy().into_owned(),
-    );
-    format!("ewms-pilot {host} {}", std::process::id())
+fn connection_name(machine: &str) -> String {
+    format!("ewms-pilot {machine} {}", std::process::id())
 }
 
 /// Trusts the system's roots and the given ones. The crypto provider is named because rustls panics if it has
@@ -149,6 +148,7 @@ fn connector_trusting(given: &CaCertificates) -> Result<TlsConnector, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ClientSide;
 
     fn address(host: &str, vhost: &str) -> AmqpAddress {
         AmqpAddress {
@@ -160,17 +160,21 @@ mod tests {
             password: Secret::new("hush".into()),
             token_file: None,
             authorities: CaCertificates::default(),
+            client: ClientSide::default(),
         }
     }
 
     #[test]
     fn vhost_and_host_reach_amqprs_as_they_were_written() {
-        let address = address("mq.example", "a%2fb/c");
+        let mut address = address("mq.example", "a%2fb/c");
+        address.client.machine = "wn7.example.org".to_owned();
         let at = place(Direction::Incoming, &["q"], &address);
         let arguments = arguments(&address, &address.password, &at, None).unwrap();
         assert_eq!(arguments.get_virtual_host(), "a%2fb/c");
         assert_eq!(arguments.get_host(), "mq.example");
         assert_eq!(arguments.get_heartbeat(), HEARTBEAT_SECS);
+        let name = arguments.get_connection_name().expect("it has one");
+        assert!(name.starts_with("ewms-pilot wn7.example.org "), "{name}");
     }
 
     #[test]
@@ -190,6 +194,12 @@ mod tests {
             "[::1]"
         );
         assert_eq!(at.address, "[::1]:5672");
+        let zoned = place(
+            Direction::Incoming,
+            &["q"],
+            &self::address("fe80::1%eth0", "/"),
+        );
+        assert_eq!(zoned.address, "[fe80::1%eth0]:5672");
     }
 
     #[test]

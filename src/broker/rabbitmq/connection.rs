@@ -10,25 +10,22 @@ use std::time::{Duration, SystemTime};
 
 use amqprs::FieldTable;
 use amqprs::channel::{BasicQosArguments, Channel, QueueDeclareArguments};
-use amqprs::connection::{self, OpenConnectionArguments};
+use amqprs::connection;
 use amqprs::error::Error;
-use nix::errno::Errno;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
-use super::address::{arguments, dial_host, tls_connector};
+use super::address::{arguments, tls_connector};
 use super::callbacks::{ChannelCallbacks, ChannelEvent, ConnectionCallbacks, SharedConfirms};
 use super::confirms::Confirms;
-use super::error_mapping::{self, OpenAttempt, os_error};
+use super::dial::{DialError, OPEN_WITHIN, dial};
+use super::error_mapping::{self, OpenAttempt};
 use super::token::{self, Renewal};
-use crate::blocking;
+use super::unreached;
 use crate::broker::{BrokerError, Direction, Endpoint, QueueLook};
 use crate::config::AmqpAddress;
 use crate::ids::QueueIndex;
 
-/// The deadline for resolving, connecting, TLS and the handshake together. amqprs itself would wait for
-/// minutes.
-const OPEN_WITHIN: Duration = Duration::from_secs(10);
 /// The deadline for the server's answer to one call.
 const ANSWER_WITHIN: Duration = Duration::from_secs(8);
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
@@ -102,25 +99,23 @@ impl Connection {
     ) -> Result<Self, BrokerError> {
         let secret = token::current(address, at).await;
         let tls = tls_connector(address, at).await?;
-        let arguments = arguments(address, &secret, at, tls)?;
-        let started = Instant::now();
-        let timed_out = || BrokerError::TimedOut {
-            at: at.clone(),
-            step: "connecting",
-            after: OPEN_WITHIN,
-        };
-        let connection = timeout(OPEN_WITHIN, dial(arguments, address))
-            .await
-            .map_err(|_elapsed| timed_out())?
-            .map_err(|error| {
+        let mut arguments = arguments(address, &secret, at, tls)?;
+        let connection = match dial(&mut arguments, address).await {
+            Ok(connection) => connection,
+            Err(DialError::Failed { error, took }) => {
                 let attempt = OpenAttempt {
                     address,
                     secret: &secret,
-                    took: started.elapsed(),
+                    took,
                     ended: SystemTime::now(),
                 };
-                error_mapping::of_open(&error, &attempt, at)
-            })?;
+                return Err(error_mapping::of_open(&error, &attempt, at));
+            }
+            Err(DialError::Unreached(list)) => {
+                let proxy = address.client.proxy.as_deref();
+                return Err(unreached::error(list, proxy, OPEN_WITHIN, at.clone()));
+            }
+        };
 
         // A table for each connection: one that was given up still reports to its own, late.
         let confirms = Arc::new(Mutex::new(Confirms::new(at, publisher.to_owned())));
@@ -329,43 +324,4 @@ pub(super) async fn look(address: &AmqpAddress, at: &Endpoint) -> Result<QueueLo
         }
         Err(error) => Err(error),
     }
-}
-
-/// Opens a TCP connection to the first address of the host that can be reached. The name is resolved here
-/// because amqprs would do it on a thread of its event loop, and panic when the system has none.
-///
-/// # Errors
-/// Returns the resolver's error, or that of the last address tried.
-async fn dial(
-    mut arguments: OpenConnectionArguments,
-    address: &AmqpAddress,
-) -> Result<connection::Connection, Error> {
-    let found = blocking::resolve(&address.host, address.port).await;
-    let addresses = found.map_err(|error| Error::NetworkError(error.to_string()))?;
-    let mut outcome = Err(Error::NetworkError("the host has no address".to_owned()));
-    for found in addresses {
-        arguments.host(&dial_host(&found.ip().to_string()));
-        outcome = connection::Connection::open(&arguments).await;
-        match &outcome {
-            Err(Error::NetworkError(detail)) if is_out_of_reach(detail) => {}
-            _ => break,
-        }
-    }
-    outcome
-}
-
-/// Whether no server was reached at that address, so that another one may be better.
-fn is_out_of_reach(detail: &str) -> bool {
-    matches!(
-        os_error(detail),
-        Some(
-            Errno::ECONNREFUSED
-                | Errno::EHOSTUNREACH
-                | Errno::ENETUNREACH
-                | Errno::ENETDOWN
-                | Errno::EADDRNOTAVAIL
-                | Errno::EAFNOSUPPORT
-                | Errno::ETIMEDOUT
-        )
-    )
 }

@@ -57,18 +57,6 @@ fn of_network(detail: String, attempt: &OpenAttempt<'_>, at: Endpoint) -> Broker
     if detail.contains("failed to lookup address") {
         return BrokerError::UnknownHost { at, detail };
     }
-    match os_error(&detail) {
-        Some(Errno::ECONNREFUSED) => return BrokerError::Refused { at, detail },
-        Some(
-            Errno::ETIMEDOUT
-            | Errno::EHOSTUNREACH
-            | Errno::ENETUNREACH
-            | Errno::ENETDOWN
-            | Errno::EACCES
-            | Errno::EPERM,
-        ) => return BrokerError::Unreachable { at, detail },
-        _ => {}
-    }
     // The handshake was cut off. After a pause, that is how RabbitMQ refuses credentials.
     if attempt.took >= REFUSES_CREDENTIALS_AFTER {
         let detail = dropped(attempt);
@@ -158,7 +146,7 @@ pub(super) fn in_mid_life(error: BrokerError) -> BrokerError {
 }
 
 /// Unwraps the text: amqprs prefixes the kernel's and prints the server's as a data structure.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     if let Some((_, rest)) = text.split_once("reply_text: ShortStr(")
         && let Some((_, rest)) = rest.split_once('"')
         && let Some((words, _)) = rest.split_once("\")")
@@ -184,7 +172,7 @@ mod tests {
 
     use super::*;
     use crate::broker::Direction;
-    use crate::config::{CaCertificates, Secret};
+    use crate::config::{CaCertificates, ClientSide, Secret};
 
     fn address(transport: Transport) -> AmqpAddress {
         AmqpAddress {
@@ -196,6 +184,7 @@ mod tests {
             password: Secret::new("hush".into()),
             token_file: None,
             authorities: CaCertificates::default(),
+            client: ClientSide::default(),
         }
     }
 
@@ -249,14 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_and_resolver_say_is_told_apart() {
-        let refused = open(&network("Connection refused (os error 111)"), 0);
-        assert!(matches!(refused, BrokerError::Refused { .. }), "{refused}");
-        let unreachable = open(&network("No route to host (os error 113)"), 3);
-        assert!(
-            matches!(unreachable, BrokerError::Unreachable { .. }),
-            "{unreachable}"
-        );
+    fn a_name_that_the_resolver_does_not_know_is_told_apart() {
         let unknown = "failed to lookup address information: Name or service not known";
         let unknown = open(&network(unknown), 0);
         assert!(
@@ -298,12 +280,6 @@ mod tests {
         let broken = || network("invalid peer certificate: UnknownIssuer");
         let tls = open_by(Transport::Tls, &broken(), 0);
         assert!(matches!(tls, BrokerError::Tls { .. }), "{tls}");
-        let refused = open_by(
-            Transport::Tls,
-            &network("Connection refused (os error 111)"),
-            0,
-        );
-        assert!(matches!(refused, BrokerError::Refused { .. }), "{refused}");
     }
 
     #[test]

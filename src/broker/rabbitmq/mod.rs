@@ -30,6 +30,7 @@
 //! | `unacked` | the events in hand, and how they are recognised when they come again |
 //! | `confirms` | publishes that wait for their confirm |
 //! | `address`, `token` | amqprs' arguments, TLS; the newest token, for new connections and live ones |
+//! | `dial`, `unreached` | the addresses of a host, one after the other, and the error if no server is at any |
 //! | `error_mapping` | from text and codes to errors with names |
 //!
 //! Any fault ends a connection; the next one has the next [`Generation`](crate::ids::Generation). A
@@ -60,6 +61,7 @@ mod callbacks;
 mod confirms;
 mod connection;
 mod consumer;
+mod dial;
 mod error_mapping;
 mod prefetch;
 mod publisher;
@@ -71,6 +73,7 @@ mod source_actor;
 mod source_state;
 mod token;
 mod unacked;
+mod unreached;
 
 use self::reconnect::FirstConnection;
 pub(super) use self::reconnect::pause_after;
