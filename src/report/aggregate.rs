@@ -9,7 +9,7 @@ use super::distribution::Values;
 use super::failure_reasons::{ReasonClass, Reasons};
 use super::record_line::{JsonText, LineKind, RecordLine};
 use super::timeline_data::{TaskFate, TimelineData};
-use super::totals::{OutcomeCounts, SlotTime, TimeUsed};
+use super::totals::{GpuTotals, OutcomeCounts, SlotTime, TimeUsed};
 
 /// The most tasks that are recognised when they are read again (40 MB).
 const MOST_REMEMBERED: usize = 3_600_000;
@@ -44,6 +44,8 @@ pub(super) struct Aggregate {
     pub(super) core_secs: f64,
     pub(super) memory: TimeUsed,
     pub(super) disk: TimeUsed,
+    /// By model; of those without a known one under no name.
+    pub(super) gpus: BTreeMap<Option<Box<str>>, GpuTotals>,
 
     pub(super) ends: PilotEnds,
     pub(super) timeline_data: TimelineData,
@@ -260,6 +262,11 @@ impl Aggregate {
             (false, true) => TaskFate::Failed(class),
             (false, false) => TaskFate::Untried,
         };
+        if let Some(gpus) = line.gpus.as_ref().filter(|gpus| !gpus.is_empty()) {
+            let model = line.gpu_model.as_ref().map(|model| model.as_str().into());
+            let totals = self.gpus.entry(model).or_default();
+            totals.add(gpus.len(), line.wall_time_secs, fate);
+        }
         self.track(index, line, fate);
     }
 

@@ -41,7 +41,9 @@ use std::thread;
 pub use distribution::Distribution;
 pub use failure_reasons::Reason;
 pub use input::MissingInput;
-pub use numbers::{Broker, Cpu, Events, InputNumbers, Pilots, ReportNumbers, Resource, Slots};
+pub use numbers::{
+    Broker, Cpu, Events, GpuModel, InputNumbers, Pilots, ReportNumbers, Resource, Slots,
+};
 pub use sites::Site;
 pub use suspects::{Suspect, SuspectReason};
 

@@ -67,6 +67,8 @@ pub struct ReportNumbers {
     pub memory: Resource,
     /// The disk of a task at its end, against the request for each slot.
     pub disk: Resource,
+    /// Tasks that had GPUs, by model.
+    pub gpus: Vec<GpuModel>,
     pub broker: Broker,
     /// By failures, most first.
     pub sites: Vec<Site>,
@@ -159,6 +161,21 @@ pub struct Resource {
     pub fits_99_percent_mib: Option<u64>,
 }
 
+/// The tasks that had GPUs of one model.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct GpuModel {
+    /// `None` if their records don't say it.
+    pub model: Option<String>,
+    pub tasks: u64,
+    pub done: u64,
+    /// With a fault, whoever's.
+    pub failed: u64,
+    /// Wall time of those that are done.
+    pub run_time_secs: Option<Distribution>,
+    /// Wall time of all, times the GPUs of each.
+    pub gpu_secs: f64,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Broker {
     /// The number of outages, after each of which a pilot reconnected or ended.
@@ -208,6 +225,7 @@ impl ReportNumbers {
             cpu,
             memory: Resource::of(&mut aggregate.memory),
             disk: Resource::of(&mut aggregate.disk),
+            gpus: gpus(aggregate),
             broker: Broker {
                 reconnects: aggregate.ends.outages,
                 pilots: aggregate.ends.pilots_with_outage,
@@ -218,6 +236,23 @@ impl ReportNumbers {
             requirements,
         }
     }
+}
+
+/// The model with the most tasks first.
+fn gpus(aggregate: &mut Aggregate) -> Vec<GpuModel> {
+    let gpus = aggregate.gpus.iter_mut();
+    let mut models: Vec<GpuModel> = gpus
+        .map(|(model, totals)| GpuModel {
+            model: model.as_deref().map(str::to_owned),
+            tasks: totals.tasks,
+            done: totals.done,
+            failed: totals.failed,
+            run_time_secs: totals.run_times.distribution(MICROS),
+            gpu_secs: totals.gpu_secs,
+        })
+        .collect();
+    models.sort_by_key(|model| std::cmp::Reverse(model.tasks));
+    models
 }
 
 fn pilots(aggregate: &Aggregate) -> Pilots {

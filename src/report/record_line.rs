@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::records::FORMAT;
 
@@ -76,6 +77,10 @@ pub(super) struct RecordLine<'a> {
     #[serde(borrow)]
     pub(super) event_name: Option<JsonText<'a>>,
     pub(super) slot: Option<u32>,
+    /// Only their number counts.
+    pub(super) gpus: Option<Vec<IgnoredAny>>,
+    #[serde(borrow)]
+    pub(super) gpu_model: Option<JsonText<'a>>,
     pub(super) earlier_deliveries: Option<u64>,
     pub(super) received_unix_secs: Option<f64>,
     pub(super) settled_unix_secs: Option<f64>,

@@ -2,7 +2,7 @@
 
 use super::distribution::Distribution;
 use super::failure_reasons::Reason;
-use super::numbers::{ReportNumbers, Resource};
+use super::numbers::{GpuModel, ReportNumbers, Resource};
 use super::sites::Site;
 use super::suspects::SuspectReason;
 use super::tables::{Audience, Table};
@@ -16,6 +16,7 @@ pub(super) fn tables(report: &ReportNumbers, audience: Audience) -> Vec<Table> {
     if audience != Audience::Log {
         tables.insert(0, pilots(report));
     }
+    tables.push(gpus(report));
     tables.push(classes(report));
     tables.push(errors(
         "Errors of tasks",
@@ -264,6 +265,35 @@ fn request(variable: &str, resource: &Resource, report: &ReportNumbers) -> Strin
             )
         }
         None => format!("{variable} = {mib}MB times the slots"),
+    }
+}
+
+fn gpus(report: &ReportNumbers) -> Table {
+    let row = |gpu: &GpuModel| {
+        let run = gpu.run_time_secs.as_ref();
+        vec![
+            gpu.model
+                .clone()
+                .unwrap_or_else(|| "(not known)".to_owned()),
+            count(gpu.tasks),
+            count(gpu.done),
+            count(gpu.failed),
+            run.map(|run| seconds(run.median)).unwrap_or_default(),
+            seconds(gpu.gpu_secs),
+        ]
+    };
+    Table {
+        title: "GPUs",
+        head: vec![
+            "model",
+            "tasks",
+            "done",
+            "failed",
+            "run time, median",
+            "GPU time",
+        ],
+        rows: report.gpus.iter().map(row).collect(),
+        remark: None,
     }
 }
 

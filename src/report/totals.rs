@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use super::distribution::Values;
 use super::failure_reasons::ReasonClass;
 use super::record_line::RecordLine;
+use super::timeline_data::TaskFate;
+use crate::human::as_float;
 
 /// Outcomes at a place.
 #[derive(Debug, Clone, Copy, Default)]
@@ -31,6 +33,18 @@ pub(super) struct TimeUsed {
     pub(super) compared: u64,
 }
 
+/// The tasks that had GPUs of one model.
+#[derive(Debug, Default)]
+pub(super) struct GpuTotals {
+    pub(super) tasks: u64,
+    pub(super) done: u64,
+    pub(super) failed: u64,
+    /// Wall time of those that are done.
+    pub(super) run_times: Values,
+    /// Wall time of all, times the GPUs of each.
+    pub(super) gpu_secs: f64,
+}
+
 /// The use of the slots' time, in seconds of one slot.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct SlotTime {
@@ -44,6 +58,24 @@ pub(super) struct SlotTime {
     pub(super) draining: f64,
     /// Was without a connection and without a task; an upper bound.
     pub(super) outage: f64,
+}
+
+impl GpuTotals {
+    pub(super) fn add(&mut self, gpus: usize, wall_secs: Option<f64>, fate: TaskFate) {
+        self.tasks += 1;
+        let wall = wall_secs.filter(|seconds| seconds.is_finite() && *seconds >= 0.0);
+        if let Some(seconds) = wall {
+            self.gpu_secs += seconds * as_float(gpus as u64);
+        }
+        match fate {
+            TaskFate::Done => {
+                self.done += 1;
+                self.run_times.add_secs(wall.unwrap_or(f64::NAN));
+            }
+            TaskFate::Failed(_) => self.failed += 1,
+            TaskFate::Untried => {}
+        }
+    }
 }
 
 impl TimeUsed {
