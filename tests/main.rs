@@ -19,6 +19,7 @@ mod events_intake;
 mod external;
 mod faults;
 mod faults_site;
+mod gpus;
 mod guards;
 mod harness;
 mod images;

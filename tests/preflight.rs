@@ -18,7 +18,7 @@ fn scene() -> Scene {
 
 /// A pilot ends there with `code`, its last line names the cause, and its event was never delivered.
 #[track_caller]
-fn assert_takes_none(site: Site<'_>, scene: Scene, code: i32, cause: &str) -> Outcome {
+pub(crate) fn assert_takes_none(site: Site<'_>, scene: Scene, code: i32, cause: &str) -> Outcome {
     let (incoming, outgoing) = (
         Queue::unique("preflight-in"),
         Queue::unique("preflight-out"),

@@ -7,6 +7,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::AdGpus;
 use super::classad::{ClassAd, JOB_AD, MACHINE_AD};
 use super::environment::{ENV_FILE_NAME, Environment, SCRATCH};
 use super::machine_names::MachineNames;
@@ -35,6 +36,8 @@ pub struct CondorJob {
     pub cpus: Option<NonZeroU32>,
     /// Memory of the slot, in bytes.
     pub memory: Option<u64>,
+    /// GPUs of the slot.
+    pub gpus: AdGpus,
     /// `ClusterId.ProcId`
     pub job_id: Option<String>,
     /// Resources that the job asked for, or else those of its slot.
@@ -114,6 +117,10 @@ impl CondorJob {
                 .integer("Cpus")
                 .and_then(|cpus| u32::try_from(cpus).ok())
                 .and_then(NonZeroU32::new),
+            gpus: AdGpus {
+                assigned: machine.string("AssignedGPUs"),
+                model: machine.string("GPUs_DeviceName"),
+            },
             memory: machine
                 .integer("Memory")
                 .and_then(|mebibytes| u64::try_from(mebibytes).ok())
@@ -444,6 +451,19 @@ mod tests {
         assert_eq!(allotted(&environment).get(), 3);
         environment.insert("_CONDOR_MACHINE_AD".into(), file.path().into());
         assert_eq!(allotted(&environment).get(), 4);
+    }
+
+    #[test]
+    fn gpus_are_those_of_the_machine_ad() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(".machine.ad");
+        let ad = "AssignedGPUs = \"GPU-a0223334\"\nGPUs = 1\nGPUs_DeviceName = \"NVIDIA A100\"\n";
+        std::fs::write(&path, ad).expect("written");
+        let mut environment = Environment::new();
+        environment.insert(MACHINE_AD.into(), path.into());
+        let gpus = CondorJob::find(&environment, &mut Vec::new()).gpus;
+        assert_eq!(gpus.assigned.as_deref(), Some("GPU-a0223334"));
+        assert_eq!(gpus.model.as_deref(), Some("NVIDIA A100"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use super::condor::allotted_cores;
 use super::early_chirp::{EnvFileState, early_chirp};
 use super::environment::with_env_file;
+use super::gpus::{given, most_slots, share_out};
 use super::limits::{kill_grace, limits};
 use super::problem::{ConfigErrors, ConfigProblem, MissingSetting, one_line};
 use super::queues::{both_directions, dead_letter, token_end};
@@ -18,7 +19,7 @@ use super::variables::{self as var, ALL, DefaultValue, OF_PYTHON_ALONE, Variable
 use super::{
     ChirpConfig, ChirpDestination, ClientSide, CondorJob, Config, ContainerConfig, CvmfsPolicy,
     DumpOutput, Environment, HostVariables, ImagePolicy, KeepFiles, LogLevels, OnTaskError,
-    Preflight, Verbosity, python_values,
+    Preflight, TaskGpus, Verbosity, python_values,
 };
 
 /// The prefix of the pilot's variables, after an optional `_`.
@@ -82,7 +83,7 @@ fn read(reader: &mut VariableReader<'_>, cwd: &Path) -> Config {
     for queue in incoming.iter_mut().chain(&mut outgoing) {
         queue.broker.set_client(&client);
     }
-    let slots = cores.unwrap_or_else(|| allotted_cores(&condor, reader.environment));
+    let (slots, gpus) = slots_and_gpus(reader, cores, &condor);
     Config {
         cvmfs: reader.policy(&var::CVMFS, CvmfsPolicy::Bind, CvmfsPolicy::LeaveOut),
         kill_grace: kill_grace(reader, condor.vacate_time),
@@ -99,7 +100,7 @@ fn read(reader: &mut VariableReader<'_>, cwd: &Path) -> Config {
         images: images(reader, cwd),
         ca_file: reader.file(&var::BROKER_CA_FILE, cwd),
         host,
-        shown: dump(reader.environment, slots),
+        shown: dump(reader.environment, slots, &gpus),
         cwd: cwd.to_owned(),
         prefetch: prefetch.unwrap_or(NonZeroU32::MIN),
         first_event_timeout: first_event.unwrap_or(idle_timeout),
@@ -118,6 +119,7 @@ fn read(reader: &mut VariableReader<'_>, cwd: &Path) -> Config {
         reconnect_timeout,
         external_directories,
         slots,
+        gpus,
         on_task_error,
         keep_files,
         dump_output,
@@ -140,6 +142,22 @@ fn client_side(condor: &CondorJob, host: &HostVariables) -> ClientSide {
         machine: condor.names.machine.clone(),
         proxy: names.find(|name| names_proxy(name)).map(str::to_owned),
     }
+}
+
+/// How many tasks may run at once, and the GPUs of each. `cores` is `None` for `auto`.
+fn slots_and_gpus(
+    reader: &mut VariableReader<'_>,
+    cores: Option<NonZeroU32>,
+    condor: &CondorJob,
+) -> (NonZeroU32, TaskGpus) {
+    let request = reader.gpus(&var::TASK_GPUS);
+    let gpus = given(reader.environment, &condor.gpus);
+    let slots = cores.unwrap_or_else(|| {
+        let cores = allotted_cores(condor, reader.environment);
+        let most = most_slots(gpus.as_ref(), request);
+        most.map_or(cores, |most| cores.min(most))
+    });
+    (slots, share_out(reader, gpus, request, slots))
 }
 
 /// The machine's variables in the pilot's own environment.
@@ -298,7 +316,11 @@ fn missing_setting(environment: &Environment) -> MissingSetting {
 }
 
 /// Every variable with its value or default, fit for a log.
-fn dump(environment: &Environment, slots: NonZeroU32) -> Vec<(&'static str, String)> {
+fn dump(
+    environment: &Environment,
+    slots: NonZeroU32,
+    gpus: &TaskGpus,
+) -> Vec<(&'static str, String)> {
     ALL.iter()
         .map(|&variable| {
             let value = environment
@@ -307,6 +329,12 @@ fn dump(environment: &Environment, slots: NonZeroU32) -> Vec<(&'static str, Stri
             let text = match (value, variable.otherwise) {
                 (Some("auto"), _) if variable.name == var::MAX_CONCURRENT_TASKS.name => {
                     format!("auto ({slots})")
+                }
+                (Some("auto") | None, _)
+                    if variable.name == var::TASK_GPUS.name && gpus.each > 0 =>
+                {
+                    let given = gpus.given.as_ref().map_or(0, |given| given.gpus.len());
+                    format!("auto ({} of {given})", gpus.each)
                 }
                 (Some(value), _) => shown(variable, value),
                 (None, DefaultValue::Default(text)) => text.to_owned(),

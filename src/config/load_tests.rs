@@ -283,6 +283,38 @@ fn init_settings_without_an_image_are_a_warning() {
 }
 
 #[test]
+fn auto_takes_no_more_slots_than_the_gpus_allow_and_divides_them() {
+    for (gpus, set, slots, each) in [
+        ("GPU-a,GPU-b", "auto", 2, 1),
+        ("GPU-a,GPU-b", "2", 1, 2),
+        ("GPU-a,GPU-b", "none", 6, 0),
+        ("", "auto", 6, 0),
+    ] {
+        let config = read(&[
+            ("EWMS_PILOT_MAX_CONCURRENT_TASKS", "auto"),
+            ("EWMS_PILOT_TASK_GPUS", set),
+            ("OMP_NUM_THREADS", "6"),
+            ("CUDA_VISIBLE_DEVICES", gpus),
+        ]);
+        let found = (config.slots.get(), config.gpus.each);
+        assert_eq!(found, (slots, each), "{gpus} {set}");
+        assert_eq!(config.warnings, [""; 0]);
+    }
+    let config = read(&[("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")]);
+    let shown = ("EWMS_PILOT_TASK_GPUS", "auto (2 of 2)".to_owned());
+    assert!(config.dump().contains(&shown), "{:?}", config.dump());
+    let problem = problem(&[
+        ("EWMS_PILOT_TASK_GPUS", "2"),
+        ("EWMS_PILOT_MAX_CONCURRENT_TASKS", "2"),
+        ("CUDA_VISIBLE_DEVICES", "0"),
+    ]);
+    assert!(
+        problem.contains("tasks need 4 GPUs, and the job was given 1; request more"),
+        "{problem}"
+    );
+}
+
+#[test]
 fn auto_takes_the_cores_that_were_allotted() {
     let config = read(&[
         ("EWMS_PILOT_MAX_CONCURRENT_TASKS", "auto"),
@@ -397,6 +429,8 @@ fn every_single_problem_names_variable_value_and_expectation() {
         ("EWMS_PILOT_PREFETCH", "", "an integer from 1 to 65535"),
         ("EWMS_PILOT_PREFETCH", "65536", "an integer from 1 to 65535"),
         ("EWMS_PILOT_PREFETCH", "auto", "an integer from 1 to 65535"),
+        ("EWMS_PILOT_TASK_GPUS", "0", "`auto` or `none`"),
+        ("EWMS_PILOT_TASK_GPUS", "", "`auto` or `none`"),
         ("EWMS_PILOT_MAX_CONCURRENT_TASKS", "0", "or `auto`"),
         ("EWMS_PILOT_MAX_CONCURRENT_TASKS", "AUTO", "or `auto`"),
         ("EWMS_PILOT_TASK_TIMEOUT", "1.0", "whole seconds, 1 or more"),

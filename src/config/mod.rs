@@ -11,6 +11,7 @@ mod credentials;
 mod early_chirp;
 mod env_json;
 mod environment;
+mod gpus;
 pub mod help_table;
 mod limits;
 mod load;
@@ -26,6 +27,7 @@ pub use condor::CondorJob;
 pub use credentials::{CaCertificates, Secret, TokenFile, expiry};
 pub use env_json::{is_name, is_settable};
 pub use environment::{ENV_FILE_NAME, Environment, data_parents};
+pub use gpus::{AdGpus, Gpu, GpuSet, GpuVendor, NVIDIA_DEVICES, TaskGpus};
 pub use limits::PilotLimits;
 pub use load::load;
 pub use machine_names::MachineNames;
@@ -62,6 +64,8 @@ pub struct Config {
     pub prefetch: NonZeroU32,
     /// How many tasks may run at once.
     pub slots: NonZeroU32,
+    /// The job's GPUs, and the share of each task.
+    pub gpus: TaskGpus,
     /// How long to wait for the very first event.
     pub first_event_timeout: Duration,
     /// How long a free slot may stay without an event before the pilot stops taking any.

@@ -31,6 +31,15 @@ pub(super) enum MemoryLimit {
     Bytes(u64),
 }
 
+/// The GPUs that each task is to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum GpuRequest {
+    /// Those of the job, divided evenly.
+    Auto,
+    Each(NonZeroU32),
+    None,
+}
+
 impl<'a> VariableReader<'a> {
     pub(super) fn new(environment: &'a Environment, problems: Vec<ConfigProblem>) -> Self {
         Self {
@@ -131,6 +140,16 @@ impl<'a> VariableReader<'a> {
             }
         };
         self.parse(variable, cores).flatten()
+    }
+
+    pub(super) fn gpus(&mut self, variable: &Variable) -> GpuRequest {
+        let request = |text: &str| match text {
+            "auto" => Some(GpuRequest::Auto),
+            "none" => Some(GpuRequest::None),
+            number => count(number).map(GpuRequest::Each),
+        };
+        // After a problem nothing is run.
+        self.parse(variable, request).unwrap_or(GpuRequest::None)
     }
 
     pub(super) fn seconds(&mut self, variable: &Variable) -> Option<Duration> {

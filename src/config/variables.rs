@@ -20,6 +20,8 @@ pub enum ValueKind {
     Count,
     /// [`ValueKind::Count`], or `auto`.
     Cores,
+    /// [`ValueKind::Count`], `auto` or `none`.
+    Gpus,
     /// Whole seconds.
     Seconds {
         least: u32,
@@ -78,6 +80,7 @@ impl ValueKind {
             Self::Bool => "`y yes t true on 1` or `n no f false off 0`".to_owned(),
             Self::Count => format!("an integer from 1 to {MOST}"),
             Self::Cores => format!("an integer from 1 to {MOST}, or `auto`"),
+            Self::Gpus => format!("an integer from 1 to {MOST}, `auto` or `none`"),
             Self::Seconds { least } => format!("whole seconds, {least} or more"),
             Self::Duration => "seconds, 0 or more, fractions allowed".to_owned(),
             Self::Size => {
@@ -159,6 +162,8 @@ variables! {
         "time without CPU use or output after which a task is ended";
     TASK_MEMORY = "EWMS_PILOT_TASK_MEMORY", ValueKind::Memory, Phrase("none"),
         "resident memory of a task's container above which it is killed; `auto`: its share of the slot's memory";
+    TASK_GPUS = "EWMS_PILOT_TASK_GPUS", ValueKind::Gpus, Default("auto"),
+        "GPUs of each task; `auto`: those that the job was given, divided evenly among the tasks that may run at once";
     TASK_OUTPUT_MAX = "EWMS_PILOT_TASK_OUTPUT_MAX", ValueKind::Size, Default("100M"),
         "what is kept of a container's stdout, and of its stderr; the middle of a longer one is left out";
     SUBPROC_TIMEOUT = "EWMS_PILOT_SUBPROC_TIMEOUT", ValueKind::Seconds { least: 1 }, Phrase("none"),
@@ -222,7 +227,7 @@ variables! {
     CVMFS = "EWMS_PILOT_CVMFS", ValueKind::Bool, Default("True"),
         "let every container see /cvmfs, read-only, where the machine has it";
     MAX_CONCURRENT_TASKS = "EWMS_PILOT_MAX_CONCURRENT_TASKS", ValueKind::Cores, Default("1"),
-        "tasks that may run at once; `auto`: as many as HTCondor allotted cores";
+        "tasks that may run at once; `auto`: as many as HTCondor allotted cores, and as the GPUs allow";
     STOP_LISTENING = "EWMS_PILOT_STOP_LISTENING_ON_TASK_ERROR", ValueKind::Bool, Default("True"),
         "take no more events once a task has failed; running ones end";
     OKAY_ERRORS = "EWMS_PILOT_OKAY_ERRORS", ValueKind::List, Default(""),

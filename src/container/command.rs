@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::Bind;
-use crate::config::{Verbosity, is_name, is_settable};
+use crate::config::{GpuSet, GpuVendor, NVIDIA_DEVICES, Verbosity, is_name, is_settable};
 use crate::fault::NO_COMMAND;
 
 /// The most bytes that the kernel takes as one argument or variable, including its final NUL
@@ -75,6 +75,8 @@ pub struct RunSpec<'a> {
     /// memory. Remove it afterwards, after `chmod -R u+rwX`.
     pub workdir: &'a Path,
     pub verbosity: Verbosity,
+    /// The GPUs that it sees, and no other; `None` if the job has none.
+    pub gpus: Option<&'a GpuSet>,
     pub proc: ProcMount,
     pub user_namespace: UserNamespace,
 }
@@ -298,6 +300,7 @@ fn command(
     let mut args = debug(spec.verbosity);
     // Without `--no-privs` root's tasks have all capabilities and can make read-only binds writable.
     args.extend([verb, "--containall", "--no-eval", "--no-privs"].map(Into::into));
+    args.extend(gpu_flags(spec.gpus).map(Into::into));
     if spec.user_namespace == UserNamespace::Always {
         args.push("--userns".into());
     }
@@ -320,9 +323,15 @@ fn command(
     }
 
     let mut env = apptainer.env.clone();
-    for (index, (name, value)) in spec.env.iter().enumerate() {
+    env.extend(spec.gpus.and_then(own_gpu_variable));
+    // Of two variables of one name the later wins: no container sees GPUs of others because its user says so.
+    let of_gpus = spec.gpus.map(GpuSet::variables).unwrap_or_default();
+    let variables: Vec<_> = spec.env.iter().chain(&of_gpus).collect();
+    for (index, (name, value)) in variables.iter().enumerate() {
         check_variable(name, value)?;
-        let is_last = spec.env[index + 1..].iter().all(|(later, _)| later != name);
+        let is_last = variables[index + 1..]
+            .iter()
+            .all(|(later, _)| later != name);
         if is_last && is_settable(name) {
             env.push((format!("{PREFIX}{name}").into(), value.into()));
         }
@@ -337,6 +346,26 @@ fn command(
         args,
         env,
     })
+}
+
+/// The flags that let GPUs in, or keep them out at a site whose Apptainer lets them in by itself
+/// (`always use nv`).
+fn gpu_flags(gpus: Option<&GpuSet>) -> [&'static str; 2] {
+    let vendor = gpus
+        .filter(|set| !set.gpus.is_empty())
+        .map(|set| set.vendor);
+    match vendor {
+        None => ["--no-nv", "--no-rocm"],
+        Some(GpuVendor::Nvidia) => ["--nv", "--no-rocm"],
+        Some(GpuVendor::Amd) => ["--no-nv", "--rocm"],
+    }
+}
+
+/// The variable by which Apptainer itself learns of GPUs where the site lets NVIDIA's own program make a
+/// container's devices (`use nvidia-container-cli`).
+fn own_gpu_variable(gpus: &GpuSet) -> Option<(OsString, OsString)> {
+    let is_nvidia = gpus.vendor == GpuVendor::Nvidia;
+    is_nvidia.then(|| (NVIDIA_DEVICES.into(), gpus.nvidia_devices().into()))
 }
 
 /// `--bind` with a [`bind_argument`], or `--mount` if the paths contain characters that it can't express: a

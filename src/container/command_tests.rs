@@ -5,6 +5,7 @@ use std::fs;
 use tempfile::TempDir;
 
 use super::*;
+use crate::config::Gpu;
 use crate::container::Access;
 
 fn apptainer(scratch: &str) -> Apptainer {
@@ -35,6 +36,7 @@ fn run_with(
         binds,
         workdir: Path::new("/scratch/work"),
         verbosity: Verbosity::Normal,
+        gpus: None,
         proc: ProcMount::Own,
         user_namespace: UserNamespace::AsInstalled,
     };
@@ -71,6 +73,8 @@ fn a_run_contains_all_and_evaluates_nothing() {
             "--containall",
             "--no-eval",
             "--no-privs",
+            "--no-nv",
+            "--no-rocm",
             "--workdir",
             "/scratch/work",
             "/images/x",
@@ -91,6 +95,7 @@ fn debug_is_an_option_of_apptainer_and_not_of_run() {
         binds: &[],
         workdir: Path::new("/w"),
         verbosity: Verbosity::Debug,
+        gpus: None,
         proc: ProcMount::Own,
         user_namespace: UserNamespace::AsInstalled,
     };
@@ -107,11 +112,68 @@ fn an_image_with_a_dash_is_no_flag() {
         binds: &[],
         workdir: Path::new("/w"),
         verbosity: Verbosity::Normal,
+        gpus: None,
         proc: ProcMount::Own,
         user_namespace: UserNamespace::AsInstalled,
     };
     let invocation = run(&apptainer("/scratch"), &spec).expect("is allowed");
     assert_eq!(invocation.args.last().expect("an image"), "./--fakeroot");
+}
+
+fn run_with_gpus(vendor: GpuVendor, ids: &[&str], env: &[(String, String)]) -> Invocation {
+    let gpus = ids.iter().map(|id| Gpu {
+        id: (*id).to_owned(),
+        uuid: None,
+        model: None,
+    });
+    let set = GpuSet {
+        vendor,
+        gpus: gpus.collect(),
+        order: None,
+    };
+    let spec = RunSpec {
+        image: Path::new("/images/x"),
+        args: &[],
+        env,
+        binds: &[],
+        workdir: Path::new("/w"),
+        verbosity: Verbosity::Normal,
+        gpus: Some(&set),
+        proc: ProcMount::Own,
+        user_namespace: UserNamespace::AsInstalled,
+    };
+    run(&apptainer("/scratch"), &spec).expect("is allowed")
+}
+
+#[test]
+fn gpus_are_let_in_by_flag_and_named_by_variables_that_win_over_the_users() {
+    let wanted = [("CUDA_VISIBLE_DEVICES".to_owned(), "0,1,2".to_owned())];
+    let nvidia = run_with_gpus(GpuVendor::Nvidia, &["GPU-a"], &wanted);
+    assert_eq!(nvidia.args[4..6], ["--nv", "--no-rocm"]);
+    assert_eq!(
+        variables(&nvidia),
+        [
+            ("APPTAINERENV_CUDA_VISIBLE_DEVICES", "GPU-a"),
+            ("APPTAINERENV_NVIDIA_VISIBLE_DEVICES", "GPU-a")
+        ]
+    );
+    let own = ("NVIDIA_VISIBLE_DEVICES".into(), "GPU-a".into());
+    assert!(nvidia.env.contains(&own), "{nvidia:?}");
+    let amd = run_with_gpus(GpuVendor::Amd, &["1", "2"], &[]);
+    assert_eq!(amd.args[4..6], ["--no-nv", "--rocm"]);
+    assert_eq!(
+        variables(&amd),
+        [("APPTAINERENV_ROCR_VISIBLE_DEVICES", "1,2")]
+    );
+    let hidden = run_with_gpus(GpuVendor::Nvidia, &[], &wanted);
+    assert_eq!(hidden.args[4..6], ["--no-nv", "--no-rocm"]);
+    assert_eq!(
+        variables(&hidden),
+        [
+            ("APPTAINERENV_CUDA_VISIBLE_DEVICES", ""),
+            ("APPTAINERENV_NVIDIA_VISIBLE_DEVICES", "none")
+        ]
+    );
 }
 
 /// The values after each `option` in the command of a container with these binds.

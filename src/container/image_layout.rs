@@ -53,15 +53,41 @@ impl ImageShape {
     }
 }
 
-/// Whether tasks of `image` would get no variables. Apptainer sets them after this script, or in another way
-/// if the scripts' directory is missing. Binding an empty script repairs this.
+/// Whether an image has the script after which Apptainer sets the variables of its containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BaseScript {
+    /// It has one, which also makes the libraries of `--nv` and `--rocm` found.
+    Own,
+    /// It has other scripts but not this one: its containers would get no variables. Binding an empty script
+    /// repairs this.
+    Missing,
+    /// It has no scripts at all: Apptainer sets the variables in another way.
+    NoScripts,
+}
+
+/// A script for images without one of their own, by which programs find the libraries that `--nv` and `--rocm`
+/// put into a container. Where it is the only script, Apptainer no longer reads `/environment`, the place of
+/// variables in the oldest images.
+pub const LIBRARY_SCRIPT: &str = r#"if ! test -e /.singularity.d/env/90-environment.sh && test -f /environment; then
+    source /environment
+fi
+LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}/.singularity.d/libs"
+export LD_LIBRARY_PATH
+"#;
+
+/// Blocks as long as the image's file system does.
 #[must_use]
-pub fn base_script_is_missing(image: &Path) -> bool {
+pub fn base_script_of(image: &Path) -> BaseScript {
     let is_missing = |path: &Path| {
         resolve(image, path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     };
-    has_directory(image, ENV_DIR) == InImage::Directory
-        && is_missing(&Path::new(ENV_DIR).join(BASE_SCRIPT))
+    if has_directory(image, ENV_DIR) == InImage::Nothing {
+        BaseScript::NoScripts
+    } else if is_missing(&Path::new(ENV_DIR).join(BASE_SCRIPT)) {
+        BaseScript::Missing
+    } else {
+        BaseScript::Own
+    }
 }
 
 /// The path of that script in a container.
@@ -115,15 +141,15 @@ mod tests {
     fn only_an_image_with_scripts_but_without_that_one_lacks_it() {
         let dir = tempfile::tempdir().expect("a directory");
         let image = dir.path();
-        assert!(!base_script_is_missing(image));
+        assert_eq!(base_script_of(image), BaseScript::NoScripts);
         let env = image.join(&ENV_DIR[1..]);
         fs::create_dir_all(&env).expect("made");
-        assert!(base_script_is_missing(image));
+        assert_eq!(base_script_of(image), BaseScript::Missing);
         fs::write(env.join("90-environment.sh"), "").expect("written");
         fs::write(env.join("notes"), "").expect("written");
-        assert!(base_script_is_missing(image));
+        assert_eq!(base_script_of(image), BaseScript::Missing);
         fs::write(env.join("99-base.sh"), "").expect("written");
-        assert!(!base_script_is_missing(image));
+        assert_eq!(base_script_of(image), BaseScript::Own);
         assert_eq!(env_scripts(image), ["90-environment.sh", "99-base.sh"]);
     }
 

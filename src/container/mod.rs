@@ -21,7 +21,7 @@ pub use command::{
 };
 pub use fs_util::{remove_tree, tree_bytes};
 pub use image_conversion::{Conversion, ConversionLock, ImageError, LockOutcome, Resolution};
-pub use image_layout::{ImageShape, base_script, base_script_is_missing};
+pub use image_layout::{BaseScript, ImageShape, LIBRARY_SCRIPT, base_script, base_script_of};
 pub use mounts::{MountPoint, MountTable};
 pub use probe_script::{
     ENV_DIR, InImage, LAST, MARK, ProbeFinding, Trials, found, mark, not_past, script,

@@ -49,6 +49,8 @@ pub enum Cause {
     Account,
     /// Resource flags without systemd.
     Cgroups,
+    /// A container doesn't see the GPUs that the job was given, or their driver fails.
+    Gpu,
     /// The disk is full, or a quota used up.
     DiskFull,
     /// A file system fails: its server is gone, its daemon died, or its disk is broken.
@@ -67,7 +69,7 @@ pub enum Cause {
 
 impl Cause {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 24] = [
+    pub(super) const ALL: [Self; 25] = [
         Self::ImageMissing,
         Self::ImageFormat,
         Self::ImageDamaged,
@@ -85,6 +87,7 @@ impl Cause {
         Self::MaskedProc,
         Self::Account,
         Self::Cgroups,
+        Self::Gpu,
         Self::DiskFull,
         Self::Storage,
         Self::Limits,
@@ -115,6 +118,7 @@ impl Cause {
             Self::MaskedProc => "masked-proc",
             Self::Account => "account",
             Self::Cgroups => "cgroups",
+            Self::Gpu => "gpu",
             Self::DiskFull => "disk-full",
             Self::Storage => "storage",
             Self::Limits => "limits",
@@ -145,6 +149,7 @@ impl Cause {
             | Self::MaskedProc
             | Self::Account
             | Self::Cgroups
+            | Self::Gpu
             | Self::DiskFull
             | Self::Storage
             | Self::Limits
@@ -192,6 +197,7 @@ impl Cause {
             Self::MaskedProc => "run the job where /proc is not masked",
             Self::Account => "ask the site for an account (a passwd entry) for this user id",
             Self::Cgroups => "ask the site for a systemd of the user's own",
+            Self::Gpu => "exclude this machine until its GPUs and their driver are repaired",
             Self::DiskFull => {
                 "request more disk, or exclude this machine until its disk is emptied"
             }

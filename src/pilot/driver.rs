@@ -32,7 +32,7 @@ use crate::ids::TaskId;
 use crate::process::{ShutdownSender, SuspendAwareTimer};
 use crate::records::EventOutcome;
 use crate::signals::{Signal, Signals};
-use crate::task::{EventCopy, Leftover, StartGate, TaskOutcome, TaskReport, TaskRunner};
+use crate::task::{EventCopy, GpuLease, Leftover, StartGate, TaskOutcome, TaskReport, TaskRunner};
 
 /// How long closing the queues may go on after the pilot was told to end.
 const CLOSED_WITHIN: Duration = Duration::from_millis(4_500);
@@ -62,7 +62,7 @@ struct InFlightEvent {
     /// The event until its task starts or is made ready.
     content: Option<Content>,
     /// Starts a task that was made ready; dropping it calls the task off.
-    turn: Option<oneshot::Sender<()>>,
+    turn: Option<oneshot::Sender<GpuLease>>,
     /// The event once its task ended: it may become a dead letter.
     event: Option<EventCopy>,
     /// The files that its task left on the disk.
@@ -389,11 +389,12 @@ impl Driver<'_> {
     fn perform(&mut self, action: PilotAction) {
         match action {
             PilotAction::Start(id) => {
-                self.recorder.started(id);
+                let gpus = self.runner.context.gpus.take();
+                self.recorder.started(id, gpus.gpus());
                 match self.held.get_mut(&id).and_then(|held| held.turn.take()) {
                     // The task waits for this even if preparing its files failed.
-                    Some(turn) => drop(turn.send(())),
-                    None => self.run(id, StartGate::Now),
+                    Some(turn) => drop(turn.send(gpus)),
+                    None => self.run(id, StartGate::Now(gpus)),
                 }
             }
             PilotAction::Prepare(id) => {

@@ -16,8 +16,8 @@ use crate::blocking;
 use crate::config::variables::{self, EXTERNAL_DIRECTORIES};
 use crate::config::{Config, ContainerConfig, CvmfsPolicy, Preflight};
 use crate::container::{
-    self, Access, Apptainer, ApptainerEnvironment, Bind, BindError, MountTable, ProcMount,
-    Template, UserNamespace, check_distinct,
+    self, Access, Apptainer, ApptainerEnvironment, BaseScript, Bind, BindError, MountTable,
+    ProcMount, Template, UserNamespace, check_distinct,
 };
 use crate::fault::{Cause, Diagnosis};
 use crate::preflight::{self, Check, CheckNote, CheckProblem, Findings};
@@ -29,8 +29,8 @@ use crate::task::input_files::gather;
 use crate::task::own_files::{HiddenFiles, OwnPath, shown_by};
 use crate::task::staging::{DataDirs, HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER};
 use crate::task::{
-    ActiveContainers, ContainerSpec, Cvmfs, CvmfsBind, ExternalDirs, ExternalError, MemoryKills,
-    ResourceLimits, SharedLook, TaskContext, image_setup,
+    ActiveContainers, ContainerSpec, Cvmfs, CvmfsBind, ExternalDirs, ExternalError, GpuPool,
+    MemoryKills, ResourceLimits, SharedLook, TaskContext, image_setup,
 };
 use crate::telemetry::Progress;
 
@@ -47,8 +47,9 @@ type Checked<T = ()> = Result<(T, CheckNote), PilotError>;
 /// The external directories, and the files that came with the job.
 type Binds = (ExternalDirs, Option<Bind>);
 
-/// The task's image, and the result of a first container of it, if one was wanted and the image is usable.
-type FirstContainer = (Checked<PreparedHost>, Option<Checked>);
+/// The task's image, and the results of a first container of it and of one with GPUs, as far as they were
+/// wanted and possible.
+type FirstContainer = (Checked<PreparedHost>, (Option<Checked>, Option<Checked>));
 
 /// A directory of `PATH` may be on a file system that hangs.
 const LOCATE_WITHIN: Duration = Duration::from_secs(30);
@@ -164,13 +165,19 @@ impl Host<'_> {
             log.findings.skipped(Check::Image);
         }
         let prepared = image.and_then(|image| log.keep(Check::Image, image));
-        match container.flatten() {
+        let (container, gpus) = container.unwrap_or_default();
+        match container {
             Some(container) => {
                 let needless = "not needed: images run as directories".to_owned();
                 log.findings.seen(Check::Fuse, CheckNote::Fine(needless));
                 log.keep(Check::Container, container);
             }
             None if prepared.is_none() => log.findings.skipped(Check::Container),
+            None => {}
+        }
+        match gpus {
+            Some(gpus) => drop(log.keep(Check::Gpu, gpus)),
+            None if self.wants_gpus() => log.findings.skipped(Check::Gpu),
             None => {}
         }
         prepared
@@ -250,8 +257,15 @@ impl Host<'_> {
             let context = self.context(apptainer.clone(), binds?, cvmfs);
             let mut image = self.image(context, image).await;
             let container = match &mut image {
-                Ok((prepared, _)) => self.container(prepared).await,
-                Err(_) => None,
+                Ok((prepared, _)) => {
+                    let container = self.container(prepared).await;
+                    let gpus = match &container {
+                        Some(Ok(_)) => self.gpus(prepared).await,
+                        _ => None,
+                    };
+                    (container, gpus)
+                }
+                Err(_) => (None, None),
             };
             Some((image, container))
         };
@@ -281,6 +295,17 @@ impl Host<'_> {
         let PreparedHost { context, task } = prepared;
         let made = if_wanted(self.config, preflight::container(context, task)).await?;
         Some(made.map(|note| ((), note)).map_err(PilotError::from))
+    }
+
+    /// Whether the GPUs are to be checked.
+    fn wants_gpus(&self) -> bool {
+        self.config.preflight == Preflight::Check && self.config.gpus.each > 0
+    }
+
+    async fn gpus(&self, prepared: &mut PreparedHost) -> Option<Checked> {
+        let PreparedHost { context, task } = prepared;
+        let seen = preflight::gpus(context, task).await?;
+        Some(seen.map(|note| ((), note)).map_err(PilotError::from))
     }
 
     /// Checks that the file systems of these paths answer.
@@ -333,6 +358,7 @@ impl Host<'_> {
             verbosity: config.verbosity,
             proc: ProcMount::Own,
             user_namespace: UserNamespace::AsInstalled,
+            gpus: GpuPool::new(config.gpus.clone()),
             log: self.progress.clone(),
             running: ActiveContainers::default(),
             look: SharedLook::default(),
@@ -517,12 +543,17 @@ async fn container_spec(
     })
 }
 
-/// The bind that an image needs so that its containers get their variables.
+/// The bind that an image needs so that its containers get their variables, and find the GPUs' libraries.
 fn repair(context: &TaskContext, image: &Path) -> Result<Option<Bind>, PilotError> {
-    if !container::base_script_is_missing(image) {
-        return Ok(None);
-    }
-    let script = context.dirs.empty_script().map_err(|error| {
+    let has_gpus = context.gpus.all().is_some_and(|all| !all.gpus.is_empty());
+    let (name, text) = match container::base_script_of(image) {
+        BaseScript::Missing | BaseScript::NoScripts if has_gpus => {
+            ("gpu-libraries.sh", container::LIBRARY_SCRIPT)
+        }
+        BaseScript::Missing => ("empty.sh", ""),
+        BaseScript::Own | BaseScript::NoScripts => return Ok(None),
+    };
+    let script = context.dirs.script(name, text).map_err(|error| {
         PilotError::ExecutionPoint(Diagnosis::new(
             format!("can't make a script for the image: {error}"),
             DATA_DIR_FIX,
@@ -531,7 +562,7 @@ fn repair(context: &TaskContext, image: &Path) -> Result<Option<Bind>, PilotErro
     info!(
         image = %image.display(),
         script = container::base_script(),
-        "an empty script stands in for one that the image lacks, so that its containers get their variables"
+        "a script of ours stands in for one that the image lacks, so that its containers get their variables"
     );
     Ok(Some(Bind::script(script, container::base_script())))
 }

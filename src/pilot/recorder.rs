@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{PilotExit, status_feed};
 use crate::broker::{BrokerStats, Content, Delivery, Outages};
-use crate::config::Config;
+use crate::config::{Config, Gpu};
 use crate::fault::{FaultClass, TaskError};
 use crate::ids::TaskId;
 use crate::process::ExitStatus;
@@ -19,7 +19,7 @@ use crate::records::{
 };
 use crate::stats::{Runtimes, Tally};
 use crate::status::StatusWriter;
-use crate::task::{TaskMetrics, TaskOutcome, TaskReport};
+use crate::task::{TaskMetrics, TaskOutcome, TaskReport, models};
 
 /// The records of one pilot: those of its unsettled events, and the counts for its last line.
 #[derive(Debug)]
@@ -147,7 +147,7 @@ impl Recorder {
         self.open.insert(id, record);
     }
 
-    pub fn started(&mut self, id: TaskId) {
+    pub fn started(&mut self, id: TaskId, gpus: &[Gpu]) {
         let slot = self.slots.iter().position(|slot| *slot == SlotUse::Free);
         let slot = slot.unwrap_or_else(|| {
             self.slots.push(SlotUse::Free);
@@ -155,10 +155,14 @@ impl Recorder {
         });
         self.slots[slot] = SlotUse::Taken(id);
         let number = u32::try_from(slot + 1).ok();
+        let ids: Vec<String> = gpus.iter().map(|gpu| gpu.id.clone()).collect();
+        let shown = ids.clone();
         self.keeper
-            .change(|snapshot| snapshot.begin(id.to_string(), number));
+            .change(move |snapshot| snapshot.begin(id.to_string(), number, shown));
         if let Some(record) = self.open.get_mut(&id) {
             record.slot = number;
+            record.gpu_model = models(gpus);
+            record.gpus = (!ids.is_empty()).then_some(ids);
             record.started_unix_secs = Some(UnixTime::now());
         }
     }

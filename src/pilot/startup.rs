@@ -90,6 +90,7 @@ async fn prepare(
     };
     let PreparedHost { context, task } = unless_signalled(observers.signals, laying).await?;
     let context = Arc::new(context);
+    status_feed::show_gpus(observers.recorder.keeper(), &context.gpus);
     status_feed::follow_containers(observers.recorder.keeper(), &context.running);
     if let Some(init) = &config.init {
         let planning = async {

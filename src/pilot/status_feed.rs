@@ -6,7 +6,7 @@ use crate::broker::{self, ConnectionStatus, Direction, OutagePolicy};
 use crate::config::Config;
 use crate::records::{PilotIdentity, UnixTime};
 use crate::status::{PilotFacts, ProcessId, QueueState, QueueStatus, Snapshot, StatusWriter};
-use crate::task::ActiveContainers;
+use crate::task::{ActiveContainers, GpuPool};
 
 /// Starts the status file with the facts known before the first event.
 pub(super) fn start(config: &Config, source: &PilotIdentity) -> StatusWriter {
@@ -34,6 +34,12 @@ pub(super) fn ends(keeper: &StatusWriter, began: Instant, limit: Duration) {
     let end = UnixTime::now().0 + left.as_secs_f64();
     let end = UnixTime((end * 1e3).round() / 1e3);
     keeper.change(|snapshot| snapshot.facts.ends_unix_secs = Some(end));
+}
+
+/// Reports the job's GPUs.
+pub(super) fn show_gpus(keeper: &StatusWriter, gpus: &GpuPool) {
+    let gpus = gpus.summary();
+    keeper.change(|snapshot| snapshot.facts.gpus = gpus);
 }
 
 /// Reports containers as they start and end.

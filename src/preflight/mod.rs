@@ -11,11 +11,13 @@
 //! | `external-directories`, `image` | a child looks at them, and is killed if they hang |
 //! | `fuse` | none: images run as directories, which don't need FUSE |
 //! | `container` | one is started with a task's image, flags, binds and variables, to try everything that tasks may rely on, and whether the image's runscript could start |
+//! | `gpu` | only if tasks get GPUs: the driver's program lists them in a container (`nvidia-smi -L`, `rocminfo`) |
 //! | `init-container` | the same with the init container's image |
 //! | `broker-incoming`, `broker-outgoing` | the queues are looked at and not declared; in a running pilot this happens during the other checks and the init container |
 
 mod container;
 mod cvmfs;
+mod gpu;
 mod namespaces;
 mod version;
 
@@ -28,6 +30,7 @@ use tracing::{info, warn};
 
 pub use container::{container, init_container};
 pub use cvmfs::{cvmfs, none as no_cvmfs};
+pub use gpu::gpus;
 pub use namespaces::{WORD as NAMESPACES, child as namespaces_child, namespaces};
 pub use version::version;
 
@@ -50,6 +53,7 @@ pub enum Check {
     /// `/dev/fuse`.
     Fuse,
     Container,
+    Gpu,
     InitContainer,
     BrokerIncoming,
     BrokerOutgoing,
@@ -68,6 +72,7 @@ impl Check {
             Self::Image => "image",
             Self::Fuse => "fuse",
             Self::Container => "container",
+            Self::Gpu => "gpu",
             Self::InitContainer => "init-container",
             Self::BrokerIncoming => "broker-incoming",
             Self::BrokerOutgoing => "broker-outgoing",

@@ -46,6 +46,8 @@
 //! | `task_id` | text | also the name of its directory |
 //! | `event_name` | text or null | what its queue calls the event: the name of a spool's file; null for a message of RabbitMQ's |
 //! | `slot` | integer or null | which of the pilot's slots, from 1; null when it never started |
+//! | `gpus` | list of text or null | the GPUs that its container saw, as it was told them; null for none |
+//! | `gpu_model` | text or null | their model; several between commas |
 //! | `earlier_deliveries` | integer or null | how often the broker had delivered the event before (`x-delivery-count`; tries in a spool) |
 //! | `received_unix_secs` | number | the event was taken |
 //! | `started_unix_secs` | number or null | staging began |

@@ -109,6 +109,8 @@ record! {
         task_id: String,
         event_name: Option<String>,
         slot: Option<u32>,
+        gpus: Option<Vec<String>>,
+        gpu_model: Option<String>,
         earlier_deliveries: Option<u64>,
         received_unix_secs: UnixTime,
         started_unix_secs: Option<UnixTime>,

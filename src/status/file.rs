@@ -145,7 +145,7 @@ mod tests {
     fn snapshot() -> Snapshot {
         let mut snapshot = Snapshot::default();
         "p".clone_into(&mut snapshot.facts.pilot_id);
-        snapshot.begin("t".into(), Some(1));
+        snapshot.begin("t".into(), Some(1), Vec::new());
         snapshot
     }
 

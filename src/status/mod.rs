@@ -34,8 +34,9 @@
 //! | `slots`, `window` | integer | tasks that may run at once; unsettled events held at most |
 //! | `events` | object | counts: `received`, `started`, `succeeded`, `failed`, `given_back`, `dead_lettered`, `rejected`, `published`, `no_output` |
 //! | `reconnects` | integer | sessions with a broker that were replaced |
+//! | `gpus` | text or null | the job's GPUs, as `2 × NVIDIA A100` |
 //! | `queues` | list | each with `direction`, `queue`, `address`, `link` (`up`, `down`, `given_up`), `since_unix_secs`, `error` |
-//! | `tasks` | object | by task id (or `init-…`): `slot`, `started_unix_secs`, `pid` of the container's first process once it is known; their outputs are in `ewms-pilot-data/<id>/outputs/` |
+//! | `tasks` | object | by task id (or `init-…`): `slot`, `gpus` (a list of ids), `started_unix_secs`, `pid` of the container's first process once it is known; their outputs are in `ewms-pilot-data/<id>/outputs/` |
 
 mod debounce;
 mod discover;

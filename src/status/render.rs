@@ -14,6 +14,11 @@ const LINE_MIN: usize = 10;
 /// Characters of a task's id that are shown; they tell tasks apart, and the task's directory begins with them.
 const ID_LENGTH: usize = 8;
 
+/// Columns of the table of tasks.
+const COLUMNS: usize = 8;
+/// The column of GPUs, which is left out if no task has one.
+const GPU: usize = 2;
+
 /// All pilots, for a terminal of so many columns.
 pub(super) fn text(views: &[PilotView], width: usize) -> String {
     let pilots: Vec<String> = views.iter().map(|view| pilot(view, width)).collect();
@@ -58,6 +63,9 @@ fn facts(view: &PilotView) -> Vec<(&str, String)> {
             counted(facts.window.into(), "event"),
         ),
     ));
+    if let Some(gpus) = &facts.gpus {
+        lines.push(("gpus", one_line(gpus, usize::MAX)));
+    }
     lines.push(("events", events(view)));
     if facts.queues.is_empty() {
         lines.push(("queues", "not connected yet".to_owned()));
@@ -149,33 +157,53 @@ fn queue(queue: &QueueStatus, view: &PilotView) -> String {
 
 fn table(view: &PilotView, width: usize) -> String {
     let cpu = format!("CPU ({})", round_seconds(MOMENT.as_secs_f64()));
-    let head = ["slot", "task", "age", &cpu, "memory", "output", "last line"].map(str::to_owned);
-    let rows: Vec<[String; 7]> = std::iter::once(head)
+    let head = [
+        "slot",
+        "task",
+        "GPU",
+        "age",
+        &cpu,
+        "memory",
+        "output",
+        "last line",
+    ]
+    .map(str::to_owned);
+    let rows: Vec<[String; COLUMNS]> = std::iter::once(head)
         .chain(view.tasks.iter().map(|task| row(task, view)))
         .collect();
-    let mut widths = [0; 6];
+    let mut widths = [0; COLUMNS - 1];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
-    let taken: usize = widths.iter().map(|width| width + 2).sum();
+    if view.tasks.iter().all(|task| task.task.gpus.is_empty()) {
+        widths[GPU] = 0;
+    }
+    let shown = |width: &usize| *width > 0;
+    let taken: usize = widths
+        .iter()
+        .copied()
+        .filter(shown)
+        .map(|width| width + 2)
+        .sum();
     let room = width.saturating_sub(taken + 2).max(LINE_MIN);
     let mut out = String::new();
     for row in &rows {
         let mut line = String::from("  ");
-        for (cell, width) in row.iter().zip(widths) {
+        for (cell, width) in row.iter().zip(widths).filter(|(_, width)| shown(width)) {
             let _ = write!(line, "{cell:<width$}  ");
         }
-        if !row[6].is_empty() {
-            line.push_str(&one_line(&row[6], room));
+        let last = &row[COLUMNS - 1];
+        if !last.is_empty() {
+            line.push_str(&one_line(last, room));
         }
         let _ = writeln!(out, "{}", line.trim_end());
     }
     out
 }
 
-fn row(task: &TaskView, view: &PilotView) -> [String; 7] {
+fn row(task: &TaskView, view: &PilotView) -> [String; COLUMNS] {
     let slot = task
         .task
         .slot
@@ -190,6 +218,7 @@ fn row(task: &TaskView, view: &PilotView) -> [String; 7] {
     [
         slot,
         id,
+        known((!task.task.gpus.is_empty()).then(|| task.task.gpus.join(","))),
         known(age),
         known(task.cpu_percent.map(|percent| format!("{percent:.0} %"))),
         known(task.memory_bytes.map(|memory| bytes(as_float(memory)))),
@@ -247,6 +276,7 @@ mod tests {
                 task_id: "0123456789abcdef".into(),
                 task: TaskStatus {
                     slot: Some(1),
+                    gpus: Vec::new(),
                     started_unix_secs: UnixTime(1_011_000.0),
                     pid: Some(4712),
                 },
@@ -276,6 +306,20 @@ pilot f00d
   1     01234567  4 min 5 s  100 %        1.5 GiB  2.10 s ago  scanning pixel 17 of 48 in all of the sky
 ";
         assert_eq!(text(&[view()], 200), expected);
+    }
+
+    #[test]
+    fn gpus_are_shown_where_there_are_some() {
+        let mut view = view();
+        view.facts.gpus = Some("2 × NVIDIA A100".into());
+        view.tasks[0].task.gpus = vec!["GPU-a0223334".into()];
+        let text = text(&[view], 200);
+        assert!(text.contains("  gpus       2 × NVIDIA A100\n"), "{text}");
+        assert!(
+            text.contains("slot  task      GPU           age "),
+            "{text}"
+        );
+        assert!(text.contains("01234567  GPU-a0223334  4 min 5 s"), "{text}");
     }
 
     #[test]

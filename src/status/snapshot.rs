@@ -43,6 +43,8 @@ pub struct PilotFacts {
     pub events: Tally,
     pub reconnects: u64,
     pub queues: Vec<QueueStatus>,
+    /// The job's GPUs: their number and model.
+    pub gpus: Option<String>,
 }
 
 /// Identifies one process, across reboots and namespaces.
@@ -107,15 +109,18 @@ pub enum QueueState {
 pub struct TaskStatus {
     /// From 1; the init container has none.
     pub slot: Option<u32>,
+    /// The GPUs that it sees.
+    pub gpus: Vec<String>,
     pub started_unix_secs: UnixTime,
     /// The container's first process, while there is one.
     pub pid: Option<i32>,
 }
 
 impl Snapshot {
-    pub fn begin(&mut self, id: String, slot: Option<u32>) {
+    pub fn begin(&mut self, id: String, slot: Option<u32>, gpus: Vec<String>) {
         let task = TaskStatus {
             slot,
+            gpus,
             started_unix_secs: UnixTime::now(),
             pid: None,
         };
@@ -132,7 +137,7 @@ impl Snapshot {
             .retain(|name, task| task.slot.is_some() || running.contains_key(name));
         for (name, pid) in running {
             if !self.tasks.contains_key(name) {
-                self.begin(name.clone(), None);
+                self.begin(name.clone(), None, Vec::new());
             }
             if let Some(task) = self.tasks.get_mut(name) {
                 task.pid = *pid;
@@ -153,7 +158,7 @@ mod tests {
     #[test]
     fn a_task_is_there_from_its_staging_on_and_has_a_process_while_its_container_runs() {
         let mut snapshot = Snapshot::default();
-        snapshot.begin("a".into(), Some(1));
+        snapshot.begin("a".into(), Some(1), Vec::new());
         let pid = |snapshot: &Snapshot| snapshot.tasks.get("a").map(|task| task.pid);
         snapshot.contain(&ContainerPids::from([("a".into(), Some(7))]));
         assert_eq!(pid(&snapshot), Some(Some(7)));

@@ -20,7 +20,7 @@ use super::watchdog::{self, ProgressSources, ResourceLimits};
 use super::{ContainerSpec, SharedTaskContext, TaskContext, TaskMetrics, file_work};
 use crate::blocking;
 use crate::broker::Content;
-use crate::config::DumpOutput;
+use crate::config::{DumpOutput, GpuSet};
 use crate::container::{self, Bind, ContainerPaths, Invocation, RunSpec};
 use crate::fault::{self, Attribution, Cause, ContainerRole, FaultClass, TaskError};
 use crate::process::{
@@ -42,26 +42,35 @@ pub enum TaskOutcome {
     Interrupted,
 }
 
+/// What one container has of its own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ContainerOwn<'a> {
+    pub(super) stage: &'a TaskDirs,
+    /// `None` for the init container.
+    pub(super) io: Option<&'a TaskIo>,
+    /// The GPUs that it sees; `None` if the job has none.
+    pub(super) gpus: Option<&'a GpuSet>,
+}
+
 /// Runs a container to its end. Equal failures of different tasks give equal error texts.
 pub(super) async fn launch(
     context: &SharedTaskContext,
     plan: &Arc<ContainerSpec>,
     role: ContainerRole,
-    stage: &TaskDirs,
-    io: Option<&TaskIo>,
+    own: ContainerOwn<'_>,
     shutdown: watch::Receiver<ShutdownPhase>,
     trace: &mut TaskMetrics,
 ) -> TaskOutcome {
-    match start_to_end(context, plan, role, stage, io, shutdown, trace).await {
+    match start_to_end(context, plan, role, own, shutdown, trace).await {
         Ok(TaskOutcome::Failed(error)) | Err(error) => {
-            TaskOutcome::Failed(error.edited(|text| without_identity(text, stage, io)))
+            TaskOutcome::Failed(error.edited(|text| without_identity(text, own)))
         }
         Ok(outcome) => outcome,
     }
 }
 
 /// Services count equal texts, so the paths of a task's own files are replaced by placeholders.
-fn without_identity(text: &str, stage: &TaskDirs, io: Option<&TaskIo>) -> String {
+fn without_identity(text: &str, ContainerOwn { stage, io, .. }: ContainerOwn<'_>) -> String {
     let text = match io {
         Some(io) => fault::scrub(
             text,
@@ -79,13 +88,13 @@ async fn start_to_end(
     context: &SharedTaskContext,
     plan: &Arc<ContainerSpec>,
     role: ContainerRole,
-    stage: &TaskDirs,
-    io: Option<&TaskIo>,
+    own: ContainerOwn<'_>,
     shutdown: watch::Receiver<ShutdownPhase>,
     trace: &mut TaskMetrics,
 ) -> Result<TaskOutcome, TaskError> {
+    let ContainerOwn { stage, io, .. } = own;
     let (copying, outputs) = OutputCapture::new(context.output_limit);
-    let child = preparation(context, plan, stage, io, copying, &shutdown).await?;
+    let child = preparation(context, plan, own, copying, &shutdown).await?;
     let (started, leader) = oneshot::channel();
     let written = outputs.written();
     let signs = ProgressSources {
@@ -188,8 +197,7 @@ async fn guarded<E>(
 async fn preparation(
     context: &SharedTaskContext,
     plan: &Arc<ContainerSpec>,
-    stage: &TaskDirs,
-    io: Option<&TaskIo>,
+    ContainerOwn { stage, io, gpus }: ContainerOwn<'_>,
     copying: OutputCopying<2>,
     shutdown: &watch::Receiver<ShutdownPhase>,
 ) -> Result<ChildPreparation<impl FnOnce() -> Result<ChildSpec, TaskError> + Send + use<>>, TaskError>
@@ -200,12 +208,20 @@ async fn preparation(
     let own = own_binds(context, io.map(|io| io.dir.as_path()));
     let [stdout, stderr] = [stage.stdout(), stage.stderr()];
     let (args, env) = (arguments(plan, io)?, variables(context, plan, io));
-    let scratch = stage.scratch().to_path_buf();
+    let (scratch, gpus) = (stage.scratch().to_path_buf(), gpus.cloned());
     let (shared_context, plan) = (Arc::clone(context), Arc::clone(plan));
     let prepare = move || {
         let mut binds = own().map_err(|error| unusable(&error))?;
         binds.extend(shared);
-        let invocation = invocation(&shared_context, &plan, &binds, (&args, &env), &scratch)?;
+        let words = (&*args, &*env);
+        let invocation = invocation(
+            &shared_context,
+            &plan,
+            &binds,
+            words,
+            gpus.as_ref(),
+            &scratch,
+        )?;
         let files = [
             created(&stdout, "stdoutfile")?,
             created(&stderr, "stderrfile")?,
@@ -276,6 +292,7 @@ fn invocation(
     plan: &ContainerSpec,
     binds: &[Bind],
     (args, env): (&[String], &[(String, String)]),
+    gpus: Option<&GpuSet>,
     workdir: &Path,
 ) -> Result<Invocation, TaskError> {
     container::run(
@@ -287,6 +304,7 @@ fn invocation(
             binds,
             workdir,
             verbosity: context.verbosity,
+            gpus,
             proc: context.proc,
             user_namespace: context.user_namespace,
         },

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tracing::{Instrument, info, info_span};
 
-use super::container_run::{TaskOutcome, launch, staging_error};
+use super::container_run::{ContainerOwn, TaskOutcome, launch, staging_error};
 use super::staging::DirDisposal;
 use super::{ContainerSpec, Leftover, SharedTaskContext, TaskMetrics, file_work};
 use crate::config::KeepFiles;
@@ -31,12 +31,18 @@ pub async fn run_init(
                 .map_err(|error| staging_error("directories", &error))
         })
         .await?;
+        // It runs alone, and may prepare something for each of the job's GPUs.
+        let gpus = context.gpus.all();
+        let own = ContainerOwn {
+            stage: &stage,
+            io: None,
+            gpus: gpus.as_ref(),
+        };
         let outcome = launch(
             context,
             plan,
             ContainerRole::Init,
-            &stage,
-            None,
+            own,
             shutdown,
             &mut TaskMetrics::default(),
         )

@@ -22,6 +22,8 @@ mod event_copy;
 mod event_files;
 mod external;
 mod fault_diagnosis;
+pub mod gpu_probe;
+mod gpus;
 pub mod image_setup;
 mod init_container;
 pub mod input_files;
@@ -45,6 +47,7 @@ pub use event_copy::EventCopy;
 pub use event_files::MemoryBudget;
 pub use external::{ExternalDirs, ExternalError};
 pub use fault_diagnosis::write_something;
+pub use gpus::{GpuLease, GpuPool, models};
 pub use memory_cgroup::MemoryKills;
 pub use metrics::TaskMetrics;
 pub use shared_look::SharedLook;
@@ -80,6 +83,7 @@ pub struct TaskContext {
     /// Whether containers have a `/proc`.
     pub proc: ProcMount,
     pub user_namespace: UserNamespace,
+    pub gpus: GpuPool,
     pub log: Progress,
     pub running: ActiveContainers,
     pub look: SharedLook,

@@ -344,6 +344,7 @@ impl<'a> ProbeContainer<'a> {
                 workdir: &self.workdir,
                 // More output would only have to be skipped.
                 verbosity: Verbosity::Normal,
+                gpus: self.context.gpus.all().as_ref(),
                 proc: self.context.proc,
                 user_namespace: self.context.user_namespace,
             },

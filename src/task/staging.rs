@@ -12,7 +12,7 @@
 //! ```
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -93,16 +93,19 @@ impl DataDirs {
         self.scratch.join("apptainer")
     }
 
-    /// An empty script, for an image that lacks one. All pilots in this place share it.
+    /// A script for an image that lacks one. All pilots in this place share it.
     ///
     /// # Errors
-    /// When the script can't be created.
-    pub fn empty_script(&self) -> io::Result<PathBuf> {
-        let script = self.apptainer().join("empty.sh");
-        fs::File::options()
-            .create(true)
-            .append(true)
-            .open(&script)?;
+    /// When the script can't be written.
+    pub fn script(&self, name: &str, text: &str) -> io::Result<PathBuf> {
+        let script = self.apptainer().join(name);
+        if fs::read(&script).is_ok_and(|known| known == text.as_bytes()) {
+            return Ok(script);
+        }
+        // Another pilot may read it at this moment, so it appears as a whole.
+        let mut file = tempfile::NamedTempFile::new_in(self.apptainer())?;
+        file.write_all(text.as_bytes())?;
+        file.persist(&script)?;
         Ok(script)
     }
 

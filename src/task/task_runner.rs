@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use tracing::{Instrument, error, info, info_span, warn};
 
-use super::container_run::{TaskOutcome, launch, show_output, staging_error};
+use super::container_run::{ContainerOwn, TaskOutcome, launch, show_output, staging_error};
 use super::disk_space::DiskBudget;
 use super::event_copy::{EventCopy, PendingCopy};
 use super::event_files::{self, MemoryBudget, OutfileState, WantedResult};
 use super::staging::{DirDisposal, TaskDirs, TaskIo};
-use super::{ContainerSpec, Leftover, SharedTaskContext, TaskMetrics, file_work};
+use super::{ContainerSpec, GpuLease, Leftover, SharedTaskContext, TaskMetrics, file_work};
 use crate::broker::{BodyStore, Content, Encoding, MessageLimit};
 use crate::config::{DumpOutput, KeepFiles};
 use crate::fault::{ContainerRole, TaskError};
@@ -50,13 +50,13 @@ pub struct TaskReport {
     pub leftover: Leftover,
 }
 
-/// When a task may start.
+/// When a task may start, and with which GPUs.
 #[derive(Debug)]
 pub enum StartGate {
     /// At once.
-    Now,
+    Now(GpuLease),
     /// On this message; never, if the sender is dropped.
-    Later(oneshot::Receiver<()>),
+    Later(oneshot::Receiver<GpuLease>),
 }
 
 /// A task's directories with its infile, or the error of writing it.
@@ -80,21 +80,21 @@ impl TaskRunner {
         let span = info_span!("task", task_id = %id);
         async {
             let mut trace = TaskMetrics::default();
-            let (staged, started) = match turn {
-                StartGate::Now => {
-                    let started = begin();
-                    (self.stage(id, event).await, started)
+            let (staged, started, gpus) = match turn {
+                StartGate::Now(gpus) => {
+                    let started = begin(&gpus);
+                    (self.stage(id, event).await, started, gpus)
                 }
                 StartGate::Later(turn) => {
                     let staged = self.stage_ahead(id, event).await;
-                    if turn.await.is_err() {
+                    let Ok(gpus) = turn.await else {
                         return called_off(staged, &self.context.kept).await;
-                    }
-                    (staged, begin())
+                    };
+                    (staged, begin(&gpus), gpus)
                 }
             };
             let (outcome, event, leftover) = match staged {
-                Ok(staged) => self.run_staged(staged, shutdown, &mut trace).await,
+                Ok(staged) => self.run_staged(staged, &gpus, shutdown, &mut trace).await,
                 Err(error) => {
                     let lost = EventCopy::Lost(error.to_string());
                     (TaskOutcome::Failed(error), lost, Leftover::none())
@@ -145,6 +145,7 @@ impl TaskRunner {
     async fn run_staged(
         &self,
         staged: StagedTask,
+        gpus: &GpuLease,
         shutdown: watch::Receiver<ShutdownPhase>,
         trace: &mut TaskMetrics,
     ) -> (TaskOutcome, EventCopy, Leftover) {
@@ -156,7 +157,7 @@ impl TaskRunner {
         } = staged;
         let running = async {
             match written {
-                Ok(()) => self.run_container(&stage, &io, shutdown, trace).await,
+                Ok(()) => self.run_container(&stage, &io, gpus, shutdown, trace).await,
                 Err(error) => TaskOutcome::Failed(error),
             }
         };
@@ -176,15 +177,20 @@ impl TaskRunner {
         &self,
         stage: &TaskDirs,
         io: &TaskIo,
+        gpus: &GpuLease,
         shutdown: watch::Receiver<ShutdownPhase>,
         trace: &mut TaskMetrics,
     ) -> TaskOutcome {
+        let own = ContainerOwn {
+            stage,
+            io: Some(io),
+            gpus: gpus.seen(),
+        };
         let ended = launch(
             &self.context,
             &self.plan,
             ContainerRole::Task,
-            stage,
-            Some(io),
+            own,
             shutdown,
             trace,
         );
@@ -235,8 +241,14 @@ impl TaskRunner {
     }
 }
 
-fn begin() -> Instant {
-    info!("task started");
+fn begin(gpus: &GpuLease) -> Instant {
+    match gpus.gpus() {
+        [] => info!("task started"),
+        gpus => {
+            let ids: Vec<&str> = gpus.iter().map(|gpu| gpu.id.as_str()).collect();
+            info!(gpus = ids.join(","), "task started");
+        }
+    }
     Instant::now()
 }
 
