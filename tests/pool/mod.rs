@@ -4,6 +4,7 @@
 mod container;
 mod environment;
 mod faults;
+mod gpus;
 mod inputs;
 mod life;
 mod service;

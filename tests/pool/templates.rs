@@ -54,6 +54,10 @@ fn assert_common(ads: &str) {
     for input in ["ewms_htcondor_envfile.sh", "table.fits"] {
         assert!(inputs.contains(input), "{inputs}");
     }
+    assert_eq!(attribute(ads, "RequestGPUs"), "2");
+    assert_eq!(attribute(ads, "GPUsMinCapability"), "7.5");
+    assert_eq!(attribute(ads, "GPUsMinMemory"), "16384");
+    assert!(attribute(ads, "RequireGPUs").contains("DriverVersion >= 12.2"));
     assert!(attribute(ads, "Requirements").contains("HasUserNamespaces"));
     assert!(attribute(ads, "Cmd").ends_with("condor/ewms-pilot-wrapper\""));
     assert_eq!(ads.matches("ProcId=").count(), 3, "{ads}");
@@ -68,6 +72,10 @@ fn with_macros(template: Template) -> Submission {
         .set("taskforce_uuid", "tf")
         .set("input_files", "table.fits")
         .set("pilot_env", "EWMS_PILOT_PREFETCH=4")
+        .set("gpus", "2")
+        .set("gpu_capability", "7.5")
+        .set("gpu_memory", "16GB")
+        .set("require_gpus", "DriverVersion >= 12.2")
 }
 
 #[test]

@@ -12,7 +12,8 @@ for link in bin lib lib64 sbin; do ln -s "usr/$link" "$tree/$link"; done
 
 programs=(/usr/bin/{bash,cat,chmod,env,mkdir,sleep,apptainer} /usr/lib/x86_64-linux-gnu/apptainer/bin/starter)
 ln -s bash "$tree/usr/bin/sh"
-files=(/etc/passwd /etc/group /etc/nsswitch.conf "${programs[@]}")
+# ldconfig and what it reads: with it Apptainer searches for the libraries of GPUs.
+files=(/etc/passwd /etc/group /etc/nsswitch.conf /etc/ld.so.cache /usr/sbin/ldconfig "${programs[@]}")
 # The pilot that is tested needs more libraries than the one that is released.
 for program in "${programs[@]}" "$2"; do
   mapfile -t -O "${#files[@]}" files < <(ldd "$program" | grep -oE '/[^ ]+\.so[^ ]*' | xargs realpath -s)

@@ -21,6 +21,9 @@ use POLICY : Hold_If_Memory_Exceeded
 POLLING_INTERVAL = 1
 STARTER_UPDATE_INTERVAL = 2
 STARTER_INITIAL_UPDATE_INTERVAL = 1
+# Three GPUs, without a driver.
+use FEATURE : GPUs
+GPU_DISCOVERY_EXTRA = -simulate:0,3 -extra
 # The central file systems of container images and software: in every container, as on the grid.
 SINGULARITY_BIND_EXPR = "/images /cvmfs"
 END
