@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::support::rabbitmq::Queue;
+use crate::support::proxy::Proxy;
+use crate::support::rabbitmq::{ADDRESS, Queue};
 use crate::support::scene::{Pilot, Scene};
 use crate::support::{SOON, eventually, images};
 
@@ -117,6 +118,33 @@ fn a_pilot_holds_no_more_than_twice_its_slots() {
     await_running(&scene, 2, &pilot);
     assert_eq!((incoming.held(), incoming.total()), (4, 10));
     release(&scene);
+    pilot.wait(SOON).assert_code(0);
+    assert_results(&outgoing, &events);
+    assert_eq!(incoming.total(), 0);
+}
+
+/// Between two tasks lie the confirm, the acknowledgement and the delivery, if a pilot may hold one event.
+#[test]
+fn short_tasks_far_from_their_broker_have_their_next_events_waiting() {
+    let Setting {
+        incoming,
+        outgoing,
+        scene,
+    } = setting("far", "cp {{INFILE}} {{OUTFILE}}");
+    let events = numbered(20);
+    incoming.produce(&events);
+    // A fake of a network: nothing here is as far away.
+    let proxy = Proxy::delaying(ADDRESS, Duration::from_millis(50));
+    let scene = scene
+        .set("EWMS_PILOT_QUEUE_INCOMING_BROKER_ADDRESS", proxy.address())
+        .set("EWMS_PILOT_QUEUE_OUTGOING_BROKER_ADDRESS", proxy.address())
+        .set("EWMS_PILOT_PREFETCH", "1");
+    let pilot = scene.start();
+    assert!(
+        eventually(SOON, || incoming.held() >= 2),
+        "{}",
+        pilot.stderr()
+    );
     pilot.wait(SOON).assert_code(0);
     assert_results(&outgoing, &events);
     assert_eq!(incoming.total(), 0);

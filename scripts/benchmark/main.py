@@ -26,6 +26,7 @@ _MODULES = {
     "f": "slots",
     "g": "growth",
     "h": "fanout",
+    "i": "far",
 }
 
 

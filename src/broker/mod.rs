@@ -286,6 +286,27 @@ impl Source {
         }
     }
 
+    /// The time of a round trip to the farthest broker, measured on the live connection: the shortest of the
+    /// last few. `None` before the first, and for a spool.
+    #[must_use]
+    pub fn round_trip(&self) -> Option<Duration> {
+        match self {
+            Self::RabbitMq(source) => source.round_trip(),
+            Self::Spool(_) => None,
+            Self::Several(sources) => sources.round_trip(),
+        }
+    }
+
+    /// Takes up to so many events of each queue beyond the window, from the next settlement on. A spool has
+    /// no need of it.
+    pub fn look_ahead(&self, events: u16) {
+        match self {
+            Self::RabbitMq(source) => source.look_ahead(events),
+            Self::Spool(_) => {}
+            Self::Several(sources) => sources.look_ahead(events),
+        }
+    }
+
     /// Takes no more events, and gives back those that were prefetched and not handed out. Receipts stay
     /// usable, and their events are recognised when they come again. Idempotent; bounded in time.
     ///

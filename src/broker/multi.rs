@@ -157,6 +157,16 @@ impl MultiSource {
         left.max().unwrap_or_default()
     }
 
+    pub(super) fn round_trip(&self) -> Option<Duration> {
+        self.sources.iter().filter_map(Source::round_trip).max()
+    }
+
+    pub(super) fn look_ahead(&self, events: u16) {
+        for source in &self.sources {
+            source.look_ahead(events);
+        }
+    }
+
     pub(super) async fn stop(&mut self) -> Result<(), BrokerError> {
         let stopping = self
             .sources

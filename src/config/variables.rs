@@ -214,7 +214,7 @@ variables! {
     OUTFILE_EXT = "EWMS_PILOT_OUTFILE_EXT", ValueKind::Suffix, Default(".out"),
         "suffix of a task's outfile";
     PREFETCH = "EWMS_PILOT_PREFETCH", ValueKind::Count, Default("1"),
-        "events to take ahead; at least one for each task that may run is taken, at most two; the second is made ready while the first runs, which is worth it for short tasks and far brokers";
+        "events to take ahead; at least one for each task that may run is taken, at most two; the second is made ready while the first runs, which is worth it for short tasks. From a broker that is 5 ms away or more the pilot takes as many more by itself as keep its slots busy, while none of them waits for more than two seconds";
     TIMEOUT_FIRST = "EWMS_PILOT_TIMEOUT_QUEUE_WAIT_FOR_FIRST_MESSAGE",
         ValueKind::Seconds { least: 1 }, Phrase("the next one's value"),
         "how long to wait for the first event";

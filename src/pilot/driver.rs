@@ -20,6 +20,7 @@ use super::dead_letter::{DeadLetters, Disposition, NotPutAway};
 use super::deadline::{Deadline, DeadlineStep};
 use super::disk_floor::DiskFloor;
 use super::events::{PilotAction, PilotEvent};
+use super::lookahead::Lookahead;
 use super::recorder::{Recorder, Settlement};
 use super::set_aside::MAY_GO_AFTER;
 use super::state::{Conclusion, LoopRules, PilotState, failure_of};
@@ -108,6 +109,9 @@ struct Driver<'a> {
     idle: Option<(Duration, SuspendAwareTimer)>,
     outage_policy: OutagePolicy,
     result_acceptance: ResultAcceptanceWatch,
+    lookahead: Lookahead,
+    /// A change of it that the state doesn't know yet.
+    new_lookahead: Option<u16>,
     progress_reporter: &'a ProgressReporter,
     recorder: &'a mut Recorder,
     dead_letters: DeadLetters,
@@ -130,6 +134,7 @@ pub async fn run(
         sink,
         outage_policy,
     } = queues;
+    let lookahead = Lookahead::new(rules.slots);
     let (mut state, first) = PilotState::new(rules);
     let mut driver = Driver {
         runner,
@@ -140,6 +145,8 @@ pub async fn run(
         under_way: FuturesUnordered::new(),
         idle: None,
         result_acceptance: outage_policy.result_acceptance(),
+        lookahead,
+        new_lookahead: None,
         outage_policy,
         progress_reporter,
         recorder,
@@ -159,6 +166,10 @@ pub async fn run(
         let event = driver.event_of(woken);
         let actions = state.on_event(event);
         driver.perform_all(actions);
+        if let Some(events) = driver.new_lookahead.take() {
+            let actions = state.on_event(PilotEvent::Lookahead(events.into()));
+            driver.perform_all(actions);
+        }
         let running = u64::try_from(state.running()).unwrap_or(u64::MAX);
         progress_reporter.counts(state.tally(), running);
         progress_reporter.reconnects(driver.outage_policy.stats().reconnects);
@@ -305,6 +316,7 @@ impl Driver<'_> {
         match done {
             Completion::Task(id, report) => {
                 self.recorder.ended(id, &report);
+                self.follow_lookahead(&report);
                 PilotEvent::TaskEnded(id, self.outcome_of(id, *report))
             }
             Completion::Published(id, result) => {
@@ -355,6 +367,23 @@ impl Driver<'_> {
                 self.source = Some(*source);
                 PilotEvent::IntakeStopped
             }
+        }
+    }
+
+    fn follow_lookahead(&mut self, report: &TaskReport) {
+        let Some(source) = &self.source else { return };
+        if matches!(report.outcome, TaskOutcome::Interrupted) {
+            return;
+        }
+        let round_trip = source.round_trip();
+        if let Some(events) = self.lookahead.task_ended(report.wall, round_trip) {
+            let round_trip_ms = round_trip.unwrap_or_default().as_millis();
+            info!(
+                events,
+                round_trip_ms, "events are held ahead of their slots, as the broker is far away"
+            );
+            source.look_ahead(events);
+            self.new_lookahead = Some(events);
         }
     }
 

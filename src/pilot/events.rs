@@ -34,6 +34,8 @@ pub enum PilotEvent {
     PutAway(TaskId, Result<Disposition, NotPutAway>),
     /// Results are refused for now, or taken again.
     ResultAcceptance(ResultAcceptance),
+    /// So many events are to be held beyond the slots, if that is more than the window.
+    Lookahead(usize),
     /// The pilot's wall time is about to end.
     WallTime(DeadlineStep),
     /// Too little space is free on the disk.

@@ -18,6 +18,7 @@ pub mod driver;
 mod error;
 pub mod events;
 mod host_setup;
+mod lookahead;
 mod own_paths;
 mod progress_reporter;
 mod recorder;

@@ -37,7 +37,8 @@ use crate::task::TaskOutcome;
 pub struct LoopRules {
     /// How many tasks may run at once.
     pub slots: usize,
-    /// How many unsettled events to hold at most, results on their way to the broker included.
+    /// How many unsettled events to hold at most, results on their way to the broker included, unless short
+    /// tasks need more: [`PilotEvent::Lookahead`].
     pub window: usize,
     /// Whether further events are taken after a task failed.
     pub on_task_error: OnTaskError,
@@ -71,6 +72,8 @@ pub struct PilotState {
     tasks: HashMap<TaskId, EventStage>,
     /// Failed events that wait before they go back.
     failed_events: FailedEvents,
+    /// How many events to hold beyond the slots, if that is more than the window.
+    lookahead: usize,
     /// Events that wait for a slot, in order. Empty once the intake is closed.
     waiting: VecDeque<TaskId>,
     /// How often the broker delivered an event before, if it says so.
@@ -134,6 +137,7 @@ impl PilotState {
             signal: None,
             tasks: HashMap::new(),
             failed_events: FailedEvents::default(),
+            lookahead: 0,
             waiting: VecDeque::new(),
             earlier: HashMap::new(),
             disk_low: None,
@@ -150,7 +154,12 @@ impl PilotState {
     pub fn wants_event(&self) -> bool {
         matches!(self.intake, IntakeState::Open)
             && self.result_acceptance == ResultAcceptance::Takes
-            && self.places_taken() < self.rules.window
+            && self.places_taken() < self.window()
+    }
+
+    /// How many unsettled events to hold at most.
+    fn window(&self) -> usize {
+        self.rules.window.max(self.rules.slots + self.lookahead)
     }
 
     fn places_taken(&self) -> usize {
@@ -230,6 +239,7 @@ impl PilotState {
             PilotEvent::ResultAcceptance(result_acceptance) => {
                 self.result_acceptance_changed(result_acceptance, &mut actions);
             }
+            PilotEvent::Lookahead(events) => self.look_ahead(events, &mut actions),
             PilotEvent::Rested(id) => {
                 let steps = self.failed_events.rested(id);
                 self.take_steps(steps, &mut actions);
@@ -348,6 +358,15 @@ impl PilotState {
                 self.restart_idle_timer(could_start, actions);
             }
         }
+    }
+
+    fn look_ahead(&mut self, events: usize, actions: &mut Vec<PilotAction>) {
+        let could_start = self.could_start();
+        self.lookahead = events;
+        if could_start && !self.could_start() {
+            actions.push(PilotAction::StopIdleTimer);
+        }
+        self.restart_idle_timer(could_start, actions);
     }
 
     fn settled(&mut self, id: TaskId, actions: &mut Vec<PilotAction>) {

@@ -1,12 +1,13 @@
-//! A proxy between a pilot and a broker that cuts connections when nothing else would cut them there. It finds frames
-//! of AMQP 0-9-1 in what passes, no more.
+//! Proxies between a pilot and a broker, for networks that can't be had here: one that cuts connections when nothing
+//! else would cut them there, and one that makes the broker far away. The first finds frames of AMQP 0-9-1 in what
+//! passes, no more.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{SOON, eventually};
 
@@ -130,6 +131,17 @@ impl Proxy {
         })
     }
 
+    /// In front of the broker at `address`. What passes arrives so much later, in either direction.
+    pub(crate) fn delaying(address: &str, each_way: Duration) -> Self {
+        Self::serve(address, move |server, client| {
+            let Ok((from_server, to_client)) = pair(&server, &client) else {
+                return;
+            };
+            pass_late(from_server, to_client, each_way);
+            pass_late(client, server, each_way);
+        })
+    }
+
     fn serve(address: &str, connect: impl Fn(TcpStream, TcpStream) + Send + 'static) -> Self {
         let listener =
             TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has free ports");
@@ -193,6 +205,31 @@ fn pass<'a>(mut from: TcpStream, mut to: TcpStream, next: impl Fn(&[u8]) -> Next
         }
     }
     end([from, to]);
+}
+
+/// Until one end closes. Bounded by what the two ends send each other unasked.
+fn pass_late(mut from: TcpStream, mut to: TcpStream, delay: Duration) {
+    let (sender, due) = mpsc::channel::<(Instant, Vec<u8>)>();
+    thread::spawn(move || {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(size @ 1..) = from.read(&mut buffer) {
+            if sender
+                .send((Instant::now() + delay, buffer[..size].to_vec()))
+                .is_err()
+            {
+                break;
+            }
+        }
+    });
+    thread::spawn(move || {
+        for (at, bytes) in due {
+            thread::sleep(at.saturating_duration_since(Instant::now()));
+            if to.write_all(&bytes).is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown(Shutdown::Both);
+    });
 }
 
 fn end(ends: [TcpStream; 2]) {

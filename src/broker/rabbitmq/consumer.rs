@@ -43,6 +43,8 @@ const WRITE_WITHIN: Duration = Duration::from_secs(8);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SubscriptionPurpose {
     Window,
+    /// Events beyond the window, because the broker is far away.
+    Lookahead,
     /// One event in the place of one that was set aside.
     SetAside,
 }
@@ -82,7 +84,7 @@ impl Subscription {
     }
 
     /// The order in which consumers are ended when this delivery from the queue is settled, least first.
-    /// `None` for the consumer of the window, which is never ended for that.
+    /// `None` for the other consumers, which are never ended for that.
     fn rank(&self, queue: QueueIndex, tag: DeliveryTag) -> Option<u8> {
         if self.purpose != SubscriptionPurpose::SetAside || self.queue != queue {
             return None;
@@ -152,6 +154,10 @@ pub(super) struct Consumer {
     /// The window given in round trips. Its value has no effect: a consumer keeps the one that it was started
     /// with.
     window: u16,
+    /// The most events of each queue beyond its window.
+    lookahead: u16,
+    /// The time that the last round trip took.
+    round_trip: Option<Duration>,
     /// Deliveries that are set aside; each has one more consumer.
     aside: HashMap<DeliveryTag, QueueIndex>,
     opened: Instant,
@@ -179,6 +185,8 @@ impl Consumer {
             backlog: VecDeque::new(),
             spilling: None,
             window: windows.iter().copied().max().unwrap_or_default(),
+            lookahead: 0,
+            round_trip: None,
             aside: HashMap::new(),
             opened: now,
             settled: 0,
@@ -218,10 +226,45 @@ impl Consumer {
     /// Makes a round trip, which proves that the server is alive and has read everything sent to it. Returns
     /// the number of the last settlement.
     pub(super) async fn prove(&mut self) -> Result<u64, BrokerError> {
+        let asked = Instant::now();
         self.connection.limit(self.window).await?;
+        self.round_trip = Some(asked.elapsed());
         self.proven = self.settled;
         self.prove_at = Instant::now() + LIVENESS_EVERY;
         Ok(self.proven)
+    }
+
+    /// The time that the last [`prove`](Self::prove) waited for the server.
+    pub(super) fn round_trip(&self) -> Option<Duration> {
+        self.round_trip
+    }
+
+    /// Takes at most `events` of each queue beyond its window. Events of more that came before stay.
+    pub(super) async fn look_ahead(&mut self, events: u16) -> Result<(), BrokerError> {
+        if self.lookahead == events || self.subscriptions.is_empty() {
+            return Ok(());
+        }
+        let is_ahead = |subscription: &mut Subscription| {
+            subscription.purpose == SubscriptionPurpose::Lookahead
+        };
+        for subscription in self
+            .subscriptions
+            .extract_if(.., is_ahead)
+            .collect::<Vec<_>>()
+        {
+            let messages = subscription.stop(&mut self.connection).await?;
+            self.backlog.extend(messages);
+        }
+        self.lookahead = events;
+        if events == 0 {
+            return Ok(());
+        }
+        for queue in self.connection.at.indices() {
+            let purpose = SubscriptionPurpose::Lookahead;
+            let more = Subscription::start(&mut self.connection, queue, events, purpose);
+            self.subscriptions.push(more.await?);
+        }
+        Ok(())
     }
 
     /// The number of the next settlement on this connection.

@@ -131,6 +131,16 @@ impl RabbitMqSource {
         left.max(FIRST_EVENT_WITHIN.min(wait).saturating_sub(lived))
     }
 
+    /// See [`Source::round_trip`](crate::broker::Source::round_trip).
+    pub(in crate::broker) fn round_trip(&self) -> Option<Duration> {
+        self.shared.with(|state| state.round_trip())
+    }
+
+    /// See [`Source::look_ahead`](crate::broker::Source::look_ahead). The actor sees it at its next order.
+    pub(in crate::broker) fn look_ahead(&self, events: u16) {
+        self.shared.with(|state| state.lookahead = events);
+    }
+
     pub(in crate::broker) async fn stop(&mut self) -> Result<(), BrokerError> {
         self.stopped = true;
         let (done, is_done) = oneshot::channel();

@@ -314,7 +314,12 @@ impl SourceActor {
                 }
                 ActorWakeup::ProofDue => {
                     let number = consumer.prove().await?;
-                    self.shared.with(|state| state.unacked.proven(number));
+                    self.shared.with(|state| {
+                        state.unacked.proven(number);
+                        consumer
+                            .round_trip()
+                            .map(|took| state.round_trip_took(took))
+                    });
                 }
                 ActorWakeup::Time => {}
             }
@@ -559,7 +564,8 @@ impl SourceActor {
         self.end_recovery();
         self.shorten_closing();
         if self.wanted {
-            return Ok(());
+            let lookahead = self.shared.with(|state| state.lookahead);
+            return consumer.look_ahead(lookahead).await;
         }
         match (self.intake, self.recover_until) {
             (IntakePhase::Stopped, _) => {}

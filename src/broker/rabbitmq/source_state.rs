@@ -1,6 +1,7 @@
 //! The state that a source and its actor share: events that were not handed out, events in hand, and the
 //! start of the live connection.
 
+use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +33,25 @@ pub(super) struct SourceState {
     connected_before: Duration,
     /// Why no more events will come.
     given_up: Option<BrokerError>,
+    round_trips: RoundTrips,
+    /// How many events of each queue the pilot wants beyond its window.
+    pub(super) lookahead: u16,
+}
+
+/// The last few round trips to the broker.
+#[derive(Debug, Default)]
+struct RoundTrips(VecDeque<Duration>);
+
+impl RoundTrips {
+    /// A busy machine makes some of them long, so the shortest of this many counts.
+    const REMEMBERED: usize = 8;
+
+    fn took(&mut self, time: Duration) {
+        if self.0.len() >= Self::REMEMBERED {
+            self.0.pop_front();
+        }
+        self.0.push_back(time);
+    }
 }
 
 impl SharedState {
@@ -69,6 +89,15 @@ impl SourceState {
 
     pub(super) fn is_connected(&self) -> bool {
         self.live.is_some()
+    }
+
+    pub(super) fn round_trip_took(&mut self, time: Duration) {
+        self.round_trips.took(time);
+    }
+
+    /// The shortest of the last round trips; `None` before the first.
+    pub(super) fn round_trip(&self) -> Option<Duration> {
+        self.round_trips.0.iter().min().copied()
     }
 
     /// The total time in which events could come.
