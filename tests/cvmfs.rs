@@ -26,7 +26,7 @@ const LOOK: &str = "for place in /cvmfs /cvmfs/writable.org /cvmfs/read-only.org
 const SEEN: &str = "top\nwritable.org\nread-only.org\n";
 
 /// A hung file system below or at a place: the server takes no request.
-fn hung(place: &str, flags: &str) -> String {
+pub(crate) fn hung(place: &str, flags: &str) -> String {
     format!(
         "python3 -c 'import ctypes, os, sys, time
 fuse = os.open(\"/dev/fuse\", os.O_RDWR)

@@ -54,8 +54,7 @@ impl Workshop {
         let path = bin.join("apptainer");
         fs::write(&path, script).expect("written");
         fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("it is ours");
-        let paths = format!("{}:/usr/bin:/bin", bin.display());
-        self.scene = self.scene.set("PATH", paths);
+        self.scene = self.scene.set("EWMS_PILOT_APPTAINER", path);
         self
     }
 

@@ -36,7 +36,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "preflight",
-        &["task", "container", "process", "fault", "exit", "ids"],
+        &[
+            "task",
+            "container",
+            "process",
+            "blocking",
+            "fault",
+            "exit",
+            "ids",
+        ],
     ),
     (
         "status",

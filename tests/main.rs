@@ -2,6 +2,7 @@
 //! and RabbitMQ in the throw-away execution point; `scripts/test` builds it and runs them there.
 
 mod addresses;
+mod apptainer_rungs;
 mod broker_not_yet;
 mod chaos;
 mod chirp;

@@ -129,10 +129,8 @@ fn an_apptainer_that_is_too_old_gets_no_event() {
     std::fs::create_dir(&bin).expect("made");
     let old = "#!/bin/sh\necho apptainer version 1.0.3-1.el8\n";
     std::fs::write(bin.join("apptainer"), old).expect("written");
-    let preparation = format!(
-        "chmod +x {0}/apptainer; export PATH={0}:$PATH",
-        bin.display()
-    );
+    let preparation = format!("chmod +x {}/apptainer", bin.display());
+    let scene = scene.set("EWMS_PILOT_APPTAINER", bin.join("apptainer"));
     assert_takes_none(Site::Prepared(&preparation), scene, 3, "apptainer-too-old");
 }
 
@@ -245,10 +243,8 @@ exit 1
         let bin = scene.dir().join("bin");
         std::fs::create_dir(&bin).expect("made");
         std::fs::write(bin.join("apptainer"), lesser).expect("written");
-        let preparation = format!(
-            "chmod +x {0}/apptainer; export PATH={0}:$PATH",
-            bin.display()
-        );
+        let preparation = format!("chmod +x {}/apptainer", bin.display());
+        let scene = scene.set("EWMS_PILOT_APPTAINER", bin.join("apptainer"));
         let scene = scene.set("EWMS_PILOT_INIT_IMAGE", images::python()).set(
             "EWMS_PILOT_INIT_ARGS",
             "sh -c 'echo init >{{DATA_HUB}}/init'",
@@ -401,10 +397,8 @@ case "$*" in
 esac
 "#;
     std::fs::write(bin.join("apptainer"), failing).expect("written");
-    let preparation = format!(
-        "chmod +x {0}/apptainer; export PATH={0}:$PATH",
-        bin.display()
-    );
+    let preparation = format!("chmod +x {}/apptainer", bin.display());
+    let scene = scene.set("EWMS_PILOT_APPTAINER", bin.join("apptainer"));
     let scene = Site::Prepared(&preparation).with_arguments(scene, "check --json");
     let outcome = scene.run(SOON);
     outcome.assert_code(3);

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::AdGpus;
+use super::apptainer_hints::{NamedApptainer, condor_root, named_apptainers};
 use super::classad::{ClassAd, JOB_AD, MACHINE_AD};
 use super::environment::{ENV_FILE_NAME, Environment, SCRATCH};
 use super::machine_names::MachineNames;
@@ -19,6 +20,10 @@ pub struct CondorJob {
     pub chirp_file: Option<PathBuf>,
     /// The names of the machine and its site.
     pub names: MachineNames,
+    /// The Apptainers that the glidein or the site names.
+    pub apptainers: Vec<NamedApptainer>,
+    /// The directory that HTCondor is installed in, on the machine outside of any container.
+    pub root: Option<PathBuf>,
     /// The directory that HTCondor made for the job.
     pub scratch: Option<PathBuf>,
     /// Files and directories that came with the job, except those with the names of the pilot's own.
@@ -99,6 +104,8 @@ impl CondorJob {
                     .map(|scratch| scratch.join(".chirp.config"))
             }),
             names: MachineNames::find(environment, &job, &machine),
+            apptainers: named_apptainers(environment, |name| machine.string(name)),
+            root: condor_root(environment),
             input_files: scratch
                 .as_deref()
                 .map(|scratch| input_files(&job, scratch, warnings))

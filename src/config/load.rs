@@ -99,7 +99,10 @@ fn read(reader: &mut VariableReader<'_>, cwd: &Path) -> Config {
         chirp: chirp(reader),
         images: images(reader, cwd),
         ca_file: reader.file(&var::BROKER_CA_FILE, cwd),
-        host,
+        host: HostVariables {
+            apptainer: reader.program(&var::APPTAINER),
+            ..host
+        },
         shown: dump(reader.environment, slots, &gpus),
         cwd: cwd.to_owned(),
         prefetch: prefetch.unwrap_or(NonZeroU32::MIN),
@@ -174,6 +177,7 @@ fn host(environment: &Environment) -> HostVariables {
     ];
     let value = |name: &str| environment.get(OsStr::new(name)).cloned();
     HostVariables {
+        apptainer: None,
         path: value("PATH").unwrap_or_default(),
         home: value("HOME"),
         lang: value("LANG"),

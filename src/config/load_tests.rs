@@ -54,6 +54,17 @@ fn problem(more: &[(&str, &str)]) -> String {
     lines[0].to_owned()
 }
 
+#[test]
+fn apptainers_program_is_an_absolute_path_or_none() {
+    let of = |path: &str| read(&[("EWMS_PILOT_APPTAINER", path)]).host.apptainer;
+    assert_eq!(of("/opt/bin/apptainer"), Some("/opt/bin/apptainer".into()));
+    assert_eq!(of(""), None);
+    assert_eq!(
+        problem(&[("EWMS_PILOT_APPTAINER", "bin/apptainer")]),
+        "`EWMS_PILOT_APPTAINER` is `bin/apptainer`: expected an absolute path; empty: none"
+    );
+}
+
 fn seconds(number: u64) -> Duration {
     Duration::from_secs(number)
 }

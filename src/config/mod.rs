@@ -5,6 +5,7 @@
 //! variable, for the parser, `--help` and the README; [`load()`] turns text into these types.
 
 mod address;
+mod apptainer_hints;
 mod classad;
 mod condor;
 mod credentials;
@@ -23,6 +24,7 @@ mod reader;
 pub mod variables;
 
 pub use address::{AddressError, AmqpAddress, ClientSide, Transport};
+pub use apptainer_hints::NamedApptainer;
 pub use condor::CondorJob;
 pub use credentials::{CaCertificates, Secret, TokenFile, expiry};
 pub use env_json::{is_name, is_settable};
@@ -117,6 +119,8 @@ pub struct Config {
 /// The machine's variables in the pilot's own environment; a container sees none of them.
 #[derive(Debug, Clone, Default)]
 pub struct HostVariables {
+    /// `EWMS_PILOT_APPTAINER`: the only Apptainer to be tried. Absolute.
+    pub apptainer: Option<PathBuf>,
     /// `PATH`
     pub path: OsString,
     /// `HOME`

@@ -257,6 +257,16 @@ impl<'a> VariableReader<'a> {
             .map(|text| base.join(text))
     }
 
+    /// An absolute path; empty means none.
+    pub(super) fn program(&mut self, variable: &Variable) -> Option<PathBuf> {
+        let absolute = |text: &str| {
+            let path = Some(PathBuf::from(text)).filter(|path| !path.as_os_str().is_empty());
+            let is_usable = path.as_ref().is_none_or(|path| path.is_absolute());
+            is_usable.then_some(path)
+        };
+        self.parse(variable, absolute).flatten()
+    }
+
     pub(super) fn directories(&mut self, variable: &Variable) -> Vec<PathBuf> {
         self.parse(variable, |text| {
             let parts = list_or(text, |text| {

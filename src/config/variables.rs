@@ -46,6 +46,8 @@ pub enum ValueKind {
     /// A directory, taken from the working directory when relative.
     Directory,
     File,
+    /// An absolute path.
+    Program,
     /// Absolute directories between commas.
     Directories,
     /// A JSON object of variables for a container. Its values are never shown.
@@ -99,6 +101,7 @@ impl ValueKind {
             Self::Suffix => "a suffix of at most 100 bytes without `/`, like `.json`".to_owned(),
             Self::Directory => "a directory".to_owned(),
             Self::File => "a file; empty: none".to_owned(),
+            Self::Program => "an absolute path; empty: none".to_owned(),
             Self::Directories => {
                 "absolute directories with commas between them, or a list like `['/a', '/b,c']`"
                     .to_owned()
@@ -255,6 +258,9 @@ variables! {
         "how long to sleep after a fatal error, so that a bad machine gets no next pilot at once";
     PREFLIGHT = "EWMS_PILOT_PREFLIGHT", ValueKind::Bool, Default("True"),
         "check the machine before the first event, which costs one container start; a broken one then takes no event";
+    APPTAINER = "EWMS_PILOT_APPTAINER", ValueKind::Program,
+        Phrase("the first that makes containers"),
+        "Apptainer's program, and no other; unset, those of PATH, of the site, of HTCondor and of CVMFS are tried";
     CL_LOG = "EWMS_PILOT_CL_LOG", ValueKind::Level, Default("INFO"),
         "level of the pilot's own log lines";
     CL_LOG_THIRD_PARTY = "EWMS_PILOT_CL_LOG_THIRD_PARTY", ValueKind::Level, Default("WARNING"),

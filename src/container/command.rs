@@ -1,4 +1,4 @@
-//! Apptainer's command line and environment, and the search for its program.
+//! Apptainer's command line and environment.
 //!
 //! Every flag of Apptainer has environment variables that take effect whatever the command line says, and
 //! HTCondor sets some of them inside a container job. So the environment is built from a short list, and
@@ -6,7 +6,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::Bind;
@@ -21,11 +20,13 @@ const LONGEST: usize = 128 * 1024;
 const MOST: usize = 1_000_000;
 /// Apptainer sets a variable with this prefix in the container, without the prefix.
 const PREFIX: &str = "APPTAINERENV_";
+/// HTCondor gives a job no `PATH`. OSG's Apptainer in CVMFS is a script that needs the system's programs.
+const USUAL_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
 
 /// The variables of the pilot's environment that Apptainer gets.
 #[derive(Debug, Clone, Default)]
 pub struct ApptainerEnvironment {
-    /// `PATH`, in which Apptainer is searched and finds its own helpers.
+    /// `PATH`, in which Apptainer finds its helpers; if it is empty, the directories of a usual one.
     pub path: OsString,
     /// `HOME`, where Apptainer reads its registry logins.
     pub home: Option<OsString>,
@@ -42,12 +43,6 @@ pub struct Apptainer {
     program: PathBuf,
     env: Vec<(OsString, OsString)>,
     proxies: Vec<(OsString, OsString)>,
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("no executable `apptainer` in PATH `{}`; install Apptainer or correct PATH", path.display())]
-pub struct LocateError {
-    pub path: OsString,
 }
 
 /// A complete command: program, arguments, and the whole environment.
@@ -92,6 +87,15 @@ pub enum UserNamespace {
     Always,
 }
 
+impl UserNamespace {
+    fn flag(self) -> Option<OsString> {
+        match self {
+            Self::AsInstalled => None,
+            Self::Always => Some("--userns".into()),
+        }
+    }
+}
+
 /// Whether containers have a `/proc`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ProcMount {
@@ -132,25 +136,20 @@ pub enum CommandError {
 }
 
 impl Apptainer {
-    /// Finds `apptainer` in `surroundings.path`. Not `singularity`: its flags differ.
-    ///
-    /// # Errors
-    /// When there is no executable file of this name.
-    pub fn locate(surroundings: ApptainerEnvironment) -> Result<Self, LocateError> {
+    /// The Apptainer whose program is `program`, an absolute path. That it is one is not checked.
+    #[must_use]
+    pub fn new(program: PathBuf, environment: ApptainerEnvironment) -> Self {
         let ApptainerEnvironment {
             path,
             home,
             lang,
             scratch,
             proxies,
-        } = surroundings;
-        let program = std::env::split_paths(&path)
-            // A relative directory would mean another one for a child with another working directory.
-            .filter(|directory| directory.is_absolute())
-            .map(|directory| directory.join("apptainer"))
-            .find(|program| is_executable(program));
-        let Some(program) = program else {
-            return Err(LocateError { path });
+        } = environment;
+        let path = if path.is_empty() {
+            USUAL_PATH.into()
+        } else {
+            path
         };
         let mut env = vec![("PATH".into(), path)];
         env.extend(home.map(|home| ("HOME".into(), home)));
@@ -163,11 +162,11 @@ impl Apptainer {
                 scratch.join("apptainer-cache").into(),
             ),
         ]);
-        Ok(Self {
+        Self {
             program,
             env,
             proxies,
-        })
+        }
     }
 
     #[must_use]
@@ -196,21 +195,31 @@ impl Apptainer {
         target: &Path,
         scratch: &Path,
         verbosity: Verbosity,
+        user_namespace: UserNamespace,
     ) -> Invocation {
         let mut args = debug(verbosity);
-        args.extend(["build", "--fix-perms", "--section", "none", "--sandbox"].map(Into::into));
-        args.extend([target.into(), source.into()]);
+        args.extend(["build", "--fix-perms", "--section", "none"].map(Into::into));
+        args.extend(user_namespace.flag());
+        args.extend(["--sandbox".into(), target.into(), source.into()]);
         self.in_scratch(args, scratch)
     }
 
     /// A container of an image that is not converted yet. None of its programs runs in it; only `script` is
     /// sourced with its environment. It is unpacked into `scratch`, because FUSE may be missing.
     #[must_use]
-    pub(super) fn unpacked(&self, source: &OsStr, script: &Bind, scratch: &Path) -> Invocation {
-        let mut args: Vec<OsString> = ["exec", "--containall", "--no-eval", "--unsquash", "--bind"]
+    pub(super) fn unpacked(
+        &self,
+        source: &OsStr,
+        script: &Bind,
+        scratch: &Path,
+        user_namespace: UserNamespace,
+    ) -> Invocation {
+        let mut args: Vec<OsString> = ["exec", "--containall", "--no-eval", "--unsquash"]
             .map(Into::into)
             .into();
-        args.extend([bind_argument(script), source.into(), NO_COMMAND.into()]);
+        args.extend(user_namespace.flag());
+        args.extend(["--bind".into(), bind_argument(script)]);
+        args.extend([source.into(), NO_COMMAND.into()]);
         self.in_scratch(args, scratch)
     }
 
@@ -232,11 +241,6 @@ impl Apptainer {
             env,
         }
     }
-}
-
-fn is_executable(path: &Path) -> bool {
-    path.metadata()
-        .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
 }
 
 fn debug(verbosity: Verbosity) -> Vec<OsString> {
@@ -301,9 +305,7 @@ fn command(
     // Without `--no-privs` root's tasks have all capabilities and can make read-only binds writable.
     args.extend([verb, "--containall", "--no-eval", "--no-privs"].map(Into::into));
     args.extend(gpu_flags(spec.gpus).map(Into::into));
-    if spec.user_namespace == UserNamespace::Always {
-        args.push("--userns".into());
-    }
+    args.extend(spec.user_namespace.flag());
     if spec.proc == ProcMount::None {
         args.extend(["--no-mount", "proc"].map(Into::into));
     }

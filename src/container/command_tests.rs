@@ -2,8 +2,6 @@
 
 use std::fs;
 
-use tempfile::TempDir;
-
 use super::*;
 use crate::config::Gpu;
 use crate::container::Access;
@@ -52,15 +50,6 @@ fn variables(invocation: &Invocation) -> Vec<(&str, &str)> {
         .map(|(name, value)| (text(name), text(value)))
         .filter(|(name, _)| name.starts_with(PREFIX))
         .collect()
-}
-
-/// An executable of this name in a new directory.
-fn directory_with(name: &str, mode: u32) -> TempDir {
-    let dir = tempfile::tempdir().expect("a directory");
-    let program = dir.path().join(name);
-    fs::write(&program, "#!/bin/sh\n").expect("written");
-    fs::set_permissions(&program, fs::Permissions::from_mode(mode)).expect("set");
-    dir
 }
 
 #[test]
@@ -319,45 +308,29 @@ fn what_the_kernel_would_refuse_is_refused_by_name() {
 }
 
 #[test]
-fn only_an_executable_apptainer_in_an_absolute_directory_is_found() {
-    let wrong = directory_with("singularity", 0o755);
-    let plain = directory_with("apptainer", 0o644);
-    let right = directory_with("apptainer", 0o755);
-    let path = std::env::join_paths([Path::new("."), wrong.path(), plain.path(), right.path()])
-        .expect("joined");
-    let surroundings = ApptainerEnvironment {
-        path: path.clone(),
-        scratch: "/s".into(),
-        ..ApptainerEnvironment::default()
+fn without_a_path_apptainer_finds_its_helpers_in_the_usual_places() {
+    let of = |path: &str| {
+        let environment = ApptainerEnvironment {
+            path: path.into(),
+            ..ApptainerEnvironment::default()
+        };
+        let apptainer = Apptainer::new("/cvmfs/apptainer".into(), environment);
+        apptainer.env[0].clone()
     };
-    let found = Apptainer::locate(surroundings).expect("is found");
-    assert_eq!(found.program(), right.path().join("apptainer"));
-    assert_eq!(found.env[0], ("PATH".into(), path));
-
-    let surroundings = ApptainerEnvironment {
-        path: wrong.path().into(),
-        ..ApptainerEnvironment::default()
-    };
-    let error = Apptainer::locate(surroundings).expect_err("is not found");
-    assert!(
-        error
-            .to_string()
-            .contains(wrong.path().to_str().expect("UTF-8")),
-        "{error}"
-    );
+    assert_eq!(of("/site/bin"), ("PATH".into(), "/site/bin".into()));
+    assert_eq!(of(""), ("PATH".into(), USUAL_PATH.into()));
 }
 
 #[test]
 fn the_environment_is_built_from_the_list_alone() {
-    let right = directory_with("apptainer", 0o755);
-    let surroundings = ApptainerEnvironment {
-        path: right.path().into(),
+    let environment = ApptainerEnvironment {
+        path: "/usr/bin".into(),
         home: Some("/home/x".into()),
         lang: Some("C.UTF-8".into()),
         scratch: "/scratch".into(),
         proxies: vec![("https_proxy".into(), "p".into())],
     };
-    let apptainer = Apptainer::locate(surroundings).expect("is found");
+    let apptainer = Apptainer::new("/usr/bin/apptainer".into(), environment);
     let names = |invocation: &Invocation| -> Vec<String> {
         invocation
             .env
@@ -380,6 +353,7 @@ fn the_environment_is_built_from_the_list_alone() {
         Path::new("/t"),
         Path::new("/b"),
         Verbosity::Normal,
+        UserNamespace::Always,
     );
     assert_eq!(
         build.args,
@@ -388,6 +362,7 @@ fn the_environment_is_built_from_the_list_alone() {
             "--fix-perms",
             "--section",
             "none",
+            "--userns",
             "--sandbox",
             "/t",
             "docker://x"

@@ -15,14 +15,14 @@ use std::time::{Duration, Instant};
 use nix::unistd::geteuid;
 use uuid::Uuid;
 
-use super::command::{Apptainer, Invocation};
+use super::command::{Apptainer, Invocation, UserNamespace};
 use super::fs_util::remove_tree;
 use super::image_format::is_image;
 use super::probe_script::{self, ENV_DIR, LAST};
 use super::reference::{self, Reference};
 use super::{Bind, rootfs, runscript};
 use crate::config::{ImagePolicy, Verbosity};
-use crate::fault::{self, FaultClass};
+use crate::fault::{self, Cause, FaultClass};
 
 /// The interval between attempts at a held lock. It is held for seconds to minutes.
 const TRY_AGAIN: Duration = Duration::from_millis(250);
@@ -108,7 +108,8 @@ pub enum ImageError {
         image: String,
         /// Apptainer's last error lines.
         reason: String,
-        class: FaultClass,
+        /// The cause, if the lines tell it.
+        cause: Option<Cause>,
     },
 }
 
@@ -125,7 +126,18 @@ impl ImageError {
             // The directory for converted images is configured with the image.
             | Self::Store { .. } => FaultClass::Image,
             Self::Busy { .. } => FaultClass::Ep,
-            Self::Build { class, .. } => *class,
+            // A damaged image and a full disk make the builder fail in the same way.
+            Self::Build { cause, .. } => cause.map_or(FaultClass::Image, Cause::class),
+        }
+    }
+
+    /// Whether another Apptainer on this machine might convert the image.
+    #[must_use]
+    pub fn depends_on_apptainer(&self) -> bool {
+        match self {
+            Self::Build { cause, .. } => cause.is_none_or(Cause::depends_on_apptainer),
+            Self::Runscript { .. } => true,
+            _ => false,
         }
     }
 }
@@ -310,6 +322,7 @@ impl ConversionLock {
         &self,
         apptainer: &Apptainer,
         verbosity: Verbosity,
+        user_namespace: UserNamespace,
     ) -> Result<Invocation, ImageError> {
         let unusable = |error: io::Error| self.unusable(&error);
         let half_made = format!("{}.making-", self.conversion.name);
@@ -333,6 +346,7 @@ impl ConversionLock {
             &self.made(),
             &scratch,
             verbosity,
+            user_namespace,
         ))
     }
 
@@ -342,7 +356,11 @@ impl ConversionLock {
     ///
     /// # Errors
     /// When the store can't be written.
-    pub fn reread(&self, apptainer: &Apptainer) -> Result<Option<Invocation>, ImageError> {
+    pub fn reread(
+        &self,
+        apptainer: &Apptainer,
+        user_namespace: UserNamespace,
+    ) -> Result<Option<Invocation>, ImageError> {
         if !runscript::is_default(&self.made()) {
             return Ok(None);
         }
@@ -357,6 +375,7 @@ impl ConversionLock {
             self.conversion.source.as_ref(),
             &reader,
             &self.scratch(),
+            user_namespace,
         )))
     }
 
@@ -405,17 +424,13 @@ impl ConversionLock {
     #[must_use]
     pub fn failed(&self, stderr: &[u8]) -> ImageError {
         let said = fault::apptainer_error(stderr).unwrap_or_else(|| fault::reason(stderr));
-        // A damaged image and a full disk make the builder fail in the same way.
-        let class = match fault::find_cause(stderr) {
-            Some((cause, _)) => cause.class(),
-            None => FaultClass::Image,
-        };
+        let cause = fault::find_cause(stderr).map(|(cause, _)| cause);
         // The temporary name is removed, so that equal failures read the same.
         let reason = fault::scrub(&said, &[(&self.making.to_string_lossy(), "<scratch>")]);
         ImageError::Build {
             image: self.conversion.source.clone(),
             reason,
-            class,
+            cause,
         }
     }
 

@@ -43,19 +43,14 @@ impl Bench {
 
     /// Does the work of Apptainer, and returns the target of its command.
     fn convert(&self, locked: &ConversionLock) -> PathBuf {
-        let bin = self.dir.path().join("bin");
-        fs::create_dir_all(&bin).expect("made");
-        let program = bin.join("apptainer");
-        fs::write(&program, "").expect("written");
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("set");
-        let surroundings = ApptainerEnvironment {
-            path: bin.into(),
+        let environment = ApptainerEnvironment {
+            path: "/usr/bin".into(),
             scratch: "/s".into(),
             ..ApptainerEnvironment::default()
         };
-        let apptainer = Apptainer::locate(surroundings).expect("is found");
+        let apptainer = Apptainer::new("/usr/bin/apptainer".into(), environment);
         let invocation = locked
-            .build(&apptainer, Verbosity::Normal)
+            .build(&apptainer, Verbosity::Normal, UserNamespace::AsInstalled)
             .expect("a command");
         let target = PathBuf::from(&invocation.args[5]);
         assert_eq!(invocation.args[6], self.dir.path().join("x.sif"));

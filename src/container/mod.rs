@@ -1,6 +1,7 @@
 //! Apptainer: its command line, binds and images. Starts no process but returns an [`Invocation`] for the
 //! caller to run, so that everything can be tested without Apptainer.
 
+mod apptainer_places;
 mod bind;
 mod command;
 mod fs_util;
@@ -14,10 +15,11 @@ mod rootfs;
 mod runscript;
 mod template;
 
+pub use apptainer_places::{ApptainerCandidate, ApptainerPlace, ApptainerPlaces};
 pub use bind::{Access, Bind, BindError, check_distinct};
 pub use command::{
-    Apptainer, ApptainerEnvironment, CommandError, Invocation, LocateError, ProcMount, RunSpec,
-    UserNamespace, exec, run,
+    Apptainer, ApptainerEnvironment, CommandError, Invocation, ProcMount, RunSpec, UserNamespace,
+    exec, run,
 };
 pub use fs_util::{remove_tree, tree_bytes};
 pub use image_conversion::{Conversion, ConversionLock, ImageError, LockOutcome, Resolution};

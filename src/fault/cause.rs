@@ -160,6 +160,40 @@ impl Cause {
         }
     }
 
+    /// Whether another Apptainer on the same machine might make containers in spite of it: one that is
+    /// installed or configured in another way. Not so if the image or the machine itself is the reason.
+    #[must_use]
+    pub fn depends_on_apptainer(self) -> bool {
+        match self {
+            // Without `enable overlay` and `enable underlay` an image lacks what others add to it.
+            Self::ImageIncomplete
+            | Self::BindsForbidden
+            | Self::BindsUseless
+            | Self::MountsOff
+            | Self::Namespaces
+            | Self::Capabilities
+            | Self::PidNamespace
+            | Self::Fuse
+            | Self::MaskedProc
+            | Self::Account
+            | Self::Cgroups
+            | Self::ApptainerTooOld
+            | Self::Hanging
+            | Self::Mount
+            | Self::Unknown => true,
+            Self::ImageMissing
+            | Self::ImageFormat
+            | Self::ImageDamaged
+            | Self::ImageRunscript
+            | Self::ImageEnvironment
+            | Self::BindSource
+            | Self::Gpu
+            | Self::DiskFull
+            | Self::Storage
+            | Self::Limits => false,
+        }
+    }
+
     /// The advice against it, as the end of an error's text.
     #[must_use]
     pub fn remedy(self) -> &'static str {

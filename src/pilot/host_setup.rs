@@ -16,15 +16,16 @@ use crate::blocking;
 use crate::config::variables::{self, EXTERNAL_DIRECTORIES};
 use crate::config::{Config, ContainerConfig, CvmfsPolicy, Preflight};
 use crate::container::{
-    self, Access, Apptainer, ApptainerEnvironment, BaseScript, Bind, BindError, MountTable,
-    ProcMount, Template, UserNamespace, check_distinct,
+    self, Access, Apptainer, ApptainerEnvironment, ApptainerPlaces, BaseScript, Bind, BindError,
+    MountTable, ProcMount, Template, UserNamespace, check_distinct,
 };
-use crate::fault::{Cause, Diagnosis};
-use crate::preflight::{self, Check, CheckNote, CheckProblem, Findings};
+use crate::fault::Diagnosis;
+use crate::preflight::{self, ApptainerSearch, Check, CheckNote, CheckProblem, Findings};
 use crate::process::{GuardianHandle, ShutdownSender};
 use crate::status;
 use crate::task::cvmfs::{CVMFS, find_cvmfs};
 use crate::task::disk_space::DiskBudget;
+use crate::task::image_setup::PrepareError;
 use crate::task::input_files::gather;
 use crate::task::own_files::{HiddenFiles, OwnPath, shown_by};
 use crate::task::staging::{DataDirs, HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER};
@@ -47,12 +48,16 @@ type Checked<T = ()> = Result<(T, CheckNote), PilotError>;
 /// The external directories, and the files that came with the job.
 type Binds = (ExternalDirs, Option<Bind>);
 
+/// The lines about Apptainers, and what was made with one of them; an error if there is none.
+type ApptainerChecks = (Vec<CheckNote>, Result<Option<FirstContainer>, PilotError>);
+
 /// The task's image, and the results of a first container of it and of one with GPUs, as far as they were
 /// wanted and possible.
 type FirstContainer = (Checked<PreparedHost>, (Option<Checked>, Option<Checked>));
 
-/// A directory of `PATH` may be on a file system that hangs.
-const LOCATE_WITHIN: Duration = Duration::from_secs(30);
+/// An Apptainer that can't convert images says so at once. One that was at work for longer has another reason,
+/// such as a registry that doesn't answer.
+const FAILS_WITHIN: Duration = Duration::from_mins(1);
 
 const DATA_DIR_FIX: &str = "look at the rights and free space of the data directory";
 
@@ -135,20 +140,22 @@ impl Host<'_> {
     /// ones run at the same time. They are reported in a fixed order.
     async fn make_checks(&self, log: &mut CheckLog<'_>) -> Option<PreparedHost> {
         let checks = tokio::try_join!(self.scratch(), async {
+            let mut search = self.apptainer_search();
             // A container would hang on these.
-            let (external, cvmfs, image) = tokio::join!(
+            let (external, cvmfs, image, apptainer) = tokio::join!(
                 self.external_directories(),
                 self.cvmfs(),
-                self.images_answer()
+                self.images_answer(),
+                search.next()
             );
             let binds = external.as_ref().ok().map(|(binds, _)| binds.clone());
-            let (apptainer, namespaces) = tokio::join!(
-                self.apptainer_and_container(binds, cvmfs.0, image),
+            let (container, namespaces) = tokio::join!(
+                self.first_container(apptainer, search, (binds, cvmfs.0), image),
                 self.user_namespaces()
             );
-            Ok((external, cvmfs.1, apptainer, namespaces))
+            Ok((external, cvmfs.1, container, namespaces))
         });
-        let (external, cvmfs, apptainer, namespaces) = match checks {
+        let (external, cvmfs, (apptainers, container), namespaces) = match checks {
             Ok((scratch, rest)) => {
                 log.keep(Check::Scratch, Ok(scratch));
                 rest
@@ -156,7 +163,13 @@ impl Host<'_> {
             // Without a disk nothing else is worth reporting.
             Err(error) => return log.keep(Check::Scratch, Err(error)),
         };
-        let container = log.keep(Check::Apptainer, apptainer).flatten();
+        for apptainer in apptainers {
+            log.findings.seen(Check::Apptainer, apptainer);
+        }
+        let container = match container {
+            Ok(container) => container,
+            Err(error) => log.keep(Check::Apptainer, Err(error)),
+        };
         log.keep(Check::UserNamespaces, namespaces);
         log.keep(Check::ExternalDirectories, external);
         log.findings.seen(Check::Cvmfs, cvmfs);
@@ -220,12 +233,7 @@ impl Host<'_> {
         if external.any(|directory| directory == Path::new(CVMFS)) {
             return preflight::no_cvmfs(format!("`{CVMFS}` is an external directory"));
         }
-        let said = config.host.cvmfs_mount_dir.iter();
-        let places: Vec<PathBuf> = said
-            .filter(|place| place.is_absolute())
-            .cloned()
-            .chain([CVMFS.into()])
-            .collect();
+        let places = self.cvmfs_places();
         let shutdown = ShutdownSender::new().subscribe();
         let (guard, own) = (&self.guardian, own_paths(config));
         preflight::cvmfs(find_cvmfs(guard, &places, own, &self.apptainer_scratch, &shutdown).await)
@@ -244,56 +252,103 @@ impl Host<'_> {
         Ok(((), self.note(made, "not tried").await?))
     }
 
-    /// Checks Apptainer's version and, meanwhile, runs a first container. With an unsuitable version the
-    /// container's result means nothing, so the container is given up then.
-    async fn apptainer_and_container(
+    /// Prepares the image and makes a first container of it, with the first Apptainer that can.
+    async fn first_container(
         &self,
-        binds: Option<Binds>,
-        cvmfs: Cvmfs,
+        apptainer: Result<Option<Apptainer>, CheckProblem>,
+        mut search: ApptainerSearch<'_>,
+        (binds, cvmfs): (Option<Binds>, Cvmfs),
         image: Result<CheckNote, PilotError>,
-    ) -> Checked<Option<FirstContainer>> {
-        let apptainer = self.locate().await?;
-        let container = async {
-            let context = self.context(apptainer.clone(), binds?, cvmfs);
-            let mut image = self.image(context, image).await;
-            let container = match &mut image {
-                Ok((prepared, _)) => {
-                    let container = self.container(prepared).await;
-                    let gpus = match &container {
-                        Some(Ok(_)) => self.gpus(prepared).await,
-                        _ => None,
-                    };
-                    (container, gpus)
-                }
-                Err(_) => (None, None),
-            };
-            Some((image, container))
+    ) -> ApptainerChecks {
+        let apptainer = match apptainer {
+            Ok(Some(apptainer)) => apptainer,
+            Ok(None) => return (Vec::new(), Err(search.nothing_found().into())),
+            Err(problem) => return (search.notes(None), Err(problem.into())),
         };
-        tokio::try_join!(async { Ok(container.await) }, self.version(&apptainer))
-    }
-
-    async fn version(&self, apptainer: &Apptainer) -> Result<CheckNote, PilotError> {
-        let asked = preflight::version(&self.guardian, apptainer, &self.apptainer_scratch);
-        self.note(asked, format!("`{}`", apptainer.program().display()))
-            .await
+        let Some(binds) = binds else {
+            return (search.notes(None), Ok(None));
+        };
+        let context = self.context(apptainer, binds, cvmfs);
+        let mut image = self.image(context, image, &mut search).await;
+        let container = match &mut image {
+            Ok((prepared, _)) => self.container(prepared, &mut search).await,
+            Err(_) => None,
+        };
+        let gpus = match (&mut image, &container) {
+            (Ok((prepared, _)), Some(Ok(_))) => self.gpus(prepared).await,
+            _ => None,
+        };
+        let used = match (&image, &container) {
+            (Ok((prepared, _)), None | Some(Ok(_))) => Some(prepared.context.apptainer.program()),
+            _ => None,
+        };
+        (search.notes(used), Ok(Some((image, (container, gpus)))))
     }
 
     /// Prepares the task's image, converting it first if necessary. `answers` is the check of its file
     /// system.
     async fn image(
         &self,
-        context: TaskContext,
+        mut context: TaskContext,
         answers: Result<CheckNote, PilotError>,
+        search: &mut ApptainerSearch<'_>,
     ) -> Checked<PreparedHost> {
         answers?;
-        let task = container_spec(&context, self.config, &self.config.task).await?;
+        let container = &self.config.task;
+        let args = arguments(container)?;
+        let image = self.task_image(&mut context, search).await?;
+        let task = container_spec(&context, container, args, image)?;
         let note = format!("`{}` can be read", task.image.display());
         Ok((PreparedHost { context, task }, CheckNote::Fine(note)))
     }
 
-    async fn container(&self, prepared: &mut PreparedHost) -> Option<Checked> {
+    /// The task's image, converted by the first Apptainer that can, if need be with `--userns`. If none can,
+    /// the first one's error.
+    async fn task_image(
+        &self,
+        context: &mut TaskContext,
+        search: &mut ApptainerSearch<'_>,
+    ) -> Result<PathBuf, PilotError> {
+        let image = &self.config.task.image;
+        let mut tried = Vec::new();
+        let first = loop {
+            let began = Instant::now();
+            let error = match usable_image(context, self.config, image).await {
+                Ok(image) => return Ok(image),
+                Err(error) => error,
+            };
+            if !error.depends_on_apptainer()
+                || began.elapsed() > FAILS_WITHIN
+                || self.config.preflight == Preflight::Skip
+            {
+                return Err(unusable_image(&error));
+            }
+            search.converts_nothing(&context.apptainer, &error);
+            let apptainer = context.apptainer.clone();
+            tried.push((apptainer, unusable_image(&error)));
+            match search.next().await? {
+                Some(next) => context.apptainer = next,
+                None => break tried[0].1.clone(),
+            }
+        };
+        context.user_namespace = UserNamespace::Always;
+        for (apptainer, _) in tried {
+            context.apptainer = apptainer;
+            if let Ok(image) = usable_image(context, self.config, image).await {
+                return Ok(image);
+            }
+        }
+        Err(first)
+    }
+
+    async fn container(
+        &self,
+        prepared: &mut PreparedHost,
+        search: &mut ApptainerSearch<'_>,
+    ) -> Option<Checked> {
         let PreparedHost { context, task } = prepared;
-        let made = if_wanted(self.config, preflight::container(context, task)).await?;
+        let made = Box::pin(preflight::container(context, task, search));
+        let made = if_wanted(self.config, made).await?;
         Some(made.map(|note| ((), note)).map_err(PilotError::from))
     }
 
@@ -365,8 +420,15 @@ impl Host<'_> {
         }
     }
 
-    async fn locate(&self) -> Result<Apptainer, PilotError> {
-        let host = &self.config.host;
+    fn apptainer_search(&self) -> ApptainerSearch<'_> {
+        let (host, condor) = (&self.config.host, &self.config.condor);
+        let places = ApptainerPlaces {
+            setting: host.apptainer.clone(),
+            path: host.path.clone(),
+            named: condor.apptainers.clone(),
+            condor_root: condor.root.clone(),
+            cvmfs: self.cvmfs_places(),
+        };
         let environment = ApptainerEnvironment {
             path: host.path.clone(),
             home: host.home.clone(),
@@ -374,16 +436,16 @@ impl Host<'_> {
             scratch: self.apptainer_scratch.clone(),
             proxies: host.proxies.clone(),
         };
-        match blocking::within(LOCATE_WITHIN, || Apptainer::locate(environment)).await {
-            Ok(located) => located.map_err(|error| {
-                PilotError::ExecutionPoint(Diagnosis::of_text(&error.to_string()))
-            }),
-            Err(error) => {
-                let path = host.path.display();
-                let seen = format!("`apptainer` is looked for in PATH `{path}`: {error}");
-                Err(CheckProblem::of(Cause::Hanging, seen).into())
-            }
-        }
+        ApptainerSearch::new(&self.guardian, &self.apptainer_scratch, environment, places)
+    }
+
+    /// Where CVMFS may be, in the order in which it is looked for.
+    fn cvmfs_places(&self) -> Vec<PathBuf> {
+        let said = self.config.host.cvmfs_mount_dir.iter();
+        said.filter(|place| place.is_absolute())
+            .cloned()
+            .chain([CVMFS.into()])
+            .collect()
     }
 }
 
@@ -514,25 +576,33 @@ fn refuse_own(external: &[Bind], own: &[OwnPath]) -> Result<(), PilotError> {
     Ok(())
 }
 
-/// Makes a container's image usable, and checks its arguments.
-async fn container_spec(
+fn arguments(container: &ContainerConfig) -> Result<Template, PilotError> {
+    Template::parse(&container.args)
+        .map_err(|error| PilotError::Configuration(Diagnosis::of_text(&error.to_string())))
+}
+
+/// The directory of an image, converted first if necessary.
+async fn usable_image(
     context: &TaskContext,
     config: &Config,
-    container: &ContainerConfig,
-) -> Result<ContainerSpec, PilotError> {
-    let args = Template::parse(&container.args)
-        .map_err(|error| PilotError::Configuration(Diagnosis::of_text(&error.to_string())))?;
+    image: &str,
+) -> Result<PathBuf, PrepareError> {
     // Giving up drops the future, and with it a running conversion.
     let shutdown = ShutdownSender::new();
-    let image = image_setup::prepare(
-        context,
-        &container.image,
-        &config.cwd,
-        &config.images,
-        shutdown.subscribe(),
-    )
-    .await
-    .map_err(|error| PilotError::of(error.class(), error.diagnosis()))?;
+    let (cwd, images) = (&config.cwd, &config.images);
+    image_setup::prepare(context, image, cwd, images, shutdown.subscribe()).await
+}
+
+fn unusable_image(error: &PrepareError) -> PilotError {
+    PilotError::of(error.class(), error.diagnosis())
+}
+
+fn container_spec(
+    context: &TaskContext,
+    container: &ContainerConfig,
+    args: Template,
+    image: PathBuf,
+) -> Result<ContainerSpec, PilotError> {
     Ok(ContainerSpec {
         repair: repair(context, &image)?,
         cvmfs: CvmfsBind::Wanted,
@@ -591,7 +661,10 @@ async fn check_init(
     (context, task): (&TaskContext, &ContainerSpec),
     init: &ContainerConfig,
 ) -> Result<(ContainerSpec, Option<CheckNote>), PilotError> {
-    let mut spec = container_spec(context, config, init).await?;
+    let args = arguments(init)?;
+    let image = usable_image(context, config, &init.image).await;
+    let image = image.map_err(|error| unusable_image(&error))?;
+    let mut spec = container_spec(context, init, args, image)?;
     let note = if_wanted(config, async {
         if spec.image == task.image && spec.env == task.env {
             spec.cvmfs = task.cvmfs;

@@ -1,38 +1,14 @@
-//! The check `container`: starts one container as tasks get it, tests in it what a task may rely on, and
-//! reads back a file that it wrote into the data hub. No program of the image is started.
+//! One container as tasks get it, or as the init container is: started, tested for what a task may rely on, and
+//! asked to write a file into the data hub, which is read back. No program of the image is started.
 
 use std::time::Duration;
 
+use super::rung::{Workaround, is_about_cvmfs};
 use super::{CheckNote, CheckProblem};
-use crate::container::{ProcMount, UserNamespace};
 use crate::fault::Cause;
 use crate::process::ShutdownSender;
-use crate::task::cvmfs::CVMFS;
 use crate::task::probe_container::{ContainerProbeDepth, ContainerProbeOutcome, probe};
 use crate::task::{ContainerSpec, CvmfsBind, TaskContext};
-
-/// Starts a container of the tasks' image. If that fails for a reason with a workaround, tries again with it;
-/// the workaround then applies to all containers of the pilot.
-///
-/// # Errors
-/// When tasks could not run in any container.
-pub async fn container(
-    context: &mut TaskContext,
-    plan: &mut ContainerSpec,
-) -> Result<CheckNote, CheckProblem> {
-    let mut taken: Vec<(Workaround, String)> = Vec::new();
-    loop {
-        let (cause, said) = match attempt(context, plan, ContainerProbeDepth::Hub).await {
-            Ok(progress) => return Ok(progress.seen(&taken)),
-            Err(failure) => failure,
-        };
-        let Some(workaround) = Workaround::find(context, plan, cause, &said) else {
-            return Err(CheckProblem::of(cause, said));
-        };
-        workaround.take(context, plan);
-        taken.push((workaround, said));
-    }
-}
 
 /// Starts a container of the init container's image, on a machine that is known to run containers.
 ///
@@ -45,8 +21,9 @@ pub async fn init_container(
     let depth = ContainerProbeDepth::Start;
     let mut taken = Vec::new();
     let mut attempted = attempt(context, plan, depth).await;
-    if let Err((_, said)) = &attempted
-        && is_about_cvmfs(plan, said)
+    if let Err(Obstacle { said, .. }) = &attempted
+        && plan.cvmfs == CvmfsBind::Wanted
+        && is_about_cvmfs(&context.apptainer, said)
     {
         taken.push((Workaround::NoCvmfs, said.clone()));
         plan.cvmfs = CvmfsBind::LeftOut;
@@ -54,69 +31,13 @@ pub async fn init_container(
     }
     match attempted {
         Ok(progress) => Ok(progress.seen(&taken)),
-        Err((cause, said)) => Err(CheckProblem::of(cause, format!("init container: {said}"))),
-    }
-}
-
-/// A change that makes containers possible on this machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Workaround {
-    NoProc,
-    NoCvmfs,
-    UserNamespace,
-}
-
-impl Workaround {
-    /// A workaround that may help and was not taken yet.
-    fn find(context: &TaskContext, plan: &ContainerSpec, cause: Cause, said: &str) -> Option<Self> {
-        if cause == Cause::MaskedProc && context.proc == ProcMount::Own {
-            Some(Self::NoProc)
-        } else if is_about_cvmfs(plan, said) {
-            Some(Self::NoCvmfs)
-        } else if cause == Cause::Capabilities
-            && context.user_namespace == UserNamespace::AsInstalled
-        {
-            Some(Self::UserNamespace)
-        } else {
-            None
-        }
-    }
-
-    fn take(self, context: &mut TaskContext, plan: &mut ContainerSpec) {
-        match self {
-            Self::NoProc => context.proc = ProcMount::None,
-            Self::NoCvmfs => plan.cvmfs = CvmfsBind::LeftOut,
-            Self::UserNamespace => context.user_namespace = UserNamespace::Always,
-        }
-    }
-
-    fn words(self) -> &'static str {
-        match self {
-            Self::NoProc => "with `--no-mount proc`, so tasks have no /proc",
-            Self::NoCvmfs => "without /cvmfs",
-            Self::UserNamespace => "with `--userns`",
-        }
-    }
-
-    /// The advice for getting what tasks miss with the workaround; `None` if they miss nothing.
-    fn fix(self) -> Option<&'static str> {
-        match self {
-            Self::UserNamespace => None,
-            Self::NoProc => Some(Cause::MaskedProc.remedy()),
-            Self::NoCvmfs => Some(
-                "give the image a directory /cvmfs, or ask the site for `enable overlay` or `enable underlay` = yes \
-                 in apptainer.conf",
-            ),
+        Err(Obstacle { cause, said, .. }) => {
+            Err(CheckProblem::of(cause, format!("init container: {said}")))
         }
     }
 }
 
-/// Whether `/cvmfs` is what Apptainer could not bind. That is no machine's fault.
-fn is_about_cvmfs(plan: &ContainerSpec, said: &str) -> bool {
-    plan.cvmfs == CvmfsBind::Wanted && said.contains(CVMFS)
-}
-
-struct ProbeProgress {
+pub(super) struct ProbeProgress {
     took: Duration,
     inside: ProbedInside,
 }
@@ -129,7 +50,7 @@ enum ProbedInside {
 }
 
 impl ProbeProgress {
-    fn seen(self, taken: &[(Workaround, String)]) -> CheckNote {
+    pub(super) fn seen(self, taken: &[(Workaround, String)]) -> CheckNote {
         let said = self.said();
         let (mut buts, mut fixes) = (Vec::new(), Vec::new());
         for (workaround, why) in taken {
@@ -167,19 +88,52 @@ impl ProbeProgress {
     }
 }
 
-async fn attempt(
+/// The reason why no such container can run.
+#[derive(Debug, Clone)]
+pub(super) struct Obstacle {
+    pub(super) cause: Cause,
+    pub(super) said: String,
+    /// Whether another Apptainer, or the same with other flags, might do better.
+    pub(super) depends_on_apptainer: bool,
+}
+
+impl Obstacle {
+    pub(super) fn of(cause: Cause, said: String) -> Self {
+        Self {
+            cause,
+            said,
+            depends_on_apptainer: cause.depends_on_apptainer(),
+        }
+    }
+
+    /// One that would be met with any Apptainer.
+    fn everywhere(said: String) -> Self {
+        Self {
+            cause: Cause::Unknown,
+            said,
+            depends_on_apptainer: false,
+        }
+    }
+}
+
+pub(super) async fn attempt(
     context: &TaskContext,
     plan: &ContainerSpec,
     depth: ContainerProbeDepth,
-) -> Result<ProbeProgress, (Cause, String)> {
+) -> Result<ProbeProgress, Obstacle> {
     let shutdown = ShutdownSender::new();
     let (took, inside) = match probe(context, plan, depth, &shutdown.subscribe()).await {
         Some(ContainerProbeOutcome::Well { took, notes }) => {
             (took, ProbedInside::Everything(notes))
         }
         Some(ContainerProbeOutcome::Made(took)) => (took, ProbedInside::Nothing),
-        Some(ContainerProbeOutcome::Broken { cause, said }) => return Err((cause, said)),
-        None => return Err((Cause::Unknown, "the pilot was told to end".to_owned())),
+        Some(ContainerProbeOutcome::Broken { cause, said }) => {
+            return Err(Obstacle::of(cause, said));
+        }
+        Some(ContainerProbeOutcome::Killed(said)) => return Err(Obstacle::everywhere(said)),
+        None => {
+            return Err(Obstacle::everywhere("the pilot was told to end".to_owned()));
+        }
     };
     Ok(ProbeProgress { took, inside })
 }

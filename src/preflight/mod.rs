@@ -5,20 +5,24 @@
 //! | check | method |
 //! | --- | --- |
 //! | `scratch` | a file of 1 MiB is written and read back in the data directory |
-//! | `apptainer` | found in PATH, and of version 1.1 or later |
+//! | `apptainer` | a program that says it is Apptainer, of version 1.1 or later; looked for in PATH, where the site or HTCondor has one, in CVMFS |
 //! | `user-namespaces` | a child makes the namespaces of a container |
 //! | `cvmfs` | a child looks at it; if it hangs it is left out, which is no failure |
 //! | `external-directories`, `image` | a child looks at them, and is killed if they hang |
 //! | `fuse` | none: images run as directories, which don't need FUSE |
-//! | `container` | one is started with a task's image, flags, binds and variables, to try everything that tasks may rely on, and whether the image's runscript could start |
+//! | `container` | one is started, with one Apptainer after the other until one makes it, with a task's image, flags, binds and variables, to try everything that tasks may rely on, and whether the image's runscript could start |
 //! | `gpu` | only if tasks get GPUs: the driver's program lists them in a container (`nvidia-smi -L`, `rocminfo`) |
 //! | `init-container` | the same with the init container's image |
 //! | `broker-incoming`, `broker-outgoing` | the queues are looked at and not declared; in a running pilot this happens during the other checks and the init container |
 
+mod apptainer_search;
 mod container;
 mod cvmfs;
 mod gpu;
+mod ladder;
+mod ladder_reasons;
 mod namespaces;
+mod rung;
 mod version;
 
 use std::fmt;
@@ -28,11 +32,12 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use tracing::{info, warn};
 
-pub use container::{container, init_container};
+pub use apptainer_search::ApptainerSearch;
+pub use container::init_container;
 pub use cvmfs::{cvmfs, none as no_cvmfs};
 pub use gpu::gpus;
+pub use ladder::container;
 pub use namespaces::{WORD as NAMESPACES, child as namespaces_child, namespaces};
-pub use version::version;
 
 use crate::fault::{Cause, Diagnosis, FaultClass};
 use crate::process::{GuardianHandle, ShutdownSender};

@@ -110,6 +110,7 @@ async fn ask(
                 .unwrap_or(Attribution::Cause(cause, said))
         }
         (Some(ContainerProbeOutcome::Broken { cause, said }), _) => Attribution::Cause(cause, said),
+        (Some(ContainerProbeOutcome::Killed(said)), _) => Attribution::Cause(Cause::Unknown, said),
     }
 }
 

@@ -41,6 +41,15 @@ impl PrepareError {
         }
     }
 
+    /// Whether another Apptainer on this machine might convert the image.
+    #[must_use]
+    pub fn depends_on_apptainer(&self) -> bool {
+        match self {
+            Self::Image(error) => error.depends_on_apptainer(),
+            Self::Run(_) | Self::Files(_) => false,
+        }
+    }
+
     #[must_use]
     pub fn class(&self) -> FaultClass {
         match self {
@@ -76,8 +85,9 @@ pub async fn prepare(
     };
     info!(image, "converting the image to a sandbox directory");
     let (apptainer, verbosity) = (context.apptainer.clone(), context.verbosity);
+    let user_namespace = context.user_namespace;
     let invocation = locked
-        .with(move |lock| lock.build(&apptainer, verbosity))
+        .with(move |lock| lock.build(&apptainer, verbosity, user_namespace))
         .await?;
     let built = run(context, invocation, shutdown.clone()).await?;
     if !built.succeeded() {
@@ -85,7 +95,9 @@ pub async fn prepare(
         return locked.with(failed).await;
     }
     let apptainer = context.apptainer.clone();
-    let reread = locked.with(move |lock| lock.reread(&apptainer)).await?;
+    let reread = locked
+        .with(move |lock| lock.reread(&apptainer, user_namespace))
+        .await?;
     if let Some(invocation) = reread {
         info!(
             image,

@@ -30,6 +30,8 @@ use crate::process::{
 /// A start takes about 0.1 s, and some seconds on an overcommitted machine.
 const DEADLINE: Duration = Duration::from_mins(1);
 
+const SIGKILL: i32 = 9;
+
 /// The file in the task's directory that the probe's container reads.
 const QUESTION: &str = "question";
 /// The file that it writes there.
@@ -59,6 +61,21 @@ pub enum ContainerProbeOutcome {
         /// In Apptainer's words, or ours.
         said: String,
     },
+    /// Something killed the container, without a word of Apptainer's.
+    Killed(String),
+}
+
+impl ContainerProbeOutcome {
+    /// A kill may come from anywhere, above all from the kernel for memory: it says nothing about Apptainer.
+    fn unless_killed(self, exit: ExitStatus) -> Self {
+        match self {
+            Self::Broken {
+                cause: Cause::Unknown,
+                said,
+            } if shells_code(exit) == 128 + SIGKILL => Self::Killed(said),
+            outcome => outcome,
+        }
+    }
 }
 
 /// A probe that got no answer from Apptainer.
@@ -244,7 +261,7 @@ impl<'a> ProbeContainer<'a> {
             self.context.proc,
             |path| shape.has(path),
         );
-        Ok(Some(match found {
+        let outcome = match found {
             ProbeFinding::Well { notes } => {
                 if depth == ContainerProbeDepth::Hub {
                     self.check_hub().await?;
@@ -258,15 +275,21 @@ impl<'a> ProbeContainer<'a> {
                     .ask_who_ended_it(&shape.scripts, &captured, script)
                     .await;
             }
-        }))
+        };
+        Ok(Some(outcome.unless_killed(captured.exit)))
     }
 
     async fn ask_apptainer_alone(&self) -> Result<Option<ContainerProbeOutcome>, ProbeError> {
         let began = Instant::now();
         let captured = self.run(&[]).await?;
-        Ok(captured.map(|captured| match self.answer(&captured) {
-            ProbeResult::Works => ContainerProbeOutcome::Made(began.elapsed()),
-            ProbeResult::Broken { cause, said } => ContainerProbeOutcome::Broken { cause, said },
+        Ok(captured.map(|captured| {
+            let outcome = match self.answer(&captured) {
+                ProbeResult::Works => ContainerProbeOutcome::Made(began.elapsed()),
+                ProbeResult::Broken { cause, said } => {
+                    ContainerProbeOutcome::Broken { cause, said }
+                }
+            };
+            outcome.unless_killed(captured.exit)
         }))
     }
 
@@ -286,7 +309,12 @@ impl<'a> ProbeContainer<'a> {
             return Ok(None);
         };
         let code = shells_code(first.exit);
-        let (cause, who) = match container::not_past(&self.word, names, &captured.stdout) {
+        let culprit = container::not_past(&self.word, names, &captured.stdout)
+            // Nothing shows that a container that was killed had come to its first script.
+            .filter(|name| {
+                code != 128 + SIGKILL || names.first().is_none_or(|first| first != name)
+            });
+        let (cause, who) = match culprit {
             Some(name) => (
                 Cause::ImageEnvironment,
                 format!("`{ENV_DIR}/{name}` of the image ends"),
@@ -299,10 +327,11 @@ impl<'a> ProbeContainer<'a> {
             ),
         };
         let said = fault::reason(&first.stderr);
-        Ok(Some(ContainerProbeOutcome::Broken {
+        let outcome = ContainerProbeOutcome::Broken {
             cause,
             said: format!("{who} every container at its start (exit code {code}): {said}"),
-        }))
+        };
+        Ok(Some(outcome.unless_killed(first.exit)))
     }
 
     /// Checks that the file written into the hub by the container is there.
