@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ewms_pilot::chirp::quote;
 
-use crate::support::condor::{Submission, Template, python};
+use crate::support::condor::{FIRST, Submission, Template, python};
 
 fn submission(template: Template) -> Submission {
     Submission::new(template, Path::new("/cvmfs/image"), "true")
@@ -85,6 +85,32 @@ fn the_vanilla_template_makes_the_jobs_that_it_promises() {
     assert_eq!(attribute(&ads, "JobUniverse"), "5");
     assert!(attribute(&ads, "TransferInput").contains("/ewms-pilot,"));
     assert!(attribute(&ads, "Requirements").contains("HasSingularity"));
+}
+
+#[test]
+fn the_vanilla_template_goes_where_an_apptainer_is_or_can_be_had_from_cvmfs() {
+    let job = submission(Template::Vanilla).dry_run();
+    let machine = |attributes: &[&str]| {
+        let mut machine = serde_json::json!({
+            "Machine": FIRST, "Arch": "X86_64", "OpSys": "LINUX", "Cpus": 8, "Memory": 65536,
+            "Disk": 100_000_000, "HasFileTransfer": true, "FileSystemDomain": "ep",
+        });
+        for name in attributes {
+            machine[*name] = true.into();
+        }
+        machine
+    };
+    let of_osg = "HAS_CVMFS_oasis_opensciencegrid_org";
+    let machines = [
+        machine(&["HasUserNamespaces", "HasSingularity"]),
+        machine(&["HasUserNamespaces", "HAS_SINGULARITY"]),
+        machine(&["HasUserNamespaces", of_osg]),
+        machine(&["HasUserNamespaces"]),
+        machine(&["HasSingularity", "HAS_SINGULARITY", of_osg]),
+    ];
+    let asked = serde_json::json!([job, machines]).to_string();
+    let answer = python(&["matches"], &asked);
+    assert_eq!(answer.trim(), "[true, true, true, false, false]", "{job}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 usage: condor.py events LOG   print each event of a job event log as one line of JSON
        condor.py quote        stdin is a JSON list of strings: print the list of their ClassAd literals
        condor.py unquote      the other way round
+       condor.py matches      stdin is a JSON list of a job's ad, as text, and of machine ads: print which match
 """
 
 import json
@@ -22,5 +23,10 @@ elif verb == "quote":
     print(json.dumps([classad.quote(text) for text in json.load(sys.stdin)]))
 elif verb == "unquote":
     print(json.dumps([classad.unquote(text) for text in json.load(sys.stdin)]))
+elif verb == "matches":
+    text, machines = json.load(sys.stdin)
+    job = classad.parseOne(text)
+    machines = [classad.ClassAd({"Requirements": True, **machine}) for machine in machines]
+    print(json.dumps([job.symmetricMatch(machine) for machine in machines]))
 else:
     sys.exit(__doc__)
