@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use tempfile::TempDir;
 
 use super::{assert_results, fill, on_the_ep, pilots, sh};
-use crate::support::condor::{Submission, Template, run};
+use crate::support::condor::{SECOND, Submission, Template, run, start_pool};
 use crate::support::mounts::Mounted;
 use crate::support::rabbitmq::Queue;
 use crate::support::{images, pilot_binary, source_dir};
@@ -76,4 +76,40 @@ fn a_pilot_in_an_image_file_that_came_with_the_job_runs_its_tasks_nested() {
     jobs.wait_for_ends(1);
     assert_results(&outgoing, &events);
     assert_eq!(jobs.history(1)[0]["ExitCode"], 0);
+}
+
+/// Where the second machine has CVMFS, filled once: the pilot's image and the tasks', and OSG's Apptainer.
+fn fill_cvmfs() {
+    static FILLED: OnceLock<()> = OnceLock::new();
+    FILLED.get_or_init(|| {
+        start_pool();
+        let script = source_dir().join("tests/support/condor_cvmfs.bash");
+        let pilot = pilot_images().join("pilot");
+        run(Command::new(script).arg("/srv/cvmfs").arg(pilot));
+    });
+}
+
+#[test]
+fn on_osg_the_pilots_image_the_tasks_image_and_apptainer_all_come_from_cvmfs() {
+    fill_cvmfs();
+    let script = sh(
+        "test -d /cvmfs/tasks.org/busybox && ! touch /cvmfs/tasks.org/new && cp {{INFILE}} {{OUTFILE}}",
+    );
+    let image = Path::new("/cvmfs/tasks.org/busybox");
+    let (submission, incoming, outgoing) = pilots(Template::Container, image, &script);
+    let events = fill(&incoming, 3);
+    let jobs = submission
+        .set("pilot_image", "/cvmfs/pilots.org/pilot")
+        .set("machines", &format!("TARGET.Machine == \"{SECOND}\""))
+        .export("EWMS_PILOT_INIT_IMAGE", "/cvmfs/tasks.org/busybox")
+        .export("EWMS_PILOT_INIT_ARGS", "true")
+        .submit();
+    jobs.wait_for_ends(1);
+    assert_results(&outgoing, &events);
+    let ads = jobs.history(1);
+    assert_eq!(ads[0]["ExitCode"], 0, "{}", jobs.story());
+    assert_eq!(ads[0]["ContainerImage"], "/cvmfs/pilots.org/pilot");
+    let log = jobs.file(0, "err");
+    let found = "`/cvmfs/oasis.opensciencegrid.org/mis/apptainer/current/bin/apptainer` is `apptainer version";
+    assert!(log.contains(found), "{log}");
 }

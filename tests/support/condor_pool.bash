@@ -2,7 +2,8 @@
 # usage: condor_pool.bash   (as root, in the execution point; returns when both machines answer)
 #
 # A pool of two machines: this one, and `second`, which has a name, a file system and daemons of its own
-# and lacks the images. Nothing is done if it runs already.
+# and lacks the images. Its CVMFS is the directory /srv/cvmfs, which tests fill. Nothing is done if it runs
+# already.
 set -euo pipefail
 
 both_answer() { [[ $(condor_status -af Machine -constraint SlotTypeID==1 2>/dev/null | sort | xargs) == 'localhost second' ]]; }
@@ -28,6 +29,7 @@ GPU_DISCOVERY_EXTRA = -simulate:0,3 -extra
 SINGULARITY_BIND_EXPR = "/images /cvmfs"
 END
   ep-start condor
+  install -d -o "${SUDO_UID:-0}" /srv/cvmfs
   # Daemons that had no session in common with the first machine's: as strangers they are let in.
   # shellcheck disable=SC2016  # expanded by the inner shell
   unshare --mount --uts bash -euc '
@@ -36,6 +38,7 @@ END
     for place in /images /run/condor /run/lock /var/log/condor /var/lib/condor; do
       mount -t tmpfs -o mode=755 second "$place"
     done
+    mount --bind /srv/cvmfs /cvmfs
     mkdir -p /run/lock/condor /var/lib/condor/execute
     chown condor: /run/condor /run/lock/condor /var/log/condor /var/lib/condor /var/lib/condor/execute
     printf "127.0.0.1 second localhost\n" >/run/hosts
