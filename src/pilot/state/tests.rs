@@ -166,6 +166,25 @@ fn no_event_is_wanted_while_every_slot_is_busy_or_the_window_is_full() {
 }
 
 #[test]
+fn a_lookahead_widens_the_window_and_the_queues_silence_counts_while_a_slot_is_free() {
+    let mut state = state(1);
+    let id = deliver(&mut state);
+    assert_eq!(
+        state.on_event(PilotEvent::Lookahead(2)),
+        [],
+        "the slot is busy"
+    );
+    assert!(state.wants_event());
+    state.on_event(PilotEvent::TaskEnded(id, TaskOutcome::Output(result())));
+    let ended = state.on_event(PilotEvent::Lookahead(0));
+    assert_eq!(ended, [PilotAction::StopIdleTimer]);
+    assert!(!state.wants_event());
+    let widened = state.on_event(PilotEvent::Lookahead(1));
+    let idle = PilotAction::StartIdleTimer(Duration::from_secs(2));
+    assert_eq!(widened, [idle]);
+}
+
+#[test]
 fn the_idle_time_stops_while_every_slot_is_busy() {
     let mut state = state(2);
     let first = state.on_event(PilotEvent::Delivered(TaskId::random(), None));
