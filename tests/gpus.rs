@@ -104,14 +104,19 @@ fn each_task_sees_its_own_gpus_and_no_other_and_the_init_container_all() {
         scene.hub("1").exists() && scene.hub("2").exists() || pilot.has_ended()
     });
     assert!(begun, "{}", pilot.stderr());
-    let status = ask(&scene, &["status", "--json"]);
-    let status: Value = serde_json::from_str(&status).expect("JSON");
+    // The file is written at most once a second.
+    let mut status = Value::Null;
+    let shown = eventually(SOON, || {
+        let said = ask(&scene, &["status", "--json"]);
+        status = serde_json::from_str(&said).expect("JSON");
+        let tasks = status[0]["tasks"].as_array().expect("a list").iter();
+        let mut shown: Vec<&Value> = tasks.map(|task| &task["gpus"][0]).collect();
+        shown.sort_by_key(ToString::to_string);
+        shown == SHORT[..2]
+    });
+    assert!(shown, "{status:#}");
     assert_eq!(status[0]["gpus"], format!("2 × {MODEL}"));
     assert_eq!(status[0]["slots"], 2, "as many as GPUs");
-    let tasks = status[0]["tasks"].as_array().expect("a list");
-    let mut shown: Vec<&Value> = tasks.iter().map(|task| &task["gpus"][0]).collect();
-    shown.sort_by_key(ToString::to_string);
-    assert_eq!(shown, SHORT[..2], "{status:#}");
     fs::write(scene.hub("go"), "").expect("written");
     let outcome = pilot.wait(SOON);
     outcome.assert_code(0);
