@@ -118,7 +118,8 @@ fn a_user_who_may_not_configure_queues_uses_those_that_exist() {
     outcome.assert_code(4);
     let last = outcome.last_line();
     assert!(last.contains("denies access"), "{last}");
-    assert!(last.contains("configure access to queue"), "{last}");
+    // RabbitMQ 3.10 doesn't say which access.
+    assert!(last.contains("access to queue"), "{last}");
     assert_eq!(incoming.delivery_counts(), [0]);
 
     assert_eq!(outgoing.depth(), 0, "it is there now");

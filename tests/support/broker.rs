@@ -65,8 +65,10 @@ impl Broker {
     ) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let listener = format!("listeners.tcp.local = {host}:{port}\n{settings}");
-        // By default it looks once a minute for acknowledgements that are late.
-        let advanced = "[{rabbit, [{channel_tick_interval, 1000}]}].\n";
+        // By default it looks once a minute for acknowledgements that are late, and counts messages anew
+        // every five seconds.
+        let advanced =
+            "[{rabbit, [{channel_tick_interval, 1000}, {quorum_tick_interval, 250}]}].\n";
         let enabled = format!("[{}].\n", plugins.join(","));
         for (name, text) in [
             ("rabbitmq.conf", listener.as_str()),

@@ -1,4 +1,4 @@
-"""What HTCondor's own Python package says.
+"""What HTCondor's own Python package says, by the names that all its versions have.
 
 usage: condor.py events LOG   print each event of a job event log as one line of JSON
        condor.py quote        stdin is a JSON list of strings: print the list of their ClassAd literals
@@ -9,8 +9,8 @@ usage: condor.py events LOG   print each event of a job event log as one line of
 import json
 import sys
 
-import classad
-import htcondor
+import classad2 as classad
+import htcondor2 as htcondor
 
 verb = sys.argv[1]
 if verb == "events":

@@ -6,6 +6,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 
 use super::broker::Broker;
+use super::rabbitmq::no_delivery_limit;
 
 /// No packet from or to a broker arrives while this lives. Only in this execution point's own network.
 #[derive(Debug)]
@@ -81,20 +82,22 @@ pub(crate) fn close_all_connections(broker: &Broker) {
 
 /// Events must be acknowledged within so many milliseconds, and may come any number of times.
 pub(crate) fn limit_acknowledgements(broker: &Broker, queue: &str, milliseconds: u32) {
-    let limit = format!("\"consumer-timeout\": {milliseconds}, ");
-    set_policy(broker, queue, &limit);
+    let limit = format!("\"consumer-timeout\": {milliseconds}");
+    set_policy(broker, queue, Some(&limit));
 }
 
 /// Events may be held for as long as by default, and may come any number of times.
 pub(crate) fn lift_limits(broker: &Broker, queue: &str) {
-    set_policy(broker, queue, "");
+    set_policy(broker, queue, None);
 }
 
-fn set_policy(broker: &Broker, queue: &str, limit: &str) {
-    let (pattern, value) = (
-        format!("^{queue}$"),
-        format!("{{{limit}\"delivery-limit\": -1}}"),
-    );
+fn set_policy(broker: &Broker, queue: &str, limit: Option<&str>) {
+    let fields: Vec<&str> = limit.into_iter().chain(no_delivery_limit()).collect();
+    if fields.is_empty() {
+        return;
+    }
+    let pattern = format!("^{queue}$");
+    let value = format!("{{{}}}", fields.join(", "));
     broker.control(&[
         "set_policy",
         "outage",

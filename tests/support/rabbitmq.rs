@@ -143,30 +143,27 @@ impl Queue {
 
     /// How many messages there are, ready or held by a consumer.
     pub(crate) fn total(&self) -> usize {
-        self.ask_the_leader("query_messages_total")
+        messages_of(&self.name)
     }
 
     /// How many messages consumers hold.
-    pub(crate) fn held(&self) -> usize {
-        self.ask_the_leader("query_messages_checked_out")
-    }
-
-    /// Asks the queue's own state machine: the numbers in `list_queues` are up to five seconds old.
     #[track_caller]
-    fn ask_the_leader(&self, query: &str) -> usize {
-        ask_the_leader(&self.name, query)
+    pub(crate) fn held(&self) -> usize {
+        listed(&self.name, "messages_unacknowledged")
     }
 
     /// Lets its messages be delivered any number of times, and puts one that is given back at the end.
     /// By default the broker puts it in front and deletes it after 20 deliveries.
     pub(crate) fn lift_delivery_limit(&self) {
+        let Some(limit) = no_delivery_limit() else {
+            return;
+        };
         let pattern = format!("^{}$", self.name);
-        let limit = r#"{"delivery-limit": -1}"#;
         rabbitmqctl(&[
             "set_policy",
             &self.name,
             &pattern,
-            limit,
+            &format!("{{{limit}}}"),
             "--apply-to",
             "queues",
         ]);
@@ -217,16 +214,36 @@ impl Drop for Queue {
 /// How many messages the queue of this name has, ready or held by a consumer.
 #[track_caller]
 pub(crate) fn messages_of(queue: &str) -> usize {
-    ask_the_leader(queue, "query_messages_total")
+    listed(queue, "messages")
 }
 
+/// A number of `list_queues`. The broker counts four times a second, which is set where it is started, and
+/// `rabbitmqctl` takes longer than that to ask.
 #[track_caller]
-fn ask_the_leader(queue: &str, query: &str) -> usize {
-    let expression = format!(
-        "{{ok, {{_, Count}}, _}} = ra:leader_query({{'%2F_{queue}', node()}}, fun rabbit_fifo:{query}/1), Count."
-    );
-    let answer = rabbitmqctl(&["eval", &expression]);
-    answer.trim().parse().expect("a count is a number")
+fn listed(queue: &str, column: &str) -> usize {
+    let answer = rabbitmqctl(&["list_queues", "name", column]);
+    let mut rows = answer.lines().filter_map(|line| line.split_once('\t'));
+    let count = rows.find_map(|(name, count)| (name == queue).then_some(count));
+    let count = count.unwrap_or_else(|| panic!("no queue {queue}: {answer}"));
+    count.parse().expect("a count is a number")
+}
+
+/// The broker's version: major and minor number.
+pub(crate) fn server_version() -> (u32, u32) {
+    let entries = std::fs::read_dir("/usr/lib/rabbitmq/lib").expect("RabbitMQ is there");
+    let names = entries.flatten().map(|entry| entry.file_name());
+    let found = names.filter_map(|name| {
+        let version = name.to_str()?.strip_prefix("rabbitmq_server-")?.to_owned();
+        let mut numbers = version.split('.').map_while(|number| number.parse().ok());
+        Some((numbers.next()?, numbers.next()?))
+    });
+    found.max().expect("one version is installed")
+}
+
+/// The field of a policy that lets events be delivered any number of times. Before RabbitMQ 4.0 there is no limit,
+/// and no such value.
+pub(crate) fn no_delivery_limit() -> Option<&'static str> {
+    (server_version() >= (4, 0)).then_some("\"delivery-limit\": -1")
 }
 
 /// Runs `rabbitmqctl` with the broker's rights and gives what it printed. Takes about a second.

@@ -16,8 +16,8 @@ import time
 import warnings
 
 warnings.simplefilter("ignore")
-import classad
-import htcondor
+import classad2 as classad
+import htcondor2 as htcondor
 
 PILOTS = 2
 ENV_FILE = "ewms_htcondor_envfile.sh"
