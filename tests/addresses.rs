@@ -1,10 +1,9 @@
 //! Brokers at IPv6 addresses, at names with several addresses, and at addresses that can't be reached.
 
 use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
 use std::process::Command;
 use std::time::Duration;
-
-use nix::sys::signal::Signal;
 
 use crate::support::broker::{Broker, free_ports};
 use crate::support::certificates::Certificates;
@@ -77,15 +76,12 @@ fn a_broker_is_reached_at_an_ipv6_address_and_by_a_name_that_has_no_other() {
 
 #[test]
 fn an_address_where_nobody_answers_costs_seconds_and_the_next_one_is_taken() {
-    // The kernel takes connections for a suspended server, which never says a word.
-    let silent = Broker::start();
-    silent.signal(Signal::SIGSTOP);
-    let broker = Broker::start_with(&format!(
-        "listeners.tcp.next = 127.0.0.9:{}\n",
-        silent.port()
-    ));
+    // The kernel takes connections for a server that never says a word.
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has free ports");
+    let port = silent.local_addr().expect("it is bound").port();
+    let broker = Broker::start_with(&format!("listeners.tcp.next = 127.0.0.9:{port}\n"));
     let name = name_of("next", &["127.0.0.1", "127.0.0.9"]);
-    let address = format!("{name}:{}", silent.port());
+    let address = format!("{name}:{port}");
     assert_reached(&broker, [&address, &address], |scene| {
         scene.set("EWMS_PILOT_BROKER_RECONNECT_TIMEOUT", "9")
     });

@@ -140,6 +140,26 @@ fn every_variable_that_the_documents_name_is_one() {
 }
 
 #[test]
+fn the_page_on_tests_has_a_result_for_every_row_of_the_matrix() {
+    let matrix = read("scripts/matrix");
+    let rows = matrix.split_once("rows() {").expect("it has rows").1;
+    let rows = rows.split_once("\nEND").expect("they end").0;
+    let parts = rows.lines().filter_map(|row| row.split('|').nth(1));
+    let table = section("tests/README.md", "matrix");
+    let results: Vec<&str> = table
+        .lines()
+        .filter_map(|line| line.split(" | ").next())
+        .collect();
+    let count = |part: &str| results.iter().filter(|result| result[2..] == *part).count();
+    let parts: Vec<&str> = parts.collect();
+    assert!(parts.len() > 15, "{parts:?}");
+    for part in &parts {
+        let rows = parts.iter().filter(|row| *row == part).count();
+        assert_eq!(count(part), rows, "{part}: {table}");
+    }
+}
+
+#[test]
 fn the_commands_that_the_readme_names_are_there_to_be_run() {
     let readme = read("README.md");
     let mut named = BTreeSet::new();
@@ -185,7 +205,9 @@ fn documents() -> Vec<PathBuf> {
     let mut found = Vec::new();
     collect(&source_dir().join("src"), &mut found);
     found.retain(|file| file.ends_with("README.md"));
-    found.push(source_dir().join("README.md"));
+    for readme in ["README.md", "tests/README.md"] {
+        found.push(source_dir().join(readme));
+    }
     for top in ["scripts", "condor", ".ci"] {
         collect(&source_dir().join(top), &mut found);
     }

@@ -21,6 +21,8 @@ pub(crate) enum Site<'a> {
     NoAccount,
     /// It runs pilots as root without `CAP_SYS_RESOURCE`, as in a container of Docker's.
     LesserRoot,
+    /// It runs pilots as root, with these options of `setpriv`.
+    Root(&'a str),
     /// Whatever these lines of shell do, as root, before the pilot runs.
     Prepared(&'a str),
     /// As before, and the pilot's file system is a memory of a few MiB.
@@ -74,11 +76,15 @@ impl Site<'_> {
                     "chown -R 4242 {directory}\nexec setpriv --reuid 4242 --regid 4242 --clear-groups {pilot}"
                 ),
             ),
-            Self::LesserRoot => (
+            Self::LesserRoot => {
+                let lesser = Site::Root("--bounding-set -sys_resource --inh-caps -sys_resource");
+                return lesser.with_arguments(scene, arguments);
+            }
+            Self::Root(options) => (
                 &["--mount"],
                 format!(
                     "chown -R 0:0 {directory}; chmod 755 {directory}; code=0
-                     setpriv --bounding-set -sys_resource --inh-caps -sys_resource {pilot} || code=$?
+                     setpriv {options} {pilot} || code=$?
                      chown -R $SUDO_UID:$SUDO_GID {directory}; exit $code"
                 ),
             ),

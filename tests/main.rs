@@ -48,6 +48,7 @@ mod report;
 mod report_page;
 mod results_refused;
 mod several_queues;
+mod sites;
 mod spawn;
 mod spool;
 mod spool_shared;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::support::broker::Broker;
 use crate::support::faults::{DroppedPackets, OutOfMemory, Suspended, close_all_connections};
-use crate::support::rabbitmq::Queue;
+use crate::support::rabbitmq::{Queue, server_version};
 use crate::support::scene::{Pilot, Scene};
 use crate::support::{SOON, eventually, images};
 
@@ -217,8 +217,13 @@ fn a_task_longer_than_the_acknowledgement_timeout_is_not_started_again() {
     // Before 3.12 no policy sets it.
     let broker = Broker::start_with("consumer_timeout = 3000\n");
     let mut outage = Outage::before(&broker, 3);
-    outage.await_line("delivery acknowledgement");
-    outage.await_line("was delivered again: it is not started again");
+    if server_version() < (4, 3) {
+        outage.await_line("delivery acknowledgement");
+        outage.await_line("was delivered again: it is not started again");
+    } else {
+        // Newer ones close no channel over it, and there is nothing to wait for but the time.
+        std::thread::sleep(Duration::from_secs(6));
+    }
     outage.release();
     outage.assert_all_done_once();
 }

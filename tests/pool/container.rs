@@ -14,7 +14,7 @@ use crate::support::rabbitmq::Queue;
 use crate::support::{images, pilot_binary, source_dir};
 
 /// Where pilots' images are, as a directory and as a file: made once.
-pub(super) fn pilot_images() -> &'static Path {
+pub(crate) fn pilot_images() -> &'static Path {
     static MADE: OnceLock<TempDir> = OnceLock::new();
     let made = MADE.get_or_init(|| {
         let directory = on_the_ep();

@@ -11,6 +11,8 @@ mod service;
 mod stops;
 mod templates;
 
+pub(crate) use container::pilot_images;
+
 use std::path::Path;
 use std::time::Duration;
 
