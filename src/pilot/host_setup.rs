@@ -11,27 +11,23 @@ use std::time::{Duration, Instant};
 use tracing::{error, info};
 
 use super::PilotError;
+use super::host_binds::{BindSources, Binds};
+use super::host_images::{arguments, container_spec, unusable_image, usable_image};
 use super::own_paths::own_paths;
 use crate::blocking;
-use crate::config::variables::{self, EXTERNAL_DIRECTORIES};
-use crate::config::{Config, ContainerConfig, CvmfsPolicy, Preflight};
+use crate::config::{Config, ContainerConfig, CvmfsPolicy, Preflight, variables};
 use crate::container::{
-    self, Access, Apptainer, ApptainerEnvironment, ApptainerPlaces, BaseScript, Bind, BindError,
-    MountTable, ProcMount, Template, UserNamespace, check_distinct,
+    Apptainer, ApptainerEnvironment, ApptainerPlaces, ProcMount, UserNamespace,
 };
 use crate::fault::Diagnosis;
 use crate::preflight::{self, ApptainerSearch, Check, CheckNote, CheckProblem, Findings};
 use crate::process::{GuardianHandle, ShutdownSender};
-use crate::status;
 use crate::task::cvmfs::{CVMFS, find_cvmfs};
 use crate::task::disk_space::DiskBudget;
-use crate::task::image_setup::PrepareError;
-use crate::task::input_files::gather;
-use crate::task::own_files::{HiddenFiles, OwnPath, shown_by};
-use crate::task::staging::{DataDirs, HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER};
+use crate::task::staging::DataDirs;
 use crate::task::{
-    ActiveContainers, ContainerSpec, Cvmfs, CvmfsBind, ExternalDirs, ExternalError, GpuPool,
-    MemoryKills, ResourceLimits, SharedLook, TaskContext, image_setup,
+    ActiveContainers, ContainerSpec, Cvmfs, ExternalDirs, ExternalError, GpuPool, MemoryKills,
+    ResourceLimits, SharedLook, TaskContext,
 };
 use crate::telemetry::Progress;
 
@@ -45,9 +41,6 @@ pub(super) struct PreparedHost {
 /// The result and note of a check, or the error that ends the pilot.
 type Checked<T = ()> = Result<(T, CheckNote), PilotError>;
 
-/// The external directories, and the files that came with the job.
-type Binds = (ExternalDirs, Option<Bind>);
-
 /// The lines about Apptainers, and what was made with one of them; an error if there is none.
 type ApptainerChecks = (Vec<CheckNote>, Result<Option<FirstContainer>, PilotError>);
 
@@ -58,8 +51,6 @@ type FirstContainer = (Checked<PreparedHost>, (Option<Checked>, Option<Checked>)
 /// An Apptainer that can't convert images says so at once. One that was at work for longer has another reason,
 /// such as a registry that doesn't answer.
 const FAILS_WITHIN: Duration = Duration::from_mins(1);
-
-const DATA_DIR_FIX: &str = "look at the rights and free space of the data directory";
 
 /// Runs all checks even if one fails; a check is skipped only if it needs the result of one that failed.
 ///
@@ -480,161 +471,6 @@ async fn file_work<T: Send + 'static>(
         let seen = format!("file work stopped: {error}");
         Err(PilotError::ExecutionPoint(Diagnosis::without_fix(seen)))
     })
-}
-
-/// The sources of the binds of all containers. Making the binds resolves paths, and links or copies files.
-struct BindSources {
-    external: Vec<PathBuf>,
-    own: Vec<OwnPath>,
-    input_files: Vec<PathBuf>,
-    scratch: Option<PathBuf>,
-    dirs: DataDirs,
-}
-
-impl BindSources {
-    fn of(config: &Config, dirs: &DataDirs) -> Self {
-        Self {
-            external: config.external_directories.clone(),
-            own: own_paths(config),
-            input_files: config.condor.input_files.clone(),
-            scratch: config.condor.scratch.clone(),
-            dirs: dirs.clone(),
-        }
-    }
-
-    fn binds(&self) -> Result<Binds, PilotError> {
-        let external = self
-            .external
-            .iter()
-            .map(|dir| Bind::new(dir, dir, Access::ReadOnly))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| bind_error(&error))?;
-        refuse_own(&external, &self.own)?;
-        let mut targets = external.clone();
-        for target in [HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, IO_IN_CONTAINER] {
-            let own = Bind::new(self.dirs.hub(), target, Access::ReadWrite);
-            targets.push(own.map_err(|error| bind_error(&error))?);
-        }
-        check_distinct(&targets).map_err(|error| bind_error(&error))?;
-        let inputs = self.inputs()?;
-        Ok((ExternalDirs::new(external), inputs))
-    }
-
-    /// The files that HTCondor transferred with the job, as one bind.
-    fn inputs(&self) -> Result<Option<Bind>, PilotError> {
-        let files = &self.input_files;
-        let Some(scratch) = self.scratch.as_ref().filter(|_| !files.is_empty()) else {
-            return Ok(None);
-        };
-        let directory = self.dirs.inputs();
-        let own = HiddenFiles::of(&self.own, status::is_file_name);
-        let gathered = gather(files, scratch, &directory, &own).map_err(|error| {
-            PilotError::ExecutionPoint(Diagnosis::new(
-                format!("can't gather the job's input files: {error}"),
-                DATA_DIR_FIX,
-            ))
-        })?;
-        gathered.report();
-        if gathered.files == 0 {
-            return Ok(None);
-        }
-        Bind::new(directory, INPUTS_IN_CONTAINER, Access::ReadOnly)
-            .map(Some)
-            .map_err(|error| bind_error(&error))
-    }
-}
-
-fn bind_error(error: &BindError) -> PilotError {
-    PilotError::Bind(Diagnosis::of_text(&error.to_string()))
-}
-
-/// Refuses an external directory that would show the pilot's own files to tasks.
-fn refuse_own(external: &[Bind], own: &[OwnPath]) -> Result<(), PilotError> {
-    if external.is_empty() {
-        return Ok(());
-    }
-    let mounts = MountTable::read().map_err(|error| {
-        PilotError::ExecutionPoint(Diagnosis::new(
-            format!("the mount table can't be read: {error}"),
-            "external directories need /proc",
-        ))
-    })?;
-    for bind in external {
-        if let Some(own) = shown_by(bind.real(), own, &mounts) {
-            return Err(PilotError::Configuration(Diagnosis::new(
-                format!(
-                    "`{}` is `{}`: tasks would see {} there, `{}`",
-                    EXTERNAL_DIRECTORIES.name,
-                    bind.source().display(),
-                    own.what,
-                    own.path.display()
-                ),
-                "name directories that don't hold it and are not in it, or keep it elsewhere",
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn arguments(container: &ContainerConfig) -> Result<Template, PilotError> {
-    Template::parse(&container.args)
-        .map_err(|error| PilotError::Configuration(Diagnosis::of_text(&error.to_string())))
-}
-
-/// The directory of an image, converted first if necessary.
-async fn usable_image(
-    context: &TaskContext,
-    config: &Config,
-    image: &str,
-) -> Result<PathBuf, PrepareError> {
-    // Giving up drops the future, and with it a running conversion.
-    let shutdown = ShutdownSender::new();
-    let (cwd, images) = (&config.cwd, &config.images);
-    image_setup::prepare(context, image, cwd, images, shutdown.subscribe()).await
-}
-
-fn unusable_image(error: &PrepareError) -> PilotError {
-    PilotError::of(error.class(), error.diagnosis())
-}
-
-fn container_spec(
-    context: &TaskContext,
-    container: &ContainerConfig,
-    args: Template,
-    image: PathBuf,
-) -> Result<ContainerSpec, PilotError> {
-    Ok(ContainerSpec {
-        repair: repair(context, &image)?,
-        cvmfs: CvmfsBind::Wanted,
-        image,
-        args,
-        env: container.env.clone(),
-        timeout: container.timeout,
-    })
-}
-
-/// The bind that an image needs so that its containers get their variables, and find the GPUs' libraries.
-fn repair(context: &TaskContext, image: &Path) -> Result<Option<Bind>, PilotError> {
-    let has_gpus = context.gpus.all().is_some_and(|all| !all.gpus.is_empty());
-    let (name, text) = match container::base_script_of(image) {
-        BaseScript::Missing | BaseScript::NoScripts if has_gpus => {
-            ("gpu-libraries.sh", container::LIBRARY_SCRIPT)
-        }
-        BaseScript::Missing => ("empty.sh", ""),
-        BaseScript::Own | BaseScript::NoScripts => return Ok(None),
-    };
-    let script = context.dirs.script(name, text).map_err(|error| {
-        PilotError::ExecutionPoint(Diagnosis::new(
-            format!("can't make a script for the image: {error}"),
-            DATA_DIR_FIX,
-        ))
-    })?;
-    info!(
-        image = %image.display(),
-        script = container::base_script(),
-        "a script of ours stands in for one that the image lacks, so that its containers get their variables"
-    );
-    Ok(Some(Bind::script(script, container::base_script())))
 }
 
 /// Prepares the init container, on a machine that can make the tasks' containers.

@@ -17,6 +17,8 @@ pub mod disk_floor;
 pub mod driver;
 mod error;
 pub mod events;
+mod host_binds;
+mod host_images;
 mod host_setup;
 mod lookahead;
 mod own_paths;
