@@ -44,15 +44,11 @@ pub struct ApptainerSearch<'a> {
 #[derive(Debug)]
 struct LookedAt {
     candidate: ApptainerCandidate,
-    result: Result<KnownApptainer, UnfitProgram>,
-    failed: Vec<FailedRung>,
-}
-
-#[derive(Debug)]
-struct KnownApptainer {
-    version: String,
     /// Its file system and inode: PATH often has one program under two names.
     identity: Option<(u64, u64)>,
+    /// Its version.
+    result: Result<String, UnfitProgram>,
+    failed: Vec<FailedRung>,
 }
 
 impl<'a> ApptainerSearch<'a> {
@@ -82,16 +78,22 @@ impl<'a> ApptainerSearch<'a> {
         while let Some(candidate) = self.ahead.next() {
             let apptainer = Apptainer::new(candidate.program.clone(), self.environment.clone());
             let result = self.look(&candidate, &apptainer).await;
-            match &result {
-                Ok(known) if self.knows(known) => continue,
-                Err(UnfitProgram::Broken { cause, said }) if !cause.depends_on_apptainer() => {
-                    return Err(CheckProblem::of(*cause, said));
-                }
-                _ => {}
+            if let Err(UnfitProgram::Broken { cause, said }) = &result
+                && !cause.depends_on_apptainer()
+            {
+                return Err(CheckProblem::of(*cause, said));
+            }
+            let identity = match &result {
+                Err(UnfitProgram::Absent(_)) => None,
+                _ => identity(candidate.program.clone()).await,
+            };
+            if identity.is_some() && self.seen.iter().any(|seen| seen.identity == identity) {
+                continue;
             }
             let is_fit = result.is_ok();
             self.seen.push(LookedAt {
                 candidate,
+                identity,
                 result,
                 failed: Vec::new(),
             });
@@ -106,34 +108,19 @@ impl<'a> ApptainerSearch<'a> {
         &mut self,
         candidate: &ApptainerCandidate,
         apptainer: &Apptainer,
-    ) -> Result<KnownApptainer, UnfitProgram> {
+    ) -> Result<String, UnfitProgram> {
         let program = &candidate.program;
         if !program.is_absolute() {
             return Err(UnfitProgram::Absent("the path is not absolute".to_owned()));
         }
         let (guard, scratch) = (self.guard, self.scratch);
         let asked = self.spend(version(guard, apptainer, scratch)).await;
-        let version = asked.unwrap_or_else(|| {
+        asked.unwrap_or_else(|| {
             Err(UnfitProgram::Broken {
                 cause: Cause::Hanging,
                 said: format!("`{}` was not tried: {}", program.display(), over()),
             })
-        })?;
-        Ok(KnownApptainer {
-            version,
-            identity: identity(program.clone()).await,
         })
-    }
-
-    fn knows(&self, apptainer: &KnownApptainer) -> bool {
-        let known = self
-            .seen
-            .iter()
-            .filter_map(|seen| seen.result.as_ref().ok());
-        apptainer.identity.is_some()
-            && known
-                .map(|known| known.identity)
-                .any(|identity| identity == apptainer.identity)
     }
 
     /// Does `work` in the time that is left for the whole ladder; `None` when that is over.
@@ -176,12 +163,9 @@ impl<'a> ApptainerSearch<'a> {
     /// The problem of a machine without any Apptainer.
     #[must_use]
     pub fn nothing_found(&self) -> CheckProblem {
-        let is_there = |seen: &&LookedAt| !matches!(seen.result, Err(UnfitProgram::Absent(_)));
-        let there: Vec<&LookedAt> = self.seen.iter().filter(is_there).collect();
-        if let [one] = there[..]
-            && let Err(UnfitProgram::Broken { cause, said }) = &one.result
-        {
-            return CheckProblem::of(*cause, said);
+        let is_broken = |seen: &LookedAt| matches!(seen.result, Err(UnfitProgram::Broken { .. }));
+        if self.seen.iter().any(is_broken) {
+            return self.nothing_holds();
         }
         let elsewhere = self.seen.iter().filter_map(LookedAt::passed_over);
         let elsewhere: Vec<String> = elsewhere.collect();
@@ -229,8 +213,8 @@ impl LookedAt {
     /// Its line. A candidate that isn't there has none.
     fn note(&self, used: Option<&Path>) -> Option<CheckNote> {
         let ApptainerCandidate { program, place } = &self.candidate;
-        let known = match &self.result {
-            Ok(known) => known,
+        let version = match &self.result {
+            Ok(version) => version,
             Err(UnfitProgram::Absent(_)) => return None,
             Err(unfit) => {
                 let said = format!("{place}: {}", unfit.sentence(program));
@@ -242,7 +226,7 @@ impl LookedAt {
                 });
             }
         };
-        let is = format!("`{}` is `{}` ({place})", program.display(), known.version);
+        let is = format!("`{}` is `{version}` ({place})", program.display());
         if used.is_some_and(|used| used != program) && !self.failed.is_empty() {
             let reasons = self.reasons();
             let remedies = remedies(reasons.iter());
@@ -252,7 +236,7 @@ impl LookedAt {
                 remedies,
             ));
         }
-        if is_comparable(&known.version) {
+        if is_comparable(version) {
             return Some(CheckNote::Fine(is));
         }
         // The check `container`, which follows, decides.
