@@ -19,7 +19,8 @@ fn pilot(arguments: &str, incoming: &Queue, outgoing: &Queue) -> Scene {
 fn assert_only_the_event_fails(error: &str, label: &str, publish: impl FnOnce(&Queue)) {
     let (incoming, outgoing) = (Queue::unique(label), Queue::unique(label));
     publish(&incoming);
-    let outcome = pilot("cp {{INFILE}} {{OUTFILE}}", &incoming, &outgoing).run(SOON);
+    // Half a gigabyte is written by a debug binary on a busy machine.
+    let outcome = pilot("cp {{INFILE}} {{OUTFILE}}", &incoming, &outgoing).run(SOON * 4);
     outcome.assert_code(1);
     let expected = format!("RuntimeError: 1 TASK(S) FAILED: {error}");
     assert_eq!(outcome.last_line(), expected, "{}", outcome.stderr);

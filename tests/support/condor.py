@@ -25,7 +25,9 @@ elif verb == "unquote":
     print(json.dumps([classad.unquote(text) for text in json.load(sys.stdin)]))
 elif verb == "matches":
     text, machines = json.load(sys.stdin)
-    job = classad.parseOne(text)
+    # classad2 of HTCondor 23.9 refuses this text as condor_submit prints it, one attribute a line.
+    lines = [line for line in text.splitlines() if line]
+    job = classad.ClassAd(f"[{';'.join(lines)}]")
     machines = [classad.ClassAd({"Requirements": True, **machine}) for machine in machines]
     print(json.dumps([job.symmetricMatch(machine) for machine in machines]))
 else:
