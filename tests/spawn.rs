@@ -143,6 +143,7 @@ fn a_child_that_hangs_in_its_start_is_killed_when_the_pilot_is() {
 #[test]
 fn a_pilot_that_finds_apptainer_only_where_nothing_answers_says_so() {
     let (scene, _, bin) = scene();
+    let scene = scene.set("PATH", &bin);
     let _hanging = Mounted::mute(&bin);
     let outcome = scene.run(STARTED_WITHIN * 2);
     outcome.assert_code(3);

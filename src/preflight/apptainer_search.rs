@@ -84,7 +84,14 @@ impl<'a> ApptainerSearch<'a> {
                 return Err(CheckProblem::of(*cause, said));
             }
             let identity = match &result {
-                Err(UnfitProgram::Absent(_)) => None,
+                // A file system that hangs would not tell it either.
+                Err(
+                    UnfitProgram::Absent(_)
+                    | UnfitProgram::Broken {
+                        cause: Cause::Hanging,
+                        ..
+                    },
+                ) => None,
                 _ => identity(candidate.program.clone()).await,
             };
             if identity.is_some() && self.seen.iter().any(|seen| seen.identity == identity) {
