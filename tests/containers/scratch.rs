@@ -92,7 +92,7 @@ fn deep(in_tmp: usize, in_task_io: usize) -> String {
 
 #[test]
 fn a_tree_of_any_depth_costs_no_result_and_is_removed() {
-    let source = deep(8_000, 2_500) + "open(os.environ['EWMS_TASK_OUTFILE'], 'w').write('result')";
+    let source = deep(5_000, 2_500) + "open(os.environ['EWMS_TASK_OUTFILE'], 'w').write('result')";
     let init = format!("python3 -c {}", shell_words::quote(&deep(2_500, 0)));
     let scene = python_task(&source)
         .set("EWMS_PILOT_INIT_IMAGE", images::python())
