@@ -378,10 +378,15 @@ impl Driver<'_> {
         let round_trip = source.round_trip();
         if let Some(events) = self.lookahead.task_ended(report.wall, round_trip) {
             let round_trip_ms = round_trip.unwrap_or_default().as_millis();
-            info!(
-                events,
-                round_trip_ms, "events are held ahead of their slots, as the broker is far away"
-            );
+            if events == 0 {
+                info!(round_trip_ms, "no event is held ahead of its slot any more");
+            } else {
+                info!(
+                    events,
+                    round_trip_ms,
+                    "events are held ahead of their slots, as the broker is far away"
+                );
+            }
             source.look_ahead(events);
             self.new_lookahead = Some(events);
         }
