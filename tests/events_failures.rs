@@ -90,7 +90,7 @@ fn data_that_is_not_text_needs_a_json_infile() {
         concat!(
             r#"InvalidDataForInfileException("Incoming-message data ('<class 'dict'>' type) must be "#,
             r"JSON-serializable *and* use an infile with a '.json' extension (string or bytes data ",
-            r#"can have any file extension) for infile")"#
+            r#"can have any file extension) for infile; set EWMS_PILOT_INFILE_EXT=.json")"#
         ),
         "needs-json",
         |queue| queue.produce([r#"{"pixel": 1}"#]),

@@ -55,11 +55,11 @@ impl FileError {
 /// Why an infile was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum InfileError {
-    /// Data that is no text needs a `.json` infile. The error's text is the Python pilot's.
+    /// Data that is no text needs a `.json` infile. The error's text is the Python pilot's, and then the remedy.
     #[error(
         "Incoming-message data ('<class '{python_type}'>' type) must be JSON-serializable *and* \
          use an infile with a '.json' extension (string or bytes data can have any file extension) \
-         for infile"
+         for infile; set EWMS_PILOT_INFILE_EXT=.json"
     )]
     NeedsJson {
         /// Python's name for the type of the data.

@@ -97,7 +97,7 @@ fn other_values_need_a_json_infile_and_the_error_names_pythons_type() {
                     "InvalidDataForInfileException(\"Incoming-message data ('<class \
                      '{python_type}'>' type) must be JSON-serializable *and* use an infile with a \
                      '.json' extension (string or bytes data can have any file extension) for \
-                     infile\")"
+                     infile; set EWMS_PILOT_INFILE_EXT=.json\")"
                 )
             );
         }
