@@ -65,6 +65,30 @@ fn apptainers_program_is_an_absolute_path_or_none() {
     );
 }
 
+#[test]
+fn a_time_with_a_unit_is_refused_with_the_seconds_to_write() {
+    let advice = |name: &str, text: &str| problem(&[(name, text)]);
+    assert_eq!(
+        advice("EWMS_PILOT_TASK_TIMEOUT", "5m"),
+        "`EWMS_PILOT_TASK_TIMEOUT` is `5m`: expected whole seconds, 1 or more; write `300`"
+    );
+    assert_eq!(
+        advice("EWMS_PILOT_KILL_GRACE", "1 min"),
+        "`EWMS_PILOT_KILL_GRACE` is `1 min`: expected seconds, 0 or more, fractions allowed; write `60`"
+    );
+    for (text, seconds) in [("2h", "`7200`"), ("1D", "`86400`"), ("90s", "`90`")] {
+        let advice = advice("EWMS_PILOT_MAX_RUNTIME", text);
+        assert!(advice.ends_with(&format!("; write {seconds}")), "{advice}");
+    }
+    for text in ["5x", "m", "1.5h"] {
+        assert!(
+            !advice("EWMS_PILOT_INIT_TIMEOUT", text).contains("write"),
+            "{text}"
+        );
+    }
+    assert!(!advice("EWMS_PILOT_PREFETCH", "5m").contains("write"));
+}
+
 fn seconds(number: u64) -> Duration {
     Duration::from_secs(number)
 }

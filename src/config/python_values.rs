@@ -73,6 +73,21 @@ pub(super) fn size(text: &str) -> Option<u64> {
         .map(|bytes| bytes as u64)
 }
 
+/// The seconds of a whole number with a unit of time, as a person writes it: `90s`, `5m`, `5 min`, `2h`, `1d`.
+pub(super) fn time(text: &str) -> Option<u64> {
+    let text = text.trim_matches(is_space);
+    let number_ends = text.find(|letter: char| !letter.is_ascii_digit())?;
+    let (number, unit) = text.split_at(number_ends);
+    let factor = match unit.trim_start_matches(is_space).to_lowercase().as_str() {
+        "s" | "sec" | "secs" | "second" | "seconds" => 1,
+        "m" | "min" | "mins" | "minute" | "minutes" => 60,
+        "h" | "hour" | "hours" => 3_600,
+        "d" | "day" | "days" => 86_400,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
 /// A Python level name, in any case. `CRITICAL` has no equal here and becomes `ERROR`.
 pub(super) fn level(text: &str) -> Option<LevelFilter> {
     match text.to_uppercase().as_str() {

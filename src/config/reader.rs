@@ -98,10 +98,11 @@ impl<'a> VariableReader<'a> {
         let text = self.text_or_default(variable)?;
         let value = parser(text);
         if value.is_none() {
+            let expected = variable.kind.expected();
             self.refuse(
                 variable,
                 text,
-                format!("expected {}", variable.kind.expected()),
+                format!("expected {expected}{}", in_seconds(variable.kind, text)),
             );
         }
         value
@@ -301,6 +302,13 @@ pub(super) fn shown(variable: &Variable, text: &str) -> String {
         _ => text.to_owned(),
     };
     one_line(&text)
+}
+
+/// The remedy for a time with a unit, which Python would refuse.
+fn in_seconds(kind: ValueKind, text: &str) -> String {
+    let is_time = matches!(kind, ValueKind::Seconds { .. } | ValueKind::Duration);
+    let meant = python_values::time(text).filter(|_| is_time);
+    meant.map_or_else(String::new, |seconds| format!("; write `{seconds}`"))
 }
 
 /// A number from 1 to the type's maximum, [`MOST`](super::variables::MOST).
