@@ -2,6 +2,7 @@
 //! ones, are in `images_conversion`.
 
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -117,13 +118,47 @@ fn an_empty_directory_is_no_image() {
 }
 
 #[test]
-fn a_damaged_image_is_told_in_apptainers_words() {
-    let outcome = refused("damaged.sif", true, truncated_sif);
-    let line = outcome.last_line();
-    assert!(line.contains("can't be converted: "), "{line}");
-    assert!(!line.contains("<no stderr logs>"), "{line}");
+fn a_damaged_image_is_called_damaged_with_its_flaw_and_a_remedy() {
+    let cut = refused("damaged.sif", true, truncated_sif);
+    let size = fs::metadata(images::busybox_sif())
+        .expect("it is there")
+        .len();
+    let flaw = format!(
+        "image `damaged.sif` is damaged: it has {} bytes, and by its header it needs {size}; copy it again, or build it anew",
+        size / 2
+    );
+    assert!(cut.last_line().ends_with(&flaw), "{}", cut.last_line());
+
+    let corrupt = refused("damaged.sif", true, |path| {
+        fs::copy(images::busybox_sif(), path).expect("copied");
+        let file = File::options().write(true).open(path).expect("it is ours");
+        file.write_all_at(&[7; 8192], size - 12_288)
+            .expect("written");
+    });
+    let line = corrupt.last_line();
     assert!(
-        line.len() > "ContainerSetupError: image ``".len() + 60,
+        line.contains("image `damaged.sif` is damaged: its file system is corrupt; "),
+        "{line}"
+    );
+
+    let archive = refused("docker-archive:damaged.tar", true, |path| {
+        let whole = path.with_file_name("whole.tar");
+        let script = include_str!("images_archive.py");
+        let made = Command::new("python3")
+            .args(["-c", script])
+            .args([images::busybox(), whole.clone()])
+            .status();
+        assert!(made.expect("there is python3").success());
+        let bytes = fs::read(&whole).expect("it is there");
+        fs::write(
+            path.with_file_name("damaged.tar"),
+            &bytes[..bytes.len() / 2],
+        )
+        .expect("written");
+    });
+    let line = archive.last_line();
+    assert!(
+        line.contains("image `docker-archive:damaged.tar` is damaged: it ends too early; "),
         "{line}"
     );
 }
@@ -220,5 +255,19 @@ fn the_image_of_the_init_container_is_held_to_the_same_rules() {
     let outcome = scene.run(SOON);
     outcome.assert_code(6);
     assert!(outcome.last_line().contains("is no sandbox directory"));
+
+    truncated_sif(&scene.dir().join("init.sif"));
+    let scene = scene
+        .set("EWMS_PILOT_INIT_IMAGE", "init.sif")
+        .set(CONVERT.0, CONVERT.1);
+    let run = scene.run(SOON);
+    let scene = scene.arg("check");
+    for outcome in [run, scene.run(SOON)] {
+        let said = format!("{}{}", outcome.assert_code(6).stdout, outcome.stderr);
+        assert!(
+            said.contains("image `init.sif` is damaged: it has "),
+            "{said}"
+        );
+    }
     assert_eq!(incoming.files().len(), 1);
 }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::command::{Apptainer, Invocation, UserNamespace};
 use super::fs_util::remove_tree;
-use super::image_format::is_image;
+use super::image_format::{self, ImageFile};
 use super::probe_script::{self, ENV_DIR, LAST};
 use super::reference::{self, Reference};
 use super::{Bind, rootfs, runscript};
@@ -41,6 +41,8 @@ pub enum Resolution {
 /// share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conversion {
+    /// The image as the user wrote it: equal failures of different jobs read the same.
+    image: String,
     source: String,
     store: PathBuf,
     name: String,
@@ -87,6 +89,9 @@ pub enum ImageError {
          outside of any container)"
     )]
     NoImage { image: String },
+    /// Its content is not whole.
+    #[error("image `{image}` is damaged: {flaw}; copy it again, or build it anew")]
+    Damaged { image: String, flaw: String },
     #[error(
         "converted images can't be kept in `{store}`: {reason}; \
          set _EWMS_PILOT_APPTAINER_BUILD_WORKDIR to a directory of your own with enough space"
@@ -122,6 +127,7 @@ impl ImageError {
             | Self::Empty { .. }
             | Self::NoDirectory { .. }
             | Self::NoImage { .. }
+            | Self::Damaged { .. }
             | Self::Runscript { .. }
             // The directory for converted images is configured with the image.
             | Self::Store { .. } => FaultClass::Image,
@@ -183,6 +189,7 @@ impl Resolution {
             .simple()
             .to_string();
         Ok(Self::Convert(Conversion {
+            image: image.to_owned(),
             name: format!("{}-{}", reference::label(image), &hash[..16]),
             // One for each user: other users' images are not to be trusted.
             store: workdir.join(format!("ewms-pilot-images-{}", geteuid())),
@@ -191,19 +198,19 @@ impl Resolution {
     }
 }
 
-/// Refuses a file that is no image: Apptainer would run it as a definition.
+/// Refuses a file that is no image, which Apptainer would run as a definition, and one that is cut off.
 fn check_format(image: &str, path: &Path) -> Result<(), ImageError> {
+    let image = image.to_owned();
     // Opening a FIFO would block.
-    let found = path.is_file().then(|| is_image(path)).transpose();
-    match found {
-        Ok(Some(true)) => Ok(()),
-        Ok(_) => Err(ImageError::NoImage {
-            image: image.to_owned(),
+    let found = path.is_file().then(|| image_format::examine(path));
+    match found.transpose() {
+        Ok(Some(ImageFile::Complete)) => Ok(()),
+        Ok(Some(ImageFile::CutOff { has, needs })) => Err(ImageError::Damaged {
+            image,
+            flaw: format!("it has {has} bytes, and by its header it needs {needs}"),
         }),
-        Err(source) => Err(ImageError::Unreadable {
-            image: image.to_owned(),
-            source,
-        }),
+        Ok(Some(ImageFile::NoImage) | None) => Err(ImageError::NoImage { image }),
+        Err(source) => Err(ImageError::Unreadable { image, source }),
     }
 }
 
@@ -262,7 +269,7 @@ impl Conversion {
             let waited = began.elapsed();
             if waited >= patience {
                 return Err(ImageError::Busy {
-                    image: self.source,
+                    image: self.image,
                     seconds: waited.as_secs(),
                 });
             }
@@ -385,7 +392,7 @@ impl ConversionLock {
     /// When `stdout` contains no runscript, or it can't be written.
     pub fn restore(&self, stdout: &[u8]) -> Result<(), ImageError> {
         let lost = || ImageError::Runscript {
-            image: self.conversion.source.clone(),
+            image: self.conversion.image.clone(),
         };
         let text = probe_script::read_by(&self.word(), stdout).ok_or_else(lost)?;
         let path = rootfs::resolve(&self.made(), Path::new(runscript::RUNSCRIPT));
@@ -423,15 +430,40 @@ impl ConversionLock {
     /// After the command failed: returns the error, with a quote from Apptainer's `stderr`.
     #[must_use]
     pub fn failed(&self, stderr: &[u8]) -> ImageError {
+        if let Some(flaw) = self.damage(stderr) {
+            return ImageError::Damaged {
+                image: self.conversion.image.clone(),
+                flaw: flaw.to_owned(),
+            };
+        }
         let said = fault::apptainer_error(stderr).unwrap_or_else(|| fault::reason(stderr));
         let cause = fault::find_cause(stderr).map(|(cause, _)| cause);
-        // The temporary name is removed, so that equal failures read the same.
-        let reason = fault::scrub(&said, &[(&self.making.to_string_lossy(), "<scratch>")]);
+        // Paths of this job are removed, so that equal failures read the same.
+        let Conversion { image, source, .. } = &self.conversion;
+        let making = self.making.to_string_lossy();
+        let reason = fault::scrub(&said, &[(&making, "<scratch>"), (source, image)]);
         ImageError::Build {
-            image: self.conversion.source.clone(),
+            image: self.conversion.image.clone(),
             reason,
             cause,
         }
+    }
+
+    /// The flaw of a local image that unpacking came upon, in the words of `unsquashfs` and of Go's `tar`. A
+    /// download that ends early says the same, and is no damage.
+    fn damage(&self, stderr: &[u8]) -> Option<&'static str> {
+        const SIGNS: [(&str, &str); 3] = [
+            (
+                "File system corruption detected",
+                "its file system is corrupt",
+            ),
+            ("unexpected EOF", "it ends too early"),
+            ("invalid tar header", "its archive is corrupt"),
+        ];
+        let text = fault::readable(stderr);
+        let is_local = !self.conversion.source.contains("://");
+        let sign = SIGNS.iter().find(|(sign, _)| text.contains(sign));
+        sign.filter(|_| is_local).map(|(_, flaw)| *flaw)
     }
 
     fn made(&self) -> PathBuf {

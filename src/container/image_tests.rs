@@ -148,6 +148,28 @@ async fn a_failed_conversion_leaves_nothing_and_quotes_apptainer() {
 }
 
 #[tokio::test]
+async fn what_unpacking_says_of_a_damaged_image_is_said_plainly() {
+    let corrupt = b"FATAL:   While performing build: extract command failed:\nRead on filesystem failed because EOF\n\
+                    FATAL ERROR: File system corruption detected\n";
+    let short = b"FATAL:   While performing build: unpacking: unexpected EOF\n";
+    let context = Bench::new();
+    let locked = context.ours().await;
+    for (stderr, flaw) in [
+        (&corrupt[..], "is corrupt; copy it"),
+        (short, "ends too early; copy it"),
+    ] {
+        let error = locked.failed(stderr);
+        assert_eq!(error.class(), FaultClass::Image);
+        assert!(!error.depends_on_apptainer());
+        let text = error.to_string();
+        assert!(
+            text.contains("x.sif` is damaged: ") && text.contains(flaw),
+            "{text}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_success_without_a_directory_is_a_failure() {
     let context = Bench::new();
     let error = context
