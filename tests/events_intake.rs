@@ -222,7 +222,9 @@ fn a_pilot_with_one_slot_leaves_the_other_events_to_others() {
 
 #[test]
 fn an_empty_queue_ends_the_pilot_well_and_with_a_warning() {
-    let Setting { scene, .. } = setting("empty", "true");
+    let Setting {
+        scene, incoming, ..
+    } = setting("empty", "true");
     let outcome = scene
         .set("EWMS_PILOT_TIMEOUT_QUEUE_WAIT_FOR_FIRST_MESSAGE", "2")
         .run(SOON);
@@ -230,6 +232,25 @@ fn an_empty_queue_ends_the_pilot_well_and_with_a_warning() {
     let warning =
         |line: &str| line.contains("WARN") && line.ends_with("No Messages Were Received.");
     assert!(outcome.stderr.lines().any(warning), "{}", outcome.stderr);
+    let unused = format!(
+        "the queue `{}` is empty and has no other consumers: is this its name",
+        incoming.name()
+    );
+    assert!(outcome.stderr.contains(&unused), "{}", outcome.stderr);
+}
+
+#[test]
+fn an_empty_queue_with_another_consumer_is_not_said_to_be_unused() {
+    let Setting { scene, .. } = setting("shared", "true");
+    let scene = scene.set("EWMS_PILOT_TIMEOUT_QUEUE_WAIT_FOR_FIRST_MESSAGE", "600");
+    let mut other = scene.start();
+    other.wait_for_line("AwaitingFirstMessage", SOON);
+    let outcome = scene
+        .set("EWMS_PILOT_TIMEOUT_QUEUE_WAIT_FOR_FIRST_MESSAGE", "1")
+        .run(SOON);
+    let stderr = &outcome.assert_code(0).stderr;
+    assert!(stderr.contains("others take its events"), "{stderr}");
+    assert!(!stderr.contains("no other consumers"), "{stderr}");
 }
 
 #[test]

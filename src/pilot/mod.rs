@@ -229,6 +229,9 @@ async fn live(
         summary::log_no_outfiles(tally.no_output);
     }
     summary::log(&finished, recorder);
+    if summary::ended_for_lack_of_events(&finished.conclusion) {
+        summary::log_unused_queues(&config.incoming).await;
+    }
     summary::log_outages(outage_policy.stats());
     summary::ended(&finished.conclusion)
 }

@@ -1,12 +1,16 @@
 //! The end of a pilot: its last log lines and its exit code.
 
+use std::time::Duration;
+
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::driver::LoopEnd;
 use super::recorder::Recorder;
 use super::state::Conclusion;
-use super::{PilotError, PilotExit};
-use crate::broker::BrokerStats;
+use super::{PilotError, PilotExit, address};
+use crate::broker::{self, BrokerStats, Direction, QueueLook};
+use crate::config::QueueConfig;
 use crate::exit::Exit;
 use crate::fault::Diagnosis;
 
@@ -32,6 +36,49 @@ pub(super) fn log(finished: &LoopEnd, recorder: &Recorder) {
     }
     for (text, count) in finished.conclusion.failures.by_frequency() {
         error!(count, error = %text, "tasks failed alike");
+    }
+}
+
+/// Whether the pilot got no event, and nothing else ended it.
+pub(super) fn ended_for_lack_of_events(conclusion: &Conclusion) -> bool {
+    let was_cut_short =
+        conclusion.fatal.is_some() || conclusion.disk_low.is_some() || conclusion.signal.is_some();
+    conclusion.tally.received == 0 && !was_cut_short
+}
+
+/// How long a look at the queues may take at the end of a pilot that got no event.
+const LOOK_WITHIN: Duration = Duration::from_secs(5);
+
+/// Logs why no event came, as far as a look at each incoming queue tells: a queue that is empty and that nobody
+/// else uses may have the wrong name.
+pub(super) async fn log_unused_queues(queues: &[QueueConfig]) {
+    for QueueConfig { name, broker } in queues {
+        let looking = broker::look(Direction::Incoming, name, address(broker));
+        // A broker that doesn't answer now has no part in this.
+        let Ok(Ok(look)) = timeout(LOOK_WITHIN, looking).await else {
+            continue;
+        };
+        let found = match look {
+            QueueLook::Missing => "is gone".to_owned(),
+            QueueLook::There {
+                waiting: 0,
+                consumers: 0,
+            } => "is empty and has no other consumers".to_owned(),
+            QueueLook::There {
+                waiting: 0,
+                consumers,
+            } => {
+                info!(
+                    queue = name,
+                    consumers, "the queue is empty, and others take its events"
+                );
+                continue;
+            }
+            QueueLook::There { .. } => continue,
+        };
+        warn!(
+            "the queue `{name}` {found}: is this its name, and are events in it? (EWMS_PILOT_QUEUE_INCOMING)"
+        );
     }
 }
 
