@@ -61,11 +61,10 @@ fn job(transfer_input: &str) -> (Scene, Vec<String>, SpoolQueue, Queue) {
     }
     // That a hub is full of secrets is no reason to hide the events that wait in the spool from the pilot.
     fs::write(at("token"), "guest").expect("written");
-    write(
-        &at("ewms_htcondor_envfile.sh"),
-        &format!("export A_SECRET={SECRET}\n"),
-    );
-    for (number, name) in ["x509up", "bearer", "ewms_htcondor_envfile.sh"]
+    for name in ["ewms_htcondor_envfile.sh", "my.env"] {
+        write(&at(name), &format!("export A_SECRET={SECRET}\n"));
+    }
+    for (number, name) in ["x509up", "bearer", "ewms_htcondor_envfile.sh", "my.env"]
         .iter()
         .enumerate()
     {
@@ -88,7 +87,7 @@ fn job(transfer_input: &str) -> (Scene, Vec<String>, SpoolQueue, Queue) {
 
     let tops = own.iter().filter_map(|name| name.split('/').next());
     let mut names: Vec<String> = tops.map(str::to_owned).collect();
-    names.extend(["token", "token-too", "a-link", "data", "a.txt"].map(str::to_owned));
+    names.extend(["my.env", "token", "token-too", "a-link", "data", "a.txt"].map(str::to_owned));
     names.dedup();
     let list = transfer_input.replace("ALL", &names.join(","));
     let ad = at(".job.ad");
@@ -105,6 +104,7 @@ fn job(transfer_input: &str) -> (Scene, Vec<String>, SpoolQueue, Queue) {
         .set("_CONDOR_CREDS", at("creds"))
         .set("X509_USER_PROXY", proxy)
         .set("BEARER_TOKEN_FILE", bearer)
+        .set("EWMS_PILOT_ENV_FILE", "my.env")
         .set("EWMS_PILOT_TASK_LOG", "tasks-of-old.jsonl")
         .set("EWMS_PILOT_QUEUE_OUTGOING", outgoing.name())
         .set("EWMS_PILOT_QUEUE_OUTGOING_BROKER_TYPE", "rabbitmq")

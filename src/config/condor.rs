@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::AdGpus;
 use super::apptainer_hints::{NamedApptainer, condor_root, named_apptainers};
 use super::classad::{ClassAd, JOB_AD, MACHINE_AD};
-use super::environment::{ENV_FILE_NAME, Environment, SCRATCH};
+use super::environment::{ENV_FILE_NAME, Environment, SCRATCH, named};
 use super::machine_names::MachineNames;
 use super::problem::one_line;
 
@@ -108,7 +108,7 @@ impl CondorJob {
             root: condor_root(environment),
             input_files: scratch
                 .as_deref()
-                .map(|scratch| input_files(&job, scratch, warnings))
+                .map(|scratch| input_files(&job, scratch, named(environment), warnings))
                 .unwrap_or_default(),
             secrets: secrets(environment, &job, scratch.as_deref()),
             papers: papers(environment, &job, scratch.as_deref()),
@@ -206,7 +206,12 @@ fn papers(environment: &Environment, job: &ClassAd, scratch: Option<&Path>) -> V
 /// directory. Of a directory with a slash at its end HTCondor transfers the content, whose names are not
 /// listed anywhere: then everything counts that is neither the pilot's nor HTCondor's own. Files that are
 /// the pilot's by another name are left out when they are gathered.
-fn input_files(job: &ClassAd, scratch: &Path, warnings: &mut Vec<String>) -> Vec<PathBuf> {
+fn input_files(
+    job: &ClassAd,
+    scratch: &Path,
+    env_file: Option<&Path>,
+    warnings: &mut Vec<String>,
+) -> Vec<PathBuf> {
     let Some(list) = job.string("TransferInput") else {
         return Vec::new();
     };
@@ -231,9 +236,11 @@ fn input_files(job: &ClassAd, scratch: &Path, warnings: &mut Vec<String>) -> Vec
     if !contents.is_empty() {
         names.extend(names_in(scratch));
     }
+    let env_file = env_file.and_then(Path::file_name);
     names
         .iter()
         .filter(|name| !OWN_FILES.iter().any(|own| name.as_os_str() == *own))
+        .filter(|name| Some(name.as_os_str()) != env_file)
         .map(|name| scratch.join(name))
         .collect()
 }
@@ -334,6 +341,21 @@ mod tests {
         assert_eq!(job.chirp_file, Some(scratch.path().join(".chirp.config")));
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(warnings[0].starts_with("no input file `lost` "));
+    }
+
+    #[test]
+    fn an_env_file_of_another_name_is_no_input_file() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        for name in ["my.env", "table.fits"] {
+            std::fs::write(scratch.path().join(name), "").expect("written");
+        }
+        let ad = "TransferInput = \"conf/my.env,table.fits\"\n";
+        let mut environment = environment(scratch.path(), ad);
+        environment.insert("EWMS_PILOT_ENV_FILE".into(), "my.env".into());
+        let mut warnings = Vec::new();
+        let job = CondorJob::find(&environment, &mut warnings);
+        assert_eq!(job.input_files, [scratch.path().join("table.fits")]);
+        assert_eq!(warnings, [""; 0]);
     }
 
     #[test]

@@ -8,80 +8,146 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::env_json::is_name;
+use super::env_file_syntax::commands;
 use super::problem::ConfigProblem;
-use super::variables::DATA_DIR_PARENT;
+use super::variables::{DATA_DIR_PARENT, ENV_FILE};
 use crate::regular_file;
 
 pub type Environment = BTreeMap<OsString, OsString>;
 
-/// The env file's name, in the working directory or in HTCondor's scratch directory.
+/// The env file's name, in the working directory or in HTCondor's scratch directory, unless the variable
+/// `EWMS_PILOT_ENV_FILE` gives another.
 pub const ENV_FILE_NAME: &str = "ewms_htcondor_envfile.sh";
 
 /// The variable that names the directory for a job's files.
 pub(super) const SCRATCH: &str = "_CONDOR_SCRATCH_DIR";
 
 /// The environment, with the variables of the env file that it doesn't have itself. Errors in the file are
-/// added to `problems`; a missing file is none.
+/// added to `problems`; a missing file is none, unless the environment names it.
 pub(super) fn with_env_file(
     environment: &Environment,
     cwd: &Path,
     problems: &mut Vec<ConfigProblem>,
 ) -> Environment {
     let mut merged = environment.clone();
+    match EnvFile::find(environment, cwd) {
+        Some(file) => {
+            problems.extend(file.problems);
+            for (name, value) in file.variables {
+                merged.entry(name).or_insert(value);
+            }
+        }
+        None => problems.extend(not_found(environment, cwd)),
+    }
+    merged
+}
+
+/// A file that the environment names has to be there.
+fn not_found(environment: &Environment, cwd: &Path) -> Option<ConfigProblem> {
+    let name = named(environment).filter(|name| !name.as_os_str().is_empty())?;
+    let advice = format!(
+        "there is no such file in `{}`; name one that is there, with its directory if it is elsewhere",
+        cwd.display()
+    );
+    let name = name.display().to_string();
+    Some(ConfigProblem::value(ENV_FILE.name, &name, advice))
+}
+
+/// The env file that the environment names; an empty name means none.
+pub(super) fn named(environment: &Environment) -> Option<&Path> {
+    environment.get(OsStr::new(ENV_FILE.name)).map(Path::new)
+}
+
+/// Where a file of this name is looked for, in order.
+fn places(environment: &Environment, cwd: &Path, name: &Path) -> Vec<PathBuf> {
     let scratch = environment.get(OsStr::new(SCRATCH)).map(Path::new);
-    for directory in [Some(cwd), scratch].into_iter().flatten() {
-        let path = directory.join(ENV_FILE_NAME);
-        let file = path.display().to_string();
-        let unreadable = |reason: String| ConfigProblem::UnreadableEnvFile {
-            file: file.clone(),
-            reason,
+    let directories = [Some(cwd), scratch].into_iter().flatten();
+    directories.map(|directory| directory.join(name)).collect()
+}
+
+/// All paths at which the job may have an env file: a job that names one may have the usual one, too.
+pub(super) fn env_files(environment: &Environment, cwd: &Path) -> Vec<PathBuf> {
+    let own = named(environment).filter(|name| !name.as_os_str().is_empty());
+    own.into_iter()
+        .chain([Path::new(ENV_FILE_NAME)])
+        .flat_map(|name| places(environment, cwd, name))
+        .collect()
+}
+
+/// The env file of a job, as it was read.
+#[derive(Debug, Clone)]
+pub struct EnvFile {
+    pub path: PathBuf,
+    pub variables: Environment,
+    pub problems: Vec<ConfigProblem>,
+}
+
+impl EnvFile {
+    /// The file that a pilot with this environment reads when it starts in `cwd`, which is absolute.
+    #[must_use]
+    pub fn find(environment: &Environment, cwd: &Path) -> Option<Self> {
+        let name = named(environment).unwrap_or(Path::new(ENV_FILE_NAME));
+        if name.as_os_str().is_empty() {
+            return None;
+        }
+        let places = places(environment, cwd, name);
+        places.iter().find_map(|path| Self::read(path))
+    }
+
+    /// `None` if there is no file.
+    fn read(path: &Path) -> Option<Self> {
+        let shown = path.display().to_string();
+        let mut file = Self {
+            path: path.to_owned(),
+            variables: Environment::new(),
+            problems: Vec::new(),
         };
-        let bytes = match regular_file::read(&path) {
-            Ok(bytes) => bytes,
+        let unreadable = |reason: &str| ConfigProblem::UnreadableEnvFile {
+            file: shown.clone(),
+            reason: reason.to_owned(),
+        };
+        match regular_file::read(path).map(String::from_utf8) {
+            Ok(Ok(text)) => file.take(&text),
+            Ok(Err(_secret)) => file.problems.push(unreadable(
+                "it is not UTF-8 text; write it again or remove it",
+            )),
             Err(error)
                 if matches!(
                     error.kind(),
                     io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
                 ) =>
             {
-                continue;
+                return None;
             }
-            Err(error) => {
-                problems.push(unreadable(format!(
-                    "{error}; make it readable or remove it"
-                )));
-                break;
-            }
-        };
-        let Ok(text) = String::from_utf8(bytes) else {
-            problems.push(unreadable(
-                "it is not UTF-8 text; write it again or remove it".to_owned(),
-            ));
-            break;
-        };
-        let mut exported = Environment::new();
-        for command in commands(&text) {
-            match command.assignment() {
-                Ok(None) => {}
-                Ok(Some((name, value))) => {
-                    exported.insert(OsString::from(name), OsString::from(value));
-                }
-                Err(advice) => {
-                    problems.push(ConfigProblem::EnvFile {
-                        file: file.clone(),
-                        line: command.line,
-                        advice,
-                    });
-                }
-            }
+            Err(error) => file.problems.push(unreadable(&format!(
+                "{error}; make it readable or remove it"
+            ))),
         }
-        for (name, value) in exported {
-            merged.entry(name).or_insert(value);
-        }
-        break;
+        Some(file)
     }
-    merged
+
+    fn take(&mut self, text: &str) {
+        for command in commands(text) {
+            let advice = match command.assignment() {
+                Ok(None) => continue,
+                Ok(Some((name, _))) if name == ENV_FILE.name => {
+                    format!(
+                        "`{name}` has no effect in an env file: set it in the pilot's environment"
+                    )
+                }
+                Ok(Some((name, value))) => {
+                    self.variables.insert(name.into(), value.into());
+                    continue;
+                }
+                Err(advice) => advice,
+            };
+            self.problems.push(ConfigProblem::EnvFile {
+                file: self.path.display().to_string(),
+                line: command.line,
+                advice,
+            });
+        }
+    }
 }
 
 /// The directories in which a pilot with these settings may keep `ewms-pilot-data/`: the working directory,
@@ -110,255 +176,9 @@ pub fn data_parents(environment: &Environment, cwd: &Path) -> Vec<PathBuf> {
     different
 }
 
-/// One command of the file, which may span lines inside of quotes.
-#[derive(Debug, Default)]
-struct ShellCommand {
-    line: usize,
-    text: String,
-    flaw: Option<ShellFlaw>,
-}
-
-/// The reason why a command is no plain assignment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ShellFlaw {
-    /// A shell would do something at this character.
-    Special(char),
-    /// The file ends inside of quotes.
-    OpenQuote,
-}
-
-impl ShellCommand {
-    /// Whether the next character starts a word. After an escaped blank it doesn't, since that blank is part
-    /// of a word.
-    fn between_words(&self) -> bool {
-        let text = &self.text;
-        text.is_empty() || (text.ends_with([' ', '\t']) && !text[..text.len() - 1].ends_with('\\'))
-    }
-
-    /// The variable that the command exports, or `None` when it does nothing.
-    fn assignment(&self) -> Result<Option<(String, String)>, String> {
-        match self.flaw {
-            Some(ShellFlaw::OpenQuote) => {
-                return Err("a quote that is opened here is never closed".to_owned());
-            }
-            Some(ShellFlaw::Special('\r')) => {
-                return Err(
-                    "the line ends as on Windows: write the file with Unix line ends".to_owned(),
-                );
-            }
-            Some(ShellFlaw::Special(c)) => {
-                return Err(format!(
-                    "`{}` would be expanded or run by a shell, which this file never meets: put the \
-                     value between single quotes",
-                    c.escape_debug()
-                ));
-            }
-            None => {}
-        }
-        let expected =
-            || Err("expected `export NAME='value'`, `set -x`, `set +x` or a comment".to_owned());
-        let Ok(words) = shell_words::split(&self.text) else {
-            return expected();
-        };
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        match words[..] {
-            [] | ["set", "-x" | "+x"] => Ok(None),
-            ["export", assignment] => match assignment.split_once('=') {
-                Some((name, _)) if !is_name(name) => Err(
-                    "the name of the variable is none: use ASCII letters, digits and `_`"
-                        .to_owned(),
-                ),
-                Some((name, value)) if value.contains('\0') => {
-                    Err(format!("the value of `{name}` has a zero byte in it"))
-                }
-                Some((name, value)) => Ok(Some((name.to_owned(), value.to_owned()))),
-                None => expected(),
-            },
-            ["export", _, ..] => Err(
-                "one `export` sets one variable; put a value with spaces between quotes".to_owned(),
-            ),
-            _ => expected(),
-        }
-    }
-}
-
-/// The quotes that a character stands in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Quoting {
-    Bare,
-    Single,
-    Double,
-}
-
-/// Cuts the text into commands at the line ends that stand outside of quotes.
-fn commands(text: &str) -> Vec<ShellCommand> {
-    let mut commands = Vec::new();
-    let mut command = ShellCommand {
-        line: 1,
-        ..ShellCommand::default()
-    };
-    let mut quoting = Quoting::Bare;
-    let mut line = 1;
-    let mut rest = text.chars().peekable();
-    while let Some(c) = rest.next() {
-        line += usize::from(c == '\n');
-        match (quoting, c) {
-            (Quoting::Bare, '\n') => {
-                let next = ShellCommand {
-                    line,
-                    ..ShellCommand::default()
-                };
-                commands.push(std::mem::replace(&mut command, next));
-                continue;
-            }
-            (Quoting::Bare, '#') if command.between_words() => {
-                while rest.next_if(|&c| c != '\n').is_some() {}
-                continue;
-            }
-            (Quoting::Bare, '\'') => quoting = Quoting::Single,
-            (Quoting::Bare, '"') => quoting = Quoting::Double,
-            (Quoting::Single, '\'') | (Quoting::Double, '"') => quoting = Quoting::Bare,
-            (Quoting::Bare | Quoting::Double, '\\') => {
-                command.text.push(c);
-                let Some(escaped) = rest.next() else { break };
-                line += usize::from(escaped == '\n');
-                command.text.push(escaped);
-                continue;
-            }
-            (Quoting::Bare, _) if !is_plain(c) => special(&mut command, c),
-            (Quoting::Double, '$' | '`') => special(&mut command, c),
-            _ => {}
-        }
-        command.text.push(c);
-    }
-    if quoting != Quoting::Bare {
-        command.flaw = Some(ShellFlaw::OpenQuote);
-    }
-    commands.push(command);
-    commands
-}
-
-fn special(command: &mut ShellCommand, c: char) {
-    command.flaw.get_or_insert(ShellFlaw::Special(c));
-}
-
-/// The characters that Python's `shlex.quote` leaves without quotes, and blanks.
-fn is_plain(c: char) -> bool {
-    c.is_ascii_alphanumeric() || " \t@%+=:,./_-".contains(c)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    type Variables = Vec<(String, String)>;
-    type Problems = Vec<(usize, String)>;
-
-    fn read(text: &str) -> (Variables, Problems) {
-        let mut variables = Vec::new();
-        let mut problems = Vec::new();
-        for command in commands(text) {
-            match command.assignment() {
-                Ok(variable) => variables.extend(variable),
-                Err(advice) => problems.push((command.line, advice)),
-            }
-        }
-        (variables, problems)
-    }
-
-    fn value(text: &str) -> String {
-        let (variables, problems) = read(text);
-        assert_eq!(problems, [], "{text}");
-        assert_eq!(variables.len(), 1, "{text}");
-        variables[0].1.clone()
-    }
-
-    #[test]
-    fn what_the_service_writes_is_read() {
-        let text = "#!/bin/sh\nset -x\n\nexport A=plain/text-1\nexport B='with \"spaces\"'\n\
-                    export C=''\n  # a remark with $HOME and 'quote\nexport D=1 # more\nset +x\n";
-        let (variables, problems) = read(text);
-        assert_eq!(problems, []);
-        let variables: Vec<(&str, &str)> = variables.iter().map(|(n, v)| (&**n, &**v)).collect();
-        assert_eq!(
-            variables,
-            [
-                ("A", "plain/text-1"),
-                ("B", "with \"spaces\""),
-                ("C", ""),
-                ("D", "1")
-            ]
-        );
-    }
-
-    #[test]
-    fn quoting_is_the_shells() {
-        assert_eq!(value(r#"export A='it'"'"'s $HOME `x`'"#), "it's $HOME `x`");
-        assert_eq!(value(r#"export A="a\$b\"c\\d\e""#), r#"a$b"c\d\e"#);
-        assert_eq!(value(r"export A=a\ b\'c"), "a b'c");
-        assert_eq!(value("export A='x # y' # z"), "x # y");
-        assert_eq!(value("export A=b=c"), "b=c");
-        assert_eq!(value("export A=''"), "");
-    }
-
-    #[test]
-    fn values_span_lines() {
-        let (variables, problems) =
-            read("export A='import x\n\nexport B=$(no)\n'\nexport C=d\\\ne\nbad\n");
-        assert_eq!(variables[0].1, "import x\n\nexport B=$(no)\n");
-        assert_eq!(variables[1].1, "de");
-        assert_eq!(problems.len(), 1);
-        assert_eq!(problems[0].0, 7);
-    }
-
-    #[test]
-    fn what_a_shell_would_do_is_an_error_and_not_done() {
-        for text in [
-            "export A=$(touch x)",
-            "export A=`touch x`",
-            "export A=\"$HOME\"",
-            "export A=\"`x`\"",
-            "export A=$B",
-            "export A=~/x",
-            "export A=*",
-            "export A=a;touch x",
-            "export A=a|b",
-            "export A=a & b",
-            "export A=x>y",
-            "export A={1,2}",
-            r"export A=\ #b",
-            "export A=b#c",
-            "export A=$'x'",
-            "(export A=1)",
-        ] {
-            let (variables, problems) = read(text);
-            assert_eq!(variables, [], "{text}");
-            assert!(problems[0].1.contains("by a shell"), "{text}: {problems:?}");
-        }
-    }
-
-    #[test]
-    fn other_lines_are_errors_without_their_content() {
-        for text in [
-            "A=hidden",
-            "export hidden",
-            "export A=hidden hidden",
-            "export 1A=hidden",
-            "source hidden",
-            "set -e",
-            "unset hidden",
-            "export",
-            "export -n A=hidden",
-            "export A='hidden",
-            "export A=hidden\r",
-        ] {
-            let (variables, problems) = read(&format!("set -x\n{text}"));
-            assert_eq!(variables, [], "{text}");
-            assert_eq!(problems.len(), 1, "{text}");
-            assert_eq!(problems[0].0, 2, "{text}");
-            assert!(!problems[0].1.contains("hidden"), "{problems:?}");
-        }
-    }
 
     fn environment(pairs: &[(&str, &str)]) -> Environment {
         pairs
@@ -398,6 +218,43 @@ mod tests {
         assert_eq!(a(&base), Some("scratch".into()));
         std::fs::write(cwd.path().join(ENV_FILE_NAME), "export A=cwd\n").expect("written");
         assert_eq!(a(&base), Some("cwd".into()));
+    }
+
+    #[test]
+    fn another_file_may_be_named_and_must_be_there() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let write = |name: &str, text: &str| {
+            std::fs::write(directory.path().join(name), text).expect("written");
+        };
+        write(ENV_FILE_NAME, "export A=usual\n");
+        write("my.env", "export A=mine\n");
+        let read = |name: &str| {
+            let mut problems = Vec::new();
+            let base = environment(&[(ENV_FILE.name, name)]);
+            let mut merged = with_env_file(&base, directory.path(), &mut problems);
+            let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            (merged.remove(OsStr::new("A")), problems.join("\n"))
+        };
+        for name in ["my.env", "./my.env"] {
+            assert_eq!(read(name), (Some("mine".into()), String::new()));
+        }
+        let absolute = directory.path().join("my.env");
+        let absolute = absolute.to_str().expect("text");
+        assert_eq!(read(absolute), (Some("mine".into()), String::new()));
+        assert_eq!(read(""), (None, String::new()), "an empty name means none");
+        let (value, problem) = read("your.env");
+        assert_eq!(value, None);
+        let expected = format!(
+            "`{}` is `your.env`: there is no such file in `",
+            ENV_FILE.name
+        );
+        assert!(problem.starts_with(&expected), "{problem}");
+        write("my.env", &format!("export {}=other\n", ENV_FILE.name));
+        let (_, problem) = read("my.env");
+        assert!(
+            problem.contains("line 1: ") && problem.contains("has no effect"),
+            "{problem}"
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use super::condor::allotted_cores;
 use super::early_chirp::{EnvFileState, early_chirp};
-use super::environment::with_env_file;
+use super::environment::{env_files, with_env_file};
 use super::gpus::{given, most_slots, share_out};
 use super::limits::{kill_grace, limits};
 use super::problem::{ConfigErrors, ConfigProblem, MissingSetting, one_line};
@@ -105,6 +105,7 @@ fn read(reader: &mut VariableReader<'_>, cwd: &Path) -> Config {
         },
         shown: dump(reader.environment, slots, &gpus),
         cwd: cwd.to_owned(),
+        env_files: env_files(reader.environment, cwd),
         prefetch: prefetch.unwrap_or(NonZeroU32::MIN),
         first_event_timeout: first_event.unwrap_or(idle_timeout),
         // Set once there is no problem.

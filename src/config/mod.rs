@@ -10,6 +10,7 @@ mod classad;
 mod condor;
 mod credentials;
 mod early_chirp;
+mod env_file_syntax;
 mod env_json;
 mod environment;
 mod gpus;
@@ -28,7 +29,7 @@ pub use apptainer_hints::NamedApptainer;
 pub use condor::CondorJob;
 pub use credentials::{CaCertificates, Secret, TokenFile, expiry};
 pub use env_json::{is_name, is_settable};
-pub use environment::{ENV_FILE_NAME, Environment, data_parents};
+pub use environment::{ENV_FILE_NAME, EnvFile, Environment, data_parents};
 pub use gpus::{AdGpus, Gpu, GpuSet, GpuVendor, NVIDIA_DEVICES, TaskGpus};
 pub use limits::PilotLimits;
 pub use load::load;
@@ -56,6 +57,8 @@ pub struct Config {
     pub outgoing: Vec<QueueConfig>,
     /// The working directory, where relative paths begin. Absolute.
     pub cwd: PathBuf,
+    /// Where an env file may be. They need not exist.
+    pub env_files: Vec<PathBuf>,
     /// The directory in which `ewms-pilot-data/` is made. Absolute.
     pub data_parent: PathBuf,
     /// Suffix of a task's infile, without a leading dot, lower-case.

@@ -209,6 +209,8 @@ variables! {
         "CA certificates (PEM) that brokers are trusted by, besides those of the machine";
     BROKER_MAX_MESSAGE_SIZE = "EWMS_PILOT_BROKER_MAX_MESSAGE_SIZE", ValueKind::SizeAboveZero, Phrase("the outgoing broker's own limit"),
         "a task whose result is larger after compression fails; unset, the broker's refusal tells its limit";
+    ENV_FILE = "EWMS_PILOT_ENV_FILE", ValueKind::File, Default("ewms_htcondor_envfile.sh"),
+        "file of further settings, in the working directory or the job's scratch directory; a variable that is set wins over it";
     DATA_DIR_PARENT = "EWMS_PILOT_DATA_DIR_PARENT_PATH_ON_HOST",
         ValueKind::Directory, Phrase("working directory"),
         "where `ewms-pilot-data/` is made";

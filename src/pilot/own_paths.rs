@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::dead_letter::REJECTED_DIR;
-use crate::config::{BrokerConfig, Config, ENV_FILE_NAME, TokenFile};
+use crate::config::{BrokerConfig, Config, TokenFile};
 use crate::task::own_files::{OwnPath, Privacy};
 use crate::task::staging::{DATA_DIR, SCRATCH_DIR};
 
@@ -34,11 +34,7 @@ pub(super) fn own_paths(config: &Config) -> Vec<OwnPath> {
         }
     }
     own.extend(Privacy::Secret, "a credential of the job", &condor.secrets);
-    let homes = [Some(&config.cwd), condor.scratch.as_ref()];
-    for home in homes.into_iter().flatten() {
-        let file = home.join(ENV_FILE_NAME);
-        own.add(Privacy::Secret, "the env file", file);
-    }
+    own.extend(Privacy::Secret, "the env file", &config.env_files);
     for (what, name) in [
         ("the pilot's data", DATA_DIR),
         ("the pilot's scratch", SCRATCH_DIR),
