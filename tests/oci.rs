@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use tempfile::TempDir;
 
 use crate::pool::{assert_results, fill, on_the_ep, pilots, sh};
-use crate::support::condor::{Template, run};
+use crate::support::condor::run;
 use crate::support::scene::Scene;
 use crate::support::{SOON, images, pilot_binary, source_dir};
 
@@ -61,7 +61,7 @@ fn the_oci_image_runs_pilots_as_root_in_a_privileged_container() {
 fn a_copy_of_the_oci_image_that_cvmfs_has_unpacked_runs_pilots_in_the_container_universe() {
     // Only the pilot's own image lacks grep.
     let script = sh("test -x /bin/grep && cp {{INFILE}} {{OUTFILE}}");
-    let (submission, incoming, outgoing) = pilots(Template::Container, &images::busybox(), &script);
+    let (submission, incoming, outgoing) = pilots(&images::busybox(), &script);
     let events = fill(&incoming, 2);
     let unpacked = image().join("unpacked").display().to_string();
     let jobs = submission

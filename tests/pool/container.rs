@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use tempfile::TempDir;
 
 use super::{assert_results, fill, on_the_ep, pilots, sh};
-use crate::support::condor::{SECOND, Submission, Template, run, start_pool};
+use crate::support::condor::{SECOND, Submission, run, start_pool};
 use crate::support::mounts::Mounted;
 use crate::support::rabbitmq::Queue;
 use crate::support::{images, pilot_binary, source_dir};
@@ -42,7 +42,7 @@ fn nested() -> (Submission, Queue, Queue) {
         "test -x /bin/grep && test \"$(cat /cvmfs/nested.org/here)\" = nested \
          && ! touch /cvmfs/nested.org/new && cp {{INFILE}} {{OUTFILE}}",
     );
-    pilots(Template::Container, &images::busybox(), &script)
+    pilots(&images::busybox(), &script)
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn on_osg_the_pilots_image_the_tasks_image_and_apptainer_all_come_from_cvmfs() {
         "test -d /cvmfs/tasks.org/busybox && ! touch /cvmfs/tasks.org/new && cp {{INFILE}} {{OUTFILE}}",
     );
     let image = Path::new("/cvmfs/tasks.org/busybox");
-    let (submission, incoming, outgoing) = pilots(Template::Container, image, &script);
+    let (submission, incoming, outgoing) = pilots(image, &script);
     let events = fill(&incoming, 3);
     let jobs = submission
         .set("pilot_image", "/cvmfs/pilots.org/pilot")

@@ -5,7 +5,7 @@ use std::process::Command;
 use uuid::Uuid;
 
 use super::{AT_ONCE, fill, pilots};
-use crate::support::condor::{Happened, Template, run};
+use crate::support::condor::{Happened, run};
 use crate::support::{images, rabbitmq};
 
 /// What quoting, splitting, expanding and JSON could each get wrong.
@@ -35,11 +35,7 @@ fn every_value_of_the_env_file_arrives_and_its_tokens_are_in_no_ad_and_no_log() 
                   everything = ' '.join(f'{k}={v}' for k, v in os.environ.items())\n\
                   json.dump([seen, sys.argv[1:], everything], open(os.environ['EWMS_TASK_OUTFILE'], 'w'))";
     let words = [&["python3", "-c", source][..], &HOSTILE].concat();
-    let (submission, incoming, outgoing) = pilots(
-        Template::Vanilla,
-        &images::python(),
-        &shell_words::join(words),
-    );
+    let (submission, incoming, outgoing) = pilots(&images::python(), &shell_words::join(words));
     let values: serde_json::Map<String, serde_json::Value> = HOSTILE
         .iter()
         .enumerate()

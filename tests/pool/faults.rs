@@ -4,8 +4,10 @@ use std::fs;
 
 use serde_json::Value;
 
-use super::{assert_given_back, assert_results, fill, on_the_ep, pilots, sh, shell_pilots};
-use crate::support::condor::{FIRST, Happened, SECOND, Template};
+use super::{
+    AT_ONCE, assert_given_back, assert_results, fill, on_the_ep, pilots, sh, shell_pilots,
+};
+use crate::support::condor::{FIRST, Happened, SECOND};
 use crate::support::images;
 
 #[test]
@@ -28,12 +30,28 @@ fn a_pilot_without_its_image_takes_no_event_and_is_tried_on_another_machine() {
     assert_eq!(ads[0]["NumJobCompletions"], 2);
     assert_eq!(ads[0]["MachineAttrMachine0"], FIRST);
     assert_eq!(ads[0]["MachineAttrMachine1"], SECOND);
+    // Each run keeps its files: those of the first name the machine that it failed on.
+    let records = jobs.files(0, "tasks.jsonl");
+    let host = |run: &String| run.contains(&format!("\"host\":\"{SECOND}\""));
+    let hosts: Vec<bool> = records.iter().map(host).collect();
+    assert_eq!(hosts, [true, false], "{records:?}");
+    for (run, machine) in jobs.files(0, "out").iter().zip([SECOND, FIRST]) {
+        assert!(run.contains(&format!("Machine={machine}\n")), "{run}");
+    }
+    let logs = jobs.files(0, "err");
+    assert_eq!(logs.len(), 2, "{logs:?}");
+    assert!(
+        logs[0].contains("`/images/busybox` does not exist"),
+        "{logs:?}"
+    );
     // The first run's error is of no meaning to the second one's readers.
     let log = fs::read_to_string(jobs.log()).expect("it is there");
     assert!(
         log.contains("/images/busybox"),
         "the first run told none: {log}"
     );
+    let named = format!("MachineAttrMachine0 = \"{SECOND}\"");
+    assert!(log.contains(&named), "{log}");
     for attribute in ["Error", "ErrorTraceback", "ErrorClass"] {
         assert_eq!(ads[0][format!("HTChirpEWMSPilot{attribute}")], Value::Null);
     }
@@ -109,7 +127,7 @@ fn a_wrong_configuration_is_in_the_event_log_too_where_services_read_it() {
 fn a_task_over_the_slots_memory_gets_the_pilot_held_and_its_event_back() {
     let source = "import time; b = bytearray(1_500_000_000); time.sleep(84.23)";
     let args = format!("python3 -c {}", shell_words::quote(source));
-    let (submission, incoming, _outgoing) = pilots(Template::Vanilla, &images::python(), &args);
+    let (submission, incoming, _outgoing) = pilots(&images::python(), &args);
     fill(&incoming, 1);
     let jobs = submission.set("kill_grace", "2").submit();
     jobs.wait_for(Happened::Held, 1);
@@ -121,9 +139,33 @@ fn a_task_over_the_slots_memory_gets_the_pilot_held_and_its_event_back() {
 }
 
 #[test]
+fn a_task_image_that_travels_runs_where_there_is_none_and_the_env_file_has_any_name() {
+    let list = "ls \"$EWMS_TASK_INPUT_FILES_DIR\" >{{OUTFILE}}";
+    let (submission, incoming, outgoing) = shell_pilots(list);
+    fill(&incoming, 4);
+    let jobs = submission
+        .env_file("conf/my.env")
+        .set("task_sif", &images::busybox_sif().display().to_string())
+        .set("machines", "true")
+        .set("excluded_machines", FIRST)
+        .set("n_pilots", "2")
+        .set("max_idle", "1")
+        .submit();
+    jobs.wait_for_ends(2);
+    let mut results = outgoing.consume(5, AT_ONCE);
+    results.dedup();
+    // Tasks see the image, as any input file, and not the settings.
+    assert_eq!(results, [r#""busybox.sif\n""#], "{}", jobs.story());
+    assert_eq!(incoming.depth(), 0);
+    for ad in jobs.history(2) {
+        assert_eq!(ad["ExitCode"], 0);
+        assert_eq!(ad["MachineAttrMachine0"], SECOND);
+    }
+}
+
+#[test]
 fn two_pilots_on_one_machine_share_one_converted_image() {
     let (submission, incoming, outgoing) = pilots(
-        Template::Vanilla,
         &images::busybox_sif(),
         &sh("sleep 0.5; cp {{INFILE}} {{OUTFILE}}"),
     );

@@ -3,7 +3,6 @@
 use super::container::pilot_images;
 use super::{fill, pilots, sh};
 use crate::gpus::{LONG, MODEL, SHORT, make_up};
-use crate::support::condor::Template;
 use crate::support::images;
 
 /// Tasks that show their GPUs, once `count` of them run.
@@ -26,7 +25,7 @@ fn sights() -> Vec<String> {
 #[test]
 fn the_gpus_of_a_job_are_shared_out_among_its_tasks() {
     make_up();
-    let (submission, incoming, outgoing) = pilots(Template::Vanilla, &images::busybox(), &look(2));
+    let (submission, incoming, outgoing) = pilots(&images::busybox(), &look(2));
     fill(&incoming, 2);
     let jobs = submission
         .set("gpus", "2")
@@ -56,8 +55,7 @@ fn the_gpus_of_a_job_are_shared_out_among_its_tasks() {
 #[test]
 fn a_pilot_in_an_image_finds_the_driver_there_and_shows_it_to_its_tasks() {
     make_up();
-    let (submission, incoming, outgoing) =
-        pilots(Template::Container, &images::busybox(), &look(1));
+    let (submission, incoming, outgoing) = pilots(&images::busybox(), &look(1));
     fill(&incoming, 1);
     let image = pilot_images().join("pilot").display().to_string();
     let jobs = submission

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 use super::{AT_ONCE, fill, pilots, sh};
-use crate::support::condor::{Submission, Template};
+use crate::support::condor::Submission;
 use crate::support::rabbitmq::Queue;
 use crate::support::{SOON, eventually, images};
 
@@ -18,7 +18,7 @@ fn with_inputs(list: &str) -> (Submission, Queue, Queue) {
     let task = sh(&format!(
         "({LIST}; echo {{{{INPUT_FILES}}}}; cat {{{{DATA_HUB}}}}/init) >{{{{OUTFILE}}}}"
     ));
-    let (submission, incoming, outgoing) = pilots(Template::Vanilla, &images::busybox(), &task);
+    let (submission, incoming, outgoing) = pilots(&images::busybox(), &task);
     let submission = submission
         .export(
             "EWMS_PILOT_INIT_IMAGE",

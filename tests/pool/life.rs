@@ -111,6 +111,29 @@ fn with_job_attributes_the_last_report_is_in_the_history() {
 }
 
 #[test]
+fn both_modules_of_htcondors_python_package_take_the_template_as_it_is() {
+    let mut taken = Vec::new();
+    let mut submitted = Vec::new();
+    for module in ["htcondor", "htcondor2"] {
+        let (submission, incoming, outgoing) = shell_pilots("cp {{INFILE}} {{OUTFILE}}");
+        let events = fill(&incoming, 2);
+        if let Some(jobs) = submission.submit_by_python(module, 2) {
+            taken.push(module);
+            submitted.push((jobs, incoming, outgoing, events));
+        }
+    }
+    for (jobs, _incoming, outgoing, events) in &submitted {
+        jobs.wait_for_ends(2);
+        assert_results(outgoing, events);
+        let ads = jobs.history(2);
+        assert_eq!(ads[0]["ExitCode"], 0, "{}", jobs.story());
+        assert_eq!(ads[0]["JobBatchName"], "ewms-pilot");
+    }
+    // HTCondor 25 has no `htcondor` any more.
+    assert!(taken.ends_with(&["htcondor2"]), "{taken:?}");
+}
+
+#[test]
 fn a_failed_task_ends_the_job_with_its_error_in_the_history_and_no_retry() {
     let (submission, incoming, _outgoing) = shell_pilots("echo 'no \"photons\"' >&2; exit 3");
     fill(&incoming, 1);

@@ -1,4 +1,4 @@
-//! The life of a pilot as a real HTCondor job: the bundled templates, submitted by an ordinary user to a
+//! The life of a pilot as a real HTCondor job: the bundled template, submitted by an ordinary user to a
 //! pool of two machines, with RabbitMQ beside it.
 
 mod container;
@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::support::condor::{Submission, Template};
+use crate::support::condor::Submission;
 use crate::support::rabbitmq::Queue;
 use crate::support::{eventually, images};
 
@@ -26,19 +26,15 @@ use crate::support::{eventually, images};
 const AT_ONCE: Duration = Duration::from_secs(2);
 
 /// Queues of its own and pilots that use them: the tasks run `arguments` in `image`.
-pub(crate) fn pilots(
-    template: Template,
-    image: &Path,
-    arguments: &str,
-) -> (Submission, Queue, Queue) {
+pub(crate) fn pilots(image: &Path, arguments: &str) -> (Submission, Queue, Queue) {
     let (events, results) = (Queue::unique("events"), Queue::unique("results"));
-    let submission = Submission::new(template, image, arguments).rabbitmq(&events, &results);
+    let submission = Submission::new(image, arguments).rabbitmq(&events, &results);
     (submission, events, results)
 }
 
-/// Pilots of the first template whose tasks run `script` in busybox's shell.
+/// Pilots whose tasks run `script` in busybox's shell.
 fn shell_pilots(script: &str) -> (Submission, Queue, Queue) {
-    pilots(Template::Vanilla, &images::busybox(), &sh(script))
+    pilots(&images::busybox(), &sh(script))
 }
 
 /// The argument string that runs `script` in the image's shell.

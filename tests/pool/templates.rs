@@ -4,10 +4,10 @@ use std::path::Path;
 
 use ewms_pilot::chirp::quote;
 
-use crate::support::condor::{FIRST, Submission, Template, python};
+use crate::support::condor::{FIRST, Submission, python};
 
-fn submission(template: Template) -> Submission {
-    Submission::new(template, Path::new("/cvmfs/image"), "true")
+fn submission() -> Submission {
+    Submission::new(Path::new("/cvmfs/image"), "true")
 }
 
 /// The value of an attribute, as `condor_submit` writes it.
@@ -21,7 +21,7 @@ fn attribute<'a>(ads: &'a str, name: &str) -> &'a str {
         .unwrap_or_else(|| panic!("no {name} in:\n{ads}"))
 }
 
-/// What both templates promise.
+/// What is promised with and without an image of the pilot's.
 #[track_caller]
 fn assert_common(ads: &str) {
     for (name, value) in [
@@ -37,6 +37,14 @@ fn assert_common(ads: &str) {
             "TransferOutput",
             "\"ewms-pilot-tasks.jsonl,rejected,unsent\"",
         ),
+        ("JobBatchName", "\"ewms-pilot tf\""),
+        ("ProjectName", "\"IceCube\""),
+        ("JobDurationCategory", "\"Medium\""),
+        ("AcctGroup", "\"group_sky\""),
+        (
+            "JobAdInformationAttrs",
+            "\"MachineAttrMachine0, MachineAttrGLIDEIN_Site0\"",
+        ),
     ] {
         assert_eq!(attribute(ads, name), value, "{name}");
     }
@@ -47,6 +55,7 @@ fn assert_common(ads: &str) {
         "EWMS_PILOT_HTCHIRP=True",
         "EWMS_PILOT_HTCHIRP_DEST=JOB_ATTR",
         "EWMS_PILOT_PREFETCH=4",
+        "EWMS_PILOT_ENV_FILE=ewms_htcondor_envfile.sh",
     ] {
         assert!(environment.contains(variable), "{environment}");
     }
@@ -60,11 +69,12 @@ fn assert_common(ads: &str) {
     assert!(attribute(ads, "RequireGPUs").contains("DriverVersion >= 12.2"));
     assert!(attribute(ads, "Requirements").contains("HasUserNamespaces"));
     assert!(attribute(ads, "Cmd").ends_with("condor/ewms-pilot-wrapper\""));
+    assert!(attribute(ads, "Requirements").contains("\"node1,node2\""));
     assert_eq!(ads.matches("ProcId=").count(), 3, "{ads}");
 }
 
-fn with_macros(template: Template) -> Submission {
-    submission(template)
+fn with_macros() -> Submission {
+    submission()
         .set("n_pilots", "3")
         .set("cpus", "2")
         .set("max_seconds", "600")
@@ -76,20 +86,31 @@ fn with_macros(template: Template) -> Submission {
         .set("gpu_capability", "7.5")
         .set("gpu_memory", "16GB")
         .set("require_gpus", "DriverVersion >= 12.2")
+        .set("excluded_machines", "node1,node2")
+        .set("project", "IceCube")
+        .set("duration", "Medium")
+        .set("accounting_group", "group_sky")
 }
 
 #[test]
-fn the_vanilla_template_makes_the_jobs_that_it_promises() {
-    let ads = with_macros(Template::Vanilla).dry_run();
+fn the_template_makes_the_jobs_that_it_promises() {
+    let ads = with_macros().dry_run();
     assert_common(&ads);
     assert_eq!(attribute(&ads, "JobUniverse"), "5");
     assert!(attribute(&ads, "TransferInput").contains("/ewms-pilot,"));
     assert!(attribute(&ads, "Requirements").contains("HasSingularity"));
+    let own = submission()
+        .set("batch_name", "sky 7")
+        .set("chirp_dest", "JOB_EVENT_LOG");
+    let ads = own.dry_run();
+    assert_eq!(attribute(&ads, "JobBatchName"), "\"sky 7\"");
+    // There every report is an event.
+    assert!(!ads.contains("JobAdInformationAttrs"), "{ads}");
 }
 
 #[test]
-fn the_vanilla_template_goes_where_an_apptainer_is_or_can_be_had_from_cvmfs() {
-    let job = submission(Template::Vanilla).dry_run();
+fn the_pilots_go_where_an_apptainer_is_or_can_be_had_from_cvmfs() {
+    let job = submission().dry_run();
     let machine = |attributes: &[&str]| {
         let mut machine = serde_json::json!({
             "Machine": FIRST, "Arch": "X86_64", "OpSys": "LINUX", "Cpus": 8, "Memory": 65536,
@@ -111,13 +132,19 @@ fn the_vanilla_template_goes_where_an_apptainer_is_or_can_be_had_from_cvmfs() {
     let asked = serde_json::json!([job, machines]).to_string();
     let answer = python(&["matches"], &asked);
     assert_eq!(answer.trim(), "[true, true, true, false, false]", "{job}");
+    for (excluded, answers) in [
+        ("node1, LOCALHOST", "[false, false, false, false, false]"),
+        ("node1,local", "[true, true, true, false, false]"),
+    ] {
+        let job = submission().set("excluded_machines", excluded).dry_run();
+        let asked = serde_json::json!([job, machines]).to_string();
+        assert_eq!(python(&["matches"], &asked).trim(), answers, "{job}");
+    }
 }
 
 #[test]
-fn the_container_template_makes_the_jobs_that_it_promises() {
-    let ads = with_macros(Template::Container)
-        .set("pilot_image", "/cvmfs/pilot")
-        .dry_run();
+fn with_an_image_of_the_pilots_the_template_makes_container_jobs() {
+    let ads = with_macros().set("pilot_image", "/cvmfs/pilot").dry_run();
     assert_common(&ads);
     assert_eq!(attribute(&ads, "WantContainer"), "true");
     assert_eq!(attribute(&ads, "ContainerImage"), "\"/cvmfs/pilot\"");

@@ -3,9 +3,11 @@
 usage: condor.py events LOG   print each event of a job event log as one line of JSON
        condor.py quote        stdin is a JSON list of strings: print the list of their ClassAd literals
        condor.py unquote      the other way round
+       condor.py submit NAME N  stdin is a submit description, N times for the module NAME: print the cluster, if there is such one
        condor.py matches      stdin is a JSON list of a job's ad, as text, and of machine ads: print which match
 """
 
+import importlib
 import json
 import sys
 
@@ -23,6 +25,13 @@ elif verb == "quote":
     print(json.dumps([classad.quote(text) for text in json.load(sys.stdin)]))
 elif verb == "unquote":
     print(json.dumps([classad.unquote(text) for text in json.load(sys.stdin)]))
+elif verb == "submit":
+    try:
+        module = importlib.import_module(sys.argv[2])
+    except ImportError:
+        sys.exit()
+    description = module.Submit(sys.stdin.read())
+    print(module.Schedd().submit(description, count=int(sys.argv[3])).cluster())
 elif verb == "matches":
     text, machines = json.load(sys.stdin)
     # classad2 of HTCondor 23.9 refuses this text as condor_submit prints it, one attribute a line.

@@ -36,27 +36,17 @@ pub(crate) enum Happened {
     Released = 13,
 }
 
-/// The two bundled templates.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Template {
-    Vanilla,
-    Container,
-}
-
-impl Template {
-    pub(crate) fn path(self) -> PathBuf {
-        source_dir().join("condor").join(match self {
-            Self::Vanilla => "ewms-pilot.sub",
-            Self::Container => "ewms-pilot-container.sub",
-        })
-    }
+/// The bundled template.
+pub(crate) fn template() -> PathBuf {
+    source_dir().join("condor/ewms-pilot.sub")
 }
 
 /// Pilots to be submitted: a directory, the env file that is in it, macros.
 #[derive(Debug)]
 pub(crate) struct Submission {
-    template: Template,
     directory: tempfile::TempDir,
+    /// Relative to the directory.
+    env_file: PathBuf,
     exported: BTreeMap<String, String>,
     macros: BTreeMap<String, String>,
     appended: Vec<String>,
@@ -65,10 +55,10 @@ pub(crate) struct Submission {
 impl Submission {
     /// Pilots whose tasks run `arguments` in `image`, on the machine that has images. What waits in the
     /// templates for a real pool's sake is short.
-    pub(crate) fn new(template: Template, image: &Path, arguments: &str) -> Self {
+    pub(crate) fn new(image: &Path, arguments: &str) -> Self {
         let submission = Self {
-            template,
             directory: tempfile::tempdir().expect("a temporary directory can be made"),
+            env_file: PathBuf::from("ewms_htcondor_envfile.sh"),
             exported: BTreeMap::new(),
             macros: BTreeMap::new(),
             appended: Vec::new(),
@@ -103,6 +93,12 @@ impl Submission {
         self
     }
 
+    /// Gives the env file another name.
+    pub(crate) fn env_file(mut self, name: &str) -> Self {
+        self.env_file = PathBuf::from(name);
+        self.set("env_file", name)
+    }
+
     /// Sets a macro of the template.
     pub(crate) fn set(mut self, name: &str, value: &str) -> Self {
         self.macros.insert(name.to_owned(), value.to_owned());
@@ -128,6 +124,20 @@ impl Submission {
         fs::read_to_string(self.dir().join("job.ad")).expect("a dry run writes the ads")
     }
 
+    /// The same of a command that a person typed, up to the template's name. The macros are those of the command.
+    #[track_caller]
+    pub(crate) fn dry_run_as(&self, command: &str) -> String {
+        self.write_env_file();
+        let whole = format!(
+            "{command} -dry-run job.ad {}",
+            shell_words::quote(&template().display().to_string())
+        );
+        run(Command::new("bash")
+            .current_dir(self.dir())
+            .args(["-c", &whole]));
+        fs::read_to_string(self.dir().join("job.ad")).expect("a dry run writes the ads")
+    }
+
     /// Submits it; the pool is started if it doesn't run.
     #[track_caller]
     pub(crate) fn submit(self) -> Jobs {
@@ -143,15 +153,45 @@ impl Submission {
         }
     }
 
-    fn condor_submit(&self, options: &[&str]) -> Output {
-        // As the submitting service writes it.
+    /// Submits it by a module of HTCondor's Python package; `None` where the package lacks that one.
+    #[track_caller]
+    pub(crate) fn submit_by_python(self, module: &str, count: usize) -> Option<Jobs> {
+        start_pool();
+        self.write_env_file();
+        let mut text = String::new();
+        for (name, value) in &self.macros {
+            writeln!(text, "{name} = {value}").expect("a string takes it");
+        }
+        let template = template();
+        let directory = template.parent().expect("it is in one").display();
+        writeln!(text, "template_dir = {directory}/").expect("a string takes it");
+        text.push_str(&fs::read_to_string(&template).expect("it is text"));
+        let mut command = python_command(&["submit", module, &count.to_string()]);
+        // The wheel's own way to authenticate needs the schedd's version.
+        command.env("_CONDOR_SEC_CLIENT_AUTHENTICATION_METHODS", "CLAIMTOBE");
+        command.current_dir(self.dir());
+        let cluster = rabbitmq::finish(command, &text).trim().to_owned();
+        (!cluster.is_empty()).then_some(Jobs {
+            cluster,
+            directory: self.directory,
+        })
+    }
+
+    /// Writes it as the submitting service does.
+    fn write_env_file(&self) {
         let exported = self.exported.iter();
         let lines: Vec<String> = exported
             .map(|(name, value)| format!("export {name}={}\n", shell_words::quote(value)))
             .collect();
         let lines = lines.concat();
-        let file = self.dir().join("ewms_htcondor_envfile.sh");
-        fs::write(file, format!("set -x\n{lines}set +x\n")).expect("the directory is writable");
+        let file = self.dir().join(&self.env_file);
+        let directory = file.parent().expect("it is in one");
+        fs::create_dir_all(directory).expect("the directory is writable");
+        fs::write(&file, format!("set -x\n{lines}set +x\n")).expect("the directory is writable");
+    }
+
+    fn condor_submit(&self, options: &[&str]) -> Output {
+        self.write_env_file();
         let mut command = Command::new("condor_submit");
         command.current_dir(self.dir()).args(options);
         for appended in &self.appended {
@@ -159,7 +199,7 @@ impl Submission {
         }
         let macros = self.macros.iter();
         command.args(macros.map(|(name, value)| format!("{name}={value}")));
-        let command = command.arg(self.template.path());
+        let command = command.arg(template());
         command.output().expect("the execution point has HTCondor")
     }
 }
@@ -182,11 +222,19 @@ impl Jobs {
         self.directory.path()
     }
 
-    /// A file that came back: `CLUSTER.PROC.KIND`.
+    /// What came back of all runs of a pilot, one after the other: `CLUSTER.PROC.RUN.KIND`.
     pub(crate) fn file(&self, process: usize, kind: &str) -> String {
-        let name = format!("{}.{process}.{kind}", self.cluster);
-        let bytes = fs::read(self.dir().join("logs").join(name)).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
+        self.files(process, kind).concat()
+    }
+
+    /// What came back of each run of a pilot.
+    pub(crate) fn files(&self, process: usize, kind: &str) -> Vec<String> {
+        let of_run = |run: usize| {
+            let name = format!("{}.{process}.{run}.{kind}", self.cluster);
+            let bytes = fs::read(self.dir().join("logs").join(name)).ok()?;
+            Some(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        (0..).map_while(of_run).collect()
     }
 
     /// The job event log.
@@ -326,8 +374,12 @@ pub(crate) fn run(command: &mut Command) -> String {
 /// Asks HTCondor's Python package.
 #[track_caller]
 pub(crate) fn python(arguments: &[&str], input: &str) -> String {
+    rabbitmq::finish(python_command(arguments), input)
+}
+
+fn python_command(arguments: &[&str]) -> Command {
     let script = include_str!("condor.py");
     let mut command = Command::new(PYTHON);
     command.args(["-W", "ignore", "-c", script]).args(arguments);
-    rabbitmq::finish(command, input)
+    command
 }

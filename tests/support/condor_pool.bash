@@ -22,6 +22,8 @@ use POLICY : Hold_If_Memory_Exceeded
 POLLING_INTERVAL = 1
 STARTER_UPDATE_INTERVAL = 2
 STARTER_INITIAL_UPDATE_INTERVAL = 1
+# Python packages of another version than the schedd's can't use the file system to say who they are.
+SEC_WRITE_AUTHENTICATION_METHODS = FS, CLAIMTOBE
 # Three GPUs, without a driver.
 use FEATURE : GPUs
 GPU_DISCOVERY_EXTRA = -simulate:0,3 -extra
