@@ -7,6 +7,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::support::condor::{Submission, python};
 use crate::support::scene::{Outcome, Scene};
 use crate::support::{SOON, pilot_binary, source_dir};
 
@@ -117,7 +118,7 @@ fn the_table_adds_up_what_two_pilots_wrote() {
     }
     assert_eq!(
         row(&outcome, "memory that fits 99 %")[2],
-        "request_memory = 1200MB for 2 slots"
+        "request_memory = 1280MB for 2 slots and the pilot"
     );
     assert_eq!(
         row(&outcome, "memory requested")[2],
@@ -264,10 +265,39 @@ fn the_bad_site_and_the_bad_host_are_excluded_and_no_other() {
     make_up(20_000, 100, scene.dir());
     let outcome = scene.run(SOON);
     outcome.assert_code(0);
-    let last = outcome.stdout.lines().last();
     let expected =
         r#"requirements = GLIDEIN_Site =!= "SITE-03" && Machine =!= "h7.site-05.example.org""#;
-    assert_eq!(last, Some(expected), "{}", outcome.stdout);
+    let mut last = outcome.stdout.lines().rev();
+    assert_eq!(last.next(), Some(expected), "{}", outcome.stdout);
+    let command = last.nth(1).expect("there is more");
+    let begin =
+        "condor_submit excluded_sites=SITE-03 excluded_machines=h7.site-05.example.org memory=";
+    assert!(command.starts_with(begin), "{command}");
+
+    // Pasted as it is, before the rest of the command.
+    let submission = Submission::new(Path::new("/cvmfs/image"), "true");
+    let job = submission.dry_run_as(&format!("{command} task_image=/cvmfs/image"));
+    let memory = command.strip_prefix(begin).expect("as above");
+    let memory = memory.strip_suffix("MB").expect("in MB");
+    assert!(job.contains(&format!("RequestMemory={memory}\n")), "{job}");
+    let machine = |site: &str, machine: &str| {
+        serde_json::json!({
+            "Machine": machine, "GLIDEIN_Site": site, "Arch": "X86_64", "OpSys": "LINUX",
+            "Cpus": 8, "Memory": 65536, "Disk": 100_000_000, "HasFileTransfer": true,
+            "FileSystemDomain": "ep", "HasUserNamespaces": true, "HasSingularity": true,
+        })
+    };
+    let machines = [
+        machine("SITE-03", "h1.site-03.example.org"),
+        machine("SITE-05", "h7.site-05.example.org"),
+        machine("SITE-05", "h8.site-05.example.org"),
+    ];
+    let asked = serde_json::json!([job, machines]).to_string();
+    assert_eq!(
+        python(&["matches"], &asked).trim(),
+        "[false, false, true]",
+        "{job}"
+    );
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! | `record_line` | parses a line |
 //! | `aggregate`, `totals`, `failure_reasons`, `distribution`, `timeline_data` | add records up to sums, counts and the charts' data, in bounded memory |
 //! | `suspects`, `significance` | find sites and hosts that are worse than the rest; method and limits are described there |
+//! | `submit_settings` | the settings of the next pilots, as text to paste |
 //! | `numbers`, `sites` | work out [`ReportNumbers`], the one source of all output |
 //! | `sections`, `tables`, `page`, `charts`, `timeline`, `svg`, `tooltip` | show them as text and as a page |
 //!
@@ -25,6 +26,7 @@ mod record_line;
 mod sections;
 mod significance;
 mod sites;
+mod submit_settings;
 mod suspects;
 mod svg;
 mod tables;
@@ -155,8 +157,23 @@ fn text(report: &ReportNumbers, audience: Audience) -> Vec<String> {
         }
         lines.extend(tables::lines(&table));
     }
-    if let (Some(expression), Audience::Terminal) = (&report.requirements, audience) {
-        lines.push(format!("  to avoid them:\nrequirements = {expression}"));
+    if audience == Audience::Terminal {
+        lines.extend(to_paste(report));
+    }
+    lines
+}
+
+/// What the next pilots may be submitted with.
+fn to_paste(report: &ReportNumbers) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(command) = &report.condor_submit {
+        lines.push(String::new());
+        lines.push("To submit the next pilots by the bundled template, begin with".to_owned());
+        lines.push(command.clone());
+    }
+    if let Some(expression) = &report.requirements {
+        lines.push("In other submit files, to avoid the same".to_owned());
+        lines.push(format!("requirements = {expression}"));
     }
     lines
 }

@@ -9,6 +9,7 @@ use super::aggregate::Aggregate;
 use super::distribution::Distribution;
 use super::failure_reasons::Reason;
 use super::sites::{self, Site, by_name};
+use super::submit_settings::memory_mib;
 use super::totals::TimeUsed;
 use crate::human::{as_float, to_integer};
 
@@ -74,7 +75,9 @@ pub struct ReportNumbers {
     pub sites: Vec<Site>,
     /// By failures, most first.
     pub hosts: Vec<Site>,
-    /// An expression for `requirements` that keeps jobs off the bad ones.
+    /// The beginning of a command that submits the bundled template, off the bad ones and with memory that fits.
+    pub condor_submit: Option<String>,
+    /// An expression for `requirements` that keeps jobs off the bad ones, for other submit files.
     pub requirements: Option<String>,
 }
 
@@ -192,7 +195,9 @@ impl ReportNumbers {
         let range = aggregate.timeline_data.range();
         let base = aggregate.timeline_data.base;
         let (errors, other_errors) = aggregate.reasons.most_frequent(REASONS);
-        let (sites, hosts, requirements) = sites::judge(aggregate);
+        let judgement = sites::judge(aggregate);
+        let pilots = pilots(aggregate);
+        let memory = Resource::of(&mut aggregate.memory);
         let time = aggregate.ends.slots;
         let cpu = Cpu {
             used_secs: aggregate.cpu_secs,
@@ -205,7 +210,8 @@ impl ReportNumbers {
             input,
             first_unix_secs: range.map(|(first, _)| base + first),
             last_unix_secs: range.map(|(_, last)| base + last),
-            pilots: pilots(aggregate),
+            condor_submit: condor_submit(judgement.macros, &memory, &pilots),
+            pilots,
             events: events(aggregate),
             faults_by_class: by_name(|class| aggregate.classes.get(&class).copied().unwrap_or(0)),
             errors,
@@ -223,7 +229,7 @@ impl ReportNumbers {
                 draining_secs: time.draining,
             },
             cpu,
-            memory: Resource::of(&mut aggregate.memory),
+            memory,
             disk: Resource::of(&mut aggregate.disk),
             gpus: gpus(aggregate),
             broker: Broker {
@@ -231,11 +237,18 @@ impl ReportNumbers {
                 pilots: aggregate.ends.pilots_with_outage,
                 outage_secs: aggregate.ends.outage_secs,
             },
-            sites,
-            hosts,
-            requirements,
+            sites: judgement.sites,
+            hosts: judgement.hosts,
+            requirements: judgement.requirements,
         }
     }
+}
+
+fn condor_submit(mut macros: Vec<String>, memory: &Resource, pilots: &Pilots) -> Option<String> {
+    if let Some(mib) = memory.job_mib(pilots) {
+        macros.push(format!("memory={mib}MB"));
+    }
+    (!macros.is_empty()).then(|| format!("condor_submit {}", macros.join(" ")))
 }
 
 /// The model with the most tasks first.
@@ -309,6 +322,11 @@ impl Resource {
             fits_99_percent_mib: used_bytes
                 .map(|distribution| to_integer((distribution.p99 / MIB).ceil())),
         }
+    }
+
+    /// The memory that a job needs for all its slots, if all pilots had as many.
+    pub(super) fn job_mib(&self, pilots: &Pilots) -> Option<u64> {
+        Some(memory_mib(self.fits_99_percent_mib?, pilots.slots_each?))
     }
 }
 

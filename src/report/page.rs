@@ -91,11 +91,14 @@ fn tiles(body: &mut String, report: &ReportNumbers) {
 }
 
 fn exclusion(body: &mut String, report: &ReportNumbers) {
-    if let Some(expression) = &report.requirements {
+    if let (Some(command), Some(expression)) = (&report.condor_submit, &report.requirements) {
         let _ = write!(
             body,
             "<section class=\"card bad\"><h2>To avoid the sites and hosts that are worse than the rest</h2>\
+             <p>The next <code>condor_submit</code> of the bundled template begins with</p>\
+             <pre id=\"condor-submit\">{}</pre><p>In other submit files</p>\
              <pre id=\"requirements\">requirements = {}</pre></section>",
+            Escaped(command),
             Escaped(expression)
         );
     }

@@ -257,6 +257,11 @@ fn fitting(resource: &Resource) -> String {
 fn request(variable: &str, resource: &Resource, report: &ReportNumbers) -> String {
     let mib = resource.fits_99_percent_mib.unwrap_or(0);
     match report.pilots.slots_each {
+        Some(slots) if variable == "request_memory" => format!(
+            "{variable} = {}MB for {} and the pilot",
+            resource.job_mib(&report.pilots).unwrap_or(0),
+            counted(u64::from(slots), "slot")
+        ),
         Some(slots) => {
             format!(
                 "{variable} = {}MB for {}",

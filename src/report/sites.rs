@@ -7,7 +7,8 @@ use serde::Serialize;
 use super::aggregate::{Aggregate, HostSums, SiteName};
 use super::failure_reasons::ReasonClass;
 use super::significance::Sample;
-use super::suspects::{self, ExcludedPlace, FaultSample, Suspect};
+use super::submit_settings::{self, ExcludedPlace};
+use super::suspects::{self, FaultSample, Suspect};
 use super::totals::OutcomeCounts;
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -37,8 +38,18 @@ pub struct Site {
     pub bad: Option<Suspect>,
 }
 
-/// All sites and hosts, the bad ones marked, and the expression that excludes the bad ones.
-pub(super) fn judge(aggregate: &Aggregate) -> (Vec<Site>, Vec<Site>, Option<String>) {
+/// All sites and hosts, the bad ones marked, and what excludes the bad ones.
+#[derive(Debug)]
+pub(super) struct Judgement {
+    pub(super) sites: Vec<Site>,
+    pub(super) hosts: Vec<Site>,
+    /// An expression for `requirements`.
+    pub(super) requirements: Option<String>,
+    /// Macros of the bundled template.
+    pub(super) macros: Vec<String>,
+}
+
+pub(super) fn judge(aggregate: &Aggregate) -> Judgement {
     let mut at_site: Vec<Vec<usize>> = vec![Vec::new(); aggregate.sites.len()];
     for (index, host) in aggregate.hosts.iter().enumerate() {
         at_site[host.site as usize].push(index);
@@ -74,7 +85,7 @@ pub(super) fn judge(aggregate: &Aggregate) -> (Vec<Site>, Vec<Site>, Option<Stri
     let excluded_machines = bad_hosts
         .iter()
         .map(|suspect| ExcludedPlace::Machine(&aggregate.hosts[suspect.index].name));
-    let requirements = suspects::requirements(excluded_sites.chain(excluded_machines));
+    let excluded: Vec<ExcludedPlace<'_>> = excluded_sites.chain(excluded_machines).collect();
     let sites = at_site.iter().enumerate().map(|(index, hosts)| {
         let mut counts = OutcomeCounts::default();
         for &host in hosts {
@@ -100,11 +111,12 @@ pub(super) fn judge(aggregate: &Aggregate) -> (Vec<Site>, Vec<Site>, Option<Stri
                     find(&bad_hosts, index),
                 )
             });
-    (
-        sorted(sites.collect()),
-        sorted(hosts.collect()),
-        requirements,
-    )
+    Judgement {
+        sites: sorted(sites.collect()),
+        hosts: sorted(hosts.collect()),
+        requirements: submit_settings::requirements(excluded.iter().copied()),
+        macros: submit_settings::macros(&excluded),
+    }
 }
 
 fn find(suspects: &[Suspect], index: usize) -> Option<Suspect> {

@@ -1,5 +1,4 @@
-//! Finds the sites and hosts that are worse than the rest by more than chance, and makes the expression that
-//! keeps jobs off them.
+//! Finds the sites and hosts that are worse than the rest by more than chance.
 //!
 //! # Method
 //!
@@ -188,47 +187,6 @@ fn culprit(parts: &[FaultSample], test: SuspectTest) -> Option<FaultSample> {
     (parts.len() > 1 && others.p_value() > ALPHA).then_some(*worst)
 }
 
-/// A place to keep jobs off, by the name that HTCondor matches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ExcludedPlace<'a> {
-    Site(&'a str),
-    Resource(&'a str),
-    Machine(&'a str),
-}
-
-impl ExcludedPlace<'_> {
-    fn term(self) -> String {
-        let (attribute, name) = match self {
-            Self::Site(name) => ("GLIDEIN_Site", name),
-            Self::Resource(name) => ("GLIDEIN_ResourceName", name),
-            Self::Machine(name) => ("Machine", name),
-        };
-        format!("{attribute} =!= {}", quoted(name))
-    }
-}
-
-/// The expression for a job's `requirements` that keeps it off these places; `None` without any.
-pub(super) fn requirements<'a>(
-    places: impl IntoIterator<Item = ExcludedPlace<'a>>,
-) -> Option<String> {
-    let terms: Vec<String> = places.into_iter().map(ExcludedPlace::term).collect();
-    (!terms.is_empty()).then(|| terms.join(" && "))
-}
-
-/// The text as a ClassAd's string literal.
-fn quoted(text: &str) -> String {
-    let mut out = String::from("\"");
-    for byte in text.bytes() {
-        match byte {
-            b'"' | b'\\' => out.extend(['\\', char::from(byte)]),
-            b' '..=b'~' => out.push(char::from(byte)),
-            _ => out.extend(format!("\\{byte:03o}").chars()),
-        }
-    }
-    out.push('"');
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -323,17 +281,5 @@ mod tests {
         assert_eq!(names(&alone(&hosts)), [(14, SuspectReason::EpFaults)]);
         sites[2][1] = machine(80, 100);
         assert_eq!(names(&sites), [(2, SuspectReason::EpFaults)]);
-    }
-
-    #[test]
-    fn the_expression_is_quoted_as_classads_are() {
-        let found = requirements([
-            ExcludedPlace::Site("A\"B\\C"),
-            ExcludedPlace::Resource("Zürich"),
-            ExcludedPlace::Machine("node-1.example.org"),
-        ]);
-        let expected = r#"GLIDEIN_Site =!= "A\"B\\C" && GLIDEIN_ResourceName =!= "Z\303\274rich" && Machine =!= "node-1.example.org""#;
-        assert_eq!(found.as_deref(), Some(expected));
-        assert_eq!(requirements([]), None);
     }
 }
