@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
@@ -15,7 +15,7 @@ use crate::exit;
 use crate::human::OutputFormat;
 use crate::preflight;
 use crate::process::GUARDIAN;
-use crate::report::ReportRequest;
+use crate::report::{ListedTasks, ReportRequest, TaskQuery};
 use crate::status;
 use crate::task::path_probe::{self, ProbeDepth};
 
@@ -106,7 +106,16 @@ enum Words {
         /// Write the report as a page, too
         #[arg(long, value_name = "OUT")]
         html: Option<PathBuf>,
-        /// Print all numbers as JSON instead of tables
+        /// List tasks instead, a line each: job, task, host, site, end, outcome, run time, error
+        #[arg(long, value_name = "WHICH", conflicts_with = "html")]
+        tasks: Option<TasksWord>,
+        /// Of these, only those of this site (GLIDEIN_Site or GLIDEIN_ResourceName)
+        #[arg(long, requires = "tasks")]
+        site: Option<String>,
+        /// Of these, only those whose error contains this text
+        #[arg(long, value_name = "TEXT", requires = "tasks")]
+        error: Option<String>,
+        /// Print all numbers as JSON instead of tables; with --tasks, the tasks' records
         #[arg(long)]
         json: bool,
     },
@@ -117,6 +126,27 @@ enum Words {
     },
     /// Print the manual page.
     Man,
+}
+
+/// The tasks that `report --tasks` lists.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum TasksWord {
+    /// Failed by their own fault; dead-lettered and rejected ones, too
+    Failed,
+    /// Ran as long as the slowest 5 % of those that succeeded, the longest first
+    Slow,
+    /// Given back to the queue: untried, or failed by the machine, the image or the broker
+    GivenBack,
+}
+
+impl From<TasksWord> for ListedTasks {
+    fn from(word: TasksWord) -> Self {
+        match word {
+            TasksWord::Failed => Self::Failed,
+            TasksWord::Slow => Self::Slow,
+            TasksWord::GivenBack => Self::GivenBack,
+        }
+    }
 }
 
 /// Reads the process's arguments. Doesn't return when they ask for help or the version (exit code
@@ -149,9 +179,21 @@ fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, 
             },
         ),
         Some(Words::Namespaces) => Command::Namespaces,
-        Some(Words::Report { paths, html, json }) => Command::Report(ReportRequest {
+        Some(Words::Report {
+            paths,
+            html,
+            tasks,
+            site,
+            error,
+            json,
+        }) => Command::Report(ReportRequest {
             paths,
             page: html,
+            tasks: tasks.map(|which| TaskQuery {
+                which: which.into(),
+                site,
+                error,
+            }),
             output: if json {
                 OutputFormat::Json
             } else {

@@ -46,6 +46,7 @@ mod rabbitmq_refused;
 mod records;
 mod report;
 mod report_page;
+mod report_tasks;
 mod results_refused;
 mod several_queues;
 mod sites;

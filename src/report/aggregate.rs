@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::BuildHasher;
 
 use super::distribution::Values;
-use super::failure_reasons::{ReasonClass, Reasons};
+use super::failure_reasons::{FailureExample, ReasonClass, Reasons};
 use super::record_line::{JsonText, LineKind, RecordLine};
 use super::timeline_data::{TaskFate, TimelineData};
 use super::totals::{GpuTotals, OutcomeCounts, SlotTime, TimeUsed};
 
 /// The most tasks that are recognised when they are read again (40 MB).
-const MOST_REMEMBERED: usize = 3_600_000;
+pub(super) const MOST_REMEMBERED: usize = 3_600_000;
 /// The most of a pilot's last tasks that count for the time it drained, if its window is larger or unknown.
 const LONGEST_WINDOW: usize = 4096;
 /// Times of another century come from a wrong clock.
@@ -54,6 +54,8 @@ pub(super) struct Aggregate {
 #[derive(Debug)]
 pub(super) struct PilotSums {
     pub(super) host: u32,
+    /// HTCondor's number of its job.
+    pub(super) job_id: Option<Box<str>>,
     pub(super) slots: Option<u32>,
     window: usize,
     cpus: Option<u32>,
@@ -73,12 +75,16 @@ pub(super) struct SiteName {
 }
 
 impl SiteName {
-    fn of(line: &RecordLine<'_>) -> Self {
+    pub(super) fn of(line: &RecordLine<'_>) -> Self {
         let text = |text: &Option<JsonText<'_>>| text.as_ref().map(|text| text.as_str().into());
         Self {
             site: text(&line.site),
             resource: text(&line.resource),
         }
+    }
+
+    pub(super) fn is_called(&self, name: &str) -> bool {
+        [&self.site, &self.resource].contains(&&Some(name.into()))
     }
 
     /// The more precise of the two names; `None` if neither is known.
@@ -121,6 +127,12 @@ impl Aggregate {
         }
     }
 
+    /// HTCondor's number of the job that a pilot was.
+    pub(super) fn job_of(&self, pilot_id: &str) -> Option<&str> {
+        let index = *self.ids.get(&self.hasher.hash_one(pilot_id))?;
+        self.pilots[index as usize].job_id.as_deref()
+    }
+
     fn pilot(&mut self, line: &RecordLine<'_>) -> u32 {
         let id = self.hasher.hash_one(&*line.pilot_id);
         if let Some(&index) = self.ids.get(&id) {
@@ -133,6 +145,7 @@ impl Aggregate {
         self.ids.insert(id, index);
         self.pilots.push(PilotSums {
             host,
+            job_id: None,
             slots: None,
             window: 64,
             cpus: None,
@@ -176,6 +189,7 @@ impl Aggregate {
             return;
         }
         self.records += 1;
+        pilot.job_id = line.job_id.as_ref().map(|job| job.as_str().into());
         let slots = line.slots.filter(|&slots| slots > 0);
         pilot.slots = slots.or(pilot.slots);
         pilot.cpus = line.requested_cpus;
@@ -223,7 +237,8 @@ impl Aggregate {
             host.counts.faults[class as usize] += 1;
             *self.classes.entry(class).or_default() += 1;
             let text = line.error.as_ref().map_or("(no text)", JsonText::as_str);
-            self.reasons.add(class, text, site);
+            let example = || example(pilot, host, task_id);
+            self.reasons.add(class.name(), text, site, example);
         }
 
         if let Some(seconds) = line.wall_time_secs.filter(|seconds| seconds.is_finite()) {
@@ -298,18 +313,17 @@ impl Aggregate {
         let last_tasks = std::mem::take(&mut pilot.last_tasks);
         pilot.slots = pilot.slots.or(line.slots.filter(|&slots| slots > 0));
         let slots = pilot.slots.unwrap_or(1);
-        let site = self.hosts[pilot.host as usize].site;
+        let host = &self.hosts[pilot.host as usize];
+        let site = host.site;
 
         let ends = &mut self.ends;
         if let Some(code) = line.exit_code {
             *ends.exit_codes.entry(code).or_default() += 1;
             // Exit code 1 repeats the errors of the tasks.
             if let (2.., Some(text)) = (code, &line.error) {
-                ends.reasons.add(
-                    ReasonClass::of(line.fault_class.as_ref().map(JsonText::as_str)),
-                    text.as_str(),
-                    site,
-                );
+                let example = || example(pilot, host, None);
+                let class = class_of_end(code);
+                ends.reasons.add(class, text.as_str(), site, example);
             }
             // A fault of the machine, the broker, the init container or the image; not of the operator or a task.
             if line.started.unwrap_or(0) == 0 && (3..=6).contains(&code) {
@@ -330,6 +344,27 @@ impl Aggregate {
         if let Some(time) = SlotTime::of(line, slots, &last_tasks) {
             ends.slots.add(time);
         }
+    }
+}
+
+fn example(pilot: &PilotSums, host: &HostSums, task_id: Option<&str>) -> FailureExample {
+    FailureExample {
+        job_id: pilot.job_id.as_deref().map(str::to_owned),
+        host: host.name.to_string(),
+        task_id: task_id.map(str::to_owned),
+    }
+}
+
+/// Whose fault a pilot's end was, by its exit code. The record of a pilot's end has no class.
+fn class_of_end(code: i32) -> &'static str {
+    match code {
+        2 => "configuration",
+        3 => ReasonClass::Ep.name(),
+        4 => ReasonClass::Broker.name(),
+        5 => "init",
+        6 => ReasonClass::Image.name(),
+        129..=192 => "stopped",
+        _ => ReasonClass::Unknown.name(),
     }
 }
 

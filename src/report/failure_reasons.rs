@@ -17,9 +17,10 @@ pub(super) struct Reasons {
 
 #[derive(Debug)]
 struct Seen {
-    class: ReasonClass,
+    class: &'static str,
     count: u64,
     sites: BTreeSet<u32>,
+    example: FailureExample,
 }
 
 /// A text that failures have in common.
@@ -30,6 +31,31 @@ pub struct Reason {
     pub fault_class: &'static str,
     pub sites: usize,
     pub error: String,
+    pub example: FailureExample,
+}
+
+/// The first failure with a text: what a person needs to find its log.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct FailureExample {
+    /// HTCondor's `ClusterId.ProcId`, after which the files that came back are named; absent outside of HTCondor.
+    pub job_id: Option<String>,
+    pub host: String,
+    /// Absent if the pilot failed, not a task.
+    pub task_id: Option<String>,
+}
+
+impl FailureExample {
+    /// `job 4711.3 on h7.example.org, task 0f3c…`
+    pub(super) fn words(&self) -> String {
+        let job = self.job_id.as_ref().map(|job| format!("job {job} "));
+        let task = self.task_id.as_ref().map(|task| format!(", task {task}"));
+        format!(
+            "{}on {}{}",
+            job.unwrap_or_default(),
+            self.host,
+            task.unwrap_or_default()
+        )
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,7 +100,14 @@ impl ReasonClass {
 }
 
 impl Reasons {
-    pub(super) fn add(&mut self, class: ReasonClass, text: &str, site: u32) {
+    /// `example` is called only for the first failure with this text.
+    pub(super) fn add(
+        &mut self,
+        class: &'static str,
+        text: &str,
+        site: u32,
+        example: impl FnOnce() -> FailureExample,
+    ) {
         if let Some(seen) = self.seen.get_mut(text) {
             seen.count += 1;
             seen.sites.insert(site);
@@ -87,6 +120,7 @@ impl Reasons {
             class,
             count: 1,
             sites: BTreeSet::from([site]),
+            example: example(),
         };
         self.seen.insert(text.into(), seen);
     }
@@ -116,9 +150,10 @@ impl Reasons {
         let rest: u64 = all.iter().skip(number).map(|(_, seen)| seen.count).sum();
         let first = all.iter().take(number).map(|(text, seen)| Reason {
             count: seen.count,
-            fault_class: seen.class.name(),
+            fault_class: seen.class,
             sites: seen.sites.len(),
             error: text.to_string(),
+            example: seen.example.clone(),
         });
         (first.collect(), rest + self.forgotten)
     }
@@ -132,7 +167,7 @@ mod tests {
     fn equal_texts_are_counted_and_the_rest_is_summed() {
         let mut reasons = Reasons::default();
         for (text, site) in [("b", 1), ("a", 1), ("b", 2), ("c", 1)] {
-            reasons.add(ReasonClass::Task, text, site);
+            reasons.add("task", text, site, FailureExample::default);
         }
         let (first, rest) = reasons.most_frequent(2);
         let found: Vec<_> = first
@@ -146,9 +181,9 @@ mod tests {
     fn texts_that_never_come_back_are_forgotten_but_stay_counted() {
         let mut reasons = Reasons::default();
         for number in 0..20_000 {
-            reasons.add(ReasonClass::Task, &format!("new {number}"), 0);
+            reasons.add("task", &format!("new {number}"), 0, FailureExample::default);
             if number % 10 == 0 {
-                reasons.add(ReasonClass::Ep, "again", 0);
+                reasons.add("ep", "again", 0, FailureExample::default);
             }
         }
         assert!(reasons.seen.len() <= MOST);

@@ -4,12 +4,13 @@
 //! | file | what it does |
 //! | --- | --- |
 //! | `input` | finds files and reads their lines, on a thread of its own |
-//! | `record_line` | parses a line |
+//! | `scan`, `record_line` | hand on each record, parse a line |
 //! | `aggregate`, `totals`, `failure_reasons`, `distribution`, `timeline_data` | add records up to sums, counts and the charts' data, in bounded memory |
 //! | `suspects`, `significance` | find sites and hosts that are worse than the rest; method and limits are described there |
 //! | `submit_settings` | the settings of the next pilots, as text to paste |
 //! | `numbers`, `sites` | work out [`ReportNumbers`], the one source of all output |
 //! | `sections`, `tables`, `page`, `charts`, `timeline`, `svg`, `tooltip` | show them as text and as a page |
+//! | `task_list` | prints a line a task instead |
 //!
 //! Measured with a million records of 2,000 pilots (707 MB, or 113 MB as gzip), release build, page
 //! included, on two cores that had six times as much to do: 2.3 s of CPU time (3.1 s), 9 s (7 s) on the
@@ -23,6 +24,7 @@ mod input;
 mod numbers;
 mod page;
 mod record_line;
+mod scan;
 mod sections;
 mod significance;
 mod sites;
@@ -30,36 +32,31 @@ mod submit_settings;
 mod suspects;
 mod svg;
 mod tables;
+mod task_list;
 mod timeline;
 mod timeline_data;
 mod tooltip;
 mod totals;
 
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::sync_channel;
-use std::thread;
 
 pub use distribution::Distribution;
-pub use failure_reasons::Reason;
+pub use failure_reasons::{FailureExample, Reason};
 pub use input::MissingInput;
 pub use numbers::{
     Broker, Cpu, Events, GpuModel, InputNumbers, Pilots, ReportNumbers, Resource, Slots,
 };
 pub use sites::Site;
 pub use suspects::{Suspect, SuspectReason};
+pub use task_list::{ListedTasks, TaskQuery};
 
 use crate::exit::Exit;
 use crate::human::{OutputFormat, counted};
 use aggregate::Aggregate;
-use input::LinePiece;
-use record_line::ReadLine;
+use scan::ScannedRecord;
 use tables::Audience;
-
-/// The most unreadable lines that are named.
-const NAMED: usize = 5;
-/// The most blocks between the two threads, of half a MiB or so each.
-const BLOCKS: usize = 4;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReportRequest {
@@ -67,6 +64,8 @@ pub struct ReportRequest {
     pub paths: Vec<PathBuf>,
     /// The file for a page, if one is to be written.
     pub page: Option<PathBuf>,
+    /// The tasks to list instead of the sums.
+    pub tasks: Option<TaskQuery>,
     /// As JSON, [`ReportNumbers`].
     pub output: OutputFormat,
 }
@@ -95,6 +94,16 @@ pub fn run(request: &ReportRequest, out: &mut impl Write, complaints: &mut impl 
             "no record in {}; pilots write theirs to a file that ends in .jsonl, one each",
             counted(report.input.files, "file")
         ));
+    }
+    if let Some(query) = &request.tasks {
+        let sums = (&report, &aggregate);
+        let listed = task_list::print(query, request.output, &found.files, sums, out);
+        let (said, exit) = match listed {
+            Ok(summary) => (summary, Exit::Success),
+            Err(error) => (error.to_string(), error.exit()),
+        };
+        complain(said);
+        return exit;
     }
     if let Some(path) = &request.page
         && let Err(error) = std::fs::write(path, page::page(&report, &aggregate))
@@ -195,65 +204,14 @@ fn read(
         ..InputNumbers::default()
     };
     let mut aggregate = Aggregate::default();
-    thread::scope(|scope| {
-        let (to, from) = sync_channel(BLOCKS);
-        thread::Builder::new()
-            .name("reader".to_owned())
-            .spawn_scoped(scope, move || input::feed(files, &to))?;
-        let mut place = (Path::new(""), 0);
-        for piece in from {
-            match piece {
-                LinePiece::File(index) => place = (&files[index], 0),
-                LinePiece::Lines(block) => {
-                    let mut rest = &*block;
-                    while !rest.is_empty() {
-                        let end = memchr::memchr(b'\n', rest).unwrap_or(rest.len());
-                        place.1 += 1;
-                        add(&mut aggregate, &mut input, &rest[..end], place, whose);
-                        rest = rest.get(end + 1..).unwrap_or_default();
-                    }
-                }
-                LinePiece::Overlong => {
-                    place.1 += 1;
-                    unreadable(&mut input, place, "too long for a record");
-                }
-                LinePiece::Broken(error) => input
-                    .problems
-                    .push(format!("{}: {error}", place.0.display())),
-            }
+    scan::scan(files, &mut input, |ScannedRecord { kind, line, .. }| {
+        match whose {
+            RecordScope::Only(pilot_id) if line.pilot_id != pilot_id => {}
+            _ => aggregate.add(kind, &line),
         }
-        Ok((aggregate, input))
-    })
-}
-
-fn add(
-    aggregate: &mut Aggregate,
-    input: &mut InputNumbers,
-    line: &[u8],
-    place: (&Path, u64),
-    whose: RecordScope<'_>,
-) {
-    if line.trim_ascii().is_empty() {
-        return;
-    }
-    match record_line::read(line) {
-        ReadLine::Record(kind, record) => match whose {
-            RecordScope::Only(pilot_id) if record.pilot_id != pilot_id => {}
-            _ => aggregate.add(kind, &record),
-        },
-        ReadLine::UnknownKind => input.unknown_records += 1,
-        ReadLine::Newer => input.newer_records += 1,
-        ReadLine::Unreadable(why) => unreadable(input, place, &why),
-    }
-}
-
-fn unreadable(input: &mut InputNumbers, (path, line): (&Path, u64), why: &str) {
-    input.unreadable_lines += 1;
-    if input.first_unreadable.len() < NAMED {
-        input
-            .first_unreadable
-            .push(format!("{}:{line} ({why})", path.display()));
-    }
+        ControlFlow::Continue(())
+    })?;
+    Ok((aggregate, input))
 }
 
 #[cfg(test)]

@@ -190,7 +190,13 @@ fn html(body: &mut String, table: &Table) {
             } else {
                 class(table, column)
             };
-            let _ = write!(body, "<td{part}>{}</td>", Escaped(cell.trim_start()));
+            let mut lines = cell.lines();
+            let first = lines.next().unwrap_or_default();
+            let _ = write!(body, "<td{part}>{}", Escaped(first.trim_start()));
+            for line in lines {
+                let _ = write!(body, "<div class=\"more\">{}</div>", Escaped(line));
+            }
+            body.push_str("</td>");
         }
         body.push_str("</tr>");
     }

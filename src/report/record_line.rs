@@ -66,6 +66,8 @@ pub(super) struct RecordLine<'a> {
     pub(super) ended_unix_secs: Option<f64>,
     pub(super) exit_code: Option<i32>,
 
+    #[serde(borrow)]
+    pub(super) job_id: Option<JsonText<'a>>,
     pub(super) slots: Option<u32>,
     pub(super) window: Option<u32>,
     pub(super) requested_cpus: Option<u32>,

@@ -319,11 +319,16 @@ fn classes(report: &ReportNumbers) -> Table {
 
 fn errors(title: &'static str, errors: &[Reason], others: u64, audience: Audience) -> Table {
     let row = |reason: &Reason| {
+        let error = one_line(&reason.error, audience.error_columns());
         vec![
             count(reason.count),
             reason.fault_class.to_owned(),
             count(reason.sites as u64),
-            one_line(&reason.error, audience.error_columns()),
+            match audience {
+                // The log is the one that an example would lead to.
+                Audience::Log => error,
+                _ => format!("{error}\nfor example {}", reason.example.words()),
+            },
         ]
     };
     Table {

@@ -34,7 +34,7 @@ impl Audience {
     }
 }
 
-/// A table: cells are ready to be shown.
+/// A table: cells are ready to be shown. Only a row's last cell may have several lines.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     pub(super) title: &'static str,
@@ -144,26 +144,40 @@ pub(super) fn lines(table: &Table) -> Vec<String> {
         .map(|column| {
             all.iter()
                 .filter_map(|row| row.get(column))
-                .map(|cell| cell.chars().count())
+                .flat_map(|cell| cell.lines())
+                .map(|line| line.chars().count())
                 .max()
                 .unwrap_or(0)
         })
         .collect();
     let mut lines = vec![table.title.to_owned()];
     if !table.rows.is_empty() {
-        lines.extend(all.iter().map(|row| {
-            let mut line = String::from(" ");
-            for (column, cell) in row.iter().enumerate() {
-                let width = widths[column];
-                let _ = if table.is_number(column) {
-                    write!(line, " {cell:>width$} ")
-                } else {
-                    write!(line, " {cell:<width$} ")
-                };
-            }
-            line.trim_end().to_owned()
-        }));
+        lines.extend(all.iter().flat_map(|row| row_lines(table, row, &widths)));
     }
     lines.extend(table.remark.iter().map(|remark| format!("  {remark}")));
     lines
+}
+
+/// A row; further lines of its last cell stand below the first.
+fn row_lines(table: &Table, row: &[String], widths: &[usize]) -> Vec<String> {
+    let mut line = String::from(" ");
+    let mut indent = 0;
+    let mut further = Vec::new();
+    for (column, cell) in row.iter().enumerate() {
+        let width = widths[column];
+        indent = line.chars().count() + 1;
+        let mut parts = cell.lines();
+        let first = parts.next().unwrap_or_default();
+        let _ = if table.is_number(column) {
+            write!(line, " {first:>width$} ")
+        } else {
+            write!(line, " {first:<width$} ")
+        };
+        further = parts.collect();
+    }
+    let below = further.iter().map(|part| format!("{:indent$}{part}", ""));
+    [line.trim_end().to_owned()]
+        .into_iter()
+        .chain(below)
+        .collect()
 }
