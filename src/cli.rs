@@ -106,6 +106,9 @@ enum Words {
         /// Write the report as a page, too
         #[arg(long, value_name = "OUT")]
         html: Option<PathBuf>,
+        /// The page's heading, instead of the taskforce
+        #[arg(long, value_name = "TEXT", requires = "html")]
+        title: Option<String>,
         /// List tasks instead, a line each: job, task, host, site, end, outcome, run time, error
         #[arg(long, value_name = "WHICH", conflicts_with = "html")]
         tasks: Option<TasksWord>,
@@ -182,6 +185,7 @@ fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, 
         Some(Words::Report {
             paths,
             html,
+            title,
             tasks,
             site,
             error,
@@ -189,6 +193,7 @@ fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, 
         }) => Command::Report(ReportRequest {
             paths,
             page: html,
+            title,
             tasks: tasks.map(|which| TaskQuery {
                 which: which.into(),
                 site,

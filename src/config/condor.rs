@@ -45,6 +45,8 @@ pub struct CondorJob {
     pub gpus: AdGpus,
     /// `ClusterId.ProcId`
     pub job_id: Option<String>,
+    /// `EWMSTaskforceUUID`: the service's name of the pilots that were submitted together.
+    pub taskforce: Option<String>,
     /// Resources that the job asked for, or else those of its slot.
     pub request: JobRequest,
 }
@@ -97,6 +99,7 @@ impl CondorJob {
                 .integer("ClusterId")
                 .zip(job.integer("ProcId"))
                 .map(|(cluster, process)| format!("{cluster}.{process}")),
+            taskforce: (job.string("EWMSTaskforceUUID")).filter(|name| !name.is_empty()),
             request: JobRequest::find(&job, &machine),
             chirp_file: path("_CONDOR_CHIRP_CONFIG").or_else(|| {
                 scratch
@@ -436,11 +439,12 @@ mod tests {
         let job = CondorJob::find(
             &environment(
                 scratch.path(),
-                "ClusterId = 12\nProcId = 3\nRequestCpus = 4\nRequestMemory = 2\nRequestDisk = DiskUsage\n",
+                "ClusterId = 12\nProcId = 3\nEWMSTaskforceUUID = \"tf-1\"\nRequestCpus = 4\nRequestMemory = 2\nRequestDisk = DiskUsage\n",
             ),
             &mut Vec::new(),
         );
         assert_eq!(job.job_id.as_deref(), Some("12.3"));
+        assert_eq!(job.taskforce.as_deref(), Some("tf-1"));
         let expected = JobRequest {
             cpus: Some(4),
             memory: Some(2 << 20),

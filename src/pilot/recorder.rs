@@ -64,6 +64,7 @@ impl Recorder {
         env!("CARGO_PKG_VERSION").clone_into(&mut start.version);
         start.started_unix_secs = end.started_unix_secs;
         start.job_id.clone_from(&config.condor.job_id);
+        start.taskforce_uuid.clone_from(&config.condor.taskforce);
         start.slots = config.slots.get();
         start.window = config.window().get();
         start.requested_cpus = config.condor.request.cpus;

@@ -30,6 +30,7 @@
 //! | `version` | text | of the pilot |
 //! | `started_unix_secs` | number | |
 //! | `job_id` | text or null | HTCondor's `ClusterId.ProcId` |
+//! | `taskforce_uuid` | text or null | `EWMSTaskforceUUID` of the job ad: the pilots that were submitted together |
 //! | `slots` | integer | tasks that may run at once |
 //! | `window` | integer | unsettled events held at most |
 //! | `requested_cpus` | integer or null | `RequestCpus` of the job ad, else `Cpus` of the machine ad |

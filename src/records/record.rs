@@ -95,6 +95,7 @@ record! {
         version: String,
         started_unix_secs: UnixTime,
         job_id: Option<String>,
+        taskforce_uuid: Option<String>,
         slots: u32,
         window: u32,
         requested_cpus: Option<u64>,

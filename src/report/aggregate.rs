@@ -47,6 +47,10 @@ pub(super) struct Aggregate {
     /// By model; of those without a known one under no name.
     pub(super) gpus: BTreeMap<Option<Box<str>>, GpuTotals>,
 
+    /// Pilots of each version, and of each taskforce that is known.
+    pub(super) versions: BTreeMap<Box<str>, u64>,
+    pub(super) taskforces: BTreeMap<Box<str>, u64>,
+
     pub(super) ends: PilotEnds,
     pub(super) timeline_data: TimelineData,
 }
@@ -63,6 +67,10 @@ pub(super) struct PilotSums {
     disk: Option<u64>,
     began: bool,
     pub(super) ended: bool,
+    pub(super) started: Option<f64>,
+    pub(super) finished: Option<f64>,
+    /// Start of the first and end of the last of its tasks.
+    pub(super) seen: Option<(f64, f64)>,
     /// Start and end of the last tasks, as many as may have run while it drained.
     last_tasks: VecDeque<(f64, f64)>,
 }
@@ -153,6 +161,9 @@ impl Aggregate {
             disk: None,
             began: false,
             ended: false,
+            started: None,
+            finished: None,
+            seen: None,
             last_tasks: VecDeque::new(),
         });
         index
@@ -189,6 +200,15 @@ impl Aggregate {
             return;
         }
         self.records += 1;
+        pilot.started = line.started_unix_secs.filter(|at| BELIEVABLE.contains(at));
+        for (counts, name) in [
+            (&mut self.versions, &line.version),
+            (&mut self.taskforces, &line.taskforce_uuid),
+        ] {
+            if let Some(name) = name {
+                *counts.entry(name.as_str().into()).or_default() += 1;
+            }
+        }
         pilot.job_id = line.job_id.as_ref().map(|job| job.as_str().into());
         let slots = line.slots.filter(|&slots| slots > 0);
         pilot.slots = slots.or(pilot.slots);
@@ -299,6 +319,9 @@ impl Aggregate {
         let ran = line.slot.filter(|_| start.is_some());
         let slot = ran.map_or(0, |slot| u16::try_from(slot).unwrap_or(u16::MAX));
         let times = (start.unwrap_or(end), end);
+        let seen = &mut self.pilots[index as usize].seen;
+        let (first, last) = seen.unwrap_or(times);
+        *seen = Some((first.min(times.0), last.max(times.1)));
         self.timeline_data
             .add(times, index, slot, fate, || super::tooltip::words(line));
     }
@@ -310,6 +333,9 @@ impl Aggregate {
             return;
         }
         self.records += 1;
+        pilot.started =
+            (pilot.started.or(line.started_unix_secs)).filter(|at| BELIEVABLE.contains(at));
+        pilot.finished = line.ended_unix_secs.filter(|at| BELIEVABLE.contains(at));
         let last_tasks = std::mem::take(&mut pilot.last_tasks);
         pilot.slots = pilot.slots.or(line.slots.filter(|&slots| slots > 0));
         let slots = pilot.slots.unwrap_or(1);

@@ -1,11 +1,11 @@
-//! The charts of numbers: run times, throughput, failures by site. Drawn small enough for a phone.
+//! The charts of numbers: run times, failures by site. Drawn small enough for a phone.
 
 use super::distribution::Values;
 use super::failure_reasons::ReasonClass;
 use super::sites::Site;
 use super::svg::{Anchor, Drawing, Shape, multiples, round_step, time_step};
-use super::timeline_data::{TaskFate, TimelineData};
-use crate::human::{as_float, count, one_line, percent, round_seconds, seconds, to_integer, utc};
+use super::timeline_data::TaskFate;
+use crate::human::{as_float, count, one_line, percent, round_seconds, seconds, to_integer};
 
 /// Units of a small chart; about a phone's width.
 const WIDTH: f64 = 440.0;
@@ -155,76 +155,6 @@ pub(super) fn run_times(values: &Values) -> Option<String> {
         "small",
         "Histogram of the run times of tasks that succeeded",
     ))
-}
-
-/// Events done and failed over time, and the width of a bar in seconds.
-pub(super) fn throughput(timeline_data: &TimelineData) -> Option<(String, f64)> {
-    let (first, last) = timeline_data.range()?;
-    let width = time_step(last - first, 48.0);
-    let from = ((timeline_data.base + first) / width).floor() * width;
-    let bin_of = |time: f64| {
-        usize::try_from(to_integer(
-            ((timeline_data.base + time - from) / width).floor(),
-        ))
-        .unwrap_or(0)
-    };
-    let mut bins = vec![[0_u64; 2]; bin_of(last) + 1];
-    for task in &timeline_data.tasks {
-        let kind = match task.fate {
-            TaskFate::Done => 0,
-            TaskFate::Failed(_) => 1,
-            TaskFate::Untried => continue,
-        };
-        bins[bin_of(f64::from(task.end))][kind] += 1;
-    }
-    let largest = bins
-        .iter()
-        .map(|[done, failed]| done + failed)
-        .max()
-        .unwrap_or(0);
-    let mut bars = Bars::new(from, width, bins.len(), largest);
-    for (bin, &[done, failed]) in bins.iter().enumerate() {
-        let begin = from + width * as_float(bin as u64);
-        let note = format!(
-            "{} UTC, {}: {} done, {} failed",
-            utc(begin),
-            seconds(width),
-            count(done),
-            count(failed)
-        );
-        bars.bar(bin, 0, done, "done", &note);
-        bars.bar(bin, done, failed, "failed", &note);
-    }
-    let (from, end) = (bars.from, bars.end());
-    for (time, label) in time_ticks(from, end, 5.0) {
-        bars.tick(time, &label);
-    }
-    Some((
-        bars.drawing
-            .finish("small", "Events done and failed over time"),
-        width,
-    ))
-}
-
-/// Round times between two, with the day where it changes.
-pub(super) fn time_ticks(from: f64, to: f64, most: f64) -> Vec<(f64, String)> {
-    let step = time_step(to - from, most);
-    let mut day = String::new();
-    multiples(from, to, step)
-        .map(|time| {
-            let text = utc(time);
-            let (date, clock) = text.split_once(' ').unwrap_or((&text, ""));
-            let is_new = day != date;
-            date.clone_into(&mut day);
-            let clock = if step < 60.0 { clock } else { &clock[..5] };
-            let label = if step >= 86_400.0 || (is_new && clock.starts_with("00:00")) {
-                &date[5..]
-            } else {
-                clock
-            };
-            (time, label.to_owned())
-        })
-        .collect()
 }
 
 /// Faults by site, coloured by class, with the failure rate.

@@ -9,7 +9,7 @@
 //! | `suspects`, `significance` | find sites and hosts that are worse than the rest; method and limits are described there |
 //! | `submit_settings` | the settings of the next pilots, as text to paste |
 //! | `numbers`, `sites` | work out [`ReportNumbers`], the one source of all output |
-//! | `sections`, `tables`, `page`, `charts`, `timeline`, `svg`, `tooltip` | show them as text and as a page |
+//! | `sections`, `tables`, `page`, `charts`, `timeline`, `lanes`, `panels`, `time_axis`, `svg`, `tooltip` | show them as text and as a page |
 //! | `task_list` | prints a line a task instead |
 //!
 //! Measured with a million records of 2,000 pilots (707 MB, or 113 MB as gzip), release build, page
@@ -21,8 +21,10 @@ mod charts;
 mod distribution;
 mod failure_reasons;
 mod input;
+mod lanes;
 mod numbers;
 mod page;
+mod panels;
 mod record_line;
 mod scan;
 mod sections;
@@ -33,6 +35,7 @@ mod suspects;
 mod svg;
 mod tables;
 mod task_list;
+mod time_axis;
 mod timeline;
 mod timeline_data;
 mod tooltip;
@@ -64,6 +67,8 @@ pub struct ReportRequest {
     pub paths: Vec<PathBuf>,
     /// The file for a page, if one is to be written.
     pub page: Option<PathBuf>,
+    /// The page's heading, if it is not to be the taskforce.
+    pub title: Option<String>,
     /// The tasks to list instead of the sums.
     pub tasks: Option<TaskQuery>,
     /// As JSON, [`ReportNumbers`].
@@ -106,7 +111,10 @@ pub fn run(request: &ReportRequest, out: &mut impl Write, complaints: &mut impl 
         return exit;
     }
     if let Some(path) = &request.page
-        && let Err(error) = std::fs::write(path, page::page(&report, &aggregate))
+        && let Err(error) = std::fs::write(
+            path,
+            page::page(request.title.as_deref(), &report, &aggregate),
+        )
     {
         complain(format!(
             "can't write the page `{}`: {error}",

@@ -101,6 +101,9 @@ pub struct Pilots {
     pub slots: u64,
     /// Slots of one pilot, if all had as many.
     pub slots_each: Option<u32>,
+    /// How many pilots were of each version, and of each taskforce that HTCondor knew.
+    pub versions: BTreeMap<String, u64>,
+    pub taskforces: BTreeMap<String, u64>,
 }
 
 /// The outcomes of the events. An event that was taken twice counts twice.
@@ -291,7 +294,16 @@ fn pilots(aggregate: &Aggregate) -> Pilots {
             .map(|pilot| u64::from(pilot.slots.unwrap_or(1)))
             .sum(),
         slots_each,
+        versions: names(&aggregate.versions),
+        taskforces: names(&aggregate.taskforces),
     }
+}
+
+fn names(counts: &BTreeMap<Box<str>, u64>) -> BTreeMap<String, u64> {
+    let counts = counts.iter();
+    counts
+        .map(|(name, count)| (name.to_string(), *count))
+        .collect()
 }
 
 fn events(aggregate: &Aggregate) -> Events {

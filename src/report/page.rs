@@ -8,11 +8,13 @@ use super::charts::{self, look};
 use super::failure_reasons::ReasonClass;
 use super::numbers::ReportNumbers;
 use super::sections;
+use super::sites::Site;
+use super::suspects::{Suspect, SuspectReason};
 use super::svg::{Drawing, Escaped};
 use super::tables::{self, Audience, Table};
 use super::timeline;
 use super::timeline_data::TaskFate;
-use crate::human::{count, percent, round_seconds, seconds};
+use crate::human::{count, percent, seconds};
 
 /// Tables with at most this many columns stand side by side.
 const FACT_COLUMNS: usize = 3;
@@ -20,11 +22,14 @@ const FACT_COLUMNS: usize = 3;
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-pub(super) fn page(report: &ReportNumbers, aggregate: &Aggregate) -> String {
+/// The page, with `title` as its heading if there is one.
+pub(super) fn page(title: Option<&str>, report: &ReportNumbers, aggregate: &Aggregate) -> String {
+    let title = title.map_or_else(|| default_title(report), str::to_owned);
     let mut body = String::new();
     let _ = write!(
         body,
-        "<header><h1>What the pilots did</h1><p>{}</p></header>",
+        "<header><h1>{}</h1><p>{}</p></header>",
+        Escaped(&title),
         Escaped(&tables::headline(report))
     );
     let warnings = tables::warnings(report);
@@ -57,10 +62,25 @@ pub(super) fn page(report: &ReportNumbers, aggregate: &Aggregate) -> String {
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\
-         <title>ewms-pilot report</title><style>{STYLE}</style></head><body>{body}\
+         <title>{} · ewms-pilot report</title><style>{STYLE}</style></head><body>{body}\
          <footer>ewms-pilot {} report</footer><output id=\"note\" hidden></output><script>{SCRIPT}</script></body></html>\n",
+        Escaped(&title),
         env!("CARGO_PKG_VERSION")
     )
+}
+
+fn default_title(report: &ReportNumbers) -> String {
+    let names: Vec<&str> = report
+        .pilots
+        .taskforces
+        .keys()
+        .map(String::as_str)
+        .collect();
+    match names.as_slice() {
+        [] => "What the pilots did".to_owned(),
+        [name] => format!("Taskforce {name}"),
+        names => format!("What the pilots of {} taskforces did", names.len()),
+    }
 }
 
 fn tiles(body: &mut String, report: &ReportNumbers) {
@@ -90,53 +110,93 @@ fn tiles(body: &mut String, report: &ReportNumbers) {
     body.push_str("</dl>");
 }
 
+/// The places to avoid, what speaks against each, and what to paste.
 fn exclusion(body: &mut String, report: &ReportNumbers) {
-    if let (Some(command), Some(expression)) = (&report.condor_submit, &report.requirements) {
+    let (Some(command), Some(expression)) = (&report.condor_submit, &report.requirements) else {
+        return;
+    };
+    body.push_str(
+        "<section class=\"card bad\"><h2>Worse than the rest, by more than chance</h2><ul>",
+    );
+    let places = report.sites.iter().chain(&report.hosts);
+    for (place, suspect) in places.filter_map(|place| Some((place, place.bad.as_ref()?))) {
         let _ = write!(
             body,
-            "<section class=\"card bad\"><h2>To avoid the sites and hosts that are worse than the rest</h2>\
-             <p>The next <code>condor_submit</code> of the bundled template begins with</p>\
-             <pre id=\"condor-submit\">{}</pre><p>In other submit files</p>\
-             <pre id=\"requirements\">requirements = {}</pre></section>",
-            Escaped(command),
-            Escaped(expression)
+            "<li><b>{}</b>: {}</li>",
+            Escaped(place.name()),
+            Escaped(&evidence(place, suspect))
         );
     }
+    body.push_str(
+        "</ul><p>To avoid them, the next <code>condor_submit</code> of the bundled template begins with</p>",
+    );
+    paste(body, "condor-submit", command);
+    body.push_str("<p>In other submit files</p>");
+    paste(body, "requirements", &format!("requirements = {expression}"));
+    body.push_str("</section>");
+}
+
+/// A text with a button that copies it.
+fn paste(body: &mut String, id: &str, text: &str) {
+    let _ = write!(
+        body,
+        "<div class=\"paste\"><pre id=\"{id}\">{}</pre>\
+         <button type=\"button\" data-copies=\"{id}\">Copy</button></div>",
+        Escaped(text)
+    );
+}
+
+/// `2,546 of 8,451 tasks failed by its machines, elsewhere 0.99 % (p < 0.001)`
+fn evidence(place: &Site, suspect: &Suspect) -> String {
+    let tried = if place.failed_before_any_task == 0 {
+        "tasks"
+    } else {
+        "tasks and pilots without a task"
+    };
+    let whose = match (suspect.because, &place.host) {
+        (SuspectReason::Failures, _) => "",
+        (SuspectReason::EpFaults, Some(_)) => " by the machine",
+        (SuspectReason::EpFaults, None) => " by its machines",
+    };
+    let chance = match sections::p_value(suspect.p_value) {
+        small if small.starts_with('<') => format!("p\u{a0}{}", small.replace(' ', "\u{a0}")),
+        chance => format!("p\u{a0}=\u{a0}{chance}"),
+    };
+    format!(
+        "{} of {} {tried} failed{whose}, elsewhere {} ({chance})",
+        count(suspect.failed),
+        count(suspect.tried),
+        percent(suspect.rate_elsewhere)
+    )
 }
 
 fn pictures(body: &mut String, report: &ReportNumbers, aggregate: &Aggregate) {
     if let Some(timeline) = timeline::draw(aggregate) {
         let _ = write!(
             body,
-            "<section class=\"card\"><h2>Tasks over time (UTC)</h2>{}<div class=\"scroll\">{}</div><p>{} Point at anything, or tap it, to see what it is.</p></section>",
+            "<section class=\"card\"><h2>Over time (UTC)</h2>{}<p class=\"hint\">Scroll it sideways to see all.</p>\
+             <div class=\"scroll over-time\" tabindex=\"0\"><div class=\"names\">{}</div>{}</div>\
+             <p>{} Point at anything, or tap it, to see what it is.</p></section>",
             legend(aggregate),
+            timeline.names,
             timeline.svg,
             Escaped(&timeline.caption)
         );
     }
     body.push_str("<div class=\"charts\">");
-    let mut chart = |title: &str, svg: Option<String>| {
+    let mut chart = |title: &str, svg: Option<String>, remark: &str| {
         if let Some(svg) = svg {
             let _ = write!(
                 body,
-                "<section class=\"card\"><h2>{title}</h2>{svg}</section>"
+                "<section class=\"card\"><h2>{title}</h2>{svg}<p>{remark}</p></section>"
             );
         }
     };
-    chart(
-        "Run time of tasks that succeeded",
-        charts::run_times(&aggregate.run_times),
-    );
-    if let Some((svg, width)) = charts::throughput(&aggregate.timeline_data) {
-        chart(
-            &format!(
-                "Events done (below) and failed (above), per {}, UTC",
-                round_seconds(width)
-            ),
-            Some(svg),
-        );
-    }
-    chart("Faults by site", charts::sites(&report.sites));
+    let run_times = charts::run_times(&aggregate.run_times);
+    chart("Run time of tasks that succeeded", run_times, "");
+    let remark =
+        "Number and, in brackets, failure rate, which leaves out faults of the events themselves.";
+    chart("Faults by site", charts::sites(&report.sites), remark);
     body.push_str("</div>");
 }
 
@@ -176,7 +236,13 @@ fn html(body: &mut String, table: &Table) {
     );
     if !table.head.is_empty() && !table.rows.is_empty() {
         let cells: Vec<String> = (table.head.iter().enumerate())
-            .map(|(column, head)| format!("<th{}>{}</th>", class(table, column), Escaped(head)))
+            .map(|(column, head)| {
+                let class = class(table, column);
+                format!(
+                    "<th{class}><button type=\"button\">{}</button></th>",
+                    Escaped(head)
+                )
+            })
             .collect();
         let _ = write!(body, "<thead><tr>{}</tr></thead>", cells.concat());
     }
@@ -208,9 +274,9 @@ fn html(body: &mut String, table: &Table) {
 }
 
 fn class(table: &Table, column: usize) -> &'static str {
-    if table.is_number(column) {
-        " class=\"number\""
-    } else {
-        ""
+    match table.head.get(column) {
+        _ if table.is_number(column) => " class=\"number\"",
+        Some(&("site" | "host")) => " class=\"name\"",
+        _ => "",
     }
 }

@@ -67,6 +67,10 @@ pub(super) struct RecordLine<'a> {
     pub(super) exit_code: Option<i32>,
 
     #[serde(borrow)]
+    pub(super) version: Option<JsonText<'a>>,
+    #[serde(borrow)]
+    pub(super) taskforce_uuid: Option<JsonText<'a>>,
+    #[serde(borrow)]
     pub(super) job_id: Option<JsonText<'a>>,
     pub(super) slots: Option<u32>,
     pub(super) window: Option<u32>,

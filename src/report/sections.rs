@@ -65,6 +65,13 @@ fn pilots(report: &ReportNumbers) -> Table {
             remark,
         );
     }
+    for (version, number) in &pilots.versions {
+        table.fact(
+            &format!("version {version}"),
+            count(*number),
+            share(*number, pilots.seen),
+        );
+    }
     for (code, number) in &pilots.exit_codes {
         let name = code.to_string();
         let meaning = exit::TABLE
@@ -350,24 +357,22 @@ fn places(title: &'static str, kind: &'static str, places: &[Site], most: usize)
             }
             _ => place.name().to_owned(),
         };
-        let likely = format!("{} to {}", percent(low), percent(high));
+        let (rate, likely) = match place.tried() {
+            0 => (String::new(), String::new()),
+            _ => (
+                percent(place.failure_rate),
+                format!("{} to {}", percent(low), percent(high)),
+            ),
+        };
         vec![
             name,
+            rate,
+            likely,
             count(place.pilots),
             count(place.done),
             count(place.failed),
             count(place.ep_faults),
             count(place.failed_before_any_task),
-            if place.tried() == 0 {
-                String::new()
-            } else {
-                percent(place.failure_rate)
-            },
-            if place.tried() == 0 {
-                String::new()
-            } else {
-                likely
-            },
             if place.bad.is_some() { "bad" } else { "" }.to_owned(),
         ]
     };
@@ -375,23 +380,33 @@ fn places(title: &'static str, kind: &'static str, places: &[Site], most: usize)
         title,
         head: vec![
             kind,
+            "failure rate",
+            "95 % sure",
             "pilots",
             "done",
             "failed",
             "EP faults",
             "no start",
-            "failure rate",
-            "95 % sure",
-            "",
+            "verdict",
         ],
         rows: places.iter().take(most).map(row).collect(),
-        remark: (places.len() > most).then(|| {
-            format!(
-                "and {} more; --json has all",
-                count((places.len() - most) as u64)
-            )
-        }),
+        remark: remark(places, most),
     }
+}
+
+/// What the table leaves out.
+fn remark(places: &[Site], most: usize) -> Option<String> {
+    let of_events: u64 = places.iter().map(Site::event_faults).sum();
+    let more = places.len().saturating_sub(most) as u64;
+    let rate = (of_events > 0).then(|| {
+        format!(
+            "the rate leaves out {} by the events' own fault, which fail everywhere",
+            counted(of_events, "failure")
+        )
+    });
+    let rest = (more > 0).then(|| format!("and {} more; --json has all", count(more)));
+    let remarks: Vec<String> = rest.into_iter().chain(rate).collect();
+    (!remarks.is_empty()).then(|| remarks.join("; "))
 }
 
 fn bad(report: &ReportNumbers) -> Table {
@@ -407,23 +422,27 @@ fn bad(report: &ReportNumbers) -> Table {
                 SuspectReason::Failures => "failures",
             };
             let share = format!("{} of {}", count(suspect.failed), count(suspect.tried));
-            let chance = match suspect.p_value {
-                ..1e-300 => "< 1e-300".to_owned(),
-                chance => format!("{chance:.0e}"),
-            };
             vec![
                 place.name().to_owned(),
                 because.to_owned(),
                 share,
                 percent(suspect.rate_elsewhere),
-                chance,
+                p_value(suspect.p_value),
             ]
         })
         .collect();
     Table {
         title: "Worse than the rest, by more than chance",
-        head: vec!["site", "because", "failed", "elsewhere", "chance"],
+        head: vec!["site", "because", "failed", "elsewhere", "p"],
         remark: rows.is_empty().then(|| "no site and no host".to_owned()),
         rows,
+    }
+}
+
+/// `< 0.001`, `0.004`
+pub(super) fn p_value(chance: f64) -> String {
+    match chance {
+        ..0.001 => "< 0.001".to_owned(),
+        chance => format!("{chance:.3}"),
     }
 }

@@ -222,6 +222,13 @@ impl Site {
         faults + self.failed_before_any_task
     }
 
+    /// Failures by the events' own fault, which the failure rate leaves out.
+    #[must_use]
+    pub fn event_faults(&self) -> u64 {
+        let faults = self.faults_by_class.get(ReasonClass::Event.name());
+        faults.copied().unwrap_or(0)
+    }
+
     /// The interval of the failure rate.
     pub(super) fn whiskers(&self) -> (f64, f64) {
         self.failure_rate_95_percent

@@ -61,7 +61,10 @@ impl Table {
     pub(super) fn is_number(&self, column: usize) -> bool {
         match self.head.get(column) {
             None => column == 1,
-            Some(head) => !matches!(*head, "site" | "host" | "class" | "error" | "because"),
+            Some(head) => !matches!(
+                *head,
+                "site" | "host" | "class" | "error" | "because" | "verdict" | "model"
+            ),
         }
     }
 }

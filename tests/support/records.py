@@ -1,6 +1,6 @@
 """Records as pilots bring them home, made up: for tests of the report, and for measuring it by hand.
 
-usage: records.py TASKS [PILOTS [DIRECTORY]]
+usage: records.py TASKS [PILOTS [DIRECTORY [SITES]]]
 
 One file on stdout, or one a pilot in DIRECTORY. The same arguments make the same records. Of the sites,
 SITE-03 has a fault of its machines in 30 % of its tasks, host h7 of SITE-05 fails nearly all, one pilot in
@@ -25,9 +25,9 @@ MACHINE = ("ep", "ContainerRunError", "task failed (exit code 255): [Apptainer-E
 MIB = 1 << 20
 
 
-def pilot(index, tasks, random):
+def pilot(index, tasks, random, sites=12):
     """The lines of one pilot."""
-    site, host, slots = index % 12, index // 12 % 8, 4
+    site, host, slots = index % sites, index // sites % 8, 4
     common = {"format": 1}
     identity = {
         "pilot_id": str(uuid.UUID(int=random.getrandbits(128))),
@@ -40,7 +40,7 @@ def pilot(index, tasks, random):
 
     start = round(1_790_000_000 + random.random() * 3600, 3)
     yield line(
-        "pilot_start", version="0.1.0", started_unix_secs=start, job_id=f"4711.{index}", slots=slots, window=2 * slots,
+        "pilot_start", version="0.1.0" if index % 10 else "0.0.9", taskforce_uuid="tf-sky-7", started_unix_secs=start, job_id=f"4711.{index}", slots=slots, window=2 * slots,
         requested_cpus=slots, requested_memory_bytes=slots * 2048 * MIB, requested_disk_bytes=slots * 4096 * MIB,
         max_runtime_secs=86400.0,
     )
@@ -92,10 +92,11 @@ def pilot(index, tasks, random):
 def main():
     tasks = int(sys.argv[1])
     pilots = int(sys.argv[2]) if len(sys.argv) > 2 else max(1, tasks // 500)
+    sites = int(sys.argv[4]) if len(sys.argv) > 4 else 12
     source = random.Random(20261123)
     for index in range(pilots):
         share = tasks * (index + 1) // pilots - tasks * index // pilots
-        text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in pilot(index, share, source))
+        text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in pilot(index, share, source, sites))
         if len(sys.argv) > 3:
             with open(f"{sys.argv[3]}/pilot-{index:05}.jsonl", "w", encoding="utf-8") as file:
                 file.write(text)
