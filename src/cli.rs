@@ -112,7 +112,7 @@ enum Words {
         /// List tasks instead, a line each: job, task, host, site, end, outcome, run time, error
         #[arg(long, value_name = "WHICH", conflicts_with = "html")]
         tasks: Option<TasksWord>,
-        /// Of these, only those of this site (GLIDEIN_Site or GLIDEIN_ResourceName)
+        /// Of these, only those of this site or resource
         #[arg(long, requires = "tasks")]
         site: Option<String>,
         /// Of these, only those whose error contains this text

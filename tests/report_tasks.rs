@@ -143,7 +143,7 @@ fn tasks_are_listed_a_line_each_with_the_job_that_has_their_log() {
         "task-c3",
         "c.example.org",
         "SITE-C",
-        "2026-09-21 13:46:53",
+        "2026-09-21 14:13:33",
         "failed (task)",
         "13.0 s",
         "AssertionError: bad pixel … more",

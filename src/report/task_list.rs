@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
+use std::fmt::Write as _;
 use std::hash::BuildHasher;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -319,7 +320,9 @@ impl<W: Write> TaskList<'_, W> {
             .into_iter()
             .filter(|other| *other != which && found == 0 && self.matches[*other as usize] > 0);
         for other in others {
-            text += &format!(
+            // Writing into a string can't fail.
+            let _ = write!(
+                text,
                 "; but {} {}: --tasks {}",
                 counted(self.matches[other as usize], "task"),
                 other.words(),
