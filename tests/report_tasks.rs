@@ -178,7 +178,7 @@ fn tasks_are_listed_a_line_each_with_the_job_that_has_their_log() {
     );
     assert!((5..9).contains(&lines(&slow).len()), "{}", slow.stdout);
     assert!(
-        slow.stderr.contains("tasks that ran 47.0 s or longer"),
+        slow.stderr.contains("tasks that ran 48.0 s or longer"),
         "{}",
         slow.stderr
     );

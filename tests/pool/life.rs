@@ -6,7 +6,9 @@ use std::fs;
 use serde_json::Value;
 
 use super::{assert_results, fill, shell_pilots};
+use crate::support::SOON;
 use crate::support::condor::FIRST;
+use crate::support::scene::Scene;
 
 const PREFIX: &str = "HTChirpEWMSPilot";
 
@@ -107,6 +109,10 @@ fn with_job_attributes_the_last_report_is_in_the_history() {
         assert_eq!(record["host"], FIRST);
     }
     assert_eq!(records.lines().count(), 5, "{records}");
+    assert!(
+        records.contains(r#""taskforce_uuid":"tf-history""#),
+        "{records}"
+    );
     assert_eq!(ads[0]["ExitCode"], 0);
 }
 
@@ -153,6 +159,25 @@ fn a_failed_task_ends_the_job_with_its_error_in_the_history_and_no_retry() {
         jobs.story()
     );
     assert_eq!(incoming.delivery_counts(), [1]);
+
+    // The report leads from the records to the job whose log has the task.
+    let report = Scene::new()
+        .arg("report")
+        .arg(".")
+        .arg("--tasks")
+        .arg("failed");
+    let records = jobs.file(0, "tasks.jsonl");
+    fs::write(report.dir().join("tasks.jsonl"), records).expect("the scene is writable");
+    let listed = report.run(SOON).stdout;
+    let mut cells = listed.split_whitespace();
+    let job = format!("{}.0", jobs.cluster());
+    assert_eq!(cells.next(), Some(&*job), "{listed}");
+    let task = cells.next().expect("a task");
+    assert!(
+        jobs.file(0, "err").contains(task),
+        "{listed}{}",
+        jobs.story()
+    );
 }
 
 /// By process. A report is a line `NAME: "value"` of a generic event.
