@@ -19,6 +19,12 @@ use crate::report::{ListedTasks, ReportRequest, TaskQuery};
 use crate::status;
 use crate::task::path_probe::{self, ProbeDepth};
 
+/// The version; of a release, its commit and that commit's date too, which scripts/release passes on.
+const VERSION: &str = match option_env!("EWMS_BUILD_VERSION") {
+    Some(version) => version,
+    None => concat!(env!("CARGO_PKG_VERSION"), " (not a release)"),
+};
+
 /// A parsed command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -49,7 +55,7 @@ pub enum Command {
     clippy::doc_markdown,
     reason = "clap shows the comment as it is, backticks included"
 )]
-#[command(name = "ewms-pilot", version, after_long_help = after_long_help())]
+#[command(name = "ewms-pilot", version = VERSION, after_long_help = after_long_help())]
 struct Arguments {
     #[command(subcommand)]
     words: Option<Words>,
@@ -224,7 +230,7 @@ fn for_people() -> clap::Command {
     let shown = all.get_subcommands().filter(|word| !word.is_hide_set());
     let about = |text: Option<&clap::builder::StyledStr>| text.cloned().unwrap_or_default();
     clap::Command::new(all.get_name().to_owned())
-        .version(env!("CARGO_PKG_VERSION"))
+        .version(VERSION)
         .about(about(all.get_about()))
         .long_about(about(all.get_long_about()))
         .disable_help_subcommand(true)
@@ -382,12 +388,12 @@ mod tests {
     }
 
     #[test]
-    fn version_is_the_crates() {
+    fn version_is_the_crates_and_says_whether_it_is_a_release() {
         let error = parse(&["--version"]).expect_err("text to show");
         assert_eq!(error.kind(), ErrorKind::DisplayVersion);
         assert_eq!(
             error.to_string(),
-            format!("ewms-pilot {}\n", env!("CARGO_PKG_VERSION"))
+            format!("ewms-pilot {} (not a release)\n", env!("CARGO_PKG_VERSION"))
         );
     }
 }

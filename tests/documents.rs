@@ -109,8 +109,10 @@ fn help_shows_every_variable_and_exit_code() {
 #[test]
 fn the_version_is_the_packages() {
     let outcome = Scene::bare().arg("--version").run(SOON);
-    let version = concat!("ewms-pilot ", env!("CARGO_PKG_VERSION"), "\n");
-    assert_eq!(outcome.assert_code(0).stdout, version);
+    // A release has its commit and date in the brackets.
+    let version = concat!("ewms-pilot ", env!("CARGO_PKG_VERSION"), " (");
+    let said = &outcome.assert_code(0).stdout;
+    assert!(said.starts_with(version) && said.ends_with(")\n"), "{said}");
 }
 
 #[test]
@@ -186,7 +188,7 @@ fn the_project_names_nothing_that_only_its_makers_have() {
     // In pieces, so that this file doesn't name them.
     let foreign = [["..", "shared"].join("/"), ["/work", "shared"].join("/")];
     let mut found = Vec::new();
-    for top in ["src", "tests", "scripts", "condor", ".ci"] {
+    for top in ["src", "tests", "scripts", "condor", ".ci", ".github"] {
         collect(&source_dir().join(top), &mut found);
     }
     found.extend(documents());
@@ -208,7 +210,7 @@ fn documents() -> Vec<PathBuf> {
     for readme in ["README.md", "tests/README.md"] {
         found.push(source_dir().join(readme));
     }
-    for top in ["scripts", "condor", ".ci"] {
+    for top in ["scripts", "condor", ".ci", ".github"] {
         collect(&source_dir().join(top), &mut found);
     }
     found

@@ -44,6 +44,7 @@ mod queues_as_they_are;
 mod rabbitmq_lost;
 mod rabbitmq_refused;
 mod records;
+mod release;
 mod report;
 mod report_page;
 mod report_tasks;
