@@ -156,7 +156,10 @@ fn the_page_names_the_bad_site_with_the_evidence_and_copies_what_to_paste() {
         "{}",
         dom.split("<li>").nth(1).unwrap_or_default()
     );
-    let pasted = table.lines().last().expect("what to paste is last");
+    let pasted = table
+        .lines()
+        .find(|line| line.starts_with("condor_submit excluded_sites=SITE-03 "))
+        .expect("what to paste");
     assert_eq!(probed(&dom, "copied").replace("&quot;", "\""), pasted);
     // A pilot has four slots and one name; the one with the most faults is first.
     let lanes: Vec<&str> = probed(&dom, "lanes").split(';').collect();
