@@ -132,7 +132,11 @@ fn exclusion(body: &mut String, report: &ReportNumbers) {
     );
     paste(body, "condor-submit", command);
     body.push_str("<p>In other submit files</p>");
-    paste(body, "requirements", &format!("requirements = {expression}"));
+    paste(
+        body,
+        "requirements",
+        &format!("requirements = {expression}"),
+    );
     body.push_str("</section>");
 }
 
