@@ -3,27 +3,25 @@
 //! To add a subcommand, add a variant to `Words` and to [`Command`], and the row between them.
 
 use std::ffi::OsString;
-use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use clap_mangen::Man;
 
-use crate::config::help_table;
-use crate::exit;
 use crate::human::OutputFormat;
+use crate::pilot::TrialRequest;
 use crate::preflight;
 use crate::process::GUARDIAN;
 use crate::report::{ListedTasks, ReportRequest, TaskQuery};
 use crate::status;
 use crate::task::path_probe::{self, ProbeDepth};
+use pages::{EXAMPLES, VERSION, after_long_help};
+use try_arguments::TryArguments;
 
-/// The version; of a release, its commit and that commit's date too, which scripts/release passes on.
-const VERSION: &str = match option_env!("EWMS_BUILD_VERSION") {
-    Some(version) => version,
-    None => concat!(env!("CARGO_PKG_VERSION"), " (not a release)"),
-};
+mod pages;
+mod try_arguments;
+
+pub use pages::first_words;
 
 /// A parsed command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +30,8 @@ pub enum Command {
     Run,
     /// Be the guardian of a pilot's containers. Started by the pilot, not by people.
     Guardian,
+    /// Run files as events, without queues.
+    Try(Box<TrialRequest>),
     /// Check the machine as a pilot would, and report the findings.
     Check(OutputFormat),
     /// Look at paths that may hang. Started by the pilot, not by people.
@@ -46,16 +46,9 @@ pub enum Command {
     Print(Vec<u8>),
 }
 
-/// Takes events from a queue, runs a container image once for each, publishes what it wrote, and only then acknowledges the event.
-///
-/// Settings come from the environment variables below, or from the file ewms_htcondor_envfile.sh in
-/// the working directory or in HTCondor's scratch directory; a variable that is set wins over it.
+/// Runs a container image once for each event of a queue, and sends what it wrote.
 #[derive(Debug, Parser)]
-#[expect(
-    clippy::doc_markdown,
-    reason = "clap shows the comment as it is, backticks included"
-)]
-#[command(name = "ewms-pilot", version = VERSION, after_long_help = after_long_help())]
+#[command(name = "ewms-pilot", version = VERSION, long_about = EXAMPLES, after_long_help = after_long_help())]
 struct Arguments {
     #[command(subcommand)]
     words: Option<Words>,
@@ -68,6 +61,22 @@ enum Words {
     Run,
     #[command(name = GUARDIAN, hide = true)]
     Guardian,
+    /// Run an image on files of yours, in the containers that a pilot would use: no queue, no settings.
+    ///
+    /// Each input file is one event. IMAGE is anything that Apptainer takes: a directory, a .sif file,
+    /// docker-archive:FILE, oci:DIRECTORY, docker://NAME. All but directories are converted once and kept in
+    /// ${XDG_CACHE_HOME:-~/.cache}/ewms-pilot. A line for each input says how it ended; then come the settings to
+    /// submit pilots with that do the same. Variables of the pilot that are set here count, too: external
+    /// directories or EWMS_PILOT_TASK_ENV_JSON, for example.
+    ///
+    /// Exits with 0 if no input failed, with 1 if one did, and otherwise as a pilot would.
+    ///
+    /// Example: ewms-pilot try scan.sif --args 'python3 /scan.py {{INFILE}} {{OUTFILE}}' -j 4 pixels/*.json
+    #[expect(
+        clippy::doc_markdown,
+        reason = "clap shows the comment as it is, backticks included"
+    )]
+    Try(TryArguments),
     /// Check this machine and the brokers as the pilot would before its first event; takes none.
     ///
     /// A line each: verdict, check, what was seen, how to fix it. Exits as the pilot would.
@@ -170,6 +179,7 @@ fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, 
     Ok(match words {
         None | Some(Words::Run) => Command::Run,
         Some(Words::Guardian) => Command::Guardian,
+        Some(Words::Try(arguments)) => Command::Try(Box::new(arguments.into())),
         Some(Words::Check { json }) => Command::Check(if json {
             OutputFormat::Json
         } else {
@@ -219,67 +229,11 @@ fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, 
                 OutputFormat::Text
             },
         }),
-        Some(Words::Completions { shell }) => Command::Print(completions(shell)),
-        Some(Words::Man) => Command::Print(manual()),
-    })
-}
-
-/// The definition without the subcommands that only the pilot itself uses.
-fn for_people() -> clap::Command {
-    let all = Arguments::command();
-    let shown = all.get_subcommands().filter(|word| !word.is_hide_set());
-    let about = |text: Option<&clap::builder::StyledStr>| text.cloned().unwrap_or_default();
-    clap::Command::new(all.get_name().to_owned())
-        .version(VERSION)
-        .about(about(all.get_about()))
-        .long_about(about(all.get_long_about()))
-        .disable_help_subcommand(true)
-        .subcommands(shown.cloned())
-}
-
-fn completions(shell: Shell) -> Vec<u8> {
-    let mut script = Vec::new();
-    let mut definition = for_people();
-    let name = definition.get_name().to_owned();
-    clap_complete::generate(shell, &mut definition, name, &mut script);
-    script
-}
-
-/// The manual page of the program, with the arguments of each subcommand.
-fn manual() -> Vec<u8> {
-    let mut definition = for_people();
-    definition.build();
-    let whole = Man::new(definition.clone());
-    let mut page = Vec::new();
-    // Writing into memory can't fail.
-    let _ = whole.render(&mut page);
-    for subcommand in definition
-        .get_subcommands()
-        .filter(|each| !each.is_hide_set())
-    {
-        let name = subcommand.get_name().to_uppercase();
-        let of_it = Man::new(subcommand.clone());
-        let _ = writeln!(page, ".SH {name}");
-        let _ = of_it.render_description_section(&mut page);
-        if subcommand.get_arguments().next().is_some() {
-            let _ = of_it.render_options_section(&mut page);
+        Some(Words::Completions { shell }) => {
+            Command::Print(pages::completions(&Arguments::command(), shell))
         }
-    }
-    // Lines as they are: the tables are laid out already.
-    let tables = after_long_help()
-        .replace('\\', "\\e")
-        .replace('-', "\\-")
-        .replace('\'', "\\(aq");
-    let _ = writeln!(page, ".SH VARIABLES AND EXIT CODES\n.nf\n{tables}\n.fi");
-    page
-}
-
-fn after_long_help() -> String {
-    format!(
-        "{}\nExit codes:\n{}",
-        help_table::help(),
-        help_table::two_columns(exit::TABLE)
-    )
+        Some(Words::Man) => Command::Print(pages::manual(&Arguments::command())),
+    })
 }
 
 #[cfg(test)]
@@ -288,6 +242,7 @@ mod tests {
 
     use super::*;
     use crate::config::variables::ALL;
+    use crate::exit;
 
     fn parse(words: &[&str]) -> Result<Command, clap::Error> {
         parse_from(["ewms-pilot"].iter().chain(words).map(OsString::from))
@@ -359,7 +314,15 @@ mod tests {
             let text = String::from_utf8(text)
                 .expect("it is text")
                 .replace('\\', "");
-            for shown in ["run", "check", "status", "report", "html", "completions"] {
+            for shown in [
+                "run",
+                "try",
+                "check",
+                "status",
+                "report",
+                "html",
+                "completions",
+            ] {
                 assert!(
                     text.to_lowercase().contains(shown),
                     "{words:?} lacks {shown}"
@@ -378,6 +341,43 @@ mod tests {
                 "{words:?}"
             );
         }
+    }
+
+    #[test]
+    fn the_manual_names_no_page_that_is_not_there() {
+        let Ok(Command::Print(page)) = parse(&["man"]) else {
+            panic!("man prints");
+        };
+        let page = String::from_utf8(page)
+            .expect("it is text")
+            .replace('\\', "");
+        assert!(!page.contains("(1)"), "{page}");
+        assert!(page.contains("\ntry\nRun an image on files"), "{page}");
+    }
+
+    #[test]
+    fn help_has_examples_first_then_what_everybody_needs_then_the_rest_in_groups() {
+        let help = text(&["--help"]);
+        let at = |words: &str| {
+            help.find(words)
+                .unwrap_or_else(|| panic!("{words}: {help}"))
+        };
+        let order = [
+            "ewms-pilot try scan.sif",
+            "Usage:",
+            "Variables that everybody needs",
+            "  EWMS_PILOT_TASK_IMAGE [",
+            "\nTask:",
+            "  EWMS_PILOT_TASK_ENV_JSON [",
+            "\nQueues:",
+            "\nLimits:",
+            "\nFiles:",
+            "\nHTCondor:",
+            "\nAdvanced:",
+            "\nExit codes:",
+        ];
+        let places: Vec<usize> = order.into_iter().map(at).collect();
+        assert!(places.is_sorted(), "{places:?}");
     }
 
     #[test]

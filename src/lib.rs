@@ -57,7 +57,7 @@ pub mod telemetry;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -66,10 +66,11 @@ use color_eyre::eyre::{Result, WrapErr};
 use tracing::{debug, info, warn};
 
 use cli::Command;
-use config::ConfigErrors;
+use config::{ConfigErrors, SettingsOrigin};
 use exit::Exit;
 use fault::Diagnosis;
 use human::OutputFormat;
+use pilot::{ImageTrial, TrialRequest};
 use preflight::{Check, CheckNote, Findings};
 use records::PilotIdentity;
 use signals::Signals;
@@ -85,6 +86,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
             process::guard_until_end(std::io::stdin().lock());
             Ok(ExitCode::SUCCESS)
         }
+        Command::Try(request) => try_image(*request),
         Command::Check(format) => check(format),
         Command::Look(paths, extent) => Ok(task::path_probe::child(&paths, extent)),
         Command::Namespaces => Ok(preflight::namespaces_child()),
@@ -112,7 +114,7 @@ fn run_pilot() -> Result<ExitCode> {
     let config = match config::load(&environment, &cwd) {
         Ok(config) => config,
         Err(problems) => {
-            say(&problems);
+            refuse(&problems);
             chirp(&problems);
             return Ok(Exit::Configuration.code().into());
         }
@@ -180,6 +182,20 @@ fn say(text: &impl Display) {
     let _unheard = writeln!(io::stderr(), "{text}");
 }
 
+/// Says what is wrong with the settings, or, if there are none at all, what the program is. A program that reads
+/// stderr finds its last line in any case.
+fn refuse(problems: &ConfigErrors) {
+    match problems.origin() {
+        SettingsOrigin::Given => say(problems),
+        SettingsOrigin::Nowhere => {
+            say(&cli::first_words());
+            if !io::stderr().is_terminal() {
+                say(&problems.last_line());
+            }
+        }
+    }
+}
+
 /// Tells HTCondor the problems of the configuration, if it can be reached.
 fn chirp(problems: &ConfigErrors) {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -203,6 +219,37 @@ fn show_status(request: &status::StatusRequest) -> Result<ExitCode> {
     };
     let mut out = BufWriter::new(io::stdout().lock());
     let exit = status::run(&places, request.output, &mut out, &mut io::stderr());
+    Ok(exit.code().into())
+}
+
+/// Runs files as events.
+fn try_image(request: TrialRequest) -> Result<ExitCode> {
+    process::keep_memory_private();
+    process::survive_file_size_limit();
+    let cwd = std::env::current_dir()
+        .wrap_err("the working directory is gone; start in one that exists")?;
+    let environment: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+    let trial = match ImageTrial::plan(request, &environment, &cwd) {
+        Ok(trial) => trial,
+        Err(problems) => {
+            for problem in problems {
+                say(&format_args!("error: {problem}"));
+            }
+            return Ok(Exit::Configuration.code().into());
+        }
+    };
+    let telemetry = telemetry::init(trial.log_levels());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .wrap_err("can't start the event loop")?;
+    let progress = telemetry.progress.clone();
+    let exit = runtime.block_on(async {
+        let signals = Signals::install().wrap_err("can't take signals over")?;
+        Ok::<_, color_eyre::Report>(trial.run(signals, progress).await)
+    })?;
+    runtime.shutdown_background();
+    blocking::finish(FINISH_WITHIN);
     Ok(exit.code().into())
 }
 

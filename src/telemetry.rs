@@ -181,6 +181,26 @@ impl Progress {
         }
     }
 
+    /// One whose streams nobody sees, for containers whose output is kept in files.
+    #[must_use]
+    pub fn unseen() -> Self {
+        let stream = |stream| StreamQueue::start(stream, Box::new(io::sink()));
+        Self::without_line(stream(OutputStream::Stderr), None)
+    }
+
+    /// Shows a text in the line, until the first counts.
+    pub fn show(&self, text: &'static str) {
+        if let Some(line) = &self.line {
+            let line = Arc::clone(line);
+            self.stderr.latest(Box::new(move |_| {
+                if line.since.get().is_none() {
+                    line.bar.set_message(text);
+                    line.bar.tick();
+                }
+            }));
+        }
+    }
+
     /// Shows these counts in the line, soon.
     pub fn update(&self, counts: ProgressCounts) {
         if let Some(line) = &self.line {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::rabbitmq::Queue;
 use crate::support::scene::{Outcome, Scene};
-use crate::support::{SOON, eventually, images};
+use crate::support::{SOON, eventually, images, pilot_binary};
 
 /// Wrong variables: name, value, and a piece of what is said to be expected.
 const WRONG: [(&str, &str, &str); 11] = [
@@ -178,7 +178,7 @@ fn no_secret_is_shown_with_what_is_wrong() {
 #[test]
 fn a_missing_task_image_has_the_line_that_services_know() {
     for scene in [
-        Scene::bare(),
+        Scene::bare().set("_CONDOR_SCRATCH_DIR", "/nowhere"),
         Scene::new().spool().0,
         Scene::new().set("EWMS_PILOT_TASK_IMAGE", ""),
     ] {
@@ -188,6 +188,40 @@ fn a_missing_task_image_has_the_line_that_services_know() {
             outcome.last_line(),
             "RuntimeError: Task image was not provided."
         );
+    }
+}
+
+#[test]
+fn with_nothing_set_at_all_it_says_what_it_is_and_what_one_can_do() {
+    let outcome = Scene::bare().run(SOON);
+    let stderr = &outcome.assert_code(2).stderr;
+    assert!(stderr.starts_with("ewms-pilot "), "{stderr}");
+    for command in [
+        "ewms-pilot try IMAGE",
+        "ewms-pilot check",
+        "condor_submit n_pilots=",
+    ] {
+        assert!(stderr.contains(command), "{stderr}");
+    }
+    assert!(!stderr.contains("is not set"), "{stderr}");
+    // Programs look for this one.
+    assert_eq!(
+        outcome.last_line(),
+        "RuntimeError: Task image was not provided."
+    );
+
+    let pilot = pilot_binary();
+    let typescript = Scene::new()
+        .program("script")
+        .arg("-qec")
+        .arg(pilot)
+        .arg("/dev/null")
+        .run(SOON);
+    let screen = &typescript.assert_code(2).stdout;
+    assert!(screen.contains("ewms-pilot try IMAGE"), "{screen}");
+    assert!(!screen.contains("RuntimeError"), "{screen}");
+    for line in screen.lines() {
+        assert!(line.trim_end().chars().count() <= 110, "{line}");
     }
 }
 

@@ -29,9 +29,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "signals",
             "backoff",
             "blocking",
+            "human",
             "fault",
             "exit",
             "ids",
+            "regular_file",
         ],
     ),
     (

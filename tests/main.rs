@@ -64,5 +64,6 @@ mod telemetry;
 mod telemetry_terminal;
 mod tls;
 mod tokens;
+mod try_image;
 mod twins;
 mod wall_time;

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::variables::{ALL, ValueKind, Variable};
+use super::variables::{self as var, ALL, ValueKind, Variable};
 
 /// The most columns of a line of `--help`, so that a terminal of 80 columns doesn't break it.
 const WIDTH: usize = 78;
@@ -35,11 +35,116 @@ pub fn markdown() -> String {
     table
 }
 
-/// The list of variables for the end of `--help`.
+/// The variables that everybody needs, in the order in which they are set.
+static BASIC: [&Variable; 14] = [
+    &var::TASK_IMAGE,
+    &var::TASK_ARGS,
+    &var::INFILE_EXT,
+    &var::OUTFILE_EXT,
+    &var::QUEUE_INCOMING,
+    &var::QUEUE_INCOMING_BROKER_TYPE,
+    &var::QUEUE_INCOMING_BROKER_ADDRESS,
+    &var::QUEUE_INCOMING_AUTH_TOKEN,
+    &var::QUEUE_OUTGOING,
+    &var::QUEUE_OUTGOING_BROKER_TYPE,
+    &var::QUEUE_OUTGOING_BROKER_ADDRESS,
+    &var::QUEUE_OUTGOING_AUTH_TOKEN,
+    &var::MAX_CONCURRENT_TASKS,
+    &var::TIMEOUT_INCOMING,
+];
+
+/// The other variables, by what a person looks for. Those of no group are the last one, `Advanced`.
+static GROUPS: [(&str, &[&Variable]); 5] = [
+    (
+        "Task",
+        &[
+            &var::TASK_ENV_JSON,
+            &var::INIT_IMAGE,
+            &var::INIT_ARGS,
+            &var::INIT_ENV_JSON,
+            &var::TASK_GPUS,
+            &var::EXTERNAL_DIRECTORIES,
+            &var::CVMFS,
+            &var::STOP_LISTENING,
+            &var::OKAY_ERRORS,
+        ],
+    ),
+    (
+        "Queues",
+        &[
+            &var::QUEUE_INCOMING_AUTH_TOKEN_FILE,
+            &var::QUEUE_OUTGOING_AUTH_TOKEN_FILE,
+            &var::TIMEOUT_FIRST,
+            &var::PREFETCH,
+            &var::RECONNECT_TIMEOUT,
+            &var::MAX_DELIVERIES,
+            &var::QUEUE_DEAD_LETTER,
+            &var::BROKER_CA_FILE,
+            &var::BROKER_MAX_MESSAGE_SIZE,
+        ],
+    ),
+    (
+        "Limits",
+        &[
+            &var::TASK_TIMEOUT,
+            &var::TASK_STALL,
+            &var::TASK_MEMORY,
+            &var::INIT_TIMEOUT,
+            &var::MAX_RUNTIME,
+            &var::MIN_FREE_DISK,
+            &var::TASK_OUTPUT_MAX,
+            &var::KEPT_FILES_MAX,
+            &var::KILL_GRACE,
+        ],
+    ),
+    (
+        "Files",
+        &[
+            &var::DATA_DIR_PARENT,
+            &var::TASK_LOG,
+            &var::KEEP_ALL_TASK_FILES,
+            &var::DUMP_TASK_OUTPUT,
+            &var::DIRECTORY_MUST_BE_PRESENT,
+            &var::BUILD_WORKDIR,
+        ],
+    ),
+    (
+        "HTCondor",
+        &[
+            &var::HTCHIRP,
+            &var::HTCHIRP_DEST,
+            &var::HTCHIRP_INTERVAL,
+            &var::QUARANTINE_TIME,
+        ],
+    ),
+];
+
+/// The list of variables for the end of `--help`, those that everybody needs first.
 #[must_use]
 pub fn help() -> String {
-    let mut text = String::from("Environment variables:\n");
-    for variable in ALL {
+    let mut text = String::from(
+        "Settings are environment variables, or lines export NAME='value' in a file\n\
+         ewms_htcondor_envfile.sh in the working directory or in HTCondor's scratch\n\
+         directory; a variable that is set wins over the file.\n\n\
+         Variables that everybody needs:\n",
+    );
+    describe(&mut text, &BASIC);
+    for (title, variables) in &GROUPS {
+        let _ = writeln!(text, "\n{title}:");
+        describe(&mut text, variables);
+    }
+    let is_grouped = |variable: &&Variable| {
+        let groups = GROUPS.iter().flat_map(|(_, variables)| variables.iter());
+        groups.chain(&BASIC).any(|one| one.name == variable.name)
+    };
+    let rest: Vec<&Variable> = ALL.iter().copied().filter(|one| !is_grouped(one)).collect();
+    text.push_str("\nAdvanced:\n");
+    describe(&mut text, &rest);
+    text
+}
+
+fn describe(text: &mut String, variables: &[&Variable]) {
+    for variable in variables {
         let _ = writeln!(
             text,
             "  {} [{}]",
@@ -55,7 +160,6 @@ pub fn help() -> String {
             let _ = writeln!(text, "{:INDENT$}{line}", "");
         }
     }
-    text
 }
 
 /// A table of codes or words and their meanings for `--help`, wrapped beside the first column.
@@ -120,14 +224,11 @@ mod tests {
     }
 
     #[test]
-    fn help_names_every_variable_with_default_and_unit() {
+    fn help_names_every_variable_once_with_default_and_unit() {
         let help = help();
         for variable in ALL {
-            assert!(
-                help.contains(&format!("  {} [", variable.name)),
-                "{}",
-                variable.name
-            );
+            let head = format!("\n  {} [", variable.name);
+            assert_eq!(help.matches(&head).count(), 1, "{}", variable.name);
         }
         assert!(help.contains("EWMS_PILOT_KILL_GRACE [10 s]\n"), "{help}");
         assert!(

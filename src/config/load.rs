@@ -2,7 +2,7 @@
 //! wrong, so that all problems are reported at once. Reads the env file, the files that variables name
 //! (tokens, CA certificates) and the ads that HTCondor leaves beside a job.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -12,7 +12,7 @@ use super::early_chirp::{EnvFileState, early_chirp};
 use super::environment::{env_files, with_env_file};
 use super::gpus::{given, most_slots, share_out};
 use super::limits::{kill_grace, limits};
-use super::problem::{ConfigErrors, ConfigProblem, MissingSetting, one_line};
+use super::problem::{ConfigErrors, ConfigProblem, MissingSetting, SettingsOrigin, one_line};
 use super::queues::{both_directions, dead_letter, token_end};
 use super::reader::{VariableReader, shown};
 use super::variables::{self as var, ALL, DefaultValue, OF_PYTHON_ALONE, Variable};
@@ -45,9 +45,10 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
         let missing = missing_setting(&environment);
         let of_job = [Some(cwd), config.condor.scratch.as_deref()];
         let of_job = of_job.into_iter().flatten().map(Path::to_owned).collect();
+        let origin = origin(&environment, env_file, &config.condor);
         let chirp = early_chirp(&environment, env_file, config.condor);
         let errors = ConfigErrors::new(reader.problems, missing, of_job, chirp);
-        return Err(errors.with_warnings(reader.warnings));
+        return Err(errors.with_warnings(reader.warnings).with_origin(origin));
     }
     config.token_end = token_end(
         &[&config.incoming, &config.outgoing],
@@ -57,6 +58,22 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
     );
     config.warnings = reader.warnings;
     Ok(config)
+}
+
+/// A pilot in a job was meant to be one, whatever it lacks.
+fn origin(environment: &Environment, env_file: EnvFileState, condor: &CondorJob) -> SettingsOrigin {
+    let is_ours = |name: &OsString| {
+        let name = name.to_string_lossy();
+        name.trim_start_matches('_').starts_with(PREFIX)
+    };
+    let is_given = env_file == EnvFileState::Broken
+        || condor.scratch.is_some()
+        || environment.keys().any(is_ours);
+    if is_given {
+        SettingsOrigin::Given
+    } else {
+        SettingsOrigin::Nowhere
+    }
 }
 
 /// Reads every variable. After a problem the result holds placeholders and must not be used.

@@ -34,7 +34,8 @@ pub use gpus::{AdGpus, Gpu, GpuSet, GpuVendor, NVIDIA_DEVICES, TaskGpus};
 pub use limits::PilotLimits;
 pub use load::load;
 pub use machine_names::MachineNames;
-pub use problem::{ConfigErrors, ConfigProblem};
+pub use problem::{ConfigErrors, ConfigProblem, SettingsOrigin};
+pub use python_values::time;
 pub use queues::{BrokerConfig, QueueConfig};
 
 use std::collections::BTreeSet;

@@ -90,6 +90,15 @@ pub struct ConfigErrors {
     of_job: Vec<PathBuf>,
     chirp: Option<Box<EarlyChirp>>,
     warnings: Box<[String]>,
+    origin: SettingsOrigin,
+}
+
+/// Whether anybody set anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SettingsOrigin {
+    Given,
+    /// No variable of the pilot, no env file, and no job of HTCondor.
+    Nowhere,
 }
 
 impl ConfigErrors {
@@ -105,7 +114,17 @@ impl ConfigErrors {
             of_job,
             chirp: chirp.map(Box::new),
             warnings: Box::default(),
+            origin: SettingsOrigin::Given,
         }
+    }
+
+    pub(super) fn with_origin(self, origin: SettingsOrigin) -> Self {
+        Self { origin, ..self }
+    }
+
+    #[must_use]
+    pub fn origin(&self) -> SettingsOrigin {
+        self.origin
     }
 
     /// Adds warnings: a variable may be missing because its name is misspelt.
@@ -114,6 +133,11 @@ impl ConfigErrors {
             warnings: warnings.into(),
             ..self
         }
+    }
+
+    #[must_use]
+    pub fn problems(&self) -> &[ConfigProblem] {
+        &self.problems
     }
 
     /// Where to chirp the problems, if anywhere.

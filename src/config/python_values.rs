@@ -74,7 +74,7 @@ pub(super) fn size(text: &str) -> Option<u64> {
 }
 
 /// The seconds of a whole number with a unit of time, as a person writes it: `90s`, `5m`, `5 min`, `2h`, `1d`.
-pub(super) fn time(text: &str) -> Option<u64> {
+pub fn time(text: &str) -> Option<u64> {
     let text = text.trim_matches(is_space);
     let number_ends = text.find(|letter: char| !letter.is_ascii_digit())?;
     let (number, unit) = text.split_at(number_ends);

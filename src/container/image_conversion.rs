@@ -232,6 +232,12 @@ fn holds_something(directory: &Path) -> io::Result<bool> {
 }
 
 impl Conversion {
+    /// The image as Apptainer takes it.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     #[must_use]
     pub fn target(&self) -> PathBuf {
         self.store.join(format!("{}.sandbox", self.name))

@@ -20,6 +20,7 @@ pub mod events;
 mod host_binds;
 mod host_images;
 mod host_setup;
+mod image_trial;
 mod lookahead;
 mod own_paths;
 mod progress_reporter;
@@ -34,6 +35,7 @@ mod summary;
 
 pub use check::check;
 pub use error::PilotError;
+pub use image_trial::{ExistingResults, ImageTrial, TrialRequest};
 pub use progress_reporter::{ProgressReporter, chirp_wrong_configuration};
 pub use setting_warnings::setting_warnings;
 

@@ -145,7 +145,7 @@ async fn connect(
 }
 
 /// Runs the init container. The first signal is forwarded to it, a second one kills it.
-async fn initialize(
+pub(super) async fn initialize(
     context: &SharedTaskContext,
     plan: &Arc<ContainerSpec>,
     signals: &mut Signals,

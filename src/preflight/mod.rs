@@ -168,6 +168,15 @@ impl Findings {
         self.add(check, CheckVerdict::Failed, seen, fix);
     }
 
+    /// A line for each defect that the pilot works around, and for each odd setting.
+    pub fn worked_around(&self) -> impl Iterator<Item = String> {
+        let odd = |finding: &&Finding| finding.verdict == CheckVerdict::WorkedAround;
+        self.0.iter().filter(odd).map(|finding| match &finding.fix {
+            Some(fix) => format!("{}; {fix}", finding.seen),
+            None => finding.seen.clone(),
+        })
+    }
+
     /// Adds a check that was not made.
     pub fn skipped(&mut self, check: Check) {
         let seen = "not tried, because of what failed above".to_owned();
