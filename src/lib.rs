@@ -66,7 +66,7 @@ use color_eyre::eyre::{Result, WrapErr};
 use tracing::{debug, info, warn};
 
 use cli::Command;
-use config::{ConfigErrors, SettingsOrigin};
+use config::{ConfigErrors, LogFormat, SettingsOrigin};
 use exit::Exit;
 use fault::Diagnosis;
 use human::OutputFormat;
@@ -74,6 +74,7 @@ use pilot::{ImageTrial, TrialRequest};
 use preflight::{Check, CheckNote, Findings};
 use records::PilotIdentity;
 use signals::Signals;
+use telemetry::{DETAILS, LogAudience};
 
 /// Does what the command line asks for.
 ///
@@ -119,7 +120,8 @@ fn run_pilot() -> Result<ExitCode> {
             return Ok(Exit::Configuration.code().into());
         }
     };
-    let telemetry = telemetry::init(config.log);
+    let telemetry = telemetry::init(config.log, config.log_format);
+    let audience = telemetry.audience;
     info!(
         version = env!("CARGO_PKG_VERSION"),
         pid = std::process::id(),
@@ -140,7 +142,7 @@ fn run_pilot() -> Result<ExitCode> {
     let ended = runtime.block_on(async {
         let signals = Signals::install().wrap_err("can't take signals over")?;
         let (ended, identity) = pilot::run(config, signals, progress).await;
-        let reporting = move || log_records(task_log.as_deref(), &identity);
+        let reporting = move || log_records(task_log.as_deref(), &identity, audience);
         if let Err(error) = blocking::within(REPORT_WITHIN, reporting).await {
             warn!(%error, "the pilot's records can't be reported");
         }
@@ -160,16 +162,22 @@ const FINISH_WITHIN: Duration = Duration::from_secs(3);
 /// A file of records is read in milliseconds, unless its disk hangs.
 const REPORT_WITHIN: Duration = Duration::from_secs(30);
 
-/// Ends the log with the sums of the pilot's records, as `ewms-pilot report` shows them.
-fn log_records(task_log: Option<&Path>, pilot: &PilotIdentity) {
+/// Ends the log with the sums of the pilot's records: as `ewms-pilot report` shows them, or for a person in a few
+/// lines.
+fn log_records(task_log: Option<&Path>, pilot: &PilotIdentity, audience: LogAudience) {
     // A device or a pipe takes records and gives none back, or never ends.
     let Some(file) = task_log.filter(|file| file.is_file()) else {
         return;
     };
     match report::of_pilot(file, &pilot.pilot_id) {
-        Ok(lines) => {
-            for line in lines {
-                info!("{line}");
+        Ok(report) => {
+            for line in report.whole {
+                info!(target: DETAILS, "{line}");
+            }
+            if audience == LogAudience::Person {
+                for line in report.brief {
+                    info!("{line}");
+                }
             }
         }
         Err(error) => warn!(%error, "the pilot's records can't be reported"),
@@ -238,7 +246,7 @@ fn try_image(request: TrialRequest) -> Result<ExitCode> {
             return Ok(Exit::Configuration.code().into());
         }
     };
-    let telemetry = telemetry::init(trial.log_levels());
+    let telemetry = telemetry::init(trial.log_levels(), LogFormat::Text);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -270,7 +278,7 @@ fn check(format: OutputFormat) -> Result<ExitCode> {
             Exit::Configuration
         }
         Ok(config) => {
-            let telemetry = telemetry::init(config::LogLevels::QUIET);
+            let telemetry = telemetry::init(config::LogLevels::QUIET, LogFormat::Text);
             for warning in pilot::setting_warnings(&config) {
                 findings.seen(Check::Configuration, CheckNote::Odd(warning));
             }

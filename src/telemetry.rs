@@ -10,19 +10,36 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, WeakProgressBar};
 use tokio::time::timeout;
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::{MakeWriter, layer};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use crate::config::LogLevels;
+use crate::config::{LogFormat, LogLevels};
+use json_lines::JsonLines;
 use stream_queue::StreamQueue;
 
+mod json_lines;
 mod stream_queue;
 
 /// The target of the pilot's own log lines: the crate's name.
 const OWN_TARGET: &str = "ewms_pilot";
+
+/// The target of lines that a person on a terminal doesn't need: tables and histograms at the end.
+pub const DETAILS: &str = "ewms_pilot::details";
+
+/// The reader of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogAudience {
+    /// A person on a terminal: no date, no module path, no [`DETAILS`].
+    Person,
+    /// A file of a job.
+    File,
+    /// A program that takes one JSON object a line.
+    Collector,
+}
 
 /// How often the progress line is drawn anew, so that its clock moves.
 const TICK: Duration = Duration::from_secs(1);
@@ -32,11 +49,16 @@ const TICK: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Telemetry {
     pub progress: Progress,
+    pub audience: LogAudience,
 }
 
 impl Telemetry {
-    /// Writes a line that is no log line.
+    /// Writes a line that is no log line; for a collector, an object all the same.
     pub fn say(&self, text: &impl Display) {
+        if self.audience == LogAudience::Collector {
+            tracing::error!("{text}");
+            return;
+        }
         let line = format!("{text}\n").into_bytes();
         self.progress.write_line(line);
     }
@@ -90,38 +112,55 @@ fn are_streams_one() -> bool {
     matches!((stdout, stderr), (Ok(stdout), Ok(stderr)) if stdout == stderr)
 }
 
-/// Sends log lines to stderr: UTC time, level, spans, target, text. Colours only on a terminal, and
-/// not when `NO_COLOR` is set. A second call leaves the first one's set-up as it is.
+/// Sends log lines to stderr: UTC time, level, spans, target, text; on a terminal level, spans and text. Colours
+/// only on a terminal, and not when `NO_COLOR` is set. A second call leaves the first one's set-up as it is.
 #[must_use]
-pub fn init(levels: LogLevels) -> Telemetry {
+pub fn init(levels: LogLevels, format: LogFormat) -> Telemetry {
+    let audience = match format {
+        LogFormat::Json => LogAudience::Collector,
+        LogFormat::Text if io::stderr().is_terminal() => LogAudience::Person,
+        LogFormat::Text => LogAudience::File,
+    };
     let stderr = StreamQueue::start(OutputStream::Stderr, Box::new(io::stderr()));
     let stdout = (!are_streams_one())
         .then(|| StreamQueue::start(OutputStream::Stdout, Box::new(UnbufferedStdout)));
-    let progress = if io::stderr().is_terminal() {
-        Progress::with_line(stderr, stdout, ProgressDrawTarget::stderr())
-    } else {
-        Progress::without_line(stderr, stdout)
+    let progress = match audience {
+        LogAudience::Person => Progress::with_line(stderr, stdout, ProgressDrawTarget::stderr()),
+        LogAudience::File => Progress::without_line(stderr, stdout),
+        LogAudience::Collector => Progress {
+            stderr_format: LogFormat::Json,
+            ..Progress::without_line(stderr, stdout)
+        },
     };
     let lines = layer().with_writer(Lines {
         progress: progress.clone(),
     });
-    // Left alone on a terminal, the layer looks at NO_COLOR itself.
-    let lines = if io::stderr().is_terminal() {
-        lines
-    } else {
-        lines.with_ansi(false)
+    let lines = match audience {
+        // The layer looks at NO_COLOR itself.
+        LogAudience::Person => lines.without_time().with_target(false).boxed(),
+        LogAudience::File => lines.with_ansi(false).boxed(),
+        LogAudience::Collector => lines
+            .with_ansi(false)
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .boxed(),
     };
     // Fails when a subscriber is set already, which then goes on.
     let _ = tracing_subscriber::registry()
-        .with(lines.with_filter(filter(levels)))
+        .with(lines.with_filter(filter(levels, audience)))
         .try_init();
-    Telemetry { progress }
+    Telemetry { progress, audience }
 }
 
-fn filter(levels: LogLevels) -> Targets {
-    Targets::new()
+fn filter(levels: LogLevels, audience: LogAudience) -> Targets {
+    let filter = Targets::new()
         .with_default(levels.third_party)
-        .with_target(OWN_TARGET, levels.own)
+        .with_target(OWN_TARGET, levels.own);
+    match audience {
+        LogAudience::Person => filter.with_target(DETAILS, LevelFilter::OFF),
+        LogAudience::File | LogAudience::Collector => filter,
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -141,6 +180,7 @@ pub struct Progress {
     /// `None` if it is the same as stderr.
     stdout: Option<StreamQueue>,
     line: Option<Arc<Line>>,
+    stderr_format: LogFormat,
 }
 
 /// A task waits this long for its dump; then the dump goes on by itself.
@@ -159,6 +199,7 @@ impl Progress {
             stderr,
             stdout,
             line: None,
+            stderr_format: LogFormat::Text,
         }
     }
 
@@ -233,6 +274,20 @@ impl Progress {
             // A line that waits for stdout would hold up stderr.
             (OutputStream::Stdout, Some(stdout)) => (stdout, None),
             _ => (&self.stderr, self.line.clone()),
+        };
+        let is_apart = stream == OutputStream::Stdout && self.stdout.is_some();
+        let format = if is_apart {
+            LogFormat::Text
+        } else {
+            self.stderr_format
+        };
+        let write = move |sink: &mut dyn Write| match format {
+            LogFormat::Text => write(sink),
+            LogFormat::Json => {
+                let mut lines = JsonLines::new(sink);
+                write(&mut lines)?;
+                lines.finish()
+            }
         };
         let written = queue.dump(move |sink| out_of_the_way(line.as_deref(), || write(sink)));
         let Some(written) = written else {
@@ -360,7 +415,6 @@ impl Write for LineWriter<'_> {
 mod tests {
     use indicatif::InMemoryTerm;
     use tracing::Level;
-    use tracing::level_filters::LevelFilter;
 
     use super::*;
 
@@ -375,10 +429,15 @@ mod tests {
 
     #[test]
     fn own_and_third_party_lines_have_levels_of_their_own() {
-        let filter = filter(LogLevels {
+        let levels = LogLevels {
             own: LevelFilter::DEBUG,
             third_party: LevelFilter::WARN,
-        });
+        };
+        let on_terminal = filter(levels, LogAudience::Person);
+        assert!(on_terminal.would_enable("ewms_pilot::broker", &Level::INFO));
+        assert!(!on_terminal.would_enable(DETAILS, &Level::ERROR));
+        let filter = filter(levels, LogAudience::File);
+        assert!(filter.would_enable(DETAILS, &Level::INFO));
         assert!(filter.would_enable("ewms_pilot::broker", &Level::DEBUG));
         assert!(!filter.would_enable("ewms_pilot::broker", &Level::TRACE));
         assert!(filter.would_enable("amqprs::api", &Level::WARN));

@@ -319,3 +319,37 @@ fn a_stream_that_is_not_read_holds_up_no_task_and_no_signal() {
         assert_eq!(told, stream == 1, "{}", outcome.stderr);
     }
 }
+
+#[test]
+fn for_collectors_each_line_of_stderr_is_an_object_to_the_last() {
+    let arguments = r#"sh -c "echo said by the task >&2; exit 3""#;
+    let (scene, incoming, _) = Scene::task(images::busybox(), arguments).spool();
+    incoming.put("a", "event");
+    let outcome = scene.set("EWMS_PILOT_LOG_FORMAT", "json").run(SOON);
+    outcome.assert_code(1);
+    let objects: Vec<serde_json::Value> = outcome
+        .stderr
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect();
+    for object in &objects {
+        for member in ["timestamp", "level", "message", "target"] {
+            assert!(object[member].is_string(), "{member}: {object}");
+        }
+    }
+    let find = |message: &str| {
+        let found = objects.iter().find(|object| object["message"] == message);
+        found.unwrap_or_else(|| panic!("{message}: {}", outcome.stderr))
+    };
+    let failed = find("task failed");
+    assert_eq!(failed["level"], "ERROR");
+    assert!(failed["wall_secs"].is_f64(), "{failed}");
+    assert!(failed["spans"][0]["task_id"].is_string(), "{failed}");
+    assert_eq!(find("said by the task")["target"], "container_output");
+    let last = objects.last().expect("it said something");
+    let last = last["message"].as_str().expect("a text");
+    assert!(
+        last.starts_with("RuntimeError: 1 TASK(S) FAILED: "),
+        "{last}"
+    );
+}

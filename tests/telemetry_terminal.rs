@@ -119,6 +119,39 @@ fn the_progress_line_is_gone_before_the_last_line() {
 }
 
 #[test]
+fn a_persons_log_has_no_date_and_no_module_path_and_ends_with_five_lines() {
+    let terminal = Terminal::new(200, &[("1", "a")]);
+    let terminal = Terminal {
+        scene: terminal.scene.set("NO_COLOR", "1"),
+        ..terminal
+    };
+    let pilot = terminal.start();
+    terminal.await_shown("0 done, 1 running");
+    terminal.let_go("a");
+    pilot.wait(SOON).assert_code(0);
+    let screen = terminal.screen();
+    assert!(!screen.contains("ewms_pilot::"), "{screen}");
+    assert!(!screen.contains("Z  INFO"), "{screen}");
+    let log: Vec<&str> = screen
+        .lines()
+        .filter_map(|line| line.rsplit("\x1b[2K").next())
+        .filter(|line| line.trim_start().starts_with("INFO "))
+        .map(str::trim)
+        .collect();
+    let end = &log[log.len() - 5..];
+    for (line, words) in end.iter().zip([
+        "INFO 1 event taken: 1 done, 1 of these without a result",
+        "INFO run time: median ",
+        "INFO slots: busy ",
+        "INFO failures: none",
+        "INFO all numbers: ewms-pilot report /",
+    ]) {
+        assert!(line.starts_with(words), "{words}: {end:?}");
+    }
+    assert!(!screen.contains("Runtimes distribution"), "{screen}");
+}
+
+#[test]
 fn colours_are_for_terminals_and_no_color_is_respected() {
     for (no_color, coloured) in [("", true), ("1", false)] {
         let terminal = Terminal::new(120, &[("1", "a")]);

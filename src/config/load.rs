@@ -18,8 +18,8 @@ use super::reader::{VariableReader, shown};
 use super::variables::{self as var, ALL, DefaultValue, OF_PYTHON_ALONE, Variable};
 use super::{
     ChirpConfig, ChirpDestination, ClientSide, CondorJob, Config, ContainerConfig, CvmfsPolicy,
-    DumpOutput, Environment, HostVariables, ImagePolicy, KeepFiles, LogLevels, OnTaskError,
-    Preflight, TaskGpus, Verbosity, python_values,
+    DumpOutput, Environment, HostVariables, ImagePolicy, KeepFiles, LogFormat, LogLevels,
+    OnTaskError, Preflight, TaskGpus, Verbosity, python_values,
 };
 
 /// The prefix of the pilot's variables, after an optional `_`.
@@ -107,6 +107,7 @@ fn read(reader: &mut VariableReader<'_>, cwd: &Path) -> Config {
         limits: limits(reader, &condor, slots),
         dead_letter: dead_letter(reader, &incoming),
         quarantine: quarantine(reader),
+        log_format: log_format(reader),
         log: LogLevels {
             own: reader.level(&var::CL_LOG),
             third_party: reader.level(&var::CL_LOG_THIRD_PARTY),
@@ -288,6 +289,13 @@ fn quarantine(reader: &mut VariableReader<'_>) -> Duration {
         )));
     }
     quarantine
+}
+
+fn log_format(reader: &mut VariableReader<'_>) -> LogFormat {
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    reader
+        .choice(&var::LOG_FORMAT, &formats)
+        .unwrap_or_default()
 }
 
 fn chirp(reader: &mut VariableReader<'_>) -> Option<ChirpConfig> {

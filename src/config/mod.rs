@@ -106,6 +106,7 @@ pub struct Config {
     /// The kinds of images that are accepted.
     pub images: ImagePolicy,
     pub log: LogLevels,
+    pub log_format: LogFormat,
     /// The machine's variables in the pilot's own environment.
     pub host: HostVariables,
     /// The file of trusted certificates for brokers. Absolute.
@@ -222,6 +223,16 @@ pub enum ImagePolicy {
         /// The directory for sandboxes. Absolute.
         workdir: PathBuf,
     },
+}
+
+/// The form of stderr.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 /// Log levels, for the pilot's own lines and those of its libraries.

@@ -267,6 +267,8 @@ variables! {
         "level of the pilot's own log lines";
     CL_LOG_THIRD_PARTY = "EWMS_PILOT_CL_LOG_THIRD_PARTY", ValueKind::Level, Default("WARNING"),
         "level of the log lines of its libraries";
+    LOG_FORMAT = "EWMS_PILOT_LOG_FORMAT", ValueKind::Choice(&["text", "json"]), Default("text"),
+        "form of stderr; `json`: one object a line, for collectors";
     CONTAINER_DEBUG = "EWMS_PILOT_CONTAINER_DEBUG", ValueKind::Bool, Default("False"),
         "run `apptainer --debug`";
     HTCHIRP = "EWMS_PILOT_HTCHIRP", ValueKind::Bool, Default("False"),

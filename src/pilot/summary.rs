@@ -13,6 +13,7 @@ use crate::broker::{self, BrokerStats, Direction, QueueLook};
 use crate::config::QueueConfig;
 use crate::exit::Exit;
 use crate::fault::Diagnosis;
+use crate::telemetry::DETAILS;
 
 /// Logs the tallies, the statistics with their histogram, and the failures.
 pub(super) fn log(finished: &LoopEnd, recorder: &Recorder) {
@@ -32,7 +33,7 @@ pub(super) fn log(finished: &LoopEnd, recorder: &Recorder) {
         return;
     }
     for line in recorder.runtimes().report() {
-        info!("{line}");
+        info!(target: DETAILS, "{line}");
     }
     for (text, count) in finished.conclusion.failures.by_frequency() {
         error!(count, error = %text, "tasks failed alike");

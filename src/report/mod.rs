@@ -17,6 +17,7 @@
 //! clock, 58 MiB of memory. `tests/support/records.py` makes the records.
 
 mod aggregate;
+mod brief;
 mod charts;
 mod distribution;
 mod failure_reasons;
@@ -150,12 +151,21 @@ fn show(report: &ReportNumbers, output: OutputFormat, out: &mut impl Write) -> i
 ///
 /// # Errors
 /// Fails if no thread can be started for reading. A file that can't be read is a line of the report.
-pub fn of_pilot(file: &Path, pilot_id: &str) -> io::Result<Vec<String>> {
+pub fn of_pilot(file: &Path, pilot_id: &str) -> io::Result<PilotReport> {
     let (mut aggregate, input) = read(&[file.to_owned()], Vec::new(), RecordScope::Only(pilot_id))?;
-    Ok(text(
-        &ReportNumbers::of(&mut aggregate, input),
-        Audience::Log,
-    ))
+    let numbers = ReportNumbers::of(&mut aggregate, input);
+    Ok(PilotReport {
+        brief: brief::lines(&numbers, file),
+        whole: text(&numbers, Audience::Log),
+    })
+}
+
+/// The sums of one pilot's records, as lines.
+#[derive(Debug)]
+pub struct PilotReport {
+    /// Five lines.
+    pub brief: Vec<String>,
+    pub whole: Vec<String>,
 }
 
 fn text(report: &ReportNumbers, audience: Audience) -> Vec<String> {
@@ -236,7 +246,16 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         let text = [line("mine", 1), line("other", 1), line("mine", 2)].concat();
         std::fs::write(file.path(), text).expect("it can be written");
-        let lines = of_pilot(file.path(), "mine").expect("a thread").join("\n");
+        let report = of_pilot(file.path(), "mine").expect("a thread");
+        let brief = report.brief;
+        assert_eq!(brief[0], "2 events taken: 2 done");
+        assert_eq!(
+            brief[1],
+            "run time: median 2.50 s, 95 % within 2.50 s, longest 2.50 s"
+        );
+        assert_eq!(brief[3], "failures: none");
+        assert_eq!(brief.len(), 5);
+        let lines = report.whole.join("\n");
         assert!(
             lines.starts_with("2 records of 1 pilot in 1 file"),
             "{lines}"
@@ -246,7 +265,8 @@ mod tests {
             !lines.contains("Sites") && !lines.contains("Hosts") && !lines.contains("\n\n"),
             "{lines}"
         );
-        let gone = of_pilot(Path::new("/nowhere/records.jsonl"), "mine").expect("a thread");
+        let gone = of_pilot(Path::new("/nowhere/records.jsonl"), "mine");
+        let gone = gone.expect("a thread").whole;
         assert!(
             gone.len() == 2 && gone[1].contains("/nowhere/records.jsonl"),
             "{gone:?}"
