@@ -9,7 +9,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::human::OutputFormat;
-use crate::pilot::TrialRequest;
+use crate::pilot::{CheckPlace, CheckRequest, TrialRequest};
 use crate::preflight;
 use crate::process::GUARDIAN;
 use crate::report::{ListedTasks, ReportRequest, TaskQuery};
@@ -32,8 +32,8 @@ pub enum Command {
     Guardian,
     /// Run files as events, without queues.
     Try(Box<TrialRequest>),
-    /// Check the machine as a pilot would, and report the findings.
-    Check(OutputFormat),
+    /// Check the machine as a pilot would, or what pilots would be submitted with, and report the findings.
+    Check(CheckRequest),
     /// Look at paths that may hang. Started by the pilot, not by people.
     Look(Vec<PathBuf>, ProbeDepth),
     /// Make a container's namespaces. Started by the pilot, not by people.
@@ -81,6 +81,13 @@ enum Words {
     ///
     /// A line each: verdict, check, what was seen, how to fix it. Exits as the pilot would.
     Check {
+        /// Check what pilots would be submitted with instead, on the submit node: env file, settings, tokens,
+        /// queues; needs no Apptainer and no image
+        #[arg(long)]
+        submit: bool,
+        /// The env file, if it is not the usual one
+        #[arg(long, value_name = "FILE")]
+        env_file: Option<PathBuf>,
         /// Say it as a JSON array instead
         #[arg(long)]
         json: bool,
@@ -180,10 +187,22 @@ fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, 
         None | Some(Words::Run) => Command::Run,
         Some(Words::Guardian) => Command::Guardian,
         Some(Words::Try(arguments)) => Command::Try(Box::new(arguments.into())),
-        Some(Words::Check { json }) => Command::Check(if json {
-            OutputFormat::Json
-        } else {
-            OutputFormat::Text
+        Some(Words::Check {
+            submit,
+            env_file,
+            json,
+        }) => Command::Check(CheckRequest {
+            place: if submit {
+                CheckPlace::SubmitNode
+            } else {
+                CheckPlace::ExecutionPoint
+            },
+            env_file,
+            output: if json {
+                OutputFormat::Json
+            } else {
+                OutputFormat::Text
+            },
         }),
         Some(Words::Look {
             through,

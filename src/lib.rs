@@ -66,11 +66,12 @@ use color_eyre::eyre::{Result, WrapErr};
 use tracing::{debug, info, warn};
 
 use cli::Command;
-use config::{ConfigErrors, LogFormat, SettingsOrigin};
+use config::variables::ENV_FILE;
+use config::{Config, ConfigErrors, LogFormat, SettingsOrigin};
 use exit::Exit;
 use fault::Diagnosis;
 use human::OutputFormat;
-use pilot::{ImageTrial, TrialRequest};
+use pilot::{CheckPlace, CheckRequest, ImageTrial, TrialRequest};
 use preflight::{Check, CheckNote, Findings};
 use records::PilotIdentity;
 use signals::Signals;
@@ -88,7 +89,7 @@ pub fn run(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Try(request) => try_image(*request),
-        Command::Check(format) => check(format),
+        Command::Check(request) => check(&request),
         Command::Look(paths, extent) => Ok(task::path_probe::child(&paths, extent)),
         Command::Namespaces => Ok(preflight::namespaces_child()),
         Command::Report(request) => {
@@ -261,42 +262,68 @@ fn try_image(request: TrialRequest) -> Result<ExitCode> {
     Ok(exit.code().into())
 }
 
-/// Checks the machine and the brokers, and reports the findings on stdout.
-fn check(format: OutputFormat) -> Result<ExitCode> {
+/// Checks the machine and the brokers, or what pilots would be submitted with, and reports the findings on stdout.
+fn check(request: &CheckRequest) -> Result<ExitCode> {
     process::keep_memory_private();
     process::survive_file_size_limit();
     let cwd = std::env::current_dir()
         .wrap_err("the working directory is gone; start in one that exists")?;
-    let environment: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+    let mut environment: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+    if let Some(file) = &request.env_file {
+        environment.insert(ENV_FILE.name.into(), file.into());
+    }
     let mut findings = Findings::default();
-    let exit = match config::load(&environment, &cwd) {
+    let (env_file, loaded) = match request.place {
+        CheckPlace::ExecutionPoint => (Exit::Success, config::load(&environment, &cwd)),
+        CheckPlace::SubmitNode => (
+            pilot::check_env_file(&environment, &cwd, &mut findings),
+            config::load_to_submit(&environment, &cwd),
+        ),
+    };
+    let exit = match loaded {
         Err(problems) => {
-            findings.failed(
-                Check::Configuration,
-                &Diagnosis::without_fix(problems.to_string()),
-            );
-            Exit::Configuration
-        }
-        Ok(config) => {
-            let telemetry = telemetry::init(config::LogLevels::QUIET, LogFormat::Text);
-            for warning in pilot::setting_warnings(&config) {
+            for warning in problems.warning_lines() {
                 findings.seen(Check::Configuration, CheckNote::Odd(warning));
             }
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .wrap_err("can't start the event loop")?;
-            let exit = runtime.block_on(pilot::check(&config, &telemetry.progress, &mut findings));
-            runtime.shutdown_background();
-            exit
+            for problem in problems.problem_lines() {
+                findings.failed(Check::Configuration, &Diagnosis::without_fix(problem));
+            }
+            Exit::Configuration
         }
+        Ok(config) => check_with(&config, request.place, &mut findings)?,
     };
-    let said = match format {
+    let said = match request.output {
         OutputFormat::Text => findings.to_string(),
         OutputFormat::Json => format!("{}\n", serde_json::to_string_pretty(&findings)?),
     };
     io::stdout()
         .write_all(said.as_bytes())
         .wrap_err("stdout can't be written")?;
+    let exit = if env_file == Exit::Success {
+        exit
+    } else {
+        env_file
+    };
     Ok(exit.code().into())
+}
+
+fn check_with(config: &Config, place: CheckPlace, findings: &mut Findings) -> Result<Exit> {
+    let telemetry = telemetry::init(config::LogLevels::QUIET, LogFormat::Text);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .wrap_err("can't start the event loop")?;
+    let exit = runtime.block_on(async {
+        match place {
+            CheckPlace::ExecutionPoint => {
+                for warning in pilot::setting_warnings(config) {
+                    findings.seen(Check::Configuration, CheckNote::Odd(warning));
+                }
+                pilot::check(config, &telemetry.progress, findings).await
+            }
+            CheckPlace::SubmitNode => pilot::check_submission(config, findings).await,
+        }
+    });
+    runtime.shutdown_background();
+    Ok(exit)
 }

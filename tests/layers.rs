@@ -27,6 +27,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "stats",
             "telemetry",
             "signals",
+            "human",
             "backoff",
             "blocking",
             "human",

@@ -5,6 +5,7 @@ mod addresses;
 mod apptainer_rungs;
 mod broker_not_yet;
 mod chaos;
+mod check_submit;
 mod chirp;
 mod configuration;
 mod configuration_binds;

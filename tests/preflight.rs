@@ -472,5 +472,11 @@ fn wrong_settings_are_told_by_check_too() {
         "{}",
         outcome.stdout
     );
-    assert_eq!(outcome.stdout.lines().count(), 1, "{}", outcome.stdout);
+    // A line for each of them: image, names and kinds of two queues.
+    let lines: Vec<&str> = outcome.stdout.lines().collect();
+    assert_eq!(lines.len(), 5, "{lines:#?}");
+    assert!(
+        lines.iter().all(|line| line.contains("is not set: ")),
+        "{lines:#?}"
+    );
 }

@@ -54,7 +54,7 @@ pub fn load(environment: &Environment, cwd: &Path) -> Result<Config, ConfigError
         &[&config.incoming, &config.outgoing],
         config.first_event_timeout,
         SystemTime::now(),
-        &mut reader.warnings,
+        &mut config.token_warnings,
     );
     config.warnings = reader.warnings;
     Ok(config)
@@ -73,6 +73,31 @@ fn origin(environment: &Environment, env_file: EnvFileState, condor: &CondorJob)
         SettingsOrigin::Given
     } else {
         SettingsOrigin::Nowhere
+    }
+}
+
+/// As [`load`], for a person who will submit pilots: they need not name the image here.
+///
+/// # Errors
+/// Returns the errors of [`load`].
+pub fn load_to_submit(environment: &Environment, cwd: &Path) -> Result<Config, ConfigErrors> {
+    let name = OsStr::new(var::TASK_IMAGE.name);
+    let settings = with_env_file(environment, cwd, &mut Vec::new());
+    if settings.get(name).is_some_and(|image| !image.is_empty()) {
+        return load(environment, cwd);
+    }
+    let mut environment = environment.clone();
+    environment.insert(name.to_owned(), "given to condor_submit".into());
+    let warning = format!(
+        "`{}` is not set: give condor_submit `task_image=…` or `task_sif=…`",
+        var::TASK_IMAGE.name
+    );
+    match load(&environment, cwd) {
+        Ok(mut config) => {
+            config.warnings.push(warning);
+            Ok(config)
+        }
+        Err(errors) => Err(errors.with_warning(warning)),
     }
 }
 
@@ -129,6 +154,7 @@ fn read(reader: &mut VariableReader<'_>, cwd: &Path) -> Config {
         // Set once there is no problem.
         token_end: None,
         warnings: Vec::new(),
+        token_warnings: Vec::new(),
         task,
         init,
         incoming,

@@ -32,7 +32,7 @@ pub use env_json::{is_name, is_settable};
 pub use environment::{ENV_FILE_NAME, EnvFile, Environment, data_parents};
 pub use gpus::{AdGpus, Gpu, GpuSet, GpuVendor, NVIDIA_DEVICES, TaskGpus};
 pub use limits::PilotLimits;
-pub use load::load;
+pub use load::{load, load_to_submit};
 pub use machine_names::MachineNames;
 pub use problem::{ConfigErrors, ConfigProblem, SettingsOrigin};
 pub use python_values::time;
@@ -117,6 +117,8 @@ pub struct Config {
     pub chirp: Option<ChirpConfig>,
     /// Warnings about settings that are odd but not wrong, to be logged once the log is there.
     pub warnings: Vec<String>,
+    /// The same, about tokens that have expired or will soon.
+    pub token_warnings: Vec<String>,
     /// Every variable and its value in a form that may be logged; see [`Config::dump`].
     pub shown: Vec<(&'static str, String)>,
 }

@@ -140,6 +140,26 @@ impl ConfigErrors {
         &self.problems
     }
 
+    pub(super) fn with_warning(self, warning: String) -> Self {
+        let mut warnings = self.warnings.into_vec();
+        warnings.push(warning);
+        Self {
+            warnings: warnings.into(),
+            ..self
+        }
+    }
+
+    /// The problems, a line each.
+    pub fn problem_lines(&self) -> impl Iterator<Item = String> {
+        let problems = self.problems.iter();
+        problems.map(|problem| one_line(&problem.to_string()))
+    }
+
+    /// The warnings, a line each.
+    pub fn warning_lines(&self) -> impl Iterator<Item = String> {
+        self.warnings.iter().map(|warning| one_line(warning))
+    }
+
     /// Where to chirp the problems, if anywhere.
     #[must_use]
     pub fn chirp(&self) -> Option<&EarlyChirp> {
@@ -209,11 +229,11 @@ impl ConfigErrors {
 
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for warning in &self.warnings {
-            writeln!(f, "warning: {}", one_line(warning))?;
+        for warning in self.warning_lines() {
+            writeln!(f, "warning: {warning}")?;
         }
-        for problem in &self.problems {
-            writeln!(f, "{}", one_line(&problem.to_string()))?;
+        for problem in self.problem_lines() {
+            writeln!(f, "{problem}")?;
         }
         f.write_str(&self.last_line())
     }

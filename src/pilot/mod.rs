@@ -31,13 +31,15 @@ mod setting_warnings;
 mod startup;
 pub mod state;
 mod status_feed;
+mod submission;
 mod summary;
 
-pub use check::check;
+pub use check::{CheckPlace, CheckRequest, check};
 pub use error::PilotError;
 pub use image_trial::{ExistingResults, ImageTrial, TrialRequest};
 pub use progress_reporter::{ProgressReporter, chirp_wrong_configuration};
 pub use setting_warnings::setting_warnings;
+pub use submission::{check_env_file, check_submission};
 
 use crate::blocking;
 use crate::broker::{self, BodyStore, MessageLimit, OutagePolicy, Sink, Source};

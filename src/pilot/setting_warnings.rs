@@ -9,7 +9,7 @@ use crate::fault::ContainerRole;
 /// One text for each warning, for the log and for `ewms-pilot check`.
 #[must_use]
 pub fn setting_warnings(config: &Config) -> Vec<String> {
-    let mut warnings = config.warnings.clone();
+    let mut warnings = [&config.warnings[..], &config.token_warnings].concat();
     warnings.extend(of_container(&config.task, &TASK_ARGS, ContainerRole::Task));
     if let Some(init) = &config.init {
         warnings.extend(of_container(init, &INIT_ARGS, ContainerRole::Init));

@@ -4,6 +4,7 @@
 //!
 //! | check | method |
 //! | --- | --- |
+//! | `env-file`, `token` | only with `--submit`: the env file is found and read; a token's own end |
 //! | `scratch` | a file of 1 MiB is written and read back in the data directory |
 //! | `apptainer` | a program that says it is Apptainer, of version 1.1 or later; looked for in PATH, where the site or HTCondor has one, in CVMFS |
 //! | `user-namespaces` | a child makes the namespaces of a container |
@@ -48,7 +49,10 @@ use crate::task::write_something;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Check {
+    EnvFile,
     Configuration,
+    /// How long a queue's token lives.
+    Token,
     Scratch,
     Apptainer,
     UserNamespaces,
@@ -68,7 +72,9 @@ impl Check {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::EnvFile => "env-file",
             Self::Configuration => "configuration",
+            Self::Token => "token",
             Self::Scratch => "scratch",
             Self::Apptainer => "apptainer",
             Self::UserNamespaces => "user-namespaces",
@@ -144,6 +150,16 @@ pub struct Finding {
     pub seen: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<String>,
+    #[serde(flatten)]
+    pub depth: Option<QueueDepth>,
+}
+
+/// How much waits in a queue, and for how many.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct QueueDepth {
+    pub queue: String,
+    pub waiting_events: u64,
+    pub consumers: u64,
 }
 
 /// All checks so far, in their order.
@@ -160,6 +176,13 @@ impl Findings {
             CheckNote::Odd(seen) => (CheckVerdict::WorkedAround, seen, None),
         };
         self.add(check, verdict, seen, fix);
+    }
+
+    /// Adds the numbers of a queue to the last finding, for programs.
+    pub fn counted(&mut self, depth: QueueDepth) {
+        if let Some(finding) = self.0.last_mut() {
+            finding.depth = Some(depth);
+        }
     }
 
     /// Adds a check that failed.
@@ -198,6 +221,7 @@ impl Findings {
             verdict,
             seen,
             fix,
+            depth: None,
         });
     }
 }
@@ -211,6 +235,7 @@ impl fmt::Display for Findings {
                 verdict,
                 seen,
                 fix,
+                depth: _,
             } = finding;
             // Keeps it to one line, even if a broken machine gives several.
             let seen = seen.replace(['\n', '\r'], " ");

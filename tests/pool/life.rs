@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use super::{assert_results, fill, shell_pilots};
+use super::{assert_results, fill, on_the_ep, shell_pilots};
 use crate::support::SOON;
 use crate::support::condor::FIRST;
 use crate::support::scene::Scene;
@@ -137,6 +137,34 @@ fn both_modules_of_htcondors_python_package_take_the_template_as_it_is() {
     }
     // HTCondor 25 has no `htcondor` any more.
     assert!(taken.ends_with(&["htcondor2"]), "{taken:?}");
+}
+
+#[test]
+fn crons_command_keeps_as_many_pilots_as_are_wanted_while_events_wait() {
+    let memory = on_the_ep();
+    let go = memory.path().join("go");
+    let script = format!(
+        "until test -e {}; do sleep 0.2; done; cp {{{{INFILE}}}} {{{{OUTFILE}}}}",
+        go.display()
+    );
+    let (submission, incoming, outgoing) = shell_pilots(&script);
+    let submission = submission.export(
+        "EWMS_PILOT_EXTERNAL_DIRECTORIES",
+        &memory.path().display().to_string(),
+    );
+    let taskforce = format!("tf-{}", incoming.name());
+    assert_eq!(submission.top_up(2, &taskforce), "", "no event waits");
+    let events = fill(&incoming, 3);
+    let said = submission.top_up(2, &taskforce);
+    assert!(said.contains("2 job(s) submitted to cluster "), "{said}");
+    let cluster = said.trim().trim_end_matches('.').rsplit(' ').next();
+    let cluster = cluster.expect("it names the cluster").to_owned();
+    // They are in the queue, whether they run or not.
+    assert_eq!(submission.top_up(2, &taskforce), "");
+    let jobs = submission.jobs(&cluster);
+    fs::write(&go, "").expect("written");
+    jobs.wait_for_ends(2);
+    assert_results(&outgoing, &events);
 }
 
 #[test]

@@ -124,6 +124,27 @@ impl Submission {
         fs::read_to_string(self.dir().join("job.ad")).expect("a dry run writes the ads")
     }
 
+    /// Lets cron's command keep so many pilots of a taskforce in the queue; gives what it says.
+    #[track_caller]
+    pub(crate) fn top_up(&self, pilots: usize, taskforce: &str) -> String {
+        start_pool();
+        self.write_env_file();
+        let script = source_dir().join("condor/ewms-pilot-top-up");
+        let macros = self.macros.iter();
+        run(Command::new(script)
+            .current_dir(self.dir())
+            .args([&pilots.to_string(), taskforce])
+            .args(macros.map(|(name, value)| format!("{name}={value}"))))
+    }
+
+    /// The pilots of a cluster that was submitted from here.
+    pub(crate) fn jobs(self, cluster: &str) -> Jobs {
+        Jobs {
+            cluster: cluster.to_owned(),
+            directory: self.directory,
+        }
+    }
+
     /// The same of a command that a person typed, up to the template's name. The macros are those of the command.
     #[track_caller]
     pub(crate) fn dry_run_as(&self, command: &str) -> String {
@@ -147,10 +168,8 @@ impl Submission {
         let said = String::from_utf8_lossy(&output.stdout);
         // `FIRST.PROC - LAST.PROC`
         let cluster = said.trim().split('.').next().expect("it says the cluster");
-        Jobs {
-            cluster: cluster.to_owned(),
-            directory: self.directory,
-        }
+        let cluster = cluster.to_owned();
+        self.jobs(&cluster)
     }
 
     /// Submits it by a module of HTCondor's Python package; `None` where the package lacks that one.
@@ -171,10 +190,7 @@ impl Submission {
         command.env("_CONDOR_SEC_CLIENT_AUTHENTICATION_METHODS", "CLAIMTOBE");
         command.current_dir(self.dir());
         let cluster = rabbitmq::finish(command, &text).trim().to_owned();
-        (!cluster.is_empty()).then_some(Jobs {
-            cluster,
-            directory: self.directory,
-        })
+        (!cluster.is_empty()).then(|| self.jobs(&cluster))
     }
 
     /// Writes it as the submitting service does.
