@@ -4,6 +4,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -13,7 +14,7 @@ use crate::pilot::{CheckPlace, CheckRequest, TrialRequest};
 use crate::preflight;
 use crate::process::GUARDIAN;
 use crate::report::{ListedTasks, ReportRequest, TaskQuery};
-use crate::status;
+use crate::status::{self, Repeat};
 use crate::task::path_probe::{self, ProbeDepth};
 use pages::{EXAMPLES, VERSION, after_long_help};
 use try_arguments::TryArguments;
@@ -116,8 +117,14 @@ enum Words {
     Status {
         /// The directory that holds ewms-pilot-data, or a status file
         path: Option<PathBuf>,
+        /// Show it again and again, every 2 seconds or as many as given, until Ctrl-C or the pilot's end
+        #[arg(
+            long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2",
+            value_parser = clap::value_parser!(u16).range(1..)
+        )]
+        watch: Option<u16>,
         /// Print all that is known as JSON instead
-        #[arg(long)]
+        #[arg(long, conflicts_with = "watch")]
         json: bool,
     },
     /// Say what pilots and their tasks did, from the records that they brought home.
@@ -240,8 +247,11 @@ fn parse_from(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, 
                 OutputFormat::Text
             },
         }),
-        Some(Words::Status { path, json }) => Command::Status(status::StatusRequest {
+        Some(Words::Status { path, watch, json }) => Command::Status(status::StatusRequest {
             path,
+            repeat: watch.map_or(Repeat::Once, |secs| {
+                Repeat::Every(Duration::from_secs(secs.into()))
+            }),
             output: if json {
                 OutputFormat::Json
             } else {

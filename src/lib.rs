@@ -75,6 +75,7 @@ use pilot::{CheckPlace, CheckRequest, ImageTrial, TrialRequest};
 use preflight::{Check, CheckNote, Findings};
 use records::PilotIdentity;
 use signals::Signals;
+use status::Repeat;
 use telemetry::{DETAILS, LogAudience};
 
 /// Does what the command line asks for.
@@ -227,7 +228,25 @@ fn show_status(request: &status::StatusRequest) -> Result<ExitCode> {
         config::data_parents(&std::env::vars_os().collect(), &cwd)
     };
     let mut out = BufWriter::new(io::stdout().lock());
-    let exit = status::run(&places, request.output, &mut out, &mut io::stderr());
+    let mut complaints = io::stderr();
+    let exit = match request.repeat {
+        Repeat::Once => status::run(&places, request.output, &mut out, &mut complaints),
+        Repeat::Every(pause) => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .wrap_err("can't start the event loop")?;
+            let watching = status::watch(&places, pause, &mut out, &mut complaints);
+            let watched = runtime.block_on(watching);
+            // A look at a file system that hangs goes on.
+            runtime.shutdown_background();
+            match watched {
+                // Who watched has closed the pipe.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Success,
+                watched => watched.wrap_err("can't go on watching")?,
+            }
+        }
+    };
     Ok(exit.code().into())
 }
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::support::broker::Broker;
 use crate::support::rabbitmq::Queue;
 use crate::support::scene::{Outcome, Pilot, Scene};
-use crate::support::{SOON, eventually, images, processes};
+use crate::support::{SOON, eventually, images, pilot_binary, processes};
 
 /// A task that says how far it is, until there is the file `release`.
 const HELD: &str = r#"sh -c "
@@ -282,4 +282,61 @@ fn the_init_container_is_shown_while_it_runs() {
     assert!(view["tasks"][0]["slot"].is_null());
     release(&scene);
     pilot.wait(SOON).assert_code(0);
+}
+
+/// A command line that watches `place`, on a terminal of 24 lines that `script` records in `screen`.
+fn watch_on_a_terminal(scene: Scene, place: &Path, screen: &Path) -> Scene {
+    let command = format!(
+        "stty cols 80 rows 24; exec {} status --watch=1 {}",
+        pilot_binary().display(),
+        place.display()
+    );
+    let scene = scene.set("TERM", "xterm").set("SHELL", "/bin/sh");
+    let scene = scene.program("/usr/bin/script");
+    let arguments = ["--quiet", "--return", "--flush", "--command", &command];
+    arguments.iter().fold(scene, Scene::arg).arg(screen)
+}
+
+#[test]
+fn watching_prints_a_block_a_turn_or_redraws_a_terminal_until_it_is_interrupted() {
+    let scene = held();
+    let pilot = scene.start();
+    await_seen(&scene, &pilot, has_a_task);
+    let watching = Scene::new().arg("status").arg("--watch=1").arg(scene.dir());
+    let shown = |text: &str| text.matches("running, Tasking").count();
+
+    let interrupted = watching.start();
+    let twice = eventually(SOON, || shown(&interrupted.stdout()) >= 2);
+    assert!(twice, "{}", interrupted.stdout());
+    interrupted.signal(Signal::SIGINT);
+    let outcome = interrupted.wait(SOON);
+    outcome.assert_code(0);
+    assert!(!outcome.stdout.contains('\x1b'), "{}", outcome.stdout);
+    assert!(outcome.stdout.contains("pixel "), "{}", outcome.stdout);
+
+    let screen = scene.dir().join(".screen");
+    let terminal = watch_on_a_terminal(Scene::new(), scene.dir(), &screen);
+    let on_a_terminal = terminal.start();
+    let drawn = || {
+        let bytes = fs::read(&screen).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let twice = eventually(SOON, || shown(&drawn()) >= 2);
+    assert!(twice, "{}", drawn());
+    let frames = drawn().matches("\x1b[H").count();
+    assert!(frames >= 2, "{}", drawn());
+    drop(on_a_terminal);
+
+    let to_the_end = watching.start();
+    assert!(eventually(SOON, || shown(&to_the_end.stdout()) >= 1));
+    release(&scene);
+    pilot.wait(SOON).assert_code(0);
+    let outcome = to_the_end.wait(SOON);
+    outcome.assert_code(0);
+    assert!(
+        outcome.last_line().contains("no pilot runs here any more"),
+        "{}",
+        outcome.stderr
+    );
+    status(&["--watch"], scene.dir()).assert_code(2);
 }

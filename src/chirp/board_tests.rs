@@ -8,9 +8,10 @@ use super::*;
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 const INTERVAL: Duration = Duration::from_mins(1);
+const COMPANY_WAIT: Duration = Duration::from_secs(5);
 
 fn board() -> (UpdateQueue, Instant) {
-    (UpdateQueue::new(INTERVAL), *START)
+    (UpdateQueue::new(INTERVAL, COMPANY_WAIT), *START)
 }
 
 fn set(board: &mut UpdateQueue, attribute: &'static str, text: &impl ToString, urgency: Urgency) {
@@ -93,6 +94,24 @@ fn a_count_waits_a_little_for_a_status_to_go_with() {
         send(&mut board, UpdateScope::Due, start),
         [one("Status", status), one("TasksSuccess", "1")].concat()
     );
+}
+
+#[test]
+fn the_first_value_of_each_count_waits_for_no_interval_and_takes_the_others_along() {
+    let (mut board, start) = board();
+    set(&mut board, "TasksRunning", &0, WithinInterval);
+    send(&mut board, UpdateScope::Due, start);
+    let later = start + Duration::from_secs(10);
+    board.set("TasksRunning", "1".to_owned(), WithinInterval, later);
+    assert_eq!(board.due(later), Some(start + INTERVAL));
+    board.set("TasksTotal", "1".to_owned(), WithinInterval, later);
+    assert_eq!(board.due(later), Some(later + COMPANY_WAIT));
+    assert_eq!(board.take(UpdateScope::Due, later), []);
+    let then = later + COMPANY_WAIT;
+    let both = [one("TasksRunning", "1"), one("TasksTotal", "1")].concat();
+    assert_eq!(send(&mut board, UpdateScope::Due, then), both);
+    board.set("TasksTotal", "2".to_owned(), WithinInterval, then);
+    assert_eq!(board.due(then), Some(then + INTERVAL));
 }
 
 #[test]

@@ -51,6 +51,17 @@ const PACE: RetryPace = RetryPace {
     longest_pause: Duration::from_mins(1),
 };
 
+/// How long a count waits for a status to be sent with.
+fn company_wait(destination: Destination) -> Duration {
+    match destination {
+        // The counts of one event change together.
+        Destination::JobAttr => Duration::from_millis(200),
+        // Each round ends in a timestamp, which is one more line there. A pilot that is idle for the default of 1 s
+        // says so within this time.
+        Destination::JobEventLog => Duration::from_secs(5),
+    }
+}
+
 impl RetryPace {
     fn pause(&self, failures: u32) -> Duration {
         backoff::exponential(self.first_pause, self.longest_pause, failures.into())
@@ -87,7 +98,10 @@ impl ChirpReporter {
             info!(%path, %error, "no chirp configuration: nothing is reported to HTCondor; a job with `+WantIOProxy = true` has one");
             return Self::off();
         }
-        let (sender, mailbox) = mailbox(UpdateQueue::new(settings.interval));
+        let (sender, mailbox) = mailbox(UpdateQueue::new(
+            settings.interval,
+            company_wait(settings.destination),
+        ));
         let actor = ReporterActor {
             destination: settings.destination,
             config_file: settings.config_file,

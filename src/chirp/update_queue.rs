@@ -14,10 +14,6 @@ const AT_ONCE_MAX: usize = 16;
 /// How often a value may be refused before it is given up.
 const REFUSALS_MAX: u32 = 3;
 
-/// How long a count waits for a status to be sent with. Each round ends in a timestamp, which is one more
-/// line in the job event log. A pilot that is idle for the default of 1 s says so within this time.
-const COMPANY_WAIT: Duration = Duration::from_secs(5);
-
 /// Longer intervals make no difference to a job, and adding them to the time could overflow.
 const INTERVAL_MAX: Duration = Duration::from_hours(365 * 24);
 
@@ -65,6 +61,8 @@ pub(super) struct QueuedUpdate {
 #[derive(Debug)]
 pub(super) struct UpdateQueue {
     interval: Duration,
+    /// How long a count waits for others, and for a status, to be sent with.
+    company_wait: Duration,
     last_ticket: UpdateId,
     /// In the order of sending.
     entries: Vec<QueuedUpdate>,
@@ -79,9 +77,10 @@ pub(super) struct UpdateQueue {
 }
 
 impl UpdateQueue {
-    pub(super) fn new(interval: Duration) -> Self {
+    pub(super) fn new(interval: Duration, company_wait: Duration) -> Self {
         Self {
             interval: interval.min(INTERVAL_MAX),
+            company_wait,
             last_ticket: UpdateId::default(),
             entries: Vec::new(),
             newest: BTreeMap::new(),
@@ -137,13 +136,19 @@ impl UpdateQueue {
                 _ => now,
             },
             Urgency::WithinInterval => {
-                let company = entry.since + COMPANY_WAIT;
+                let company = entry.since + self.company_wait;
                 self.rest_until
+                    .filter(|_| !self.is_first(entry))
                     .map_or(company, |end| end.max(company))
                     .max(now)
             }
         });
         times.min()
+    }
+
+    /// Whether HTCondor knows nothing of this attribute yet: its first value waits for no interval.
+    fn is_first(&self, entry: &QueuedUpdate) -> bool {
+        !self.sent.contains_key(entry.attribute)
     }
 
     /// The updates to send now, those sent at once first. They stay in the queue until they are known to have
@@ -161,7 +166,9 @@ impl UpdateQueue {
                 .cloned()
         };
         let mut batch: Vec<_> = of(Urgency::AtOnce).take(burst_left).collect();
-        if self.rest_until.is_none_or(open) {
+        let mut counts = of(Urgency::WithinInterval);
+        let first_is_due = counts.any(|e| self.is_first(&e) && e.since + self.company_wait <= now);
+        if self.rest_until.is_none_or(open) || first_is_due {
             batch.extend(of(Urgency::WithinInterval));
         }
         batch

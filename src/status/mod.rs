@@ -11,6 +11,7 @@
 //! | `discover` | finds files, and tells whether their pilots are alive |
 //! | `measure` | measures what the file doesn't hold |
 //! | `render` | shows all of it as text |
+//! | `watch`, `screen` | shows it again and again, in place on a terminal |
 //!
 //! # The file, format 1
 //!
@@ -43,28 +44,38 @@ mod discover;
 mod file;
 mod measure;
 mod render;
+mod screen;
 mod snapshot;
+mod watch;
 mod writer;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub use file::is_file_name;
 pub use snapshot::{PilotFacts, ProcessId, QueueState, QueueStatus, Snapshot, TaskStatus};
+pub use watch::watch;
 pub use writer::StatusWriter;
 
 use crate::exit::Exit;
 use crate::human::OutputFormat;
 use discover::Liveness;
-
-/// Columns where stdout is no terminal.
-const WIDTH: usize = 120;
+use screen::Screen;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatusRequest {
     /// A directory to look in, or a status file. `None` stands for the places where pilots keep their data.
     pub path: Option<PathBuf>,
     pub output: OutputFormat,
+    pub repeat: Repeat,
+}
+
+/// How often the pilots are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repeat {
+    Once,
+    Every(Duration),
 }
 
 /// Shows the pilots whose files are in `places`. Succeeds if one of them runs, or if that can't be told
@@ -90,7 +101,7 @@ pub fn run(
         OutputFormat::Json => serde_json::to_string_pretty(&views)
             .map(|text| text + "\n")
             .map_err(io::Error::from),
-        OutputFormat::Text => Ok(render::text(&views, width())),
+        OutputFormat::Text => Ok(render::text(&views, Screen::of_stdout().columns())),
     };
     match text.and_then(|text| out.write_all(text.as_bytes()).and_then(|()| out.flush())) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -99,16 +110,5 @@ pub fn run(
         }
         _ if runs => Exit::Success,
         _ => Exit::Configuration,
-    }
-}
-
-fn width() -> usize {
-    let stdout = io::stdout();
-    if !stdout.is_terminal() {
-        return WIDTH;
-    }
-    match rustix::termios::tcgetwinsize(&stdout) {
-        Ok(size) if size.ws_col > 0 => usize::from(size.ws_col),
-        _ => WIDTH,
     }
 }

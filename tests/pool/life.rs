@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::process::Command;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::{assert_results, fill, on_the_ep, shell_pilots};
-use crate::support::SOON;
-use crate::support::condor::FIRST;
+use crate::support::condor::{FIRST, Happened, run};
 use crate::support::scene::Scene;
+use crate::support::{SOON, eventually, source_dir};
 
 const PREFIX: &str = "HTChirpEWMSPilot";
 
@@ -82,6 +84,58 @@ fn one_task_is_told_in_no_more_lines_of_the_event_log_than_by_the_python_pilot()
     }
     let log = fs::read_to_string(jobs.log()).expect("it is there");
     assert_eq!(log.matches(PREFIX).count(), reports.len(), "{log}");
+}
+
+#[test]
+fn a_running_pilot_is_a_line_of_condor_q_with_its_first_counts_at_once() {
+    let memory = on_the_ep();
+    let go = memory.path().join("go");
+    let script = format!(
+        "case $(cat {{{{INFILE}}}}) in 0) ;; *) until test -e {}; do sleep 0.2; done ;; esac; cp {{{{INFILE}}}} {{{{OUTFILE}}}}",
+        go.display()
+    );
+    let (submission, incoming, outgoing) = shell_pilots(&script);
+    let events = fill(&incoming, 2);
+    let jobs = submission
+        .export(
+            "EWMS_PILOT_EXTERNAL_DIRECTORIES",
+            &memory.path().display().to_string(),
+        )
+        .submit();
+    let format = source_dir().join("condor/ewms-pilots.cpf");
+    let lines = |program: &str| {
+        let mut command = Command::new(program);
+        run(command
+            .arg("-print-format")
+            .arg(&format)
+            .arg(jobs.cluster()))
+    };
+    let of_the_pilot = |text: &str| -> Vec<String> {
+        let name = format!("{}.0 ", jobs.cluster());
+        let line = text.lines().find(|line| line.starts_with(&name));
+        let words = line.unwrap_or_default().split_whitespace();
+        words.map(str::to_owned).collect()
+    };
+    let name = format!("{}.0", jobs.cluster());
+    jobs.wait_for(Happened::Executing, 1);
+    // Less than the interval of a minute.
+    let expected = [&name, FIRST, "Tasking", "1", "0"];
+    let mut last = String::new();
+    let is_so = eventually(Duration::from_secs(30), || {
+        last = lines("condor_q");
+        of_the_pilot(&last) == expected
+    });
+    assert!(is_so, "{last}");
+    fs::write(&go, "").expect("written");
+    jobs.wait_for_ends(1);
+    assert_results(&outgoing, &events);
+    jobs.history(1);
+    let ended = lines("condor_history");
+    assert_eq!(
+        of_the_pilot(&ended),
+        [&name, FIRST, "Done", "2", "0"],
+        "{ended}"
+    );
 }
 
 #[test]

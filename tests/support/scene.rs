@@ -198,6 +198,11 @@ impl Pilot {
         let _ = kill(Pid::from_raw(self.pid()), signal);
     }
 
+    /// What it wrote to stdout so far.
+    pub(crate) fn stdout(&self) -> String {
+        read_lossily(&self.stdout)
+    }
+
     /// What it wrote to stderr so far.
     pub(crate) fn stderr(&self) -> String {
         read_lossily(&self.stderr)
