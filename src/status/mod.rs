@@ -61,7 +61,7 @@ pub use writer::StatusWriter;
 use crate::exit::Exit;
 use crate::human::OutputFormat;
 use discover::Liveness;
-use screen::Screen;
+use screen::StatusScreen;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatusRequest {
@@ -101,7 +101,7 @@ pub fn run(
         OutputFormat::Json => serde_json::to_string_pretty(&views)
             .map(|text| text + "\n")
             .map_err(io::Error::from),
-        OutputFormat::Text => Ok(render::text(&views, Screen::of_stdout().columns())),
+        OutputFormat::Text => Ok(render::text(&views, StatusScreen::of_stdout().columns())),
     };
     match text.and_then(|text| out.write_all(text.as_bytes()).and_then(|()| out.flush())) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

@@ -6,12 +6,12 @@ use std::io::{self, IsTerminal};
 const COLUMNS: usize = 120;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Screen {
+pub(super) enum StatusScreen {
     Terminal { columns: usize, rows: usize },
     Stream,
 }
 
-impl Screen {
+impl StatusScreen {
     pub(super) fn of_stdout() -> Self {
         let stdout = io::stdout();
         if !stdout.is_terminal() {
@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn a_terminal_is_drawn_from_its_corner_and_never_scrolls() {
-        let screen = Screen::Terminal {
+        let screen = StatusScreen::Terminal {
             columns: 4,
             rows: 3,
         };
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn a_stream_gets_whole_blocks_without_control_characters() {
-        let frame = Screen::Stream.frame("one\ntwo\n");
+        let frame = StatusScreen::Stream.frame("one\ntwo\n");
         assert_eq!(frame, "one\ntwo\n\n");
     }
 }

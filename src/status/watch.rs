@@ -9,7 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::sleep;
 
 use super::discover::Liveness;
-use super::{Screen, discover, measure, render};
+use super::{StatusScreen, discover, measure, render};
 use crate::blocking;
 use crate::exit::Exit;
 use crate::human::{round_seconds, utc};
@@ -42,7 +42,7 @@ pub async fn watch(
     let mut interrupts = signal(SignalKind::interrupt())?;
     let mut has_shown_one = false;
     loop {
-        let screen = Screen::of_stdout();
+        let screen = StatusScreen::of_stdout();
         let (look, columns) = (places.to_vec(), screen.columns());
         let looking = blocking::start(move || turn(&look, columns));
         let turn = match unless_interrupted(looking, &mut interrupts).await {
