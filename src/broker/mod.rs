@@ -195,6 +195,17 @@ pub enum Address<'a> {
     Spool(&'a Path),
 }
 
+impl Address<'_> {
+    /// The only kind of [`Content`] that a [`Sink`] of this broker takes.
+    #[must_use]
+    pub fn encoding(self) -> Encoding {
+        match self {
+            Self::RabbitMq(_) => Encoding::Frame,
+            Self::Spool(_) => Encoding::File,
+        }
+    }
+}
+
 /// Opens the dead-letter queue, which takes events that failed too often.
 ///
 /// # Errors

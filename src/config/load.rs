@@ -138,6 +138,8 @@ fn read(reader: &mut VariableReader<'_>, cwd: &Path) -> Config {
             third_party: reader.level(&var::CL_LOG_THIRD_PARTY),
         },
         verbosity: reader.policy(&var::CONTAINER_DEBUG, Verbosity::Debug, Verbosity::Normal),
+        warm_start: reader.warm_start(&var::WARM_START),
+        cores: allotted_cores(&condor, reader.environment),
         preflight: reader.policy(&var::PREFLIGHT, Preflight::Check, Preflight::Skip),
         chirp: chirp(reader),
         images: images(reader, cwd),

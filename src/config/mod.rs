@@ -70,6 +70,10 @@ pub struct Config {
     pub prefetch: NonZeroU32,
     /// How many tasks may run at once.
     pub slots: NonZeroU32,
+    /// The cores that HTCondor allotted, or the machine's.
+    pub cores: NonZeroU32,
+    /// How many containers wait for their event.
+    pub warm_start: WarmStart,
     /// The job's GPUs, and the share of each task.
     pub gpus: TaskGpus,
     /// How long to wait for the very first event.
@@ -213,6 +217,15 @@ pub enum Preflight {
     Check,
     /// Don't check it; its faults show when tasks fail.
     Skip,
+}
+
+/// How many containers are started before their event is known, and wait for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WarmStart {
+    /// As many as may be of use.
+    Auto,
+    Containers(NonZeroU32),
+    Off,
 }
 
 /// The kinds of images that are accepted.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 
+use super::WarmStart;
 use super::address;
 use super::env_json;
 use super::environment::Environment;
@@ -151,6 +152,16 @@ impl<'a> VariableReader<'a> {
         };
         // After a problem nothing is run.
         self.parse(variable, request).unwrap_or(GpuRequest::None)
+    }
+
+    pub(super) fn warm_start(&mut self, variable: &Variable) -> WarmStart {
+        let setting = |text: &str| match (text, python_values::boolean(text)) {
+            ("auto", _) => Some(WarmStart::Auto),
+            (_, Some(false)) => Some(WarmStart::Off),
+            (number, _) => count(number).map(WarmStart::Containers),
+        };
+        // After a problem nothing is run.
+        self.parse(variable, setting).unwrap_or(WarmStart::Off)
     }
 
     pub(super) fn seconds(&mut self, variable: &Variable) -> Option<Duration> {

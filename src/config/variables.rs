@@ -30,6 +30,8 @@ pub enum ValueKind {
     Duration,
     /// Bytes, with a binary unit if need be.
     Size,
+    /// [`ValueKind::Count`], `auto`, or one of Python's words for no.
+    WarmStart,
     /// [`ValueKind::Size`], but not zero.
     SizeAboveZero,
     /// [`ValueKind::Size`], or `auto`.
@@ -83,6 +85,7 @@ impl ValueKind {
             Self::Count => format!("an integer from 1 to {MOST}"),
             Self::Cores => format!("an integer from 1 to {MOST}, or `auto`"),
             Self::Gpus => format!("an integer from 1 to {MOST}, `auto` or `none`"),
+            Self::WarmStart => format!("an integer from 1 to {MOST}, `auto` or `False`"),
             Self::Seconds { least } => format!("whole seconds, {least} or more"),
             Self::Duration => "seconds, 0 or more, fractions allowed".to_owned(),
             Self::Size => {
@@ -233,6 +236,8 @@ variables! {
         "let every container see /cvmfs, read-only, where the machine has it";
     MAX_CONCURRENT_TASKS = "EWMS_PILOT_MAX_CONCURRENT_TASKS", ValueKind::Cores, Default("1"),
         "tasks that may run at once; `auto`: as many as HTCondor allotted cores, and as the GPUs allow";
+    WARM_START = "EWMS_PILOT_WARM_START", ValueKind::WarmStart, Default("auto"),
+        "containers that are started before their event is known and wait for it; `auto`: one for each free slot, and as many ahead of the running tasks as short tasks need; `False`: none";
     STOP_LISTENING = "EWMS_PILOT_STOP_LISTENING_ON_TASK_ERROR", ValueKind::Bool, Default("True"),
         "take no more events once a task has failed; running ones end";
     OKAY_ERRORS = "EWMS_PILOT_OKAY_ERRORS", ValueKind::List, Default(""),

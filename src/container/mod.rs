@@ -5,6 +5,7 @@ mod apptainer_places;
 mod bind;
 mod command;
 mod fs_util;
+mod gate_script;
 mod image_conversion;
 mod image_format;
 mod image_layout;
@@ -22,6 +23,7 @@ pub use command::{
     exec, run,
 };
 pub use fs_util::{remove_tree, tree_bytes};
+pub use gate_script::{BEGINS, GatePaths, WAITS, gate_bind, gate_script};
 pub use image_conversion::{Conversion, ConversionLock, ImageError, LockOutcome, Resolution};
 pub use image_layout::{BaseScript, ImageShape, LIBRARY_SCRIPT, base_script, base_script_of};
 pub use mounts::{MountPoint, MountTable};

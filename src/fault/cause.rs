@@ -57,6 +57,8 @@ pub enum Cause {
     Storage,
     /// The limits on address space, memory, processes or file size are too low.
     Limits,
+    /// Something killed containers before their task began.
+    Killed,
     /// Apptainer doesn't know a flag that the pilot uses.
     ApptainerTooOld,
     /// Apptainer doesn't answer.
@@ -69,7 +71,7 @@ pub enum Cause {
 
 impl Cause {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 25] = [
+    pub(super) const ALL: [Self; 26] = [
         Self::ImageMissing,
         Self::ImageFormat,
         Self::ImageDamaged,
@@ -91,6 +93,7 @@ impl Cause {
         Self::DiskFull,
         Self::Storage,
         Self::Limits,
+        Self::Killed,
         Self::ApptainerTooOld,
         Self::Hanging,
         Self::Mount,
@@ -122,6 +125,7 @@ impl Cause {
             Self::DiskFull => "disk-full",
             Self::Storage => "storage",
             Self::Limits => "limits",
+            Self::Killed => "killed",
             Self::ApptainerTooOld => "apptainer-too-old",
             Self::Hanging => "hanging",
             Self::Mount => "mount",
@@ -153,6 +157,7 @@ impl Cause {
             | Self::DiskFull
             | Self::Storage
             | Self::Limits
+            | Self::Killed
             | Self::ApptainerTooOld
             | Self::Hanging
             | Self::Mount
@@ -190,7 +195,8 @@ impl Cause {
             | Self::Gpu
             | Self::DiskFull
             | Self::Storage
-            | Self::Limits => false,
+            | Self::Limits
+            | Self::Killed => false,
         }
     }
 
@@ -238,6 +244,10 @@ impl Cause {
             Self::Storage => "exclude this machine until its file systems are repaired",
             Self::Limits => {
                 "raise the limits on address space, memory, processes and file size of this job"
+            }
+            Self::Killed => {
+                "find out what kills containers here: the machine's memory, the site's limits or an operator; or exclude \
+                 this machine"
             }
             Self::ApptainerTooOld => "ask the site for Apptainer 1.1 or later",
             Self::Hanging => "exclude this machine, and look for a file system that hangs",

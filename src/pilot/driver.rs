@@ -2,7 +2,7 @@
 //! carries out the actions. Owns the receipts, the results on their way out, and the timers.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::OsString;
 use std::pin::pin;
 use std::rc::Rc;
@@ -11,7 +11,6 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
@@ -24,16 +23,17 @@ use super::lookahead::Lookahead;
 use super::recorder::{Recorder, Settlement};
 use super::set_aside::MAY_GO_AFTER;
 use super::state::{Conclusion, LoopRules, PilotState, failure_of};
+use super::task_set::{TaskHandle, TaskNews, TaskSet};
 use super::{ProgressReporter, Queues};
 use crate::broker::{
     BrokerError, Content, Delivery, OutagePolicy, PublishError, Receipt, ResultAcceptance,
     ResultAcceptanceWatch, SettleError, Sink, Source, Verdict,
 };
 use crate::ids::TaskId;
-use crate::process::{ShutdownSender, SuspendAwareTimer};
+use crate::process::SuspendAwareTimer;
 use crate::records::EventOutcome;
 use crate::signals::{Signal, Signals};
-use crate::task::{EventCopy, GpuLease, Leftover, StartGate, TaskOutcome, TaskReport, TaskRunner};
+use crate::task::{EventCopy, Leftover, TaskOutcome, TaskReport};
 
 /// How long closing the queues may go on after the pilot was told to end.
 const CLOSED_WITHIN: Duration = Duration::from_millis(4_500);
@@ -62,8 +62,8 @@ struct InFlightEvent {
     name: Option<OsString>,
     /// The event until its task starts or is made ready.
     content: Option<Content>,
-    /// Starts a task that was made ready; dropping it calls the task off.
-    turn: Option<oneshot::Sender<GpuLease>>,
+    /// Its task until that starts; dropping it calls the task off.
+    task: Option<TaskHandle>,
     /// The event once its task ended: it may become a dead letter.
     event: Option<EventCopy>,
     /// The files that its task left on the disk.
@@ -74,7 +74,6 @@ struct InFlightEvent {
 
 /// The end of something that was under way.
 enum Completion {
-    Task(TaskId, Box<TaskReport>),
     Published(TaskId, Result<(), PublishError>),
     /// The task's files are removed as well; they took so many bytes on disk.
     Settled(TaskId, Result<(), SettleError>, Option<u64>),
@@ -89,6 +88,7 @@ enum Completion {
 enum Wakeup {
     Signal(Signal),
     Done(Completion),
+    Task(TaskNews),
     Delivered(Result<Delivery, BrokerError>),
     Idle,
     ResultAcceptance(ResultAcceptance),
@@ -96,14 +96,14 @@ enum Wakeup {
 }
 
 struct Driver<'a> {
-    runner: Rc<TaskRunner>,
+    tasks: TaskSet,
     sink: Option<Sink>,
     /// Absent while the intake is being stopped.
     source: Option<Source>,
-    shutdown: ShutdownSender,
     held: HashMap<TaskId, InFlightEvent>,
-    /// Bounded by the window and the number of events that may be set aside: a task, a publish, two pauses or
-    /// a settlement for each held event, and one stop.
+    /// Events that wait for a slot, in order.
+    prepared: VecDeque<TaskId>,
+    /// Bounded by the window and the number of events that may be set aside: a publish, two pauses or a settlement for each held event, and one stop.
     under_way: FuturesUnordered<LocalBoxFuture<'static, Completion>>,
     /// How long the queue may be silent, and the timer for the rest of that time.
     idle: Option<(Duration, SuspendAwareTimer)>,
@@ -120,10 +120,10 @@ struct Driver<'a> {
 
 /// Runs events until the queue is idle, a failure or a signal closes the intake, and everything
 /// taken is settled.
-pub async fn run(
+pub(super) async fn run(
     rules: LoopRules,
     queues: Queues,
-    runner: Rc<TaskRunner>,
+    tasks: TaskSet,
     signals: &mut Signals,
     progress_reporter: &ProgressReporter,
     recorder: &mut Recorder,
@@ -137,11 +137,11 @@ pub async fn run(
     let lookahead = Lookahead::new(rules.slots);
     let (mut state, first) = PilotState::new(rules);
     let mut driver = Driver {
-        runner,
+        tasks,
         sink: Some(sink),
         source: Some(source),
-        shutdown: ShutdownSender::new(),
         held: HashMap::new(),
+        prepared: VecDeque::new(),
         under_way: FuturesUnordered::new(),
         idle: None,
         result_acceptance: outage_policy.result_acceptance(),
@@ -157,24 +157,28 @@ pub async fn run(
         driver.spawn_local(async move { Completion::DiskLow(floor.crossed().await) });
     }
     driver.perform_all(first);
+    driver.tend(&state);
     while !state.is_over() {
         let woken = driver.next(&state, signals).await;
         if let (Wakeup::Idle, Some(later)) = (&woken, driver.still_idle()) {
             driver.idle = Some(later);
             continue;
         }
-        let event = driver.event_of(woken);
-        let actions = state.on_event(event);
-        driver.perform_all(actions);
+        if let Some(event) = driver.event_of(woken) {
+            let actions = state.on_event(event);
+            driver.perform_all(actions);
+        }
         if let Some(events) = driver.new_lookahead.take() {
             let actions = state.on_event(PilotEvent::Lookahead(events.into()));
             driver.perform_all(actions);
         }
+        driver.tend(&state);
         let running = u64::try_from(state.running()).unwrap_or(u64::MAX);
         progress_reporter.counts(state.tally(), running);
         progress_reporter.reconnects(driver.outage_policy.stats().reconnects);
     }
     progress_reporter.final_counts(state.tally());
+    driver.tasks.let_go().await;
     driver.close(&mut state, signals).await;
     LoopEnd {
         conclusion: state.conclude(),
@@ -213,7 +217,9 @@ impl Driver<'_> {
                     return;
                 }
             };
-            let event = self.event_of(woken);
+            let Some(event) = self.event_of(woken) else {
+                continue;
+            };
             let is_second = must_end.is_some() && matches!(event, PilotEvent::Signal(_));
             let actions = state.on_event(event);
             self.perform_all(actions);
@@ -233,11 +239,13 @@ impl Driver<'_> {
     async fn next(&mut self, state: &PilotState, signals: &mut Signals) -> Wakeup {
         let limit = self.deadline();
         let idle = self.idle.as_mut().map(|(_, countdown)| countdown);
-        let source = self.source.as_mut().filter(|_| state.wants_event());
+        let may_take = state.wants_event() && self.tasks.may_take_event();
+        let source = self.source.as_mut().filter(|_| may_take);
         tokio::select! {
             biased;
             signal = signals.recv() => Wakeup::Signal(signal),
             Some(done) = self.under_way.next() => Wakeup::Done(done),
+            news = self.tasks.next() => Wakeup::Task(news),
             limit = reached(limit) => Wakeup::WallTime(limit),
             result_acceptance = self.result_acceptance.differs_from(state.result_acceptance()) => Wakeup::ResultAcceptance(result_acceptance),
             delivery = receive(source) => Wakeup::Delivered(delivery),
@@ -249,13 +257,17 @@ impl Driver<'_> {
     /// no event can come then.
     fn still_idle(&self) -> Option<(Duration, SuspendAwareTimer)> {
         let (wait, _) = self.idle.as_ref()?;
+        if !self.tasks.may_take_event() {
+            return Some((*wait, SuspendAwareTimer::new(*wait)));
+        }
         let left = self.source.as_ref()?.idle_left(*wait);
         (!left.is_zero()).then(|| (*wait, SuspendAwareTimer::new(left)))
     }
 
-    /// Turns a wake-up into an event for the state, and keeps the delivery or source that came with it.
-    fn event_of(&mut self, woken: Wakeup) -> PilotEvent {
-        match woken {
+    /// Turns a wake-up into an event for the state, if it is one, and keeps the delivery or source that came with
+    /// it.
+    fn event_of(&mut self, woken: Wakeup) -> Option<PilotEvent> {
+        Some(match woken {
             Wakeup::Signal(signal) => {
                 warn!(signal = signal.name(), "signal received");
                 PilotEvent::Signal(signal.number())
@@ -274,7 +286,7 @@ impl Driver<'_> {
                 PilotEvent::ResultAcceptance(result_acceptance)
             }
             Wakeup::Delivered(Ok(delivery)) => {
-                let id = TaskId::random();
+                let (id, task) = self.tasks.next_task();
                 self.recorder.received(id, &delivery);
                 let Delivery {
                     content,
@@ -289,7 +301,7 @@ impl Driver<'_> {
                         receipt,
                         name,
                         content: Some(content),
-                        turn: None,
+                        task: Some(task),
                         event: None,
                         leftover: None,
                         disk_bytes: Rc::default(),
@@ -309,16 +321,43 @@ impl Driver<'_> {
                 PilotEvent::IntakeLost(error.to_string())
             }
             Wakeup::Done(done) => self.event_of_done(done),
-        }
-    }
-
-    fn event_of_done(&mut self, done: Completion) -> PilotEvent {
-        match done {
-            Completion::Task(id, report) => {
+            Wakeup::Task(TaskNews::Ended(id, report)) => {
                 self.recorder.ended(id, &report);
                 self.follow_lookahead(&report);
                 PilotEvent::TaskEnded(id, self.outcome_of(id, *report))
             }
+            Wakeup::Task(TaskNews::NoContainers(error)) => {
+                error!(error = %error.repr(), "containers can't be made here: no more events are taken");
+                PilotEvent::NoContainers(error)
+            }
+            Wakeup::Task(TaskNews::Waiting) => return None,
+        })
+    }
+
+    /// Makes containers wait for events, and lets them go.
+    fn tend(&mut self, state: &PilotState) {
+        let Self {
+            tasks,
+            held,
+            prepared,
+            ..
+        } = self;
+        prepared.retain(|id| held.get(id).is_some_and(|held| held.task.is_some()));
+        // In order: the first to start needs its container first.
+        let mut waiting: Vec<(usize, &mut TaskHandle)> = held
+            .iter_mut()
+            .filter_map(|(id, held)| {
+                let place = prepared.iter().position(|prepared| prepared == id)?;
+                Some((place, held.task.as_mut()?))
+            })
+            .collect();
+        waiting.sort_by_key(|(place, _)| *place);
+        let handles = waiting.into_iter().map(|(_, handle)| handle);
+        tasks.tend(state.running(), state.takes_events(), handles);
+    }
+
+    fn event_of_done(&mut self, done: Completion) -> PilotEvent {
+        match done {
             Completion::Published(id, result) => {
                 match &result {
                     Ok(()) => self.recorder.published(id),
@@ -423,24 +462,26 @@ impl Driver<'_> {
     fn perform(&mut self, action: PilotAction) {
         match action {
             PilotAction::Start(id) => {
-                let gpus = self.runner.context.gpus.take();
-                self.recorder.started(id, gpus.gpus());
-                match self.held.get_mut(&id).and_then(|held| held.turn.take()) {
-                    // The task waits for this even if preparing its files failed.
-                    Some(turn) => drop(turn.send(gpus)),
-                    None => self.run(id, StartGate::Now(gpus)),
+                let Some(held) = self.held.get_mut(&id) else {
+                    return;
+                };
+                if let Some(task) = held.task.take() {
+                    let gpus = self.tasks.start(task, held.content.take());
+                    self.recorder.started(id, &gpus);
                 }
             }
             PilotAction::Prepare(id) => {
-                let (turn, its_turn) = oneshot::channel();
-                if let Some(held) = self.held.get_mut(&id) {
-                    held.turn = Some(turn);
+                let Some(held) = self.held.get_mut(&id) else {
+                    return;
+                };
+                if let (Some(task), Some(content)) = (&mut held.task, held.content.take()) {
+                    TaskSet::prepare(task, content);
+                    self.prepared.push_back(id);
                 }
-                self.run(id, StartGate::Later(its_turn));
             }
             PilotAction::CallOff(id) => {
                 if let Some(held) = self.held.get_mut(&id) {
-                    held.turn = None;
+                    held.task = None;
                 }
             }
             PilotAction::Publish(id, content) => {
@@ -494,7 +535,7 @@ impl Driver<'_> {
             }
             PilotAction::Tell(shutdown) => {
                 self.outage_policy.shorten_waits();
-                self.shutdown.advance(shutdown);
+                self.tasks.tell(shutdown);
             }
             PilotAction::StartIdleTimer(wait) => self.start_idle_timer(wait),
             PilotAction::StopIdleTimer => self.idle = None,
@@ -535,23 +576,8 @@ impl Driver<'_> {
         self.idle = Some((wait, SuspendAwareTimer::new(wait)));
     }
 
-    fn run(&mut self, id: TaskId, turn: StartGate) {
-        let Some(content) = self.take_content(id) else {
-            return;
-        };
-        let runner = Rc::clone(&self.runner);
-        let shutdown = self.shutdown.subscribe();
-        self.spawn_local(async move {
-            Completion::Task(id, Box::new(runner.run(id, content, turn, shutdown).await))
-        });
-    }
-
     fn name_of(&self, id: TaskId) -> Option<OsString> {
         self.held.get(&id)?.name.clone()
-    }
-
-    fn take_content(&mut self, id: TaskId) -> Option<Content> {
-        self.held.get_mut(&id).and_then(|held| held.content.take())
     }
 
     fn spawn_local(&self, work: impl Future<Output = Completion> + 'static) {

@@ -3,6 +3,7 @@
 use super::dead_letter::{Disposition, FailureNote, NotPutAway};
 use super::deadline::DeadlineStep;
 use crate::broker::{Content, PublishError, ResultAcceptance, Verdict};
+use crate::fault::TaskError;
 use crate::ids::TaskId;
 use crate::process::ShutdownPhase;
 use crate::task::TaskOutcome;
@@ -22,6 +23,8 @@ pub enum PilotEvent {
     IntakeStopped,
     /// A task's container ended and its files were read.
     TaskEnded(TaskId, TaskOutcome),
+    /// Containers can't be made here any more. No event has failed by that.
+    NoContainers(TaskError),
     /// The broker answered for a task's result, or never will.
     Published(TaskId, Result<(), PublishError>),
     /// A task's event was settled, or can't be any more.

@@ -15,7 +15,7 @@ use super::host_binds::{BindSources, Binds};
 use super::host_images::{arguments, container_spec, unusable_image, usable_image};
 use super::own_paths::own_paths;
 use crate::blocking;
-use crate::config::{Config, ContainerConfig, CvmfsPolicy, Preflight, variables};
+use crate::config::{Config, ContainerConfig, CvmfsPolicy, Preflight, WarmStart, variables};
 use crate::container::{
     Apptainer, ApptainerEnvironment, ApptainerPlaces, ProcMount, UserNamespace,
 };
@@ -27,7 +27,7 @@ use crate::task::disk_space::DiskBudget;
 use crate::task::staging::DataDirs;
 use crate::task::{
     ActiveContainers, ContainerSpec, Cvmfs, ExternalDirs, ExternalError, GpuPool, MemoryKills,
-    ResourceLimits, SharedLook, TaskContext,
+    ResourceLimits, SharedLook, TaskContext, TaskStart,
 };
 use crate::telemetry::Progress;
 
@@ -338,8 +338,12 @@ impl Host<'_> {
         search: &mut ApptainerSearch<'_>,
     ) -> Option<Checked> {
         let PreparedHost { context, task } = prepared;
-        let made = Box::pin(preflight::container(context, task, search));
-        let made = if_wanted(self.config, made).await?;
+        if self.config.preflight == Preflight::Skip {
+            // Nothing has shown that a gate would hold.
+            context.task_start = TaskStart::WithContainer;
+            return None;
+        }
+        let made = Box::pin(preflight::container(context, task, search)).await;
         Some(made.map(|note| ((), note)).map_err(PilotError::from))
     }
 
@@ -407,6 +411,11 @@ impl Host<'_> {
             gpus: GpuPool::new(config.gpus.clone()),
             log: self.progress.clone(),
             running: ActiveContainers::default(),
+            waiting: ActiveContainers::default(),
+            task_start: match config.warm_start {
+                WarmStart::Off => TaskStart::WithContainer,
+                WarmStart::Auto | WarmStart::Containers(_) => TaskStart::AtGate,
+            },
             look: SharedLook::default(),
         }
     }

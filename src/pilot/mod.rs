@@ -4,8 +4,6 @@
 
 use std::io;
 use std::num::NonZeroU32;
-use std::rc::Rc;
-use std::sync::Arc;
 
 use tracing::{error, info, warn};
 
@@ -33,6 +31,8 @@ pub mod state;
 mod status_feed;
 mod submission;
 mod summary;
+mod task_set;
+pub mod warm_start;
 
 pub use check::{CheckPlace, CheckRequest, check};
 pub use error::PilotError;
@@ -51,7 +51,6 @@ use crate::records::PilotIdentity;
 use crate::signals::Signals;
 use crate::stats::Tally;
 use crate::task::staging::scratch_of;
-use crate::task::{MemoryBudget, TaskRunner};
 use crate::telemetry::Progress;
 use dead_letter::DeadLetters;
 use deadline::Deadline;
@@ -171,23 +170,12 @@ async fn live(
         recorder: &mut *recorder,
     };
     let Started {
-        context,
-        task,
+        tasks,
         source,
         sink,
     } = startup::start(config, guard, &outage_policy, &mut observers).await?;
 
-    let names_outfile = task.names_outfile();
-    let runner = Rc::new(TaskRunner {
-        context,
-        plan: Arc::new(task),
-        infile_ext: config.infile_ext.clone(),
-        outfile_ext: config.outfile_ext.clone(),
-        encoding: sink.encoding(),
-        limit: outage_policy.message_limit().clone(),
-        bodies: outage_policy.bodies().clone(),
-        room: MemoryBudget::new(),
-    });
+    let names_outfile = tasks.runner().plan.names_outfile();
     let rules = LoopRules {
         slots: size(config.slots),
         window: size(config.window()),
@@ -219,7 +207,7 @@ async fn live(
     let finished = driver::run(
         rules,
         queues,
-        runner,
+        tasks,
         signals,
         progress_reporter,
         recorder,

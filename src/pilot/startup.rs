@@ -15,20 +15,23 @@ use tracing::warn;
 use super::events::Status;
 use super::host_setup::{self, PreparedHost};
 use super::recorder::Recorder;
-use super::{PilotError, ProgressReporter, address, status_feed};
-use crate::broker::{self, BrokerError, OutagePolicy, Sink, Source, StartSender, StartSignal};
+use super::task_set::TaskSet;
+use super::warm_start::WarmRules;
+use super::{PilotError, ProgressReporter, address, size, status_feed};
+use crate::broker::{self, BrokerError, Encoding, OutagePolicy, Sink, Source, StartSender, StartSignal};
 use crate::config::{Config, QueueConfig};
 use crate::fault::Diagnosis;
 use crate::preflight::Findings;
 use crate::process::{GuardianHandle, ShutdownPhase, ShutdownSender};
 use crate::signals::Signals;
-use crate::task::{ContainerSpec, SharedTaskContext, run_init};
+use crate::task::{
+    ContainerSpec, MemoryBudget, SharedTaskContext, TaskRunner, TaskStart, run_init,
+};
 use crate::telemetry::Progress;
 
 pub(super) struct Started {
-    /// The context that all tasks share.
-    pub(super) context: SharedTaskContext,
-    pub(super) task: ContainerSpec,
+    /// The first of them waits for its event, where that can be.
+    pub(super) tasks: TaskSet,
     pub(super) source: Source,
     pub(super) sink: Sink,
 }
@@ -55,11 +58,11 @@ pub(super) async fn start(
     // Boxed: the futures are large, and done before the long part of a pilot's life.
     let connecting = Box::pin(connect(config, outage_policy, &start_sender, &start_signal));
     let preparing = Box::pin(async {
-        let prepared = Box::pin(prepare(config, guard, observers)).await?;
+        let prepared = Box::pin(prepare(config, guard, outage_policy, observers)).await?;
         start_sender.all_else_is_ready();
         Ok::<_, PilotError>(prepared)
     });
-    let ((context, task), connecting) = match select(preparing, connecting).await {
+    let (tasks, connecting) = match select(preparing, connecting).await {
         Either::Left((prepared, connecting)) => (prepared?, Either::Left(connecting)),
         // A connection that fails waits for the start signal, too, so an early end has another cause. An
         // error of the host counts first.
@@ -70,19 +73,19 @@ pub(super) async fn start(
     };
     let (source, sink) = unless_signalled(observers.signals, connecting).await?;
     Ok(Started {
-        context,
-        task,
+        tasks,
         source,
         sink,
     })
 }
 
-/// Prepares the host, and runs the init container.
+/// Prepares the host, runs the init container, and makes the first container that waits for an event.
 async fn prepare(
     config: &Config,
     guard: GuardianHandle,
+    outage_policy: &OutagePolicy,
     observers: &mut Observers<'_>,
-) -> Result<(SharedTaskContext, ContainerSpec), PilotError> {
+) -> Result<TaskSet, PilotError> {
     let mut findings = Findings::default();
     let laying = async {
         let laid = host_setup::prepare_host(config, guard, observers.progress, &mut findings).await;
@@ -91,7 +94,7 @@ async fn prepare(
     let PreparedHost { context, task } = unless_signalled(observers.signals, laying).await?;
     let context = Arc::new(context);
     status_feed::show_gpus(observers.recorder.keeper(), &context.gpus);
-    status_feed::follow_containers(observers.recorder.keeper(), &context.running);
+    status_feed::follow_containers(observers.recorder.keeper(), &context);
     if let Some(init) = &config.init {
         let planning = async {
             let laid =
@@ -107,7 +110,19 @@ async fn prepare(
         observers.recorder.initialized(began.elapsed());
         initialized?;
     }
-    Ok((context, task))
+    let waits = context.task_start == TaskStart::AtGate;
+    let mut tasks = TaskSet::new(
+        runner(config, outage_policy, context, task),
+        warm_rules(config),
+    );
+    if waits {
+        let first = async { tasks.first_waits().await.map_err(|error| {
+            let said = Diagnosis::of_text(&error.message());
+            PilotError::of(error.class(), said)
+        }) };
+        Box::pin(unless_signalled(observers.signals, first)).await?;
+    }
+    Ok(tasks)
 }
 
 /// Connects to all queues at once. No event is taken before results can be sent and all other steps are done.
@@ -142,6 +157,35 @@ async fn connect(
         Either::Right((source, sinks)) => (sinks.await.map_err(lost)?, source),
     };
     Ok((source.map_err(lost)?, sink))
+}
+
+fn runner(
+    config: &Config,
+    outage_policy: &OutagePolicy,
+    context: SharedTaskContext,
+    task: ContainerSpec,
+) -> TaskRunner {
+    let outgoing = config.outgoing.first().map(|queue| address(&queue.broker));
+    TaskRunner {
+        context,
+        plan: Arc::new(task),
+        infile_ext: config.infile_ext.clone(),
+        outfile_ext: config.outfile_ext.clone(),
+        encoding: outgoing.map_or(Encoding::Frame, |address| address.encoding()),
+        limit: outage_policy.message_limit().clone(),
+        bodies: outage_policy.bodies().clone(),
+        room: MemoryBudget::new(),
+    }
+}
+
+fn warm_rules(config: &Config) -> WarmRules {
+    WarmRules {
+        setting: config.warm_start,
+        slots: size(config.slots),
+        cores: size(config.cores),
+        memory: config.condor.request.memory,
+        has_gpus: config.gpus.each > 0,
+    }
 }
 
 /// Runs the init container. The first signal is forwarded to it, a second one kills it.

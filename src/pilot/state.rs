@@ -196,6 +196,12 @@ impl PilotState {
             .count()
     }
 
+    /// Whether events are taken.
+    #[must_use]
+    pub fn takes_events(&self) -> bool {
+        matches!(self.intake, IntakeState::Open)
+    }
+
     #[must_use]
     pub fn tally(&self) -> Tally {
         self.tally
@@ -234,6 +240,11 @@ impl PilotState {
             }
             PilotEvent::IntakeStopped => self.intake_stopped(&mut actions),
             PilotEvent::TaskEnded(id, outcome) => self.task_ended(id, outcome, &mut actions),
+            PilotEvent::NoContainers(error) => {
+                self.broken.get_or_insert(error.class());
+                self.failures.record(&error);
+                self.stop_intake(&mut actions);
+            }
             PilotEvent::Published(id, result) => self.published(id, result, &mut actions),
             PilotEvent::Settled(id) => self.settled(id, &mut actions),
             PilotEvent::ResultAcceptance(result_acceptance) => {

@@ -6,7 +6,7 @@ use crate::broker::{self, ConnectionStatus, Direction, OutagePolicy};
 use crate::config::Config;
 use crate::records::{PilotIdentity, UnixTime};
 use crate::status::{PilotFacts, ProcessId, QueueState, QueueStatus, Snapshot, StatusWriter};
-use crate::task::{ActiveContainers, GpuPool};
+use crate::task::{GpuPool, TaskContext};
 
 /// Starts the status file with the facts known before the first event.
 pub(super) fn start(config: &Config, source: &PilotIdentity) -> StatusWriter {
@@ -42,14 +42,25 @@ pub(super) fn show_gpus(keeper: &StatusWriter, gpus: &GpuPool) {
     keeper.change(|snapshot| snapshot.facts.gpus = gpus);
 }
 
-/// Reports containers as they start and end.
-pub(super) fn follow_containers(keeper: &StatusWriter, running: &ActiveContainers) {
-    let (keeper, mut containers) = (keeper.clone(), running.watch());
-    // Runs until `running` is dropped.
+/// Reports containers as they start and end, and how many wait.
+pub(super) fn follow_containers(keeper: &StatusWriter, context: &TaskContext) {
+    let (mut running, mut waiting) = (context.running.watch(), context.waiting.watch());
+    let keeper = keeper.clone();
+    // Runs until the context is dropped.
     tokio::spawn(async move {
-        while containers.changed().await.is_ok() {
-            let now = containers.borrow_and_update().clone();
-            keeper.change(|snapshot| snapshot.contain(&now));
+        loop {
+            tokio::select! {
+                Ok(()) = running.changed() => {
+                    let now = running.borrow_and_update().clone();
+                    keeper.change(|snapshot| snapshot.contain(&now));
+                }
+                Ok(()) = waiting.changed() => {
+                    let count = waiting.borrow_and_update().len();
+                    let count = u32::try_from(count).unwrap_or(u32::MAX);
+                    keeper.change(|snapshot| snapshot.facts.waiting_containers = count);
+                }
+                else => break,
+            }
         }
     });
 }

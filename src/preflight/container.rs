@@ -7,8 +7,10 @@ use super::rung::{Workaround, is_about_cvmfs};
 use super::{CheckNote, CheckProblem};
 use crate::fault::Cause;
 use crate::process::ShutdownSender;
-use crate::task::probe_container::{ContainerProbeDepth, ContainerProbeOutcome, probe};
-use crate::task::{ContainerSpec, CvmfsBind, TaskContext};
+use crate::task::probe_container::{
+    ContainerProbeDepth, ContainerProbeOutcome, GateTrial, probe,
+};
+use crate::task::{ContainerSpec, CvmfsBind, TaskContext, TaskStart};
 
 /// Starts a container of the init container's image, on a machine that is known to run containers.
 ///
@@ -40,6 +42,7 @@ pub async fn init_container(
 pub(super) struct ProbeProgress {
     took: Duration,
     inside: ProbedInside,
+    gate: GateTrial,
 }
 
 enum ProbedInside {
@@ -50,6 +53,14 @@ enum ProbedInside {
 }
 
 impl ProbeProgress {
+    /// How tasks start in their containers, if `wanted` says that they should wait for their event.
+    pub(super) fn task_start(&self, wanted: TaskStart) -> TaskStart {
+        match self.gate {
+            GateTrial::Passed => wanted,
+            GateTrial::NotTried | GateTrial::Useless(_) => TaskStart::WithContainer,
+        }
+    }
+
     pub(super) fn seen(self, taken: &[(Workaround, String)]) -> CheckNote {
         let said = self.said();
         let (mut buts, mut fixes) = (Vec::new(), Vec::new());
@@ -122,11 +133,14 @@ pub(super) async fn attempt(
     depth: ContainerProbeDepth,
 ) -> Result<ProbeProgress, Obstacle> {
     let shutdown = ShutdownSender::new();
-    let (took, inside) = match probe(context, plan, depth, &shutdown.subscribe()).await {
-        Some(ContainerProbeOutcome::Well { took, notes }) => {
-            (took, ProbedInside::Everything(notes))
+    let (took, inside, gate) = match probe(context, plan, depth, &shutdown.subscribe()).await {
+        Some(ContainerProbeOutcome::Well { took, notes, gate }) => {
+            (took, ProbedInside::Everything(notes), gate)
         }
-        Some(ContainerProbeOutcome::Made(took)) => (took, ProbedInside::Nothing),
+        Some(ContainerProbeOutcome::Made(took)) => {
+            let why = "no script can be shown in them".to_owned();
+            (took, ProbedInside::Nothing, GateTrial::Useless(why))
+        }
         Some(ContainerProbeOutcome::Broken { cause, said }) => {
             return Err(Obstacle::of(cause, said));
         }
@@ -135,5 +149,5 @@ pub(super) async fn attempt(
             return Err(Obstacle::everywhere("the pilot was told to end".to_owned()));
         }
     };
-    Ok(ProbeProgress { took, inside })
+    Ok(ProbeProgress { took, inside, gate })
 }

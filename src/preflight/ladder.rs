@@ -33,6 +33,7 @@ pub async fn container(
         let obstacle = match tried.await {
             Some(Ok(progress)) => {
                 ladder.log(&rung);
+                context.task_start = progress.task_start(context.task_start);
                 return Ok(progress.seen(&rung.taken));
             }
             Some(Err(obstacle)) => obstacle,

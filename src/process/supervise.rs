@@ -43,10 +43,12 @@ pub async fn supervise(
     shutdown: watch::Receiver<ShutdownPhase>,
     started: oneshot::Sender<i32>,
 ) -> Result<ChildExit, SpawnError> {
-    Ok(prepare_and_supervise(guard, spec.ready(), limits, shutdown, started).await?)
+    let at_once = std::future::ready(());
+    Ok(prepare_and_supervise(guard, spec.ready(), limits, shutdown, (started, at_once)).await?)
 }
 
-/// As [`supervise`], with a `spec` that is made on the thread that starts the child.
+/// As [`supervise`], with a `spec` that is made on the thread that starts the child, and a time limit that
+/// counts from the end of the future beside `started`.
 ///
 /// # Errors
 /// Also when it can't be made.
@@ -55,7 +57,7 @@ pub async fn prepare_and_supervise<E: Send + 'static>(
     child: ChildPreparation<impl FnOnce() -> Result<ChildSpec, E> + Send + 'static>,
     limits: ChildLimits,
     mut shutdown: watch::Receiver<ShutdownPhase>,
-    started: oneshot::Sender<i32>,
+    (started, work_begins): (oneshot::Sender<i32>, impl Future<Output = ()>),
 ) -> Result<ChildExit, StartFailure<E>> {
     let program = child.program.clone();
     // Registered before the start, so that the end of a very short child isn't missed.
@@ -74,7 +76,7 @@ pub async fn prepare_and_supervise<E: Send + 'static>(
         program: program.clone(),
         source,
     };
-    let (ended_by, hard_kill) = child.until_end(limits, &mut shutdown).await.map_err(lost)?;
+    let (ended_by, hard_kill) = child.until_end(limits, work_begins, &mut shutdown).await.map_err(lost)?;
     let leftovers = child.sweep().await;
     let (exit, usage) = child.reap().map_err(lost)?;
     Ok(ChildExit {
@@ -131,11 +133,15 @@ impl Child {
     async fn until_end(
         &mut self,
         limits: ChildLimits,
+        work_begins: impl Future<Output = ()>,
         shutdown: &mut watch::Receiver<ShutdownPhase>,
     ) -> nix::Result<(StopCause, HardKill)> {
         let timeout = async {
             match limits.timeout {
-                Some(limit) => SuspendAwareTimer::new(limit).over().await,
+                Some(limit) => {
+                    work_begins.await;
+                    SuspendAwareTimer::new(limit).over().await;
+                }
                 None => std::future::pending().await,
             }
         };

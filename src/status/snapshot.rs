@@ -41,6 +41,8 @@ pub struct PilotFacts {
     pub slots: u32,
     pub window: u32,
     pub events: Tally,
+    /// Containers that wait for their event.
+    pub waiting_containers: u32,
     pub reconnects: u64,
     pub queues: Vec<QueueStatus>,
     /// The job's GPUs: their number and model.

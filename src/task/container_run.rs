@@ -3,21 +3,28 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::time::Instant;
 
+use futures_util::FutureExt;
 use tokio::sync::{oneshot, watch};
 use tracing::{error, warn};
 
 use super::active_containers::ActiveContainer;
 use super::binds::{own_binds, shared_binds};
 use super::fault_diagnosis::{self, Stderr};
+use super::gate::{self, Gate, GateFiles};
+use super::held_container::{HeldEnd, Hold, held, lost_at_gate};
 use super::memory_cgroup::MemoryKillSign;
 use super::output_capture::{BytesWritten, OutputCapture, OutputCopying};
 use super::probe_container::{cause_of_spawn, shells_code};
 use super::shared_look::SharedLook;
 use super::staging::{HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, TaskDirs, TaskIo};
 use super::watchdog::{self, ProgressSources, ResourceLimits};
-use super::{ContainerSpec, SharedTaskContext, TaskContext, TaskMetrics, file_work};
+use super::{
+    ContainerLoss, ContainerSpec, SharedTaskContext, TaskContext, TaskMetrics, TaskStart, file_work,
+};
 use crate::blocking;
 use crate::broker::Content;
 use crate::config::{DumpOutput, GpuSet};
@@ -42,6 +49,14 @@ pub enum TaskOutcome {
     Interrupted,
 }
 
+/// The reason why a task did not begin.
+#[derive(Debug, Clone)]
+pub(super) enum Unbegun {
+    CalledOff,
+    /// Its event could not be written.
+    Failed(TaskError),
+}
+
 /// What one container has of its own.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ContainerOwn<'a> {
@@ -50,22 +65,48 @@ pub(super) struct ContainerOwn<'a> {
     pub(super) io: Option<&'a TaskIo>,
     /// The GPUs that it sees; `None` if the job has none.
     pub(super) gpus: Option<&'a GpuSet>,
+    pub(super) start: TaskStart,
 }
 
-/// Runs a container to its end. Equal failures of different tasks give equal error texts.
+/// Makes a container and runs it to its end. The task in it begins once `turn_comes`: until then the container
+/// waits at its gate, or is not made yet. Equal failures of different tasks give equal error texts.
 pub(super) async fn launch(
     context: &SharedTaskContext,
     plan: &Arc<ContainerSpec>,
     role: ContainerRole,
     own: ContainerOwn<'_>,
+    turn_comes: impl Future<Output = Result<(), Unbegun>>,
     shutdown: watch::Receiver<ShutdownPhase>,
     trace: &mut TaskMetrics,
-) -> TaskOutcome {
-    match start_to_end(context, plan, role, own, shutdown, trace).await {
-        Ok(TaskOutcome::Failed(error)) | Err(error) => {
-            TaskOutcome::Failed(error.edited(|text| without_identity(text, own)))
+) -> Result<TaskOutcome, ContainerLoss> {
+    let edited = |error: TaskError| error.edited(|text| without_identity(text, own));
+    match start_to_end((context, plan), role, own, turn_comes, shutdown, trace).await {
+        Ok(TaskOutcome::Failed(error)) | Err(NotRun::Task(error)) => {
+            Ok(TaskOutcome::Failed(edited(error)))
         }
-        Ok(outcome) => outcome,
+        Ok(outcome) => Ok(outcome),
+        Err(NotRun::CalledOff) => Err(ContainerLoss::CalledOff),
+        Err(NotRun::Broken(error)) => Err(ContainerLoss::Broken(edited(error))),
+        Err(NotRun::Died(error)) => Err(ContainerLoss::Died(edited(error))),
+    }
+}
+
+/// Why a container came to no task's outcome.
+pub(super) enum NotRun {
+    /// The error of its task.
+    Task(TaskError),
+    CalledOff,
+    /// The container's own, for a known cause, before its task began.
+    Broken(TaskError),
+    Died(TaskError),
+}
+
+impl From<Unbegun> for NotRun {
+    fn from(unbegun: Unbegun) -> Self {
+        match unbegun {
+            Unbegun::CalledOff => Self::CalledOff,
+            Unbegun::Failed(error) => Self::Task(error),
+        }
     }
 }
 
@@ -85,16 +126,22 @@ fn without_identity(text: &str, ContainerOwn { stage, io, .. }: ContainerOwn<'_>
 }
 
 async fn start_to_end(
-    context: &SharedTaskContext,
-    plan: &Arc<ContainerSpec>,
+    (context, plan): (&SharedTaskContext, &Arc<ContainerSpec>),
     role: ContainerRole,
     own: ContainerOwn<'_>,
+    turn_comes: impl Future<Output = Result<(), Unbegun>>,
     shutdown: watch::Receiver<ShutdownPhase>,
     trace: &mut TaskMetrics,
-) -> Result<TaskOutcome, TaskError> {
+) -> Result<TaskOutcome, NotRun> {
     let ContainerOwn { stage, io, .. } = own;
+    let mut turn_comes = pin!(turn_comes);
+    if own.start == TaskStart::WithContainer {
+        turn_comes.as_mut().await.map_err(NotRun::from)?;
+    }
     let (copying, outputs) = OutputCapture::new(context.output_limit);
-    let child = preparation(context, plan, own, copying, &shutdown).await?;
+    let (gate, gate_files) = oneshot::channel();
+    let child = preparation(context, plan, own, (copying, gate), &shutdown).await;
+    let child = child.map_err(|error| own.not_made(error))?;
     let (started, leader) = oneshot::channel();
     let written = outputs.written();
     let signs = ProgressSources {
@@ -113,21 +160,68 @@ async fn start_to_end(
     let kills_before = context.memory_kills.count();
     let own_shutdown = ShutdownSender::new();
     own_shutdown.advance(*shutdown.borrow());
-    let run = process::prepare_and_supervise(
+    let (begins, work_begins) = oneshot::channel::<()>();
+    let mut run = pin!(process::prepare_and_supervise(
         &context.guard,
         child,
         limits,
         own_shutdown.subscribe(),
-        started,
-    );
+        (started, work_begins.map(drop)),
+    ));
+    let mut gate = None;
+    if own.start == TaskStart::AtGate {
+        let held = held(
+            run.as_mut(),
+            Hold {
+                files: gate_files,
+                list: &context.waiting,
+                name: stage.name(),
+            },
+            turn_comes,
+            shutdown.clone(),
+        );
+        match held.await {
+            HeldEnd::Opened(opened, waited) => {
+                gate = Some(opened);
+                trace.waited = Some(waited);
+            }
+            HeldEnd::Ended(ended) => {
+                let ended = ended.map_err(|failure| own.not_made(not_started(failure)))?;
+                outputs.finish(["stdoutfile", "stderrfile"]).await;
+                let ended = (ended, kills_before);
+                return Err(lost_at_gate((context, plan), stage, ended, &written, &shutdown).await);
+            }
+            HeldEnd::NotRun(reason) => {
+                own_shutdown.advance(ShutdownPhase::Kill);
+                if let Ok(ended) = run.await {
+                    trace.ended(&ended);
+                }
+                return Err(reason);
+            }
+        }
+    }
+    let opened = Instant::now();
+    // The child may have ended.
+    let _unheard = begins.send(());
     let entered = context.running.enter(stage.name());
     let watched = (guards, signs, &entered, &context.look);
-    let (ended, breach) = guarded(run, watched, shutdown.clone(), &own_shutdown, trace).await;
+    let begun = gate.as_mut().map(|gate| (gate, &mut trace.began));
+    let forwarded = (shutdown.clone(), &own_shutdown);
+    let (ended, breach) =
+        guarded(run, watched, begun, forwarded, &mut trace.container_memory).await;
     drop(entered);
-    let ended = ended.map_err(not_started)?;
+    let ended = ended.map_err(|failure| own.not_made(not_started(failure)))?;
     outputs.finish(["stdoutfile", "stderrfile"]).await;
 
     trace.ended(&ended);
+    if let Some(gate) = &mut gate {
+        trace.container_time = Some(opened.elapsed());
+        if !gate.has_begun() && ended.ended_by == StopCause::Itself && breach.is_none() {
+            let ended = (ended, kills_before);
+            return Err(lost_at_gate((context, plan), stage, ended, &written, &shutdown).await);
+        }
+        trace.began.get_or_insert(opened);
+    }
     if let Leftovers::Survive(pids) = &ended.leftovers {
         error!(?pids, "processes of a container can't be killed");
     }
@@ -138,7 +232,7 @@ async fn start_to_end(
         outcome
     } else {
         let [_, stderr_bytes] = written;
-        let stderr = read_stderr(stage, &stderr_bytes).await?;
+        let stderr = read_stderr(stage, &stderr_bytes).await.map_err(NotRun::Task)?;
         judge(context, role, ended.exit, plan, stage, &stderr, &shutdown).await
     };
     let outcome = match (judged, breach) {
@@ -154,34 +248,35 @@ async fn start_to_end(
     Ok(outcome)
 }
 
-/// Runs the container under its watchdog. Also returns the error for which the watchdog ended it.
+/// Runs the container under its watchdog, and notes when its task begins. Also returns the error for which the
+/// watchdog ended it.
 async fn guarded<E>(
-    run: impl Future<Output = Result<ChildExit, E>>,
+    mut run: Pin<&mut impl Future<Output = Result<ChildExit, E>>>,
     (guards, signs, entered, look): (
         ResourceLimits,
         ProgressSources,
         &ActiveContainer,
         &SharedLook,
     ),
-    pilots_shutdown: watch::Receiver<ShutdownPhase>,
-    own_shutdown: &ShutdownSender,
-    trace: &mut TaskMetrics,
+    mut begun: Option<(&mut Gate, &mut Option<Instant>)>,
+    (pilots_shutdown, own_shutdown): (watch::Receiver<ShutdownPhase>, &ShutdownSender),
+    memory: &mut Option<u64>,
 ) -> (Result<ChildExit, E>, Option<TaskError>) {
-    let mut run = std::pin::pin!(run);
-    let mut forwarded = std::pin::pin!(watchdog::forward(pilots_shutdown, own_shutdown));
+    let mut forwarded = pin!(watchdog::forward(pilots_shutdown, own_shutdown));
     let breach = {
-        let mut watch = std::pin::pin!(guards.watch(
-            signs,
-            entered,
-            look,
-            own_shutdown,
-            &mut trace.container_memory
-        ));
-        tokio::select! {
-            biased;
-            ended = &mut run => return (ended, None),
-            breach = &mut watch => breach,
-            never = &mut forwarded => match never {},
+        let mut watch = pin!(guards.watch(signs, entered, look, own_shutdown, memory));
+        loop {
+            tokio::select! {
+                biased;
+                () = begins(&mut begun) => {
+                    if let Some((_, began)) = begun.take() {
+                        *began = Some(Instant::now());
+                    }
+                }
+                ended = &mut run => return (ended, None),
+                breach = &mut watch => break breach,
+                never = &mut forwarded => match never {},
+            }
         }
     };
     // The pilot's shutdown is still forwarded: its kill shortens the grace period that the watchdog began.
@@ -192,20 +287,36 @@ async fn guarded<E>(
     (ended, Some(breach))
 }
 
+async fn begins(begun: &mut Option<(&mut Gate, &mut Option<Instant>)>) {
+    match begun {
+        Some((gate, _)) => gate.begun().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// The container's command, and what is done for it on the thread that starts it: the paths of its own
 /// directories are checked, and the files for its outputs made.
 async fn preparation(
     context: &SharedTaskContext,
     plan: &Arc<ContainerSpec>,
-    ContainerOwn { stage, io, gpus }: ContainerOwn<'_>,
-    copying: OutputCopying<2>,
+    own: ContainerOwn<'_>,
+    (copying, gate): (OutputCopying<2>, oneshot::Sender<GateFiles>),
     shutdown: &watch::Receiver<ShutdownPhase>,
 ) -> Result<ChildPreparation<impl FnOnce() -> Result<ChildSpec, TaskError> + Send + use<>>, TaskError>
 {
     let unusable = |error: &dyn std::error::Error| TaskError::InvalidBindMount(error.to_string());
+    let ContainerOwn {
+        stage,
+        io,
+        gpus,
+        start,
+    } = own;
     let shared = shared_binds(context, plan, shutdown).await;
     let shared = shared.map_err(|error| unusable(&error))?;
     let own = own_binds(context, io.map(|io| io.dir.as_path()));
+    let gate = io
+        .filter(|_| start == TaskStart::AtGate)
+        .map(|io| (io.dir.clone(), gate));
     let [stdout, stderr] = [stage.stdout(), stage.stderr()];
     let (args, env) = (arguments(plan, io)?, variables(context, plan, io));
     let (scratch, gpus) = (stage.scratch().to_path_buf(), gpus.cloned());
@@ -213,6 +324,15 @@ async fn preparation(
     let prepare = move || {
         let mut binds = own().map_err(|error| unusable(&error))?;
         binds.extend(shared);
+        if let Some((dir, gate)) = gate {
+            let script = |text: &str| shared_context.dirs.gate_script(text);
+            let made = gate::bind(&binds, script)
+                .and_then(|bind| Ok((bind, GateFiles::make(&dir)?)))
+                .map_err(|error| staging_error("gate", &error))?;
+            binds.push(made.0);
+            // The task may be called off already.
+            let _called_off = gate.send(made.1);
+        }
         let words = (&*args, &*env);
         let invocation = invocation(
             &shared_context,
@@ -245,6 +365,16 @@ async fn preparation(
         program: context.apptainer.program().to_owned(),
         prepare,
     })
+}
+
+impl ContainerOwn<'_> {
+    /// A container that could not be made: of one that waits for its event, no event's failure.
+    fn not_made(&self, error: TaskError) -> NotRun {
+        match self.start {
+            TaskStart::WithContainer => NotRun::Task(error),
+            TaskStart::AtGate => NotRun::Broken(error),
+        }
+    }
 }
 
 fn not_started(failure: StartFailure<TaskError>) -> TaskError {
@@ -314,7 +444,7 @@ fn invocation(
 
 /// Whether the kernel killed a container for memory. The counters of the control group tell, because the
 /// container itself shows only a kill.
-fn out_of_memory(
+pub(super) fn out_of_memory(
     context: &TaskContext,
     role: ContainerRole,
     ended: &ChildExit,
@@ -381,7 +511,7 @@ async fn judge(
 }
 
 /// Skips an empty file: reading it would take a thread.
-async fn read_stderr(stage: &TaskDirs, written: &BytesWritten) -> Result<Stderr, TaskError> {
+pub(super) async fn read_stderr(stage: &TaskDirs, written: &BytesWritten) -> Result<Stderr, TaskError> {
     if written.bytes() == 0 {
         return Ok(Stderr::default());
     }
@@ -454,7 +584,7 @@ fn setup_error(error: &dyn std::error::Error, class: FaultClass) -> TaskError {
 
 /// A process's return code as Python and all services that count our errors have it: -N for a process ended
 /// by signal N.
-fn python_code(exit: ExitStatus) -> i32 {
+pub(super) fn python_code(exit: ExitStatus) -> i32 {
     match exit {
         ExitStatus::Code(code) => code,
         ExitStatus::Signal(signal) => -signal,

@@ -28,7 +28,7 @@ impl EventCopy {
 }
 
 /// An event whose copy is written while the task's container starts.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct PendingCopy {
     pub(super) event: Content,
     pub(super) bodies: BodyStore,

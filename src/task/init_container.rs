@@ -1,5 +1,6 @@
 //! The init container: runs once, before any event is taken, to fill the data hub.
 
+use std::future::ready;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -7,7 +8,9 @@ use tracing::{Instrument, info, info_span};
 
 use super::container_run::{ContainerOwn, TaskOutcome, launch, staging_error};
 use super::staging::DirDisposal;
-use super::{ContainerSpec, Leftover, SharedTaskContext, TaskMetrics, file_work};
+use super::{
+    ContainerLoss, ContainerSpec, Leftover, SharedTaskContext, TaskMetrics, TaskStart, file_work,
+};
 use crate::config::KeepFiles;
 use crate::fault::{ContainerRole, TaskError};
 use crate::ids::TaskId;
@@ -37,19 +40,22 @@ pub async fn run_init(
             stage: &stage,
             io: None,
             gpus: gpus.as_ref(),
+            start: TaskStart::WithContainer,
         };
         let outcome = launch(
             context,
             plan,
             ContainerRole::Init,
             own,
+            ready(Ok(())),
             shutdown,
             &mut TaskMetrics::default(),
         )
         .await;
         let result = match outcome {
-            TaskOutcome::Failed(error) => Err(error),
-            TaskOutcome::Output(_) | TaskOutcome::NoOutput | TaskOutcome::Interrupted => Ok(()),
+            Ok(TaskOutcome::Failed(error))
+            | Err(ContainerLoss::Broken(error) | ContainerLoss::Died(error)) => Err(error),
+            Ok(_) | Err(ContainerLoss::CalledOff) => Ok(()),
         };
         let disposal = match (&result, context.keep) {
             (Ok(()), KeepFiles::Failed) => DirDisposal::Remove,

@@ -1,7 +1,7 @@
 //! The measurements of one container: what it cost and how it ended. Filled while it runs, so that a task
 //! that fails half-way is measured up to there.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::process::{ChildExit, ExitStatus, Leftovers, Usage};
 
@@ -15,6 +15,10 @@ pub struct TaskMetrics {
     pub container_time: Option<Duration>,
     /// The most resident memory that the watchdog saw, in bytes.
     pub container_memory: Option<u64>,
+    /// When the image's own code began; not known without a gate.
+    pub began: Option<Instant>,
+    /// Whether the container waited when its turn came.
+    pub waited: Option<bool>,
     /// The size of the result in bytes.
     pub output_bytes: Option<u64>,
     /// Processes that survived a kill.

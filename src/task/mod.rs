@@ -22,8 +22,10 @@ mod event_copy;
 mod event_files;
 mod external;
 mod fault_diagnosis;
+mod gate;
 pub mod gpu_probe;
 mod gpus;
+mod held_container;
 pub mod image_setup;
 mod init_container;
 pub mod input_files;
@@ -37,6 +39,7 @@ pub mod process_tree;
 mod shared_look;
 pub mod staging;
 mod task_runner;
+mod turn;
 mod watchdog;
 
 pub use active_containers::{ActiveContainers, ContainerPids};
@@ -51,7 +54,8 @@ pub use gpus::{GpuLease, GpuPool, models};
 pub use memory_cgroup::MemoryKills;
 pub use metrics::TaskMetrics;
 pub use shared_look::SharedLook;
-pub use task_runner::{StartGate, TaskReport, TaskRunner};
+pub use task_runner::{ContainerLoss, TaskEnd, TaskReport, TaskRunner};
+pub use turn::{Turn, TurnSender};
 pub use watchdog::ResourceLimits;
 
 use staging::DataDirs;
@@ -86,6 +90,10 @@ pub struct TaskContext {
     pub gpus: GpuPool,
     pub log: Progress,
     pub running: ActiveContainers,
+    /// The containers that wait for their event.
+    pub waiting: ActiveContainers,
+    /// How tasks start in their containers.
+    pub task_start: TaskStart,
     pub look: SharedLook,
 }
 
@@ -102,6 +110,15 @@ pub struct ContainerSpec {
     pub env: Vec<(String, String)>,
     /// Wall time after which the container is ended.
     pub timeout: Option<Duration>,
+}
+
+/// How a task starts in its container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TaskStart {
+    /// With the container, which is made when its event is in its infile.
+    WithContainer,
+    /// When the container's gate opens.
+    AtGate,
 }
 
 /// Whether containers see `/cvmfs` if the machine has it.

@@ -15,7 +15,8 @@ use uuid::Uuid;
 
 use super::binds::binds;
 use super::staging::{HUB_IN_CONTAINER, IO_IN_CONTAINER, TaskDirs};
-use super::{ContainerSpec, ExternalError, TaskContext, file_work};
+use super::gate::{self, GateFiles};
+use super::{ContainerSpec, ExternalError, TaskContext, TaskStart, file_work};
 use crate::blocking;
 use crate::config::Verbosity;
 use crate::container::{
@@ -45,12 +46,22 @@ pub enum ContainerProbeDepth {
     Hub,
 }
 
+/// Whether the gate at which a container waits for its event works here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GateTrial {
+    /// The container passed it.
+    Passed,
+    NotTried,
+    Useless(String),
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ContainerProbeOutcome {
     Well {
         took: Duration,
         /// Things that tasks may miss.
         notes: Vec<String>,
+        gate: GateTrial,
     },
     /// A container was made, but nothing could be tried in it: the site doesn't allow binds where the image
     /// has no file.
@@ -245,8 +256,13 @@ impl<'a> ProbeContainer<'a> {
         let (path, text) = (self.io.join(QUESTION), format!("{}\n", self.word));
         blocking::small_files(move || fs::write(path, text)).await?;
         let script = self.script(LAST, container::script(&trials)).await?;
+        let gate = match depth {
+            ContainerProbeDepth::Hub => self.gate().await,
+            ContainerProbeDepth::Start => None,
+        };
+        let opened = gate.as_ref().and_then(|gate| gate.as_ref().ok());
         let began = Instant::now();
-        let Some(captured) = self.run(std::slice::from_ref(&script)).await? else {
+        let Some(captured) = self.run(std::slice::from_ref(&script), opened).await? else {
             return Ok(None);
         };
         let took = began.elapsed();
@@ -266,7 +282,11 @@ impl<'a> ProbeContainer<'a> {
                 if depth == ContainerProbeDepth::Hub {
                     self.check_hub().await?;
                 }
-                ContainerProbeOutcome::Well { took, notes }
+                ContainerProbeOutcome::Well {
+                    took,
+                    notes,
+                    gate: tried(gate),
+                }
             }
             ProbeFinding::Broken { cause, said } => ContainerProbeOutcome::Broken { cause, said },
             ProbeFinding::Silent => ContainerProbeOutcome::Made(took),
@@ -281,7 +301,7 @@ impl<'a> ProbeContainer<'a> {
 
     async fn ask_apptainer_alone(&self) -> Result<Option<ContainerProbeOutcome>, ProbeError> {
         let began = Instant::now();
-        let captured = self.run(&[]).await?;
+        let captured = self.run(&[], None).await?;
         Ok(captured.map(|captured| {
             let outcome = match self.answer(&captured) {
                 ProbeResult::Works => ContainerProbeOutcome::Made(began.elapsed()),
@@ -305,7 +325,7 @@ impl<'a> ProbeContainer<'a> {
             let (name, text) = (format!("{name}{MARK}"), container::mark(&self.word, name));
             scripts.push(self.script(&name, text).await?);
         }
-        let Some(captured) = self.run(&scripts).await? else {
+        let Some(captured) = self.run(&scripts, None).await? else {
             return Ok(None);
         };
         let code = shells_code(first.exit);
@@ -359,10 +379,33 @@ impl<'a> ProbeContainer<'a> {
         Ok(Bind::script(path, format!("{ENV_DIR}/{name}")))
     }
 
+    /// A gate that stands open, if containers of tasks are to wait at one.
+    async fn gate(&self) -> Option<io::Result<GateFiles>> {
+        if self.context.task_start == TaskStart::WithContainer {
+            return None;
+        }
+        let dir = self.io.clone();
+        let making = move || {
+            let gate = GateFiles::make(&dir)?;
+            gate.open()?;
+            Ok(gate)
+        };
+        Some(blocking::small_files(making).await)
+    }
+
     /// Runs the container; `None` if the shutdown ended it.
-    async fn run(&self, scripts: &[Bind]) -> Result<Option<Captured>, ProbeError> {
+    async fn run(
+        &self,
+        scripts: &[Bind],
+        gate: Option<&GateFiles>,
+    ) -> Result<Option<Captured>, ProbeError> {
         let mut binds = binds(self.context, self.plan, Some(&self.io), self.shutdown).await?;
         binds.extend_from_slice(scripts);
+        if gate.is_some() {
+            let (dirs, others) = (self.context.dirs.clone(), binds.clone());
+            let making = move || gate::bind(&others, |text| dirs.gate_script(text));
+            binds.push(blocking::small_files(making).await?);
+        }
         let invocation = container::exec(
             &self.context.apptainer,
             &RunSpec {
@@ -421,6 +464,7 @@ impl<'a> ProbeContainer<'a> {
         let hidden = format!(".{}", self.word);
         let (hub_file, workdir) = (self.hub_file(), self.workdir.clone());
         let files = [QUESTION, ANSWER].map(|name| self.io.join(name));
+        let files = Vec::from_iter(files.into_iter().chain(gate::fifos(&self.io)));
         Some(move || {
             let scratch = ["tmp", "var_tmp", "home"].map(|part| workdir.join(part).join(&hidden));
             let scripts = fs::read_dir(&workdir).into_iter().flatten().flatten();
@@ -442,6 +486,17 @@ impl Drop for ProbeContainer<'_> {
     fn drop(&mut self) {
         if let Some(removing) = self.removing() {
             drop(blocking::start(removing));
+        }
+    }
+}
+
+fn tried(gate: Option<io::Result<GateFiles>>) -> GateTrial {
+    match gate {
+        None => GateTrial::NotTried,
+        Some(Err(error)) => GateTrial::Useless(format!("no FIFO can be made for them: {error}")),
+        Some(Ok(gate)) if gate.was_passed() => GateTrial::Passed,
+        Some(Ok(_)) => {
+            GateTrial::Useless("Apptainer does not run the script that would hold them".to_owned())
         }
     }
 }

@@ -12,6 +12,7 @@
 //! ```
 
 use std::fs;
+use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::warn;
 
+use super::gate;
 use super::dir_pool::{DirPool, UsedDirs};
 use super::disk_space::{BudgetAnswer, DiskBudget};
 use crate::container::{remove_tree, tree_bytes};
@@ -107,6 +109,16 @@ impl DataDirs {
         file.write_all(text.as_bytes())?;
         file.persist(&script)?;
         Ok(script)
+    }
+
+    /// The script of a gate. Those for other binds have other names.
+    ///
+    /// # Errors
+    /// When the script can't be written.
+    pub fn gate_script(&self, text: &str) -> io::Result<PathBuf> {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(text.as_bytes());
+        self.script(&format!("gate-{:016x}.sh", hasher.finish()), text)
     }
 
     /// The directory that containers see as the job's input files.
@@ -348,9 +360,11 @@ impl TaskIo {
         self.dir.join(&self.outfile)
     }
 
+    /// All files of ours in it: infile, outfile, and the gate's of a container that was never let go.
     #[must_use]
-    pub fn files(&self) -> [PathBuf; 2] {
-        [self.infile(), self.outfile()]
+    pub fn files(&self) -> [PathBuf; 4] {
+        let [opens, reports] = gate::fifos(&self.dir);
+        [self.infile(), self.outfile(), opens, reports]
     }
 
     /// The infile as the task sees it.

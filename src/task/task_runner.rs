@@ -1,17 +1,22 @@
 //! Runs one event to its [`TaskOutcome`]: infile, container, outfile.
 
+use std::cell::Cell;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
+use futures_util::future::{MaybeDone, maybe_done};
 use tokio::sync::{oneshot, watch};
 use tracing::{Instrument, error, info, info_span, warn};
 
-use super::container_run::{ContainerOwn, TaskOutcome, launch, show_output, staging_error};
-use super::disk_space::DiskBudget;
+use super::container_run::{
+    ContainerOwn, TaskOutcome, Unbegun, launch, show_output, staging_error,
+};
 use super::event_copy::{EventCopy, PendingCopy};
 use super::event_files::{self, MemoryBudget, OutfileState, WantedResult};
 use super::staging::{DirDisposal, TaskDirs, TaskIo};
-use super::{ContainerSpec, GpuLease, Leftover, SharedTaskContext, TaskMetrics, file_work};
+use super::{ContainerSpec, GpuLease, Leftover, SharedTaskContext, TaskMetrics, Turn, file_work};
 use crate::broker::{BodyStore, Content, Encoding, MessageLimit};
 use crate::config::{DumpOutput, KeepFiles};
 use crate::fault::{ContainerRole, TaskError};
@@ -50,155 +55,198 @@ pub struct TaskReport {
     pub leftover: Leftover,
 }
 
-/// When a task may start, and with which GPUs.
+/// The end of a task whose container may have been made before its event was known.
 #[derive(Debug)]
-pub enum StartGate {
-    /// At once.
-    Now(GpuLease),
-    /// On this message; never, if the sender is dropped.
-    Later(oneshot::Receiver<GpuLease>),
+pub enum TaskEnd {
+    /// It had an event.
+    Task(Box<TaskReport>),
+    /// No event was given to it.
+    Unused(ContainerLoss),
 }
 
-/// A task's directories with its infile, or the error of writing it.
-struct StagedTask {
-    stage: TaskDirs,
-    io: TaskIo,
+/// The reason why a container that waited for its event never got one.
+#[derive(Debug)]
+pub enum ContainerLoss {
+    /// It was let go, or the pilot ends.
+    CalledOff,
+    /// It could not be made, for a cause that is known: no other can be.
+    Broken(TaskError),
+    /// It ended without a known cause: something killed it.
+    Died(TaskError),
+}
+
+/// An event in its infile, or the error of writing it.
+struct Infile {
     written: Result<(), TaskError>,
     event: PendingCopy,
 }
 
 impl TaskRunner {
-    /// Runs one event to its end. Prepares everything but the container before its turn comes. Dropping the
-    /// future kills the container.
+    /// Runs one event to its end. The container is made before the event is known, if `turn` says so, and waits.
+    /// Dropping the future kills it.
     pub async fn run(
         self: std::rc::Rc<Self>,
         id: TaskId,
-        event: Content,
-        turn: StartGate,
+        turn: Turn,
         shutdown: watch::Receiver<ShutdownPhase>,
-    ) -> TaskReport {
+    ) -> TaskEnd {
         let span = info_span!("task", task_id = %id);
-        async {
-            let mut trace = TaskMetrics::default();
-            let (staged, started, gpus) = match turn {
-                StartGate::Now(gpus) => {
-                    let started = begin(&gpus);
-                    (self.stage(id, event).await, started, gpus)
-                }
-                StartGate::Later(turn) => {
-                    let staged = self.stage_ahead(id, event).await;
-                    let Ok(gpus) = turn.await else {
-                        return called_off(staged, &self.context.kept).await;
-                    };
-                    (staged, begin(&gpus), gpus)
-                }
-            };
-            let (outcome, event, leftover) = match staged {
-                Ok(staged) => self.run_staged(staged, &gpus, shutdown, &mut trace).await,
-                Err(error) => {
-                    let lost = EventCopy::Lost(error.to_string());
-                    (TaskOutcome::Failed(error), lost, Leftover::none())
-                }
-            };
-            let elapsed = started.elapsed();
-            log_end(&outcome, elapsed);
-            TaskReport {
-                outcome,
-                event,
-                wall: elapsed,
-                trace,
-                leftover,
-            }
-        }
-        .instrument(span)
-        .await
+        self.run_turn(id, turn, shutdown).instrument(span).await
     }
 
-    async fn stage(&self, id: TaskId, event: Content) -> Result<StagedTask, TaskError> {
-        let context = Arc::clone(&self.context);
+    async fn run_turn(
+        &self,
+        id: TaskId,
+        turn: Turn,
+        shutdown: watch::Receiver<ShutdownPhase>,
+    ) -> TaskEnd {
+        let Turn {
+            container,
+            mut event,
+            start,
+        } = turn;
+        let (stage, io) = match self.stage(id).await {
+            Ok(staged) => staged,
+            Err(error) => {
+                return match event.try_recv() {
+                    Ok(event) => unstaged(error, self.pending(event)).await,
+                    Err(_) => TaskEnd::Unused(ContainerLoss::Broken(error)),
+                };
+            }
+        };
+        let mut trace = TaskMetrics::default();
+        let (began, has_event) = (Cell::new(None), Cell::new(false));
+        let mut infile = pin!(maybe_done(self.infile(event, &io, &has_event)));
+        let ended = match made(container, infile.as_mut()).await {
+            None => Err(ContainerLoss::CalledOff),
+            Some(gpus) => {
+                let begins = || began.set(Some(begin(&gpus)));
+                let mut turn_comes = pin!(maybe_done(turn_comes(infile.as_mut(), start, begins)));
+                let mut attempts = 0;
+                loop {
+                    let turn = turn_of(turn_comes.as_mut());
+                    let own = (&stage, &io, &gpus);
+                    let ended = self.run_container(own, turn, shutdown.clone(), &mut trace).await;
+                    attempts += 1;
+                    // The event may have come meanwhile.
+                    let _comes = turn_comes.as_mut().now_or_never();
+                    match ended {
+                        Err(ContainerLoss::Died(error)) if has_event.get() && attempts == 1 => {
+                            warn!(error = %error.repr(), "a container died before its task began: another is made");
+                        }
+                        ended => break ended,
+                    }
+                }
+            }
+        };
+        let _comes = infile.as_mut().now_or_never();
+        if !has_event.get() {
+            // Nothing is awaited between this look and the return, so no event can come and be lost.
+            drop(Leftover::of(stage, None, io.files().into(), &self.context.kept));
+            return TaskEnd::Unused(ended.err().unwrap_or(ContainerLoss::CalledOff));
+        }
+        infile.as_mut().await;
+        let event = match infile.as_mut().take_output().flatten() {
+            Some(infile) => infile.event.kept().await,
+            None => EventCopy::Lost("it was never given to its task".to_owned()),
+        };
+        let outcome = match ended {
+            Ok(outcome) => outcome,
+            Err(ContainerLoss::CalledOff) => TaskOutcome::Interrupted,
+            Err(ContainerLoss::Broken(error) | ContainerLoss::Died(error)) => {
+                TaskOutcome::Failed(error)
+            }
+        };
+        let wall = began.get().map_or(Duration::ZERO, |began| began.elapsed());
+        if began.get().is_some() {
+            log_end(&outcome, wall);
+        }
+        let leftover = self.leftover(stage, &io, &outcome, &trace);
+        TaskEnd::Task(Box::new(TaskReport {
+            outcome,
+            event,
+            wall,
+            trace,
+            leftover,
+        }))
+    }
+
+    async fn stage(&self, id: TaskId) -> Result<(TaskDirs, TaskIo), TaskError> {
+        let dirs = self.context.dirs.clone();
         let (infile_ext, outfile_ext) = (self.infile_ext.clone(), self.outfile_ext.clone());
-        let (room, bodies) = (self.room.for_event(&event).await, self.bodies.clone());
         file_work(move || {
-            let _while_unpacking = room;
-            let (stage, io) = context
-                .dirs
-                .stage_task(id, &infile_ext, &outfile_ext)
-                .map_err(|error| staging_error("directories", &error))?;
-            let written = event_files::write_event(&event, &infile_ext, &io.infile());
-            Ok(StagedTask {
-                stage,
-                io,
-                written,
-                event: PendingCopy { event, bodies },
-            })
+            let staged = dirs.stage_task(id, &infile_ext, &outfile_ext);
+            staged.map_err(|error| staging_error("directories", &error))
         })
         .await
     }
 
-    /// As [`Self::stage`], but a large event doesn't stay in memory.
-    async fn stage_ahead(&self, id: TaskId, event: Content) -> Result<StagedTask, TaskError> {
-        let mut staged = self.stage(id, event).await?;
-        staged.event = staged.event.put_by().await;
-        Ok(staged)
+    fn pending(&self, event: Content) -> PendingCopy {
+        PendingCopy {
+            event,
+            bodies: self.bodies.clone(),
+        }
     }
 
-    async fn run_staged(
+    /// Writes the event once it is known; `None` if it never comes.
+    async fn infile(
         &self,
-        staged: StagedTask,
-        gpus: &GpuLease,
-        shutdown: watch::Receiver<ShutdownPhase>,
-        trace: &mut TaskMetrics,
-    ) -> (TaskOutcome, EventCopy, Leftover) {
-        let StagedTask {
-            stage,
-            io,
+        event: oneshot::Receiver<Content>,
+        io: &TaskIo,
+        has_event: &Cell<bool>,
+    ) -> Option<Infile> {
+        let event = event.await.ok()?;
+        has_event.set(true);
+        let room = self.room.for_event(&event).await;
+        let (infile_ext, path, content) = (self.infile_ext.clone(), io.infile(), event.clone());
+        let written = file_work(move || {
+            let _while_unpacking = room;
+            event_files::write_event(&content, &infile_ext, &path)
+        })
+        .await;
+        Some(Infile {
             written,
-            event,
-        } = staged;
-        let running = async {
-            match written {
-                Ok(()) => self.run_container(&stage, &io, gpus, shutdown, trace).await,
-                Err(error) => TaskOutcome::Failed(error),
-            }
-        };
-        let (outcome, kept) = tokio::join!(running, event.kept());
-        let disposal = match (&outcome, self.context.keep) {
+            event: self.pending(event),
+        })
+    }
+
+    fn leftover(
+        &self,
+        stage: TaskDirs,
+        io: &TaskIo,
+        outcome: &TaskOutcome,
+        trace: &TaskMetrics,
+    ) -> Leftover {
+        let disposal = match (outcome, self.context.keep) {
             (_, KeepFiles::All) => Some(DirDisposal::Keep),
             (TaskOutcome::Failed(_), KeepFiles::Failed) => Some(DirDisposal::KeepWithinBudget),
             // Processes that can't be killed may still write there.
             (_, KeepFiles::Failed) if trace.survivors > 0 => Some(DirDisposal::Remove),
             (_, KeepFiles::Failed) => None,
         };
-        let leftover = Leftover::of(stage, disposal, io.files().into(), &self.context.kept);
-        (outcome, kept, leftover)
+        Leftover::of(stage, disposal, io.files().into(), &self.context.kept)
     }
 
+    /// Makes the container, lets it wait for its turn and runs it.
     async fn run_container(
         &self,
-        stage: &TaskDirs,
-        io: &TaskIo,
-        gpus: &GpuLease,
+        (stage, io, gpus): (&TaskDirs, &TaskIo, &GpuLease),
+        turn_comes: impl Future<Output = Result<(), Unbegun>>,
         shutdown: watch::Receiver<ShutdownPhase>,
         trace: &mut TaskMetrics,
-    ) -> TaskOutcome {
+    ) -> Result<TaskOutcome, ContainerLoss> {
         let own = ContainerOwn {
             stage,
             io: Some(io),
             gpus: gpus.seen(),
+            start: self.context.task_start,
         };
-        let ended = launch(
-            &self.context,
-            &self.plan,
-            ContainerRole::Task,
-            own,
-            shutdown,
-            trace,
-        );
-        let outcome = ended.await;
-        if !matches!(outcome, TaskOutcome::NoOutput) {
-            return outcome;
+        let role = ContainerRole::Task;
+        let ended = launch(&self.context, &self.plan, role, own, turn_comes, shutdown, trace).await?;
+        if !matches!(ended, TaskOutcome::NoOutput) {
+            return Ok(ended);
         }
-        match self.result(io).await {
+        Ok(match self.result(io).await {
             Ok(outcome) => {
                 if let TaskOutcome::Output(content) = &outcome {
                     trace.output_bytes = Some(content.body().len());
@@ -208,11 +256,11 @@ impl TaskRunner {
             Err(error) => {
                 // The task whose result can't be sent may have said why.
                 if self.context.dump != DumpOutput::All {
-                    show_output(&self.context, ContainerRole::Task, stage, ShownOutput::Ends).await;
+                    show_output(&self.context, role, stage, ShownOutput::Ends).await;
                 }
                 TaskOutcome::Failed(error)
             }
-        }
+        })
     }
 
     /// Reads the outfile and encodes it as the sink wants it.
@@ -252,25 +300,67 @@ fn begin(gpus: &GpuLease) -> Instant {
     Instant::now()
 }
 
-/// The report of a task that was prepared but never started.
-async fn called_off(staged: Result<StagedTask, TaskError>, kept: &Arc<DiskBudget>) -> TaskReport {
-    let (event, leftover) = match staged {
-        Ok(StagedTask {
-            stage, io, event, ..
-        }) => {
-            let files = io.files().into();
-            let leftover = Leftover::of(stage, None, files, kept);
-            (event.kept().await, leftover)
-        }
-        Err(error) => (EventCopy::Lost(error.to_string()), Leftover::none()),
+/// Waits until the container may be made; `None` if the task is called off before. An event that waits for its
+/// slot is written meanwhile.
+async fn made<I: Future<Output = Option<Infile>>>(
+    container: oneshot::Receiver<GpuLease>,
+    infile: Pin<&mut MaybeDone<I>>,
+) -> Option<GpuLease> {
+    let mut container = container;
+    tokio::select! {
+        biased;
+        made = &mut container => return made.ok(),
+        () = infile => {}
+    }
+    container.await.ok()
+}
+
+/// Waits until the event is in its infile and the task may start. A large event that waits longer is moved to
+/// the disk.
+async fn turn_comes<I: Future<Output = Option<Infile>>>(
+    mut infile: Pin<&mut MaybeDone<I>>,
+    mut start: oneshot::Receiver<()>,
+    begins: impl FnOnce(),
+) -> Result<(), Unbegun> {
+    infile.as_mut().await;
+    let Some(Some(infile)) = infile.as_mut().output_mut() else {
+        return Err(Unbegun::CalledOff);
     };
-    TaskReport {
-        outcome: TaskOutcome::Interrupted,
-        event,
+    let copy = infile.event.clone().put_by();
+    let started = tokio::select! {
+        biased;
+        started = &mut start => started,
+        copy = copy => {
+            infile.event = copy;
+            start.await
+        }
+    };
+    started.map_err(|_gone| Unbegun::CalledOff)?;
+    begins();
+    infile.written.clone().map_err(Unbegun::Failed)
+}
+
+/// The result of [`turn_comes`], as often as it is asked for.
+async fn turn_of<F: Future<Output = Result<(), Unbegun>>>(
+    mut turn_comes: Pin<&mut MaybeDone<F>>,
+) -> Result<(), Unbegun> {
+    turn_comes.as_mut().await;
+    turn_comes
+        .as_mut()
+        .output_mut()
+        .map_or(Err(Unbegun::CalledOff), |result| result.clone())
+}
+
+/// The end of a task whose directories could not be made.
+async fn unstaged(error: TaskError, event: PendingCopy) -> TaskEnd {
+    log_end(&TaskOutcome::Failed(error.clone()), Duration::ZERO);
+    TaskEnd::Task(Box::new(TaskReport {
+        outcome: TaskOutcome::Failed(error),
+        event: event.kept().await,
         wall: Duration::ZERO,
         trace: TaskMetrics::default(),
-        leftover,
-    }
+        leftover: Leftover::none(),
+    }))
 }
 
 fn log_end(outcome: &TaskOutcome, wall: Duration) {

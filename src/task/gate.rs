@@ -1,0 +1,168 @@
+//! The pilot's side of a container's gate ([`crate::container::gate_script`]): two FIFOs in the task's own
+//! directory. The container reports that it waits; the pilot removes their names, so that nothing else can find
+//! them, and later writes the line that opens the gate.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::libc::O_NONBLOCK;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use tokio::net::unix::pipe;
+
+use super::staging::IO_IN_CONTAINER;
+use crate::blocking;
+use crate::container::{BEGINS, Bind, GatePaths, WAITS, gate_bind, gate_script};
+
+/// The names of the FIFOs.
+const OPENS: &str = ".gate";
+const REPORTS: &str = ".at-gate";
+
+/// Both FIFOs of a gate in the directory `dir`.
+pub(super) fn fifos(dir: &Path) -> [PathBuf; 2] {
+    [dir.join(OPENS), dir.join(REPORTS)]
+}
+
+/// The gate's script, and the bind by which a container with the other `binds` gets it. Blocks.
+///
+/// # Errors
+/// When the script can't be written.
+pub(super) fn bind(
+    binds: &[Bind],
+    script: impl FnOnce(&str) -> io::Result<PathBuf>,
+) -> io::Result<Bind> {
+    let [opens, reports] = [OPENS, REPORTS].map(|name| format!("{IO_IN_CONTAINER}/{name}"));
+    let paths = GatePaths {
+        opens: &opens,
+        reports: &reports,
+    };
+    Ok(gate_bind(&script(&gate_script(paths, binds))?))
+}
+
+/// The open FIFOs of a gate, before an event loop watches them.
+#[derive(Debug)]
+pub(super) struct GateFiles {
+    opens: File,
+    reports: File,
+    names: [PathBuf; 2],
+}
+
+impl GateFiles {
+    /// Makes the FIFOs in the directory `dir`. Blocks.
+    ///
+    /// # Errors
+    /// When the file system can't have them.
+    pub(super) fn make(dir: &Path) -> io::Result<Self> {
+        let names = fifos(dir);
+        for name in &names {
+            remove(name)?;
+            mkfifo(name, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        }
+        // Opened for both directions, so that neither side waits for the other to open its end.
+        let open = |name: &PathBuf| {
+            let mut options = OpenOptions::new();
+            let options = options.read(true).write(true);
+            options.custom_flags(O_NONBLOCK).open(name)
+        };
+        Ok(Self {
+            opens: open(&names[0])?,
+            reports: open(&names[1])?,
+            names,
+        })
+    }
+
+    /// Lets the container pass as soon as it comes to the gate.
+    ///
+    /// # Errors
+    /// Returns the kernel's error.
+    pub(super) fn open(&self) -> io::Result<()> {
+        (&self.opens).write_all(b"\n")
+    }
+
+    /// Whether the container has passed.
+    pub(super) fn was_passed(&self) -> bool {
+        let mut reported = [0; 16];
+        let read = io::Read::read(&mut &self.reports, &mut reported).unwrap_or(0);
+        reported[..read].contains(&BEGINS)
+    }
+}
+
+/// The gate of one container.
+#[derive(Debug)]
+pub(super) struct Gate {
+    opens: File,
+    reports: pipe::Receiver,
+    names: [PathBuf; 2],
+    has_begun: bool,
+}
+
+impl Gate {
+    /// # Errors
+    /// When the event loop can't watch the files.
+    pub(super) fn watch(files: GateFiles) -> io::Result<Self> {
+        Ok(Self {
+            opens: files.opens,
+            reports: pipe::Receiver::from_owned_fd(files.reports.into())?,
+            names: files.names,
+            has_begun: false,
+        })
+    }
+
+    /// Waits until the container waits. It has opened the FIFOs by then, and their names are removed.
+    ///
+    /// # Errors
+    /// When the files can't be read or removed.
+    pub(super) async fn reached(&mut self) -> io::Result<()> {
+        self.reported(WAITS).await?;
+        let names = self.names.clone();
+        blocking::small_files(move || names.iter().try_for_each(|name| remove(name))).await
+    }
+
+    /// # Errors
+    /// Returns the kernel's error.
+    pub(super) fn open(&self) -> io::Result<()> {
+        (&self.opens).write_all(b"\n")
+    }
+
+    /// Waits until the image's own code begins; for ever if the files can't be read. Cancel-safe.
+    pub(super) async fn begun(&mut self) {
+        match self.reported(BEGINS).await {
+            Ok(()) => self.has_begun = true,
+            Err(_unreadable) => std::future::pending().await,
+        }
+    }
+
+    /// Whether the image's own code has begun, for a container that has ended.
+    pub(super) fn has_begun(&mut self) -> bool {
+        let mut reported = [0; 16];
+        while !self.has_begun {
+            match self.reports.try_read(&mut reported) {
+                Ok(count) if count > 0 => self.has_begun = reported[..count].contains(&BEGINS),
+                _ => break,
+            }
+        }
+        self.has_begun
+    }
+
+    async fn reported(&self, word: u8) -> io::Result<()> {
+        let mut reported = [0; 1];
+        loop {
+            self.reports.readable().await?;
+            match self.reports.try_read(&mut reported) {
+                Ok(_) if reported[0] == word => return Ok(()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+fn remove(name: &Path) -> io::Result<()> {
+    match fs::remove_file(name) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
