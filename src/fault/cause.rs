@@ -51,6 +51,8 @@ pub enum Cause {
     Cgroups,
     /// A container doesn't see the GPUs that the job was given, or their driver fails.
     Gpu,
+    /// Apptainer can't look up the libraries of the GPUs' driver where the pilot runs.
+    GpuLibraries,
     /// The disk is full, or a quota used up.
     DiskFull,
     /// A file system fails: its server is gone, its daemon died, or its disk is broken.
@@ -71,7 +73,7 @@ pub enum Cause {
 
 impl Cause {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 26] = [
+    pub(super) const ALL: [Self; 27] = [
         Self::ImageMissing,
         Self::ImageFormat,
         Self::ImageDamaged,
@@ -90,6 +92,7 @@ impl Cause {
         Self::Account,
         Self::Cgroups,
         Self::Gpu,
+        Self::GpuLibraries,
         Self::DiskFull,
         Self::Storage,
         Self::Limits,
@@ -122,6 +125,7 @@ impl Cause {
             Self::Account => "account",
             Self::Cgroups => "cgroups",
             Self::Gpu => "gpu",
+            Self::GpuLibraries => "gpu-libraries",
             Self::DiskFull => "disk-full",
             Self::Storage => "storage",
             Self::Limits => "limits",
@@ -154,6 +158,7 @@ impl Cause {
             | Self::Account
             | Self::Cgroups
             | Self::Gpu
+            | Self::GpuLibraries
             | Self::DiskFull
             | Self::Storage
             | Self::Limits
@@ -193,6 +198,7 @@ impl Cause {
             | Self::ImageEnvironment
             | Self::BindSource
             | Self::Gpu
+            | Self::GpuLibraries
             | Self::DiskFull
             | Self::Storage
             | Self::Limits
@@ -238,6 +244,9 @@ impl Cause {
             Self::Account => "ask the site for an account (a passwd entry) for this user id",
             Self::Cgroups => "ask the site for a systemd of the user's own",
             Self::Gpu => "exclude this machine until its GPUs and their driver are repaired",
+            Self::GpuLibraries => {
+                "run `ldconfig` when the pilot's own image is built, so that it has an /etc/ld.so.cache; or exclude this machine"
+            }
             Self::DiskFull => {
                 "request more disk, or exclude this machine until its disk is emptied"
             }

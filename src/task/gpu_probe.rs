@@ -19,6 +19,10 @@ use crate::process::{
 /// A driver that isn't loaded yet takes some seconds for each GPU.
 const DEADLINE: Duration = Duration::from_mins(1);
 
+/// Part of Apptainer's warning when `ldconfig -p` fails where it runs; seen with 1.4.5 in a container whose image
+/// had `ldconfig` but no `/etc/ld.so.cache`. It then goes on without the driver.
+const NO_LIBRARY_CACHE: &str = "could not retrieve ld cache";
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GpuProbe {
     /// The program listed these.
@@ -189,11 +193,18 @@ fn judge(program: ListProgram, captured: &Captured, has_device: &dyn Fn(&str) ->
     }
     let code = shells_code(captured.exit);
     let said = last_words(captured);
-    if !program.is_not_run(code, &fault::readable(&captured.stderr)) {
+    let readable = fault::readable(&captured.stderr);
+    if !program.is_not_run(code, &readable) {
         let known = fault::find_cause(&captured.stderr);
         return GpuProbe::Broken {
             cause: known.map_or(Cause::Gpu, |(cause, _)| cause),
             said: format!("`{name}` fails in a container (exit code {code}): {said}"),
+        };
+    }
+    if has_device(device) && readable.contains(NO_LIBRARY_CACHE) {
+        return GpuProbe::Broken {
+            cause: Cause::GpuLibraries,
+            said: format!("Apptainer can't look up the libraries of the GPUs' driver: {said}"),
         };
     }
     if has_device(device) {
@@ -289,9 +300,12 @@ mod tests {
         }
     }
 
-    /// What the programs print, from their documentation: no real GPU was at hand.
+    /// What the programs print: one line of `nvidia-smi` as on an H100, the rest from their documentation.
     #[test]
     fn the_drivers_lists_are_understood() {
+        let text = "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-c84ca33f-4907-0217-67f5-4814e11110a2)\n";
+        let listed = nvidias_list(text);
+        assert_eq!(listed[0].model, "NVIDIA H100 80GB HBM3");
         let text = "GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77)\n  \
              MIG 1g.5gb      Device  0: (UUID: MIG-c6d4f1ef-42e4-5de3-91c7-45d71c87eb3f)\n\
              GPU 1: Tesla V100 (UUID: GPU-b1)\n";
@@ -331,6 +345,8 @@ mod tests {
     fn a_program_that_fails_is_the_machines_and_one_that_the_image_can_not_run_is_not() {
         let (nvidia, amd) = (GpuVendor::Nvidia, GpuVendor::Amd);
         let no_program = "\u{1b}[31mFATAL:   \"nvidia-smi\": executable file not found in $PATH\n";
+        let no_cache = "WARNING: While finding nv bind points: could not retrieve ld cache: could not execute ldconfig: exit status 1\n\
+             FATAL:   \"nvidia-smi\": executable file not found in $PATH\n";
         let no_loader = "FATAL:   exec /usr/bin/nvidia-smi failed: no such file or directory\n";
         let no_library = "rocminfo: error while loading shared libraries: libhsa-runtime64.so.1\n";
         let broken =
@@ -339,6 +355,14 @@ mod tests {
             (nvidia, 9, broken, "", "/dev/nvidiactl", Some(Cause::Gpu)),
             (nvidia, 255, "", no_program, "/dev/nvidiactl", None),
             (nvidia, 255, "", no_loader, "/dev/nvidiactl", None),
+            (
+                nvidia,
+                255,
+                "",
+                no_cache,
+                "/dev/nvidiactl",
+                Some(Cause::GpuLibraries),
+            ),
             (nvidia, 255, "", no_program, "/dev/kfd", Some(Cause::Gpu)),
             (amd, 127, "", no_library, "/dev/kfd", None),
             (
