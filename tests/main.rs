@@ -68,3 +68,4 @@ mod tokens;
 mod try_image;
 mod twins;
 mod wall_time;
+mod warm_start;

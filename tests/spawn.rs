@@ -35,7 +35,9 @@ fn scene() -> (Scene, SpoolQueue, PathBuf) {
     let scene = scene
         .set("PATH", format!("{}:{path}", bin.display()))
         .set("EWMS_PILOT_MAX_CONCURRENT_TASKS", "2")
-        .set("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "120");
+        .set("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "120")
+        // Each event starts its own container.
+        .set("EWMS_PILOT_WARM_START", "False");
     (scene, incoming, bin)
 }
 
@@ -99,6 +101,28 @@ fn a_start_that_hangs_is_the_machines_fault_and_other_tasks_keep_their_time_limi
     processes::assert_nothing_runs("sleep 4723.25", GONE_WITHIN);
     let left = incoming.files();
     assert!(left.contains_key("2.txt"), "{left:?}");
+}
+
+#[test]
+fn a_start_that_hangs_before_its_event_is_known_costs_none() {
+    let (scene, incoming, bin) = scene();
+    let scene = scene
+        .set("EWMS_PILOT_WARM_START", "1")
+        .set("EWMS_PILOT_MAX_CONCURRENT_TASKS", "1");
+    incoming.put("1.txt", "short\n");
+    let pilot = scene.start();
+    await_task(&scene, &pilot, "short");
+    // The one for the next event may be there; then its replacement hangs.
+    let _hanging = Mounted::mute(&bin);
+    incoming.put("2.txt", "short\n");
+    await_unborn(&pilot);
+    incoming.put("3.txt", "short\n");
+    let outcome = pilot.wait(STARTED_WITHIN);
+    outcome.assert_code(3);
+    let line = outcome.last_line();
+    assert!(line.contains("(hanging): "), "{line}");
+    assert!(incoming.files().contains_key("3.txt"));
+    assert!(incoming.failed().is_empty());
 }
 
 #[test]

@@ -50,7 +50,7 @@ fn status(arguments: &[&str], place: &Path) -> Outcome {
 }
 
 /// What `--json` says of the only pilot there, if it is there.
-fn seen(scene: &Scene) -> Value {
+pub(crate) fn seen(scene: &Scene) -> Value {
     let outcome = status(&["--json"], scene.dir());
     let views: Value = serde_json::from_str(&outcome.stdout).expect("it is JSON");
     views[0].clone()
@@ -58,7 +58,7 @@ fn seen(scene: &Scene) -> Value {
 
 /// Waits until the pilot is seen as `condition` wants it, and gives what is seen then.
 #[track_caller]
-fn await_seen(scene: &Scene, pilot: &Pilot, condition: impl Fn(&Value) -> bool) -> Value {
+pub(crate) fn await_seen(scene: &Scene, pilot: &Pilot, condition: impl Fn(&Value) -> bool) -> Value {
     let mut last = Value::Null;
     let is_so = eventually(SOON, || {
         last = seen(scene);

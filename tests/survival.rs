@@ -33,7 +33,7 @@ fn busy_scene(image: impl AsRef<std::ffi::OsStr>) -> (Scene, SpoolQueue) {
 
 /// What runs of a scene: Apptainer's processes have its directory in their environment, and so has a
 /// task, as its home.
-fn of_scene(directory: &Path) -> Vec<Process> {
+pub(crate) fn of_scene(directory: &Path) -> Vec<Process> {
     let directory = directory.to_str().expect("its name is text");
     let mut found = processes::all();
     found.retain(|process| {

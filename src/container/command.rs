@@ -375,8 +375,7 @@ fn own_gpu_variable(gpus: &GpuSet) -> Option<(OsString, OsString)> {
 fn bind_arguments(bind: &Bind) -> [OsString; 2] {
     let target = bind.target().as_os_str().as_bytes();
     let source = bind.source().as_os_str().as_bytes();
-    let special = |byte: &u8| matches!(byte, b':' | b',' | b'\\' | b'\n');
-    if !target.iter().any(special) && !source.contains(&b'\n') {
+    if !needs_mount_flag(bind) {
         return ["--bind".into(), bind_argument(bind)];
     }
     let quoted = |key: &str, path: &[u8]| {
@@ -398,6 +397,13 @@ fn bind_arguments(bind: &Bind) -> [OsString; 2] {
         fields.push(b"ro".to_vec());
     }
     ["--mount".into(), OsString::from_vec(fields.join(&b','))]
+}
+
+/// Whether a bind is given with `--mount`. Apptainer counts these after all that are given with `--bind`.
+pub(super) fn needs_mount_flag(bind: &Bind) -> bool {
+    let special = |byte: &u8| matches!(byte, b':' | b',' | b'\\' | b'\n');
+    bind.target().as_os_str().as_bytes().iter().any(special)
+        || bind.source().as_os_str().as_bytes().contains(&b'\n')
 }
 
 /// `SOURCE:TARGET[:ro]`, with `:` and `,` of the source escaped. A backslash is special only before these.

@@ -9,10 +9,11 @@
 
 use std::path::Path;
 
+use super::command::needs_mount_flag;
 use super::{Bind, ENV_DIR};
 
 /// The script's name in [`ENV_DIR`], which sorts before all others.
-const GATE: &str = "!ewms-pilot-gate.sh";
+pub const GATE: &str = "!ewms-pilot-gate.sh";
 /// The script reports with this byte that the container waits.
 pub const WAITS: u8 = b'w';
 /// And with this one that it was let go: the image's own code begins.
@@ -31,7 +32,9 @@ pub struct GatePaths<'a> {
 #[must_use]
 pub fn gate_script(paths: GatePaths<'_>, binds: &[Bind]) -> String {
     let [opens, reports] = [paths.opens, paths.reports].map(|path| shell_words::quote(path));
-    let targets: Vec<_> = binds.iter().map(|bind| bind.target().to_string_lossy()).collect();
+    let (last, first): (Vec<_>, Vec<_>) = binds.iter().partition(|bind| needs_mount_flag(bind));
+    let targets = first.into_iter().chain(last);
+    let targets: Vec<_> = targets.map(|bind| bind.target().to_string_lossy()).collect();
     let targets = targets.join(",");
     let targets = shell_words::quote(&targets);
     let (waits, begins) = (char::from(WAITS), char::from(BEGINS));

@@ -61,15 +61,22 @@ pub enum BaseScript {
     /// It has other scripts but not this one: its containers would get no variables. Binding an empty script
     /// repairs this.
     Missing,
-    /// It has no scripts at all: Apptainer sets the variables in another way.
+    /// It has no scripts at all: Apptainer sets the variables in another way, unless one is bound there.
     NoScripts,
 }
 
-/// A script for images without one of their own, by which programs find the libraries that `--nv` and `--rocm`
-/// put into a container. Where it is the only script, Apptainer no longer reads `/environment`, the place of
-/// variables in the oldest images.
+/// A script for images without one of their own. Where Apptainer finds any script, a gate's for instance, it no
+/// longer reads `/environment`, the place of variables in the oldest images; this one does, as Apptainer would.
+pub const BASE_SCRIPT_TEXT: &str = r#"if ! test -e /.singularity.d/env/90-environment.sh && test -f /environment; then
+    source /environment
+    export PATH="$(fixpath)"
+fi
+"#;
+
+/// As [`BASE_SCRIPT_TEXT`]; it also lets programs find the libraries that `--nv` and `--rocm` put into a container.
 pub const LIBRARY_SCRIPT: &str = r#"if ! test -e /.singularity.d/env/90-environment.sh && test -f /environment; then
     source /environment
+    export PATH="$(fixpath)"
 fi
 LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}/.singularity.d/libs"
 export LD_LIBRARY_PATH

@@ -57,8 +57,8 @@ fn repair(context: &TaskContext, image: &Path) -> Result<Option<Bind>, PilotErro
         BaseScript::Missing | BaseScript::NoScripts if has_gpus => {
             ("gpu-libraries.sh", container::LIBRARY_SCRIPT)
         }
-        BaseScript::Missing => ("empty.sh", ""),
-        BaseScript::Own | BaseScript::NoScripts => return Ok(None),
+        BaseScript::Missing | BaseScript::NoScripts => ("base.sh", container::BASE_SCRIPT_TEXT),
+        BaseScript::Own => return Ok(None),
     };
     let script = context.dirs.script(name, text).map_err(|error| {
         PilotError::ExecutionPoint(Diagnosis::new(

@@ -27,13 +27,20 @@ pub struct Recorder {
     writer: RecordWriter,
     source: PilotIdentity,
     /// Records of events that aren't settled yet.
-    open: HashMap<TaskId, TaskRecord>,
+    open: HashMap<TaskId, OpenRecord>,
     /// Which slots are taken; a slot's number is its place here plus one.
     slots: Vec<SlotUse>,
     runtimes: Runtimes,
     end: PilotEnd,
     began: Instant,
     keeper: StatusWriter,
+}
+
+/// The record of an event that isn't settled yet.
+#[derive(Debug)]
+struct OpenRecord {
+    record: TaskRecord,
+    received: Instant,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,7 +152,8 @@ impl Recorder {
         if let Some(connected) = self.end.connected_unix_secs {
             self.end.first_event_wait_secs = Some(first.since(connected));
         }
-        self.open.insert(id, record);
+        let received = Instant::now();
+        self.open.insert(id, OpenRecord { record, received });
     }
 
     pub fn started(&mut self, id: TaskId, gpus: &[Gpu]) {
@@ -160,7 +168,7 @@ impl Recorder {
         let shown = ids.clone();
         self.keeper
             .change(move |snapshot| snapshot.begin(id.to_string(), number, shown));
-        if let Some(record) = self.open.get_mut(&id) {
+        if let Some(record) = self.record(id) {
             record.slot = number;
             record.gpu_model = models(gpus);
             record.gpus = (!ids.is_empty()).then_some(ids);
@@ -176,7 +184,7 @@ impl Recorder {
             }
         }
         self.keeper.change(|snapshot| snapshot.end(&id.to_string()));
-        let Some(record) = self.open.get_mut(&id) else {
+        let Some(OpenRecord { record, received }) = self.open.get_mut(&id) else {
             return;
         };
         if record.started_unix_secs.is_none() {
@@ -184,6 +192,9 @@ impl Recorder {
         }
         record.ended_unix_secs = Some(UnixTime::now());
         record.wall_time_secs = Some(seconds(report.wall));
+        let began = report.trace.began;
+        record.start_latency_secs = began.map(|at| seconds(at.duration_since(*received)));
+        record.container_waited = report.trace.waited;
         self.end.busy_secs += report.wall.as_secs_f64();
         note(record, &report.trace);
         match &report.outcome {
@@ -199,20 +210,20 @@ impl Recorder {
 
     /// The task's files are removed; they took so many bytes.
     pub fn cleared(&mut self, id: TaskId, disk_bytes: Option<u64>) {
-        if let Some(record) = self.open.get_mut(&id) {
+        if let Some(record) = self.record(id) {
             record.disk_bytes = disk_bytes;
         }
     }
 
     pub fn published(&mut self, id: TaskId) {
-        if let Some(record) = self.open.get_mut(&id) {
+        if let Some(record) = self.record(id) {
             record.published_unix_secs = Some(UnixTime::now());
         }
     }
 
     /// The task failed for a reason found after its end, such as a result that is too large.
     pub fn failed(&mut self, id: TaskId, error: &TaskError) {
-        if let Some(record) = self.open.get_mut(&id) {
+        if let Some(record) = self.record(id) {
             blame(record, error);
         }
     }
@@ -220,7 +231,7 @@ impl Recorder {
     /// The outcome of the event is decided. The first call counts: an event in the dead-letter queue is
     /// settled as done afterwards.
     pub fn decided(&mut self, id: TaskId, outcome: EventOutcome) {
-        if let Some(record) = self.open.get_mut(&id)
+        if let Some(record) = self.record(id)
             && record.outcome == EventOutcome::Unsettled
         {
             record.outcome = outcome;
@@ -229,7 +240,7 @@ impl Recorder {
 
     /// The event is settled, or can't be because the connection is gone. Writes its line.
     pub fn settled(&mut self, id: TaskId, settlement: Settlement) {
-        if let Some(mut record) = self.open.remove(&id) {
+        if let Some(OpenRecord { mut record, .. }) = self.open.remove(&id) {
             record.settled_unix_secs = match settlement {
                 Settlement::Told => Some(UnixTime::now()),
                 Settlement::Lost => None,
@@ -271,8 +282,12 @@ impl Recorder {
         self.writer.close().await;
     }
 
+    fn record(&mut self, id: TaskId) -> Option<&mut TaskRecord> {
+        self.open.get_mut(&id).map(|open| &mut open.record)
+    }
+
     fn write_open(&mut self) {
-        for (_, record) in self.open.drain() {
+        for (_, OpenRecord { record, .. }) in self.open.drain() {
             self.writer.write(Record::Task(Box::new(record)));
         }
     }

@@ -79,6 +79,7 @@ pub struct PilotState {
     /// How often the broker delivered an event before, if it says so.
     earlier: HashMap<TaskId, Option<u64>>,
     disk_low: Option<String>,
+    no_containers: Option<TaskError>,
     tally: Tally,
     failures: Failures,
     broken: Option<FaultClass>,
@@ -117,6 +118,8 @@ pub struct Conclusion {
     pub fatal: Option<String>,
     /// The message that the disk is too full, if that ended the pilot.
     pub disk_low: Option<String>,
+    /// Why no container could be made for a further event.
+    pub no_containers: Option<TaskError>,
     /// The first signal that the pilot got.
     pub signal: Option<i32>,
 }
@@ -141,6 +144,7 @@ impl PilotState {
             waiting: VecDeque::new(),
             earlier: HashMap::new(),
             disk_low: None,
+            no_containers: None,
             tally: Tally::default(),
             failures: Failures::default(),
             broken: None,
@@ -222,6 +226,7 @@ impl PilotState {
             broken: self.broken,
             fatal: self.fatal,
             disk_low: self.disk_low,
+            no_containers: self.no_containers,
             signal: self.signal,
         }
     }
@@ -242,7 +247,7 @@ impl PilotState {
             PilotEvent::TaskEnded(id, outcome) => self.task_ended(id, outcome, &mut actions),
             PilotEvent::NoContainers(error) => {
                 self.broken.get_or_insert(error.class());
-                self.failures.record(&error);
+                self.no_containers.get_or_insert(error);
                 self.stop_intake(&mut actions);
             }
             PilotEvent::Published(id, result) => self.published(id, result, &mut actions),

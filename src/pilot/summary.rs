@@ -130,6 +130,13 @@ pub(super) fn ended(conclusion: &Conclusion) -> Result<PilotExit, PilotError> {
             }
             Exit::ExecutionPoint
         }
+        (None, None)
+            if failed.is_none()
+                && let Some(error) = &conclusion.no_containers =>
+        {
+            let said = Diagnosis::of_text(&error.message());
+            return Err(PilotError::of(error.class(), said));
+        }
         (None, None) => match conclusion.broken {
             Some(class) => class.exit(),
             None if failed.is_some() => Exit::TasksFailed,

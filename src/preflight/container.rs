@@ -74,6 +74,9 @@ impl ProbeProgress {
             buts.push(notes.join(", "));
             fixes.push("mend the image if tasks need that");
         }
+        if let GateTrial::Useless(why) = self.gate {
+            buts.push(format!("no container can wait for its event: {why}"));
+        }
         let said = if buts.is_empty() {
             said
         } else {

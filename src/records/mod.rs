@@ -51,13 +51,15 @@
 //! | `gpu_model` | text or null | their model; several between commas |
 //! | `earlier_deliveries` | integer or null | how often the broker had delivered the event before (`x-delivery-count`; tries in a spool) |
 //! | `received_unix_secs` | number | the event was taken |
-//! | `started_unix_secs` | number or null | staging began |
+//! | `started_unix_secs` | number or null | its turn came: the infile is written, and the gate of its container opens |
+//! | `start_latency_secs` | number or null | from taking the event until its container let the image's own code begin; null where containers have no gate |
+//! | `container_waited` | boolean or null | whether its container was waiting for it; null where containers have no gate |
 //! | `ended_unix_secs` | number or null | its files were collected |
 //! | `published_unix_secs` | number or null | the broker confirmed the result |
 //! | `settled_unix_secs` | number or null | the event was acknowledged or given back; null when the connection was gone, and the broker delivers it again |
 //! | `wall_time_secs` | number or null | from start to end |
-//! | `container_time_secs` | number or null | of that, while the container ran; null when none did |
-//! | `cpu_user_secs`, `cpu_system_secs` | number or null | of all processes in the container and the runtime |
+//! | `container_time_secs` | number or null | of that, while the container ran for its task; null when none did |
+//! | `cpu_user_secs`, `cpu_system_secs` | number or null | of all processes in the container and the runtime, its start included even if it waited |
 //! | `max_rss_bytes` | integer or null | the largest resident memory of any one process |
 //! | `container_memory_bytes` | integer or null | the largest resident memory of the container that was seen; only with a limit on it |
 //! | `input_bytes` | integer | size of the event as it came |

@@ -118,6 +118,8 @@ record! {
         ended_unix_secs: Option<UnixTime>,
         published_unix_secs: Option<UnixTime>,
         settled_unix_secs: Option<UnixTime>,
+        start_latency_secs: Option<f64>,
+        container_waited: Option<bool>,
         wall_time_secs: Option<f64>,
         container_time_secs: Option<f64>,
         cpu_user_secs: Option<f64>,

@@ -39,6 +39,9 @@ pub(super) struct Aggregate {
     pub(super) classes: BTreeMap<ReasonClass, u64>,
     pub(super) reasons: Reasons,
     pub(super) run_times: Values,
+    pub(super) start_latencies: Values,
+    /// Tasks whose container waited for them, and tasks with a container that could have.
+    pub(super) waited: (u64, u64),
     pub(super) failed_secs: f64,
     pub(super) cpu_secs: f64,
     pub(super) core_secs: f64,
@@ -267,6 +270,11 @@ impl Aggregate {
             } else {
                 self.failed_secs += seconds;
             }
+        }
+        if let Some(latency) = line.start_latency_secs.filter(|latency| latency.is_finite()) {
+            self.start_latencies.add_secs(latency);
+            self.waited.0 += u64::from(line.container_waited == Some(true));
+            self.waited.1 += 1;
         }
         let cores = pilot.cpus.map_or(1.0, |cpus| {
             f64::from(cpus) / f64::from(pilot.slots.unwrap_or(1))

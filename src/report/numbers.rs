@@ -56,6 +56,12 @@ pub struct ReportNumbers {
     pub other_errors: u64,
     /// Wall time of tasks that succeeded.
     pub run_time_secs: Option<Distribution>,
+    /// From taking an event until its task begins.
+    pub start_latency_secs: Option<Distribution>,
+    /// Of those tasks, how many found a container waiting.
+    pub container_waited: u64,
+    /// How many tasks began in a container that could have waited.
+    pub container_begun: u64,
     /// Wall time of all tasks that didn't succeed.
     pub failed_run_time_secs: f64,
     /// From the connection to the first event, one value for each pilot.
@@ -220,6 +226,9 @@ impl ReportNumbers {
             errors,
             other_errors,
             run_time_secs: aggregate.run_times.distribution(MICROS),
+            start_latency_secs: aggregate.start_latencies.distribution(MICROS),
+            container_waited: aggregate.waited.0,
+            container_begun: aggregate.waited.1,
             failed_run_time_secs: aggregate.failed_secs,
             first_event_wait_secs: aggregate.ends.first_event_waits.distribution(MICROS),
             slot_time: Slots {

@@ -90,6 +90,8 @@ pub(super) struct RecordLine<'a> {
     pub(super) earlier_deliveries: Option<u64>,
     pub(super) received_unix_secs: Option<f64>,
     pub(super) settled_unix_secs: Option<f64>,
+    pub(super) start_latency_secs: Option<f64>,
+    pub(super) container_waited: Option<bool>,
     pub(super) wall_time_secs: Option<f64>,
     pub(super) container_time_secs: Option<f64>,
     pub(super) cpu_user_secs: Option<f64>,

@@ -34,6 +34,7 @@
 //! | `error` | text or null | the pilot's last line, once it failed |
 //! | `slots`, `window` | integer | tasks that may run at once; unsettled events held at most |
 //! | `events` | object | counts: `received`, `started`, `succeeded`, `failed`, `given_back`, `dead_lettered`, `rejected`, `published`, `no_output` |
+//! | `waiting_containers` | integer | containers that wait for their event |
 //! | `reconnects` | integer | sessions with a broker that were replaced |
 //! | `gpus` | text or null | the job's GPUs, as `2 × NVIDIA A100` |
 //! | `queues` | list | each with `direction`, `queue`, `address`, `link` (`up`, `down`, `given_up`), `since_unix_secs`, `error` |

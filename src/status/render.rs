@@ -63,6 +63,10 @@ fn facts(view: &PilotView) -> Vec<(&str, String)> {
             counted(facts.window.into(), "event"),
         ),
     ));
+    if facts.waiting_containers > 0 {
+        let waiting = counted(facts.waiting_containers.into(), "container");
+        lines.push(("ready", format!("{waiting} waiting for an event")));
+    }
     if let Some(gpus) = &facts.gpus {
         lines.push(("gpus", one_line(gpus, usize::MAX)));
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::FutureExt;
+use nix::libc;
 use tokio::sync::{oneshot, watch};
 use tracing::{error, warn};
 
@@ -32,7 +33,7 @@ use crate::container::{self, Bind, ContainerPaths, Invocation, RunSpec};
 use crate::fault::{self, Attribution, Cause, ContainerRole, FaultClass, TaskError};
 use crate::process::{
     self, ChildExit, ChildLimits, ChildPreparation, ChildSpec, ExitStatus, Leftovers,
-    ShutdownPhase, ShutdownSender, StartFailure, StopCause,
+    ShutdownPhase, ShutdownSender, SpawnError, StartFailure, StopCause,
     output::{self, ShownOutput},
 };
 use crate::telemetry::{OutputStream, Progress};
@@ -186,7 +187,7 @@ async fn start_to_end(
                 trace.waited = Some(waited);
             }
             HeldEnd::Ended(ended) => {
-                let ended = ended.map_err(|failure| own.not_made(not_started(failure)))?;
+                let ended = ended.map_err(|failure| not_made(own, failure))?;
                 outputs.finish(["stdoutfile", "stderrfile"]).await;
                 let ended = (ended, kills_before);
                 return Err(lost_at_gate((context, plan), stage, ended, &written, &shutdown).await);
@@ -210,7 +211,7 @@ async fn start_to_end(
     let (ended, breach) =
         guarded(run, watched, begun, forwarded, &mut trace.container_memory).await;
     drop(entered);
-    let ended = ended.map_err(|failure| own.not_made(not_started(failure)))?;
+    let ended = ended.map_err(|failure| not_made(own, failure))?;
     outputs.finish(["stdoutfile", "stderrfile"]).await;
 
     trace.ended(&ended);
@@ -374,6 +375,18 @@ impl ContainerOwn<'_> {
             TaskStart::WithContainer => NotRun::Task(error),
             TaskStart::AtGate => NotRun::Broken(error),
         }
+    }
+}
+
+fn not_made(own: ContainerOwn<'_>, failure: StartFailure<TaskError>) -> NotRun {
+    let was_killed = matches!(
+        &failure,
+        StartFailure::Spawn(SpawnError::Program { source, .. })
+            if source.raw_os_error() == Some(libc::ECANCELED)
+    );
+    match not_started(failure) {
+        error if was_killed && own.start == TaskStart::AtGate => NotRun::Died(error),
+        error => own.not_made(error),
     }
 }
 

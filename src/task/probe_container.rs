@@ -20,7 +20,7 @@ use super::{ContainerSpec, ExternalError, TaskContext, TaskStart, file_work};
 use crate::blocking;
 use crate::config::Verbosity;
 use crate::container::{
-    self, Bind, ENV_DIR, ImageShape, LAST, MARK, ProbeFinding, RunSpec, RunscriptNeeds, Trials,
+    self, Bind, ENV_DIR, GATE, ImageShape, LAST, MARK, ProbeFinding, RunSpec, RunscriptNeeds, Trials,
 };
 use crate::fault::{self, Cause, NO_COMMAND, ProbeResult, TaskError};
 use crate::process::{
@@ -267,7 +267,7 @@ impl<'a> ProbeContainer<'a> {
         };
         let took = began.elapsed();
         let answer = self.answer(&captured);
-        if is_about(&answer, LAST) {
+        if is_about(&answer, LAST) || is_about(&answer, GATE) {
             return self.ask_apptainer_alone().await;
         }
         let found = container::found(

@@ -128,6 +128,8 @@ fn nothing_is_mounted_but_scratch_the_hub_cvmfs_and_what_apptainer_needs() {
         .collect();
     let expected = BTreeSet::from([
         "/",
+        // The gate at which a container waits for its event.
+        "/.singularity.d/env/!ewms-pilot-gate.sh",
         "/etc/group",
         "/etc/hosts",
         "/etc/localtime",
