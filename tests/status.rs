@@ -58,7 +58,11 @@ pub(crate) fn seen(scene: &Scene) -> Value {
 
 /// Waits until the pilot is seen as `condition` wants it, and gives what is seen then.
 #[track_caller]
-pub(crate) fn await_seen(scene: &Scene, pilot: &Pilot, condition: impl Fn(&Value) -> bool) -> Value {
+pub(crate) fn await_seen(
+    scene: &Scene,
+    pilot: &Pilot,
+    condition: impl Fn(&Value) -> bool,
+) -> Value {
     let mut last = Value::Null;
     let is_so = eventually(SOON, || {
         last = seen(scene);

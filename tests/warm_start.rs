@@ -63,8 +63,13 @@ fn comparable(text: &str) -> Vec<String> {
             let parts = line.split_inclusive(|letter: char| !letter.is_ascii_alphanumeric());
             parts
                 .map(|part| {
-                    let word = part.trim_end_matches(|letter: char| !letter.is_ascii_alphanumeric());
-                    if id(word) { part.replace(word, "<id>") } else { part.to_owned() }
+                    let word =
+                        part.trim_end_matches(|letter: char| !letter.is_ascii_alphanumeric());
+                    if id(word) {
+                        part.replace(word, "<id>")
+                    } else {
+                        part.to_owned()
+                    }
                 })
                 .collect()
         })
@@ -107,21 +112,40 @@ fn changed_image(image: &Path, name: &str, change: &str) -> (tempfile::TempDir, 
 #[test]
 fn a_task_sees_the_same_in_a_container_that_waited_as_in_one_made_for_it() {
     let busybox = images::busybox();
-    let no_base = changed_image(&busybox, "no-base", "chmod -R u+w .; rm .singularity.d/env/99-base.sh");
+    let no_base = changed_image(
+        &busybox,
+        "no-base",
+        "chmod -R u+w .; rm .singularity.d/env/99-base.sh",
+    );
     let old = "chmod -R u+w .; rm -rf .singularity.d/env environment; echo 'export OLD=1 PATH=/opt:$PATH' >environment";
     let old = changed_image(&busybox, "old", old);
     let external = tempfile::tempdir().expect("a directory");
     let odd = external.path().join("a,b:c");
     fs::create_dir(&odd).expect("made");
-    for image in [busybox, images::busybox_sif(), images::python(), no_base.1, old.1] {
+    for image in [
+        busybox,
+        images::busybox_sif(),
+        images::python(),
+        no_base.1,
+        old.1,
+    ] {
         let scene = Scene::task(&image, LOOK)
             .set("EWMS_PILOT_TASK_ENV_JSON", r#"{"OWN": "a b", "EMPTY": ""}"#)
-            .set("EWMS_PILOT_EXTERNAL_DIRECTORIES", format!("['{}', '{}']", external.path().display(), odd.display()))
-            .set("_EWMS_PILOT_APPTAINER_IMAGE_DIRECTORY_MUST_BE_PRESENT", "False");
+            .set(
+                "EWMS_PILOT_EXTERNAL_DIRECTORIES",
+                format!("['{}', '{}']", external.path().display(), odd.display()),
+            )
+            .set(
+                "_EWMS_PILOT_APPTAINER_IMAGE_DIRECTORY_MUST_BE_PRESENT",
+                "False",
+            );
         let (scene, incoming, outgoing) = scene.spool();
         let (waited, record) = looked(&scene, &incoming, &outgoing);
         assert_eq!(record["container_waited"], true, "{record}");
-        assert!(record["start_latency_secs"].as_f64() < Some(1.0), "{record}");
+        assert!(
+            record["start_latency_secs"].as_f64() < Some(1.0),
+            "{record}"
+        );
         let scene = scene.set(SETTING, "False");
         let (cold, record) = looked(&scene, &incoming, &outgoing);
         assert_eq!(record["container_waited"], Value::Null);
@@ -148,14 +172,20 @@ fn a_task_that_starts_a_container_itself_is_not_held_at_its_own_gate() {
 
 #[test]
 fn nested_in_a_container_a_pilots_containers_wait() {
-    let (scene, incoming, outgoing) = Scene::task(images::busybox(), "cp {{INFILE}} {{OUTFILE}}").spool();
+    let (scene, incoming, outgoing) =
+        Scene::task(images::busybox(), "cp {{INFILE}} {{OUTFILE}}").spool();
     incoming.put("a.txt", "inner");
     let mut scene = scene.program("/usr/bin/apptainer");
-    for word in ["--quiet", "exec", "--bind", "/images", "--bind", "/test", "--pwd"] {
+    for word in [
+        "--quiet", "exec", "--bind", "/images", "--bind", "/test", "--pwd",
+    ] {
         scene = scene.arg(word);
     }
     let directory = scene.dir().to_owned();
-    let scene = scene.arg(directory).arg(pilot_images().join("pilot")).arg(pilot_binary());
+    let scene = scene
+        .arg(directory)
+        .arg(pilot_images().join("pilot"))
+        .arg(pilot_binary());
     scene.run(SOON * 2).assert_code(0);
     assert_eq!(outgoing.files().len(), 1);
     assert_eq!(of_kind(&scene, "task")[0]["container_waited"], true);
@@ -171,23 +201,38 @@ fn waiting_containers_are_shown_hidden_from_others_and_ended_at_once_by_a_drain(
     let pilot = scene.start();
     await_waiting(&scene, &pilot, 2);
     // Whoever can see a task's directory finds no way to open its gate.
-    let files = run(Command::new("find").arg(scene.dir().join("ewms-pilot-data")).args(["-name", ".*"]));
+    let files = run(Command::new("find")
+        .arg(scene.dir().join("ewms-pilot-data"))
+        .args(["-name", ".*"]));
     assert_eq!(files, "");
     let began = std::time::Instant::now();
     pilot.signal(Signal::SIGTERM);
     let outcome = pilot.wait(SOON);
-    assert!(began.elapsed() < Duration::from_secs(20), "no grace for what runs no task");
-    assert!(!outcome.stderr.contains("task started"), "{}", outcome.stderr);
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "no grace for what runs no task"
+    );
+    assert!(
+        !outcome.stderr.contains("task started"),
+        "{}",
+        outcome.stderr
+    );
     assert_eq!(of_scene(scene.dir()).len(), 0);
     let end = &of_kind(&scene, "pilot_end")[0];
-    assert_eq!((&end["received"], &end["started"], &end["failed"]), (&0.into(), &0.into(), &0.into()));
-    let left = fs::read_dir(scene.dir().join("ewms-pilot-data")).expect("there").count();
+    assert_eq!(
+        (&end["received"], &end["started"], &end["failed"]),
+        (&0.into(), &0.into(), &0.into())
+    );
+    let left = fs::read_dir(scene.dir().join("ewms-pilot-data"))
+        .expect("there")
+        .count();
     assert_eq!(left, 1, "only the hub");
 }
 
 #[test]
 fn one_that_is_killed_is_replaced_and_costs_no_event() {
-    let (scene, incoming, outgoing) = Scene::task(images::busybox(), "cp {{INFILE}} {{OUTFILE}}").spool();
+    let (scene, incoming, outgoing) =
+        Scene::task(images::busybox(), "cp {{INFILE}} {{OUTFILE}}").spool();
     let scene = scene.set("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "8");
     let mut pilot = scene.start();
     await_waiting(&scene, &pilot, 1);
@@ -208,7 +253,11 @@ fn a_machine_on_which_they_keep_dying_is_named_and_takes_no_event() {
     await_waiting(&scene, &pilot, 1);
     let deaths = || pilot.stderr().matches("died: another will be made").count();
     for death in 1..=5 {
-        assert!(eventually(SOON, || kill_waiting(&pilot, None) > 0), "{}", pilot.stderr());
+        assert!(
+            eventually(SOON, || kill_waiting(&pilot, None) > 0),
+            "{}",
+            pilot.stderr()
+        );
         // Told when the machine was asked for the cause. Until then the pilot's child is a probe.
         let told = || deaths() == death || pilot.stderr().contains("no more events are taken");
         assert!(eventually(SOON, told), "{}", pilot.stderr());
@@ -217,7 +266,10 @@ fn a_machine_on_which_they_keep_dying_is_named_and_takes_no_event() {
     let outcome = pilot.wait(SOON);
     outcome.assert_code(3);
     let last = outcome.last_line();
-    assert!(last.contains("ended before its task began") && last.contains("(killed)"), "{last}");
+    assert!(
+        last.contains("ended before its task began") && last.contains("(killed)"),
+        "{last}"
+    );
     assert_eq!(incoming.files().len(), 1, "untouched");
 }
 
@@ -232,7 +284,9 @@ fn a_machine_that_breaks_shows_it_before_the_next_event_is_taken() {
     let view = await_seen(&scene, &pilot, |view| {
         view["waiting_containers"] == 1 && view["tasks"][0]["pid"].is_u64()
     });
-    let running = view["tasks"][0]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+    let running = view["tasks"][0]["pid"]
+        .as_i64()
+        .and_then(|pid| i32::try_from(pid).ok());
     // The image is gone, as with its CVMFS; the task that runs goes on.
     fs::rename(&image, top.path().join("gone")).expect("renamed");
     assert_ne!(kill_waiting(&pilot, running), 0);
@@ -241,15 +295,24 @@ fn a_machine_that_breaks_shows_it_before_the_next_event_is_taken() {
     fs::write(scene.hub("go"), "").expect("written");
     let outcome = pilot.wait(SOON);
     outcome.assert_code(6);
-    assert_eq!(outgoing.files().len(), 1, "the task that ran is done: {}", outcome.stderr);
+    assert_eq!(
+        outgoing.files().len(),
+        1,
+        "the task that ran is done: {}",
+        outcome.stderr
+    );
     assert_eq!(incoming.files().len(), 2, "the others were never taken");
     let end = &of_kind(&scene, "pilot_end")[0];
-    assert_eq!((&end["received"], &end["succeeded"], &end["failed"]), (&1.into(), &1.into(), &0.into()));
+    assert_eq!(
+        (&end["received"], &end["succeeded"], &end["failed"]),
+        (&1.into(), &1.into(), &0.into())
+    );
 }
 
 #[test]
 fn where_no_container_can_wait_the_preflight_says_so_and_tasks_run() {
-    let (scene, incoming, outgoing) = Scene::task(images::busybox(), "cp {{INFILE}} {{OUTFILE}}").spool();
+    let (scene, incoming, outgoing) =
+        Scene::task(images::busybox(), "cp {{INFILE}} {{OUTFILE}}").spool();
     incoming.put("a.txt", "1");
     // FIFOs can't be made there.
     let scene = Site::Prepared("mount -t tmpfs none /mnt").of(scene.set(SETTING, "False"));
@@ -265,10 +328,19 @@ fn the_report_says_how_soon_tasks_began_and_a_wrong_setting_is_refused() {
     incoming.put("a.txt", "1");
     let outcome = scene.run(SOON * 2);
     outcome.assert_code(0);
-    let line = outcome.stderr.lines().find(|line| line.contains("start, median"));
+    let line = outcome
+        .stderr
+        .lines()
+        .find(|line| line.contains("start, median"));
     let line = line.unwrap_or_else(|| panic!("{}", outcome.stderr));
     assert!(line.contains("100 % found a container waiting"), "{line}");
     let outcome = scene.set(SETTING, "yes").run(SOON);
     outcome.assert_code(2);
-    assert!(outcome.stderr.contains("an integer from 1 to 65535, `auto` or `False`"), "{}", outcome.stderr);
+    assert!(
+        outcome
+            .stderr
+            .contains("an integer from 1 to 65535, `auto` or `False`"),
+        "{}",
+        outcome.stderr
+    );
 }

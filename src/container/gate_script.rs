@@ -34,7 +34,9 @@ pub fn gate_script(paths: GatePaths<'_>, binds: &[Bind]) -> String {
     let [opens, reports] = [paths.opens, paths.reports].map(|path| shell_words::quote(path));
     let (last, first): (Vec<_>, Vec<_>) = binds.iter().partition(|bind| needs_mount_flag(bind));
     let targets = first.into_iter().chain(last);
-    let targets: Vec<_> = targets.map(|bind| bind.target().to_string_lossy()).collect();
+    let targets: Vec<_> = targets
+        .map(|bind| bind.target().to_string_lossy())
+        .collect();
     let targets = targets.join(",");
     let targets = shell_words::quote(&targets);
     let (waits, begins) = (char::from(WAITS), char::from(BEGINS));

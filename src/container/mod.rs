@@ -25,7 +25,9 @@ pub use command::{
 pub use fs_util::{remove_tree, tree_bytes};
 pub use gate_script::{BEGINS, GATE, GatePaths, WAITS, gate_bind, gate_script};
 pub use image_conversion::{Conversion, ConversionLock, ImageError, LockOutcome, Resolution};
-pub use image_layout::{BASE_SCRIPT_TEXT, BaseScript, ImageShape, LIBRARY_SCRIPT, base_script, base_script_of};
+pub use image_layout::{
+    BASE_SCRIPT_TEXT, BaseScript, ImageShape, LIBRARY_SCRIPT, base_script, base_script_of,
+};
 pub use mounts::{MountPoint, MountTable};
 pub use probe_script::{
     ENV_DIR, InImage, LAST, MARK, ProbeFinding, Trials, found, mark, not_past, script,

@@ -23,7 +23,7 @@ use crate::task::{TaskMetrics, TaskOutcome, TaskReport, models};
 
 /// The records of one pilot: those of its unsettled events, and the counts for its last line.
 #[derive(Debug)]
-pub struct Recorder {
+pub(super) struct Recorder {
     writer: RecordWriter,
     source: PilotIdentity,
     /// Records of events that aren't settled yet.
@@ -52,7 +52,7 @@ enum SlotUse {
 impl Recorder {
     /// Opens the file and writes the pilot's first line. Without a file there are still statistics.
     #[must_use]
-    pub fn open(config: &Config) -> Self {
+    pub(super) fn open(config: &Config) -> Self {
         let names = &config.condor.names;
         let source = PilotIdentity {
             pilot_id: Uuid::new_v4().simple().to_string(),
@@ -100,44 +100,44 @@ impl Recorder {
     }
 
     #[must_use]
-    pub fn source(&self) -> &PilotIdentity {
+    pub(super) fn source(&self) -> &PilotIdentity {
         &self.source
     }
 
     /// The writer of the status file.
     #[must_use]
-    pub fn keeper(&self) -> &StatusWriter {
+    pub(super) fn keeper(&self) -> &StatusWriter {
         &self.keeper
     }
 
     #[must_use]
-    pub fn began(&self) -> Instant {
+    pub(super) fn began(&self) -> Instant {
         self.began
     }
 
     /// Run times of the tasks that succeeded.
     #[must_use]
-    pub fn runtimes(&self) -> &Runtimes {
+    pub(super) fn runtimes(&self) -> &Runtimes {
         &self.runtimes
     }
 
     /// The init container ended, successfully or not.
-    pub fn initialized(&mut self, took: Duration) {
+    pub(super) fn initialized(&mut self, took: Duration) {
         self.end.init_time_secs = Some(seconds(took));
     }
 
-    pub fn connected(&mut self) {
+    pub(super) fn connected(&mut self) {
         self.end.connected_unix_secs = Some(UnixTime::now());
     }
 
     /// No event is taken any more.
-    pub fn intake_closed(&mut self) {
+    pub(super) fn intake_closed(&mut self) {
         self.end
             .intake_closed_unix_secs
             .get_or_insert_with(UnixTime::now);
     }
 
-    pub fn received(&mut self, id: TaskId, delivery: &Delivery) {
+    pub(super) fn received(&mut self, id: TaskId, delivery: &Delivery) {
         let mut record = TaskRecord::of(&self.source);
         record.task_id = id.to_string();
         record.received_unix_secs = UnixTime::now();
@@ -156,7 +156,7 @@ impl Recorder {
         self.open.insert(id, OpenRecord { record, received });
     }
 
-    pub fn started(&mut self, id: TaskId, gpus: &[Gpu]) {
+    pub(super) fn started(&mut self, id: TaskId, gpus: &[Gpu]) {
         let slot = self.slots.iter().position(|slot| *slot == SlotUse::Free);
         let slot = slot.unwrap_or_else(|| {
             self.slots.push(SlotUse::Free);
@@ -177,7 +177,7 @@ impl Recorder {
     }
 
     /// The task ended, or was called off before it started.
-    pub fn ended(&mut self, id: TaskId, report: &TaskReport) {
+    pub(super) fn ended(&mut self, id: TaskId, report: &TaskReport) {
         for slot in &mut self.slots {
             if *slot == SlotUse::Taken(id) {
                 *slot = SlotUse::Free;
@@ -209,20 +209,20 @@ impl Recorder {
     }
 
     /// The task's files are removed; they took so many bytes.
-    pub fn cleared(&mut self, id: TaskId, disk_bytes: Option<u64>) {
+    pub(super) fn cleared(&mut self, id: TaskId, disk_bytes: Option<u64>) {
         if let Some(record) = self.record(id) {
             record.disk_bytes = disk_bytes;
         }
     }
 
-    pub fn published(&mut self, id: TaskId) {
+    pub(super) fn published(&mut self, id: TaskId) {
         if let Some(record) = self.record(id) {
             record.published_unix_secs = Some(UnixTime::now());
         }
     }
 
     /// The task failed for a reason found after its end, such as a result that is too large.
-    pub fn failed(&mut self, id: TaskId, error: &TaskError) {
+    pub(super) fn failed(&mut self, id: TaskId, error: &TaskError) {
         if let Some(record) = self.record(id) {
             blame(record, error);
         }
@@ -230,7 +230,7 @@ impl Recorder {
 
     /// The outcome of the event is decided. The first call counts: an event in the dead-letter queue is
     /// settled as done afterwards.
-    pub fn decided(&mut self, id: TaskId, outcome: EventOutcome) {
+    pub(super) fn decided(&mut self, id: TaskId, outcome: EventOutcome) {
         if let Some(record) = self.record(id)
             && record.outcome == EventOutcome::Unsettled
         {
@@ -239,7 +239,7 @@ impl Recorder {
     }
 
     /// The event is settled, or can't be because the connection is gone. Writes its line.
-    pub fn settled(&mut self, id: TaskId, settlement: Settlement) {
+    pub(super) fn settled(&mut self, id: TaskId, settlement: Settlement) {
         if let Some(OpenRecord { mut record, .. }) = self.open.remove(&id) {
             record.settled_unix_secs = match settlement {
                 Settlement::Told => Some(UnixTime::now()),
@@ -250,19 +250,19 @@ impl Recorder {
     }
 
     /// No task wrote an outfile, although its path was given to them.
-    pub fn outfile_never_written(&mut self) {
+    pub(super) fn outfile_never_written(&mut self) {
         self.end.outfile_never_written = true;
     }
 
     /// The outages of the broker, and the duplicates that they may have caused.
-    pub fn outages(&mut self, outages: Outages, stats: BrokerStats) {
+    pub(super) fn outages(&mut self, outages: Outages, stats: BrokerStats) {
         self.end.broker_outages = outages.count;
         self.end.broker_outage_secs = seconds(outages.time);
         self.end.duplicates = stats.possible_duplicates();
     }
 
     /// Writes the lines of unsettled events, then the pilot's last line.
-    pub async fn close(&mut self, tally: Tally, ended: &PilotExit) {
+    pub(super) async fn close(&mut self, tally: Tally, ended: &PilotExit) {
         self.write_open();
         let end = &mut self.end;
         end.ended_unix_secs = UnixTime::now();
@@ -302,7 +302,7 @@ impl Drop for Recorder {
 
 /// Whether the broker got the verdict on an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Settlement {
+pub(super) enum Settlement {
     Told,
     Lost,
 }

@@ -18,7 +18,9 @@ use super::recorder::Recorder;
 use super::task_set::TaskSet;
 use super::warm_start::WarmRules;
 use super::{PilotError, ProgressReporter, address, size, status_feed};
-use crate::broker::{self, BrokerError, Encoding, OutagePolicy, Sink, Source, StartSender, StartSignal};
+use crate::broker::{
+    self, BrokerError, Encoding, OutagePolicy, Sink, Source, StartSender, StartSignal,
+};
 use crate::config::{Config, QueueConfig};
 use crate::fault::Diagnosis;
 use crate::preflight::Findings;
@@ -116,10 +118,12 @@ async fn prepare(
         warm_rules(config),
     );
     if waits {
-        let first = async { tasks.first_waits().await.map_err(|error| {
-            let said = Diagnosis::of_text(&error.message());
-            PilotError::of(error.class(), said)
-        }) };
+        let first = async {
+            tasks.first_waits().await.map_err(|error| {
+                let said = Diagnosis::of_text(&error.message());
+                PilotError::of(error.class(), said)
+            })
+        };
         Box::pin(unless_signalled(observers.signals, first)).await?;
     }
     Ok(tasks)
@@ -171,7 +175,7 @@ fn runner(
         plan: Arc::new(task),
         infile_ext: config.infile_ext.clone(),
         outfile_ext: config.outfile_ext.clone(),
-        encoding: outgoing.map_or(Encoding::Frame, |address| address.encoding()),
+        encoding: outgoing.map_or(Encoding::Frame, broker::Address::encoding),
         limit: outage_policy.message_limit().clone(),
         bodies: outage_policy.bodies().clone(),
         room: MemoryBudget::new(),

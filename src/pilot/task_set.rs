@@ -114,7 +114,8 @@ impl TaskSet {
                 }
                 Some(ended) = self.under_way.next() => ended,
             };
-            if let TaskEnd::Unused(ContainerLoss::Broken(error) | ContainerLoss::Died(error)) = end {
+            if let TaskEnd::Unused(ContainerLoss::Broken(error) | ContainerLoss::Died(error)) = end
+            {
                 return Err(error);
             }
         }
@@ -157,7 +158,11 @@ impl TaskSet {
         if self.runner.context.task_start == TaskStart::WithContainer {
             return;
         }
-        let wanted = if is_open { self.policy.wanted(running) } else { 0 };
+        let wanted = if is_open {
+            self.policy.wanted(running)
+        } else {
+            0
+        };
         let mut held = self.spare.len();
         let mut without = Vec::new();
         for handle in prepared {
@@ -185,13 +190,15 @@ impl TaskSet {
 
     /// The next task that ended, or change among the containers that wait. Cancel-safe.
     pub(super) async fn next(&mut self) -> TaskNews {
-        let changes_at = self.policy.changes_at().filter(|_| !self.spare.is_empty() || !self.is_proven);
+        let changes_at = self
+            .policy
+            .changes_at()
+            .filter(|_| !self.spare.is_empty() || !self.is_proven);
         loop {
             tokio::select! {
                 biased;
-                Some((id, end)) = self.under_way.next() => match self.news(id, end) {
-                    Some(news) => return news,
-                    None => {}
+                Some((id, end)) = self.under_way.next() => if let Some(news) = self.news(id, end) {
+                    return news;
                 },
                 Ok(()) = self.waiting.changed() => return TaskNews::Waiting,
                 () = reached(changes_at) => return TaskNews::Waiting,
@@ -272,8 +279,9 @@ impl TaskSet {
         let id = TaskId::random();
         let (turn, its_turn) = TurnSender::new();
         let (runner, shutdown) = (Rc::clone(&self.runner), self.shutdown.subscribe());
-        self.under_way
-            .push(Box::pin(async move { (id, runner.run(id, its_turn, shutdown).await) }));
+        self.under_way.push(Box::pin(async move {
+            (id, runner.run(id, its_turn, shutdown).await)
+        }));
         let handle = TaskHandle {
             turn,
             gpus: Vec::new(),

@@ -107,7 +107,11 @@ impl WarmPolicy {
             WarmStart::Auto => (free + ahead).min(self.most_in_memory()),
         };
         // More would have to share GPUs.
-        if self.rules.has_gpus { wanted.min(free) } else { wanted }
+        if self.rules.has_gpus {
+            wanted.min(free)
+        } else {
+            wanted
+        }
     }
 
     /// How many to start at once while none of them has an event: more would only make the first one late.
@@ -140,8 +144,13 @@ impl WarmPolicy {
     }
 
     fn most_in_memory(&self) -> usize {
-        let most = self.rules.memory.map(|bytes| (bytes / PART_OF_MEMORY / BYTES).max(1));
-        most.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX))
+        let most = self
+            .rules
+            .memory
+            .map(|bytes| (bytes / PART_OF_MEMORY / BYTES).max(1));
+        most.map_or(usize::MAX, |most| {
+            usize::try_from(most).unwrap_or(usize::MAX)
+        })
     }
 }
 
@@ -176,7 +185,11 @@ mod tests {
     async fn a_container_waits_for_each_free_slot_and_one_more_for_the_next_event() {
         let policy = policy(rules(3));
         assert_eq!([0, 1, 3].map(|running| policy.wanted(running)), [4, 3, 1]);
-        assert_eq!(WarmPolicy::new(rules(3)).wanted(0), 3, "before the first event");
+        assert_eq!(
+            WarmPolicy::new(rules(3)).wanted(0),
+            3,
+            "before the first event"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -187,7 +200,10 @@ mod tests {
             policy.task_ended(Duration::from_millis(task_ms));
             policy.wanted(slots)
         };
-        assert_eq!([1_000, 300, 100, 50, 40, 1].map(|task_ms| ahead(1, task_ms)), [1, 1, 1, 2, 3, 4]);
+        assert_eq!(
+            [1_000, 300, 100, 50, 40, 1].map(|task_ms| ahead(1, task_ms)),
+            [1, 1, 1, 2, 3, 4]
+        );
         assert_eq!(ahead(8, 1_000), 1);
         assert_eq!(ahead(8, 400), 2);
     }
@@ -207,15 +223,38 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn memory_gpus_and_the_user_limit_how_many_wait() {
         let memory = Some(8 * 5 * BYTES);
-        assert_eq!(policy(WarmRules { memory, ..rules(64) }).wanted(0), 5);
+        assert_eq!(
+            policy(WarmRules {
+                memory,
+                ..rules(64)
+            })
+            .wanted(0),
+            5
+        );
         let memory = Some(1);
-        assert_eq!(policy(WarmRules { memory, ..rules(64) }).wanted(0), 1);
-        let has_gpus = policy(WarmRules { has_gpus: true, ..rules(2) });
+        assert_eq!(
+            policy(WarmRules {
+                memory,
+                ..rules(64)
+            })
+            .wanted(0),
+            1
+        );
+        let has_gpus = policy(WarmRules {
+            has_gpus: true,
+            ..rules(2)
+        });
         assert_eq!([0, 1, 2].map(|running| has_gpus.wanted(running)), [2, 1, 0]);
         let two = WarmStart::Containers(NonZeroU32::MIN.saturating_add(1));
-        let two = policy(WarmRules { setting: two, ..rules(64) });
+        let two = policy(WarmRules {
+            setting: two,
+            ..rules(64)
+        });
         assert_eq!([0, 64].map(|running| two.wanted(running)), [2, 2]);
-        let off = policy(WarmRules { setting: WarmStart::Off, ..rules(64) });
+        let off = policy(WarmRules {
+            setting: WarmStart::Off,
+            ..rules(64)
+        });
         assert_eq!(off.wanted(0), 0);
     }
 
@@ -223,7 +262,10 @@ mod tests {
     async fn one_that_died_is_replaced_after_a_pause_that_grows_until_the_machine_is_at_fault() {
         let mut policy = policy(rules(1));
         let pauses: Vec<_> = (1..DEATHS_MAX).map(|_| policy.died()).collect();
-        assert_eq!(pauses, [1, 2, 4, 8].map(|secs| Some(Duration::from_secs(secs))));
+        assert_eq!(
+            pauses,
+            [1, 2, 4, 8].map(|secs| Some(Duration::from_secs(secs)))
+        );
         assert_eq!(policy.wanted(0), 0);
         tokio::time::advance(Duration::from_secs(8)).await;
         assert_eq!(policy.wanted(0), 2);

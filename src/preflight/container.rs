@@ -7,9 +7,7 @@ use super::rung::{Workaround, is_about_cvmfs};
 use super::{CheckNote, CheckProblem};
 use crate::fault::Cause;
 use crate::process::ShutdownSender;
-use crate::task::probe_container::{
-    ContainerProbeDepth, ContainerProbeOutcome, GateTrial, probe,
-};
+use crate::task::probe_container::{ContainerProbeDepth, ContainerProbeOutcome, GateTrial, probe};
 use crate::task::{ContainerSpec, CvmfsBind, TaskContext, TaskStart};
 
 /// Starts a container of the init container's image, on a machine that is known to run containers.

@@ -76,7 +76,10 @@ pub async fn prepare_and_supervise<E: Send + 'static>(
         program: program.clone(),
         source,
     };
-    let (ended_by, hard_kill) = child.until_end(limits, work_begins, &mut shutdown).await.map_err(lost)?;
+    let (ended_by, hard_kill) = child
+        .until_end(limits, work_begins, &mut shutdown)
+        .await
+        .map_err(lost)?;
     let leftovers = child.sweep().await;
     let (exit, usage) = child.reap().map_err(lost)?;
     Ok(ChildExit {

@@ -271,7 +271,10 @@ impl Aggregate {
                 self.failed_secs += seconds;
             }
         }
-        if let Some(latency) = line.start_latency_secs.filter(|latency| latency.is_finite()) {
+        if let Some(latency) = line
+            .start_latency_secs
+            .filter(|latency| latency.is_finite())
+        {
             self.start_latencies.add_secs(latency);
             self.waited.0 += u64::from(line.container_waited == Some(true));
             self.waited.1 += 1;

@@ -153,7 +153,8 @@ fn time(report: &ReportNumbers) -> Table {
     }
     if let Some(latency) = &report.start_latency_secs {
         let waited = share(report.container_waited, report.container_begun);
-        let remark = format!("from the event to its task's beginning; {waited} found a container waiting");
+        let remark =
+            format!("from the event to its task's beginning; {waited} found a container waiting");
         table.fact("start, median", seconds(latency.median), &remark);
     }
     if report.failed_run_time_secs > 0.0 {

@@ -223,23 +223,9 @@ async fn start_to_end(
         }
         trace.began.get_or_insert(opened);
     }
-    if let Leftovers::Survive(pids) = &ended.leftovers {
-        error!(?pids, "processes of a container can't be killed");
-    }
-    let explained = out_of_memory(context, role, &ended, kills_before)
-        .map(TaskOutcome::Failed)
-        .or_else(|| ended_by_pilot(role, &ended, plan));
-    let judged = if let Some(outcome) = explained {
-        outcome
-    } else {
-        let [_, stderr_bytes] = written;
-        let stderr = read_stderr(stage, &stderr_bytes).await.map_err(NotRun::Task)?;
-        judge(context, role, ended.exit, plan, stage, &stderr, &shutdown).await
-    };
-    let outcome = match (judged, breach) {
-        (TaskOutcome::Interrupted, Some(breach)) => TaskOutcome::Failed(breach),
-        (outcome, _) => outcome,
-    };
+    let ended = (&ended, breach, kills_before);
+    let outcome = outcome((context, plan), role, stage, ended, &written, &shutdown).await;
+    let outcome = outcome.map_err(NotRun::Task)?;
     // The files of failed tasks are kept; of the others only the log remains.
     match (&outcome, context.dump) {
         (TaskOutcome::Failed(_), _) => show_output(context, role, stage, ShownOutput::Ends).await,
@@ -247,6 +233,33 @@ async fn start_to_end(
         _ => {}
     }
     Ok(outcome)
+}
+
+/// How a container's task ended, by all that is known when the container is gone.
+async fn outcome(
+    (context, plan): (&SharedTaskContext, &Arc<ContainerSpec>),
+    role: ContainerRole,
+    stage: &TaskDirs,
+    (ended, breach, kills_before): (&ChildExit, Option<TaskError>, u64),
+    [_, stderr_bytes]: &[BytesWritten; 2],
+    shutdown: &watch::Receiver<ShutdownPhase>,
+) -> Result<TaskOutcome, TaskError> {
+    if let Leftovers::Survive(pids) = &ended.leftovers {
+        error!(?pids, "processes of a container can't be killed");
+    }
+    let explained = out_of_memory(context, role, ended, kills_before)
+        .map(TaskOutcome::Failed)
+        .or_else(|| ended_by_pilot(role, ended, plan));
+    let judged = if let Some(outcome) = explained {
+        outcome
+    } else {
+        let stderr = read_stderr(stage, stderr_bytes).await?;
+        judge(context, role, ended.exit, plan, stage, &stderr, shutdown).await
+    };
+    Ok(match (judged, breach) {
+        (TaskOutcome::Interrupted, Some(breach)) => TaskOutcome::Failed(breach),
+        (outcome, _) => outcome,
+    })
 }
 
 /// Runs the container under its watchdog, and notes when its task begins. Also returns the error for which the
@@ -524,7 +537,10 @@ async fn judge(
 }
 
 /// Skips an empty file: reading it would take a thread.
-pub(super) async fn read_stderr(stage: &TaskDirs, written: &BytesWritten) -> Result<Stderr, TaskError> {
+pub(super) async fn read_stderr(
+    stage: &TaskDirs,
+    written: &BytesWritten,
+) -> Result<Stderr, TaskError> {
     if written.bytes() == 0 {
         return Ok(Stderr::default());
     }

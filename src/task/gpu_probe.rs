@@ -303,7 +303,8 @@ mod tests {
     /// What the programs print: one line of `nvidia-smi` as on an H100, the rest from their documentation.
     #[test]
     fn the_drivers_lists_are_understood() {
-        let text = "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-c84ca33f-4907-0217-67f5-4814e11110a2)\n";
+        let text =
+            "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-c84ca33f-4907-0217-67f5-4814e11110a2)\n";
         let listed = nvidias_list(text);
         assert_eq!(listed[0].model, "NVIDIA H100 80GB HBM3");
         let text = "GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77)\n  \

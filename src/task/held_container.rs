@@ -44,7 +44,11 @@ pub(super) async fn held<E>(
     mut shutdown: watch::Receiver<ShutdownPhase>,
 ) -> HeldEnd<E> {
     let told_to_end = async {
-        if shutdown.wait_for(|now| *now != ShutdownPhase::Run).await.is_err() {
+        if shutdown
+            .wait_for(|now| *now != ShutdownPhase::Run)
+            .await
+            .is_err()
+        {
             std::future::pending::<()>().await;
         }
     };
@@ -95,7 +99,10 @@ async fn opened(
 }
 
 fn hanging() -> NotRun {
-    let said = format!("a container was not made within {} s", STARTED_WITHIN.as_secs());
+    let said = format!(
+        "a container was not made within {} s",
+        STARTED_WITHIN.as_secs()
+    );
     NotRun::Broken(TaskError::setup(Cause::Hanging, &said))
 }
 

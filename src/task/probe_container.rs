@@ -14,13 +14,14 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::binds::binds;
-use super::staging::{HUB_IN_CONTAINER, IO_IN_CONTAINER, TaskDirs};
 use super::gate::{self, GateFiles};
+use super::staging::{HUB_IN_CONTAINER, IO_IN_CONTAINER, TaskDirs};
 use super::{ContainerSpec, ExternalError, TaskContext, TaskStart, file_work};
 use crate::blocking;
 use crate::config::Verbosity;
 use crate::container::{
-    self, Bind, ENV_DIR, GATE, ImageShape, LAST, MARK, ProbeFinding, RunSpec, RunscriptNeeds, Trials,
+    self, Bind, ENV_DIR, GATE, ImageShape, LAST, MARK, ProbeFinding, RunSpec, RunscriptNeeds,
+    Trials,
 };
 use crate::fault::{self, Cause, NO_COMMAND, ProbeResult, TaskError};
 use crate::process::{
@@ -464,7 +465,7 @@ impl<'a> ProbeContainer<'a> {
         let hidden = format!(".{}", self.word);
         let (hub_file, workdir) = (self.hub_file(), self.workdir.clone());
         let files = [QUESTION, ANSWER].map(|name| self.io.join(name));
-        let files = Vec::from_iter(files.into_iter().chain(gate::fifos(&self.io)));
+        let files: Vec<_> = files.into_iter().chain(gate::fifos(&self.io)).collect();
         Some(move || {
             let scratch = ["tmp", "var_tmp", "home"].map(|part| workdir.join(part).join(&hidden));
             let scripts = fs::read_dir(&workdir).into_iter().flatten().flatten();

@@ -21,9 +21,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::warn;
 
-use super::gate;
 use super::dir_pool::{DirPool, UsedDirs};
 use super::disk_space::{BudgetAnswer, DiskBudget};
+use super::gate;
 use crate::container::{remove_tree, tree_bytes};
 use crate::fault;
 use crate::ids::TaskId;

@@ -126,7 +126,9 @@ impl TaskRunner {
                 loop {
                     let turn = turn_of(turn_comes.as_mut());
                     let own = (&stage, &io, &gpus);
-                    let ended = self.run_container(own, turn, shutdown.clone(), &mut trace).await;
+                    let ended = self
+                        .run_container(own, turn, shutdown.clone(), &mut trace)
+                        .await;
                     attempts += 1;
                     // The event may have come meanwhile.
                     let _comes = turn_comes.as_mut().now_or_never();
@@ -142,7 +144,12 @@ impl TaskRunner {
         let _comes = infile.as_mut().now_or_never();
         if !has_event.get() {
             // Nothing is awaited between this look and the return, so no event can come and be lost.
-            drop(Leftover::of(stage, None, io.files().into(), &self.context.kept));
+            drop(Leftover::of(
+                stage,
+                None,
+                io.files().into(),
+                &self.context.kept,
+            ));
             return TaskEnd::Unused(ended.err().unwrap_or(ContainerLoss::CalledOff));
         }
         infile.as_mut().await;
@@ -242,7 +249,16 @@ impl TaskRunner {
             start: self.context.task_start,
         };
         let role = ContainerRole::Task;
-        let ended = launch(&self.context, &self.plan, role, own, turn_comes, shutdown, trace).await?;
+        let ended = launch(
+            &self.context,
+            &self.plan,
+            role,
+            own,
+            turn_comes,
+            shutdown,
+            trace,
+        )
+        .await?;
         if !matches!(ended, TaskOutcome::NoOutput) {
             return Ok(ended);
         }

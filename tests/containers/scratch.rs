@@ -139,7 +139,9 @@ fn a_result_is_out_before_what_its_task_left_is_cleared_away() {
     let left = scratch
         .flatten()
         // Others are those of containers that wait for an event.
-        .filter(|entry| fs::read_dir(entry.path().join("tmp")).is_ok_and(|files| files.count() > 0));
+        .filter(|entry| {
+            fs::read_dir(entry.path().join("tmp")).is_ok_and(|files| files.count() > 0)
+        });
     assert_eq!(left.count(), 1, "cleared away first");
     pilot.wait(SOON).assert_code(0);
     assert_only_the_hub_is_left(&scene);
