@@ -50,11 +50,11 @@ def _pilot(setting: Setting, section: Section, column: str, seconds: int) -> Non
     def add(what: str, unit: str, value: float, goal: Goal | None = None) -> None:
         section.row(what, unit, goal).add(column, value)
 
-    add("memory, share", "MiB", sum(share for _, share in sizes) / procfs.MIB, Goal(8))
+    add("memory, share", "MiB", sum(share for _, share in sizes) / procfs.MIB, Goal(6.5))
     add("memory, resident", "MiB", sum(size for size, _ in sizes) / procfs.MIB)
     if column in BUILDS:
         add("guardian's share of that", "MiB", sum(share for _, share in sizes[1:]) / procfs.MIB)
-    add("wake-ups a second", "1/s", wakes / seconds, Goal(2))
+    add("wake-ups a second", "1/s", wakes / seconds, Goal(1))
     add("CPU time a minute", "ms", spent / seconds * 60 * 1000)
 
 

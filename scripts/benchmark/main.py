@@ -27,6 +27,7 @@ _MODULES = {
     "g": "growth",
     "h": "fanout",
     "i": "far",
+    "j": "nested",
 }
 
 

@@ -25,13 +25,24 @@ _numbers = itertools.count()
 
 def encode(data: Any) -> bytes:
     """An event's body, as mqclient makes it."""
-    body: bytes = zstd.compress(json.dumps({"headers": {}, "data": data}).encode(), 3, 1)
+    return pack(json.dumps({"headers": {}, "data": data}).encode())
+
+
+def pack(message: bytes) -> bytes:
+    """As mqclient packs a message."""
+    body: bytes = zstd.compress(message, 3, 1)
     return body
+
+
+def unpack(body: bytes) -> bytes:
+    """The message."""
+    message: bytes = zstd.decompress(body)
+    return message
 
 
 def decode(body: bytes) -> Any:
     """A result's data."""
-    return json.loads(zstd.decompress(body))["data"]
+    return json.loads(unpack(body))["data"]
 
 
 def connect() -> pika.BlockingConnection:
