@@ -103,6 +103,8 @@ fn a_site_where_nothing_can_be_shown_in_a_container_is_no_obstacle() {
         "{}",
         outcome.stderr
     );
+    let line = "no container can wait for its event: no script can be shown in them";
+    assert!(outcome.stderr.contains(line), "{}", outcome.stderr);
     assert_eq!(outgoing.files().len(), 1);
 }
 

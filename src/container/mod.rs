@@ -14,6 +14,7 @@ mod probe_script;
 mod reference;
 mod rootfs;
 mod runscript;
+mod site_settings;
 mod template;
 
 pub use apptainer_places::{ApptainerCandidate, ApptainerPlace, ApptainerPlaces};
@@ -33,6 +34,7 @@ pub use probe_script::{
     ENV_DIR, InImage, LAST, MARK, ProbeFinding, Trials, found, mark, not_past, script,
 };
 pub use runscript::{RunscriptError, RunscriptNeeds};
+pub use site_settings::surely_allows_binds;
 pub use template::{
     ContainerPaths, OddPlaceholder, Template, TemplateError, names_outfile, odd_placeholders,
 };

@@ -51,7 +51,7 @@ async fn check_host(
     progress: &Progress,
     findings: &mut Findings,
 ) -> Result<(), PilotError> {
-    let host = prepare_host(config, guardian, progress, findings).await?;
+    let host = prepare_host(config, guardian, progress, findings, None).await?;
     if let Some(init) = &config.init {
         prepare_init(config, (&host.context, &host.task), init, findings).await?;
     }

@@ -8,26 +8,29 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
+use futures_util::future::{Either, LocalBoxFuture, ready, select};
 use tracing::{error, info};
 
 use super::PilotError;
 use super::host_binds::{BindSources, Binds};
 use super::host_images::{arguments, container_spec, unusable_image, usable_image};
 use super::own_paths::own_paths;
+use super::task_set::TaskSet;
 use crate::blocking;
 use crate::config::{Config, ContainerConfig, CvmfsPolicy, Preflight, WarmStart, variables};
 use crate::container::{
-    Apptainer, ApptainerEnvironment, ApptainerPlaces, ProcMount, UserNamespace,
+    Apptainer, ApptainerEnvironment, ApptainerPlaces, ProcMount, UserNamespace, surely_allows_binds,
 };
-use crate::fault::Diagnosis;
+use crate::fault::{Diagnosis, TaskError};
 use crate::preflight::{self, ApptainerSearch, Check, CheckNote, CheckProblem, Findings};
 use crate::process::{GuardianHandle, ShutdownSender};
 use crate::task::cvmfs::{CVMFS, find_cvmfs};
 use crate::task::disk_space::DiskBudget;
 use crate::task::staging::DataDirs;
 use crate::task::{
-    ActiveContainers, ContainerSpec, Cvmfs, ExternalDirs, ExternalError, GpuPool, MemoryKills,
-    ResourceLimits, SharedLook, TaskContext, TaskStart,
+    ActiveContainers, ContainerSpec, Cvmfs, CvmfsBind, ExternalDirs, ExternalError, GpuPool,
+    MemoryKills, ResourceLimits, SharedLook, SharedTaskContext, TaskContext, TaskStart,
 };
 use crate::telemetry::Progress;
 
@@ -36,6 +39,20 @@ use crate::telemetry::Progress;
 pub(super) struct PreparedHost {
     pub(super) context: TaskContext,
     pub(super) task: ContainerSpec,
+    /// The tasks, the first of which has a container that waits or is being made.
+    pub(super) tasks: Option<FirstTasks>,
+}
+
+/// Makes the tasks of a pilot whose host is prepared.
+pub(super) type MakeTasks<'a> = &'a dyn Fn(SharedTaskContext, ContainerSpec) -> TaskSet;
+
+/// Tasks, and whether the first container waits, once that is known.
+pub(super) struct FirstTasks(pub(super) LocalBoxFuture<'static, (TaskSet, Result<(), TaskError>)>);
+
+impl std::fmt::Debug for FirstTasks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FirstTasks")
+    }
 }
 
 /// The result and note of a check, or the error that ends the pilot.
@@ -61,6 +78,7 @@ pub(super) async fn prepare_host(
     guardian: GuardianHandle,
     progress: &Progress,
     findings: &mut Findings,
+    make_tasks: Option<MakeTasks<'_>>,
 ) -> Result<PreparedHost, PilotError> {
     let began = Instant::now();
     let mut log = CheckLog {
@@ -74,6 +92,7 @@ pub(super) async fn prepare_host(
                 config,
                 guardian,
                 progress,
+                make_tasks,
                 apptainer_scratch: dirs.apptainer(),
                 dirs,
             };
@@ -121,6 +140,8 @@ struct Host<'a> {
     config: &'a Config,
     guardian: GuardianHandle,
     progress: &'a Progress,
+    /// For a first container that is made beside the one that shows whether it can be.
+    make_tasks: Option<MakeTasks<'a>>,
     dirs: DataDirs,
     /// Where Apptainer and the checks' children may write.
     apptainer_scratch: PathBuf,
@@ -290,7 +311,12 @@ impl Host<'_> {
         let image = self.task_image(&mut context, search).await?;
         let task = container_spec(&context, container, args, image)?;
         let note = format!("`{}` can be read", task.image.display());
-        Ok((PreparedHost { context, task }, CheckNote::Fine(note)))
+        let prepared = PreparedHost {
+            context,
+            task,
+            tasks: None,
+        };
+        Ok((prepared, CheckNote::Fine(note)))
     }
 
     /// The task's image, converted by the first Apptainer that can, if need be with `--userns`. If none can,
@@ -337,14 +363,55 @@ impl Host<'_> {
         prepared: &mut PreparedHost,
         search: &mut ApptainerSearch<'_>,
     ) -> Option<Checked> {
-        let PreparedHost { context, task } = prepared;
         if self.config.preflight == Preflight::Skip {
             // Nothing has shown that a gate would hold.
-            context.task_start = TaskStart::WithContainer;
+            prepared.context.task_start = TaskStart::WithContainer;
             return None;
         }
-        let made = Box::pin(preflight::container(context, task, search)).await;
+        let first = self.first_tasks(prepared).await;
+        let PreparedHost {
+            context,
+            task,
+            tasks,
+        } = prepared;
+        let before = manner(context, task);
+        let made = Box::pin(preflight::container(context, task, search));
+        let made = match first {
+            None => made.await,
+            Some(FirstTasks(first)) => {
+                let (made, first) = match select(made, first).await {
+                    Either::Left((made, first)) => (made, first),
+                    Either::Right((first, made)) => (made.await, ready(first).boxed_local()),
+                };
+                // One that was made in another way, or can't wait, is of no use.
+                if made.is_ok() && before == manner(context, task) {
+                    *tasks = Some(FirstTasks(first));
+                }
+                made
+            }
+        };
         Some(made.map(|note| ((), note)).map_err(PilotError::from))
+    }
+
+    /// Begins the first container of a task, if it surely waits at its gate: then it is made beside the one that
+    /// shows whether containers can be made.
+    async fn first_tasks(&self, prepared: &PreparedHost) -> Option<FirstTasks> {
+        let PreparedHost { context, task, .. } = prepared;
+        let make_tasks = self.make_tasks?;
+        let program = context.apptainer.program().to_owned();
+        let allows = blocking::start(move || surely_allows_binds(&program));
+        if context.task_start == TaskStart::WithContainer
+            || self.wants_gpus()
+            || !allows.await.unwrap_or(false)
+        {
+            return None;
+        }
+        let mut tasks = make_tasks(Arc::new(context.clone()), task.clone());
+        let first = async move {
+            let waits = tasks.first_waits().await;
+            (tasks, waits)
+        };
+        Some(FirstTasks(first.boxed_local()))
     }
 
     /// Whether the GPUs are to be checked.
@@ -447,6 +514,20 @@ impl Host<'_> {
             .chain([CVMFS.into()])
             .collect()
     }
+}
+
+/// The ways of making containers that the ladder may change.
+fn manner(
+    context: &TaskContext,
+    task: &ContainerSpec,
+) -> (PathBuf, UserNamespace, ProcMount, CvmfsBind, TaskStart) {
+    (
+        context.apptainer.program().to_owned(),
+        context.user_namespace,
+        context.proc,
+        task.cvmfs,
+        context.task_start,
+    )
 }
 
 /// Runs a check, unless the user wants none.

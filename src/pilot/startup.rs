@@ -9,11 +9,12 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures_util::FutureExt;
 use futures_util::future::{Either, ready, select};
 use tracing::warn;
 
 use super::events::Status;
-use super::host_setup::{self, PreparedHost};
+use super::host_setup::{self, FirstTasks, PreparedHost};
 use super::recorder::Recorder;
 use super::task_set::TaskSet;
 use super::warm_start::WarmRules;
@@ -22,7 +23,7 @@ use crate::broker::{
     self, BrokerError, Encoding, OutagePolicy, Sink, Source, StartSender, StartSignal,
 };
 use crate::config::{Config, QueueConfig};
-use crate::fault::Diagnosis;
+use crate::fault::{Diagnosis, TaskError};
 use crate::preflight::Findings;
 use crate::process::{GuardianHandle, ShutdownPhase, ShutdownSender};
 use crate::signals::Signals;
@@ -89,11 +90,25 @@ async fn prepare(
     observers: &mut Observers<'_>,
 ) -> Result<TaskSet, PilotError> {
     let mut findings = Findings::default();
+    let make_tasks = |context, task| {
+        TaskSet::new(runner(config, outage_policy, context, task), warm_rules(config))
+    };
     let laying = async {
-        let laid = host_setup::prepare_host(config, guard, observers.progress, &mut findings).await;
+        let laid = host_setup::prepare_host(
+            config,
+            guard,
+            observers.progress,
+            &mut findings,
+            Some(&make_tasks),
+        );
+        let laid = laid.await;
         laid.inspect_err(|fatal| host_setup::report_site(config, fatal))
     };
-    let PreparedHost { context, task } = unless_signalled(observers.signals, laying).await?;
+    let PreparedHost {
+        context,
+        task,
+        tasks,
+    } = unless_signalled(observers.signals, laying).await?;
     let context = Arc::new(context);
     status_feed::show_gpus(observers.recorder.keeper(), &context.gpus);
     status_feed::follow_containers(observers.recorder.keeper(), &context);
@@ -112,55 +127,29 @@ async fn prepare(
         observers.recorder.initialized(began.elapsed());
         initialized?;
     }
-    let waits = context.task_start == TaskStart::AtGate;
-    let mut tasks = TaskSet::new(
-        runner(config, outage_policy, context, task),
-        warm_rules(config),
-    );
-    if waits {
-        let first = async {
-            tasks.first_waits().await.map_err(|error| {
-                let said = Diagnosis::of_text(&error.message());
-                PilotError::of(error.class(), said)
-            })
-        };
-        Box::pin(unless_signalled(observers.signals, first)).await?;
-    }
-    Ok(tasks)
-}
-
-/// Connects to all queues at once. No event is taken before results can be sent and all other steps are done.
-async fn connect(
-    config: &Config,
-    outage_policy: &OutagePolicy,
-    start_sender: &StartSender,
-    start_signal: &StartSignal,
-) -> Result<(Source, Sink), PilotError> {
-    let lost = |error: BrokerError| match error {
-        // The machine has no thread left, which is not the broker's fault.
-        BrokerError::Thread { .. } => {
-            PilotError::ExecutionPoint(Diagnosis::of_text(&error.to_string()))
+    let first = match tasks {
+        Some(FirstTasks(first)) => first,
+        None => {
+            let mut tasks = make_tasks(context, task);
+            let first = async move {
+                let waits = match tasks.runner().context.task_start {
+                    TaskStart::AtGate => tasks.first_waits().await,
+                    TaskStart::WithContainer => Ok(()),
+                };
+                (tasks, waits)
+            };
+            first.boxed_local()
         }
-        error => PilotError::Broker(Diagnosis::of_text(&error.to_string())),
     };
-    let (incoming, outgoing) = (places(&config.incoming), places(&config.outgoing));
-    let sinks = pin!(async {
-        let sink = broker::open_sinks(&outgoing, outage_policy, start_signal).await?;
-        start_sender.give();
-        Ok(sink)
-    });
-    let sources = pin!(broker::open_sources(
-        &incoming,
-        config.window(),
-        outage_policy,
-        start_signal
-    ));
-    let (sink, source) = match select(sinks, sources).await {
-        Either::Left((sink, sources)) => (sink.map_err(lost)?, sources.await),
-        // The source failed, or is a spool: an error of the sink counts first.
-        Either::Right((source, sinks)) => (sinks.await.map_err(lost)?, source),
+    let first = async {
+        let (tasks, waits) = first.await;
+        let unmade = |error: &TaskError| {
+            let said = Diagnosis::of_text(&error.message());
+            PilotError::of(error.class(), said)
+        };
+        waits.map(|()| tasks).map_err(|error| unmade(&error))
     };
-    Ok((source.map_err(lost)?, sink))
+    Box::pin(unless_signalled(observers.signals, first)).await
 }
 
 fn runner(

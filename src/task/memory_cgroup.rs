@@ -128,10 +128,10 @@ fn field(text: &str, name: &str) -> Option<u64> {
 }
 
 /// The kernel's kills in the pilot's control group, and how many of them a container's end explained.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct MemoryKills {
     group: Option<MemoryCgroup>,
-    claimed: AtomicU64,
+    claimed: Arc<AtomicU64>,
 }
 
 /// The end of a container that the kernel may have killed.
@@ -149,7 +149,7 @@ impl MemoryKills {
         let so_far = group.as_ref().and_then(MemoryCgroup::kills).unwrap_or(0);
         Self {
             group,
-            claimed: AtomicU64::new(so_far),
+            claimed: Arc::new(AtomicU64::new(so_far)),
         }
     }
 

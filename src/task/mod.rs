@@ -61,7 +61,7 @@ pub use watchdog::ResourceLimits;
 use staging::DataDirs;
 
 /// The settings and services that all containers of a pilot share.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct TaskContext {
     pub apptainer: Apptainer,
     /// The handle through which every container is started.
@@ -98,7 +98,7 @@ pub struct TaskContext {
 }
 
 /// The settings of one kind of container: the tasks', or the init container.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ContainerSpec {
     /// A sandbox directory.
     pub image: PathBuf,
