@@ -16,7 +16,8 @@ use super::active_containers::ActiveContainer;
 use super::binds::{own_binds, shared_binds};
 use super::fault_diagnosis::{self, Stderr};
 use super::gate::{self, Gate, GateFiles};
-use super::held_container::{HeldEnd, Hold, held, lost_at_gate};
+use super::container_end::{NotRun, TaskOutcome, Unbegun, lost_at_gate, outcome, staging_error};
+use super::held_container::{HeldEnd, Hold, held};
 use super::memory_cgroup::MemoryKillSign;
 use super::output_capture::{BytesWritten, OutputCapture, OutputCopying};
 use super::probe_container::{cause_of_spawn, shells_code};
@@ -37,26 +38,6 @@ use crate::process::{
     output::{self, ShownOutput},
 };
 use crate::telemetry::{OutputStream, Progress};
-
-/// How a task ended.
-#[derive(Debug)]
-pub enum TaskOutcome {
-    Output(Content),
-    /// It succeeded and wrote no output event. For a container alone: it succeeded.
-    NoOutput,
-    /// It failed, reached its time limit, or was hit by a fault of the machine.
-    Failed(TaskError),
-    /// It was told to end with the pilot and did not finish before.
-    Interrupted,
-}
-
-/// The reason why a task did not begin.
-#[derive(Debug, Clone)]
-pub(super) enum Unbegun {
-    CalledOff,
-    /// Its event could not be written.
-    Failed(TaskError),
-}
 
 /// What one container has of its own.
 #[derive(Debug, Clone, Copy)]
@@ -89,25 +70,6 @@ pub(super) async fn launch(
         Err(NotRun::CalledOff) => Err(ContainerLoss::CalledOff),
         Err(NotRun::Broken(error)) => Err(ContainerLoss::Broken(edited(error))),
         Err(NotRun::Died(error)) => Err(ContainerLoss::Died(edited(error))),
-    }
-}
-
-/// Why a container came to no task's outcome.
-pub(super) enum NotRun {
-    /// The error of its task.
-    Task(TaskError),
-    CalledOff,
-    /// The container's own, for a known cause, before its task began.
-    Broken(TaskError),
-    Died(TaskError),
-}
-
-impl From<Unbegun> for NotRun {
-    fn from(unbegun: Unbegun) -> Self {
-        match unbegun {
-            Unbegun::CalledOff => Self::CalledOff,
-            Unbegun::Failed(error) => Self::Task(error),
-        }
     }
 }
 
@@ -233,33 +195,6 @@ async fn start_to_end(
         _ => {}
     }
     Ok(outcome)
-}
-
-/// How a container's task ended, by all that is known when the container is gone.
-async fn outcome(
-    (context, plan): (&SharedTaskContext, &Arc<ContainerSpec>),
-    role: ContainerRole,
-    stage: &TaskDirs,
-    (ended, breach, kills_before): (&ChildExit, Option<TaskError>, u64),
-    [_, stderr_bytes]: &[BytesWritten; 2],
-    shutdown: &watch::Receiver<ShutdownPhase>,
-) -> Result<TaskOutcome, TaskError> {
-    if let Leftovers::Survive(pids) = &ended.leftovers {
-        error!(?pids, "processes of a container can't be killed");
-    }
-    let explained = out_of_memory(context, role, ended, kills_before)
-        .map(TaskOutcome::Failed)
-        .or_else(|| ended_by_pilot(role, ended, plan));
-    let judged = if let Some(outcome) = explained {
-        outcome
-    } else {
-        let stderr = read_stderr(stage, stderr_bytes).await?;
-        judge(context, role, ended.exit, plan, stage, &stderr, shutdown).await
-    };
-    Ok(match (judged, breach) {
-        (TaskOutcome::Interrupted, Some(breach)) => TaskOutcome::Failed(breach),
-        (outcome, _) => outcome,
-    })
 }
 
 /// Runs the container under its watchdog, and notes when its task begins. Also returns the error for which the
@@ -468,87 +403,6 @@ fn invocation(
     .map_err(|error| setup_error(&error, FaultClass::Task))
 }
 
-/// Whether the kernel killed a container for memory. The counters of the control group tell, because the
-/// container itself shows only a kill.
-pub(super) fn out_of_memory(
-    context: &TaskContext,
-    role: ContainerRole,
-    ended: &ChildExit,
-    kills_before: u64,
-) -> Option<TaskError> {
-    const KILLED: i32 = 128 + 9;
-    if ended.ended_by != StopCause::Itself {
-        return None;
-    }
-    let sign = match shells_code(ended.exit) {
-        0 => return None,
-        KILLED => MemoryKillSign::Killed,
-        _ if context.running.watch().borrow().is_empty() => MemoryKillSign::FailedAlone,
-        _ => return None,
-    };
-    if !context.memory_kills.explain(kills_before, sign) {
-        return None;
-    }
-    let limit = context.memory_kills.limit();
-    warn!(
-        largest_process_bytes = ended.usage.max_rss_bytes,
-        job_limit_bytes = limit,
-        "the kernel killed a container for memory"
-    );
-    Some(TaskError::OutOfMemory { role, limit })
-}
-
-/// The outcome of a container that the pilot ended. One that was told to end and exits with 0 has finished
-/// its work.
-fn ended_by_pilot(
-    role: ContainerRole,
-    ended: &ChildExit,
-    plan: &ContainerSpec,
-) -> Option<TaskOutcome> {
-    match (ended.ended_by, ended.exit) {
-        (StopCause::Timeout, _) => Some(TaskOutcome::Failed(TaskError::Timeout {
-            role,
-            after: plan.timeout.unwrap_or_default(),
-        })),
-        (StopCause::Shutdown, ExitStatus::Code(0)) => Some(TaskOutcome::NoOutput),
-        (StopCause::Shutdown, _) => Some(TaskOutcome::Interrupted),
-        (StopCause::Itself, _) => None,
-    }
-}
-
-/// The outcome of a container that ended by itself.
-async fn judge(
-    context: &TaskContext,
-    role: ContainerRole,
-    exit: ExitStatus,
-    plan: &ContainerSpec,
-    stage: &TaskDirs,
-    stderr: &Stderr,
-    shutdown: &watch::Receiver<ShutdownPhase>,
-) -> TaskOutcome {
-    let blame = fault_diagnosis::blame(context, plan, stage, exit, stderr, shutdown).await;
-    match (&blame, exit) {
-        (Attribution::Task | Attribution::Unknown, ExitStatus::Code(0)) => TaskOutcome::NoOutput,
-        (Attribution::Unknown, _) => TaskOutcome::Interrupted,
-        (Attribution::Task | Attribution::Cause(..), exit) => {
-            TaskOutcome::Failed(blame.error(role, python_code(exit), &stderr.tail))
-        }
-    }
-}
-
-/// Skips an empty file: reading it would take a thread.
-pub(super) async fn read_stderr(
-    stage: &TaskDirs,
-    written: &BytesWritten,
-) -> Result<Stderr, TaskError> {
-    if written.bytes() == 0 {
-        return Ok(Stderr::default());
-    }
-    let path = stage.stderr();
-    file_work(move || Stderr::read(&path).map_err(|error| staging_error("stderrfile", &error)))
-        .await
-}
-
 /// Copies a container's stdout to the pilot's stdout, and its stderr to the pilot's stderr. Waits for that,
 /// so that at most the running tasks have a copy pending, but not for a reader that is too slow: the files
 /// may then be removed unshown.
@@ -596,26 +450,9 @@ fn created(path: &Path, what: &'static str) -> Result<File, TaskError> {
     File::create(path).map_err(|error| staging_error(what, &error))
 }
 
-/// An error for a file or directory of a task that can't be written or read. Names the purpose and not the
-/// path, which is different for every task: services count equal texts.
-pub(super) fn staging_error(what: &'static str, error: &io::Error) -> TaskError {
-    TaskError::Os(format!(
-        "can't handle the task's {what}: {error}; see to the disk that holds `ewms-pilot-data`"
-    ))
-}
-
 fn setup_error(error: &dyn std::error::Error, class: FaultClass) -> TaskError {
     TaskError::ContainerSetup {
         message: error.to_string(),
         class,
-    }
-}
-
-/// A process's return code as Python and all services that count our errors have it: -N for a process ended
-/// by signal N.
-pub(super) fn python_code(exit: ExitStatus) -> i32 {
-    match exit {
-        ExitStatus::Code(code) => code,
-        ExitStatus::Signal(signal) => -signal,
     }
 }

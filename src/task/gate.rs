@@ -12,18 +12,9 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use tokio::net::unix::pipe;
 
-use super::staging::IO_IN_CONTAINER;
+use super::staging::{GATE_FILES, IO_IN_CONTAINER, gate_files};
 use crate::blocking;
 use crate::container::{BEGINS, Bind, GatePaths, WAITS, gate_bind, gate_script};
-
-/// The names of the FIFOs.
-const OPENS: &str = ".gate";
-const REPORTS: &str = ".at-gate";
-
-/// Both FIFOs of a gate in the directory `dir`.
-pub(super) fn fifos(dir: &Path) -> [PathBuf; 2] {
-    [dir.join(OPENS), dir.join(REPORTS)]
-}
 
 /// The gate's script, and the bind by which a container with the other `binds` gets it. Blocks.
 ///
@@ -33,7 +24,7 @@ pub(super) fn bind(
     binds: &[Bind],
     script: impl FnOnce(&str) -> io::Result<PathBuf>,
 ) -> io::Result<Bind> {
-    let [opens, reports] = [OPENS, REPORTS].map(|name| format!("{IO_IN_CONTAINER}/{name}"));
+    let [opens, reports] = GATE_FILES.map(|name| format!("{IO_IN_CONTAINER}/{name}"));
     let paths = GatePaths {
         opens: &opens,
         reports: &reports,
@@ -55,7 +46,7 @@ impl GateFiles {
     /// # Errors
     /// When the file system can't have them.
     pub(super) fn make(dir: &Path) -> io::Result<Self> {
-        let names = fifos(dir);
+        let names = gate_files(dir);
         for name in &names {
             remove(name)?;
             mkfifo(name, Mode::S_IRUSR | Mode::S_IWUSR)?;

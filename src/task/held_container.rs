@@ -7,14 +7,11 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
-use super::container_run::{NotRun, Unbegun, out_of_memory, python_code, read_stderr};
-use super::fault_diagnosis;
+use super::container_end::{NotRun, Unbegun};
 use super::gate::{Gate, GateFiles};
-use super::output_capture::BytesWritten;
-use super::staging::TaskDirs;
-use super::{ActiveContainers, ContainerSpec, TaskContext};
-use crate::fault::{self, Attribution, Cause, ContainerRole, TaskError};
-use crate::process::{ChildExit, ExitStatus, ShutdownPhase, StopCause};
+use super::ActiveContainers;
+use crate::fault::{Cause, TaskError};
+use crate::process::{ChildExit, ShutdownPhase};
 
 /// A start takes about 0.1 s, and some seconds on an overcommitted machine.
 const STARTED_WITHIN: Duration = Duration::from_mins(1);
@@ -104,41 +101,4 @@ fn hanging() -> NotRun {
         STARTED_WITHIN.as_secs()
     );
     NotRun::Broken(TaskError::setup(Cause::Hanging, &said))
-}
-
-/// Why a container ended before its task began, which is never the task's doing.
-pub(super) async fn lost_at_gate(
-    (context, plan): (&TaskContext, &ContainerSpec),
-    stage: &TaskDirs,
-    (ended, kills_before): (ChildExit, u64),
-    [_, stderr_bytes]: &[BytesWritten; 2],
-    shutdown: &watch::Receiver<ShutdownPhase>,
-) -> NotRun {
-    if ended.ended_by != StopCause::Itself {
-        return NotRun::CalledOff;
-    }
-    if let Some(error) = out_of_memory(context, ContainerRole::Task, &ended, kills_before) {
-        return NotRun::Died(error);
-    }
-    let stderr = match read_stderr(stage, stderr_bytes).await {
-        Ok(stderr) => stderr,
-        Err(error) => return NotRun::Broken(error),
-    };
-    match fault_diagnosis::blame(context, plan, stage, ended.exit, &stderr, shutdown).await {
-        blame @ Attribution::Cause(..) => {
-            let code = python_code(ended.exit);
-            NotRun::Broken(blame.error(ContainerRole::Task, code, &stderr.tail))
-        }
-        Attribution::Unknown => NotRun::CalledOff,
-        Attribution::Task => NotRun::Died(died(ended.exit, &fault::reason(&stderr.tail))),
-    }
-}
-
-fn died(exit: ExitStatus, said: &str) -> TaskError {
-    let how = match exit {
-        ExitStatus::Code(code) => format!("exit code {code}"),
-        ExitStatus::Signal(signal) => format!("signal {signal}"),
-    };
-    let said = format!("a container ended before its task began ({how}): {said}");
-    TaskError::setup(Cause::Killed, &said)
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tracing::{Instrument, info, info_span};
 
-use super::container_run::{ContainerOwn, TaskOutcome, launch, staging_error};
+use super::container_end::{TaskOutcome, staging_error};
+use super::container_run::{ContainerOwn, launch};
 use super::staging::DirDisposal;
 use super::{
     ContainerLoss, ContainerSpec, Leftover, SharedTaskContext, TaskMetrics, TaskStart, file_work,

@@ -14,6 +14,7 @@ use crate::telemetry::Progress;
 mod active_containers;
 mod binds;
 mod cleanup;
+mod container_end;
 mod container_run;
 pub mod cvmfs;
 mod dir_pool;
@@ -44,7 +45,7 @@ mod watchdog;
 
 pub use active_containers::{ActiveContainers, ContainerPids};
 pub use cleanup::Leftover;
-pub use container_run::TaskOutcome;
+pub use container_end::TaskOutcome;
 pub use cvmfs::Cvmfs;
 pub use event_copy::EventCopy;
 pub use event_files::MemoryBudget;

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::binds::binds;
 use super::gate::{self, GateFiles};
-use super::staging::{HUB_IN_CONTAINER, IO_IN_CONTAINER, TaskDirs};
+use super::staging::{HUB_IN_CONTAINER, IO_IN_CONTAINER, TaskDirs, gate_files};
 use super::{ContainerSpec, ExternalError, TaskContext, TaskStart, file_work};
 use crate::blocking;
 use crate::config::Verbosity;
@@ -465,7 +465,7 @@ impl<'a> ProbeContainer<'a> {
         let hidden = format!(".{}", self.word);
         let (hub_file, workdir) = (self.hub_file(), self.workdir.clone());
         let files = [QUESTION, ANSWER].map(|name| self.io.join(name));
-        let files: Vec<_> = files.into_iter().chain(gate::fifos(&self.io)).collect();
+        let files: Vec<_> = files.into_iter().chain(gate_files(&self.io)).collect();
         Some(move || {
             let scratch = ["tmp", "var_tmp", "home"].map(|part| workdir.join(part).join(&hidden));
             let scripts = fs::read_dir(&workdir).into_iter().flatten().flatten();

@@ -23,7 +23,6 @@ use tracing::warn;
 
 use super::dir_pool::{DirPool, UsedDirs};
 use super::disk_space::{BudgetAnswer, DiskBudget};
-use super::gate;
 use crate::container::{remove_tree, tree_bytes};
 use crate::fault;
 use crate::ids::TaskId;
@@ -38,6 +37,8 @@ pub const HUB_IN_CONTAINER: &str = "/ewms-pilot-data/data-hub";
 pub const INPUTS_IN_CONTAINER: &str = "/ewms-pilot-data/input-files";
 /// The path of a task's own directory in its container.
 pub const IO_IN_CONTAINER: &str = "/ewms-pilot-data/task-io";
+/// The FIFOs of a container's gate, in the task's own directory: the one that opens it, the one for reports.
+pub(super) const GATE_FILES: [&str; 2] = [".gate", ".at-gate"];
 const IO_DIR: &str = "task-io";
 const OUTPUTS_DIR: &str = "outputs";
 const OUTPUT_FILES: [&str; 2] = ["stdoutfile", "stderrfile"];
@@ -58,6 +59,11 @@ pub fn outputs_of(parent: &Path, name: &str) -> [PathBuf; 2] {
 #[must_use]
 pub fn scratch_of(parent: &Path) -> PathBuf {
     parent.join(SCRATCH_DIR)
+}
+
+/// Those of a gate in the directory `dir`.
+pub(super) fn gate_files(dir: &Path) -> [PathBuf; 2] {
+    GATE_FILES.map(|name| dir.join(name))
 }
 
 /// The directories that outlive a task.
@@ -363,7 +369,7 @@ impl TaskIo {
     /// All files of ours in it: infile, outfile, and the gate's of a container that was never let go.
     #[must_use]
     pub fn files(&self) -> [PathBuf; 4] {
-        let [opens, reports] = gate::fifos(&self.dir);
+        let [opens, reports] = gate_files(&self.dir);
         [self.infile(), self.outfile(), opens, reports]
     }
 

@@ -10,9 +10,8 @@ use futures_util::future::{MaybeDone, maybe_done};
 use tokio::sync::{oneshot, watch};
 use tracing::{Instrument, error, info, info_span, warn};
 
-use super::container_run::{
-    ContainerOwn, TaskOutcome, Unbegun, launch, show_output, staging_error,
-};
+use super::container_end::{TaskOutcome, Unbegun, staging_error};
+use super::container_run::{ContainerOwn, launch, show_output};
 use super::event_copy::{EventCopy, PendingCopy};
 use super::event_files::{self, MemoryBudget, OutfileState, WantedResult};
 use super::staging::{DirDisposal, TaskDirs, TaskIo};
