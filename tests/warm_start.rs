@@ -181,11 +181,16 @@ fn a_task_that_starts_a_container_itself_is_not_held_at_its_own_gate() {
 fn nested_in_a_container_a_pilots_containers_wait_and_show_the_same() {
     let (scene, incoming, outgoing) = Scene::task(images::busybox(), LOOK).spool();
     let mut scene = scene.program("/usr/bin/apptainer");
-    for word in ["--quiet", "exec", "--bind", "/images", "--bind", "/test", "--pwd"] {
+    for word in [
+        "--quiet", "exec", "--bind", "/images", "--bind", "/test", "--pwd",
+    ] {
         scene = scene.arg(word);
     }
     let directory = scene.dir().to_owned();
-    let scene = scene.arg(directory).arg(pilot_images().join("pilot")).arg(pilot_binary());
+    let scene = scene
+        .arg(directory)
+        .arg(pilot_images().join("pilot"))
+        .arg(pilot_binary());
     let (waited, record) = looked(&scene, &incoming, &outgoing);
     assert_eq!(record["container_waited"], true, "{record}");
     let (cold, record) = looked(&scene.set(SETTING, "False"), &incoming, &outgoing);
@@ -313,7 +318,8 @@ fn a_machine_that_breaks_shows_it_before_the_next_event_is_taken() {
 
 #[test]
 fn without_a_preflight_nothing_shows_that_a_gate_holds_so_none_is_used() {
-    let (scene, incoming, outgoing) = Scene::task(images::busybox(), "cp {{INFILE}} {{OUTFILE}}").spool();
+    let (scene, incoming, outgoing) =
+        Scene::task(images::busybox(), "cp {{INFILE}} {{OUTFILE}}").spool();
     incoming.put("a.txt", "1");
     let scene = scene.set("EWMS_PILOT_PREFLIGHT", "False");
     scene.run(SOON * 2).assert_code(0);

@@ -39,7 +39,9 @@ mod tests {
 
     #[test]
     fn a_site_that_forbids_binds_anywhere_or_whose_settings_are_not_found_is_not_relied_on() {
-        assert!(allows_binds("# user bind control = no\nuser bind control = yes\n"));
+        assert!(allows_binds(
+            "# user bind control = no\nuser bind control = yes\n"
+        ));
         assert!(allows_binds("mount tmp = yes\n"));
         assert!(!allows_binds("user bind control = no\n"));
         let top = tempfile::tempdir().expect("a directory");

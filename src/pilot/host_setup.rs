@@ -420,7 +420,7 @@ impl Host<'_> {
     }
 
     async fn gpus(&self, prepared: &mut PreparedHost) -> Option<Checked> {
-        let PreparedHost { context, task } = prepared;
+        let PreparedHost { context, task, .. } = prepared;
         let seen = preflight::gpus(context, task).await?;
         Some(seen.map(|note| ((), note)).map_err(PilotError::from))
     }

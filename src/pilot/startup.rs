@@ -91,7 +91,10 @@ async fn prepare(
 ) -> Result<TaskSet, PilotError> {
     let mut findings = Findings::default();
     let make_tasks = |context, task| {
-        TaskSet::new(runner(config, outage_policy, context, task), warm_rules(config))
+        TaskSet::new(
+            runner(config, outage_policy, context, task),
+            warm_rules(config),
+        )
     };
     let laying = async {
         let laid = host_setup::prepare_host(
@@ -127,19 +130,18 @@ async fn prepare(
         observers.recorder.initialized(began.elapsed());
         initialized?;
     }
-    let first = match tasks {
-        Some(FirstTasks(first)) => first,
-        None => {
-            let mut tasks = make_tasks(context, task);
-            let first = async move {
-                let waits = match tasks.runner().context.task_start {
-                    TaskStart::AtGate => tasks.first_waits().await,
-                    TaskStart::WithContainer => Ok(()),
-                };
-                (tasks, waits)
+    let first = if let Some(FirstTasks(first)) = tasks {
+        first
+    } else {
+        let mut tasks = make_tasks(context, task);
+        let first = async move {
+            let waits = match tasks.runner().context.task_start {
+                TaskStart::AtGate => tasks.first_waits().await,
+                TaskStart::WithContainer => Ok(()),
             };
-            first.boxed_local()
-        }
+            (tasks, waits)
+        };
+        first.boxed_local()
     };
     let first = async {
         let (tasks, waits) = first.await;
@@ -150,6 +152,40 @@ async fn prepare(
         waits.map(|()| tasks).map_err(|error| unmade(&error))
     };
     Box::pin(unless_signalled(observers.signals, first)).await
+}
+
+/// Connects to all queues at once. No event is taken before results can be sent and all other steps are done.
+async fn connect(
+    config: &Config,
+    outage_policy: &OutagePolicy,
+    start_sender: &StartSender,
+    start_signal: &StartSignal,
+) -> Result<(Source, Sink), PilotError> {
+    let lost = |error: BrokerError| match error {
+        // The machine has no thread left, which is not the broker's fault.
+        BrokerError::Thread { .. } => {
+            PilotError::ExecutionPoint(Diagnosis::of_text(&error.to_string()))
+        }
+        error => PilotError::Broker(Diagnosis::of_text(&error.to_string())),
+    };
+    let (incoming, outgoing) = (places(&config.incoming), places(&config.outgoing));
+    let sinks = pin!(async {
+        let sink = broker::open_sinks(&outgoing, outage_policy, start_signal).await?;
+        start_sender.give();
+        Ok(sink)
+    });
+    let sources = pin!(broker::open_sources(
+        &incoming,
+        config.window(),
+        outage_policy,
+        start_signal
+    ));
+    let (sink, source) = match select(sinks, sources).await {
+        Either::Left((sink, sources)) => (sink.map_err(lost)?, sources.await),
+        // The source failed, or is a spool: an error of the sink counts first.
+        Either::Right((source, sinks)) => (sinks.await.map_err(lost)?, source),
+    };
+    Ok((source.map_err(lost)?, sink))
 }
 
 fn runner(

@@ -188,10 +188,7 @@ async fn judge(
 }
 
 /// Skips an empty file: reading it would take a thread.
-async fn read_stderr(
-    stage: &TaskDirs,
-    written: &BytesWritten,
-) -> Result<Stderr, TaskError> {
+async fn read_stderr(stage: &TaskDirs, written: &BytesWritten) -> Result<Stderr, TaskError> {
     if written.bytes() == 0 {
         return Ok(Stderr::default());
     }

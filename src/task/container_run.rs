@@ -10,31 +10,26 @@ use std::time::Instant;
 use futures_util::FutureExt;
 use nix::libc;
 use tokio::sync::{oneshot, watch};
-use tracing::{error, warn};
+use tracing::warn;
 
 use super::active_containers::ActiveContainer;
 use super::binds::{own_binds, shared_binds};
-use super::fault_diagnosis::{self, Stderr};
-use super::gate::{self, Gate, GateFiles};
 use super::container_end::{NotRun, TaskOutcome, Unbegun, lost_at_gate, outcome, staging_error};
+use super::gate::{self, Gate, GateFiles};
 use super::held_container::{HeldEnd, Hold, held};
-use super::memory_cgroup::MemoryKillSign;
-use super::output_capture::{BytesWritten, OutputCapture, OutputCopying};
-use super::probe_container::{cause_of_spawn, shells_code};
+use super::output_capture::{OutputCapture, OutputCopying};
+use super::probe_container::cause_of_spawn;
 use super::shared_look::SharedLook;
 use super::staging::{HUB_IN_CONTAINER, INPUTS_IN_CONTAINER, TaskDirs, TaskIo};
 use super::watchdog::{self, ProgressSources, ResourceLimits};
-use super::{
-    ContainerLoss, ContainerSpec, SharedTaskContext, TaskContext, TaskMetrics, TaskStart, file_work,
-};
+use super::{ContainerLoss, ContainerSpec, SharedTaskContext, TaskContext, TaskMetrics, TaskStart};
 use crate::blocking;
-use crate::broker::Content;
 use crate::config::{DumpOutput, GpuSet};
 use crate::container::{self, Bind, ContainerPaths, Invocation, RunSpec};
-use crate::fault::{self, Attribution, Cause, ContainerRole, FaultClass, TaskError};
+use crate::fault::{self, Cause, ContainerRole, FaultClass, TaskError};
 use crate::process::{
-    self, ChildExit, ChildLimits, ChildPreparation, ChildSpec, ExitStatus, Leftovers,
-    ShutdownPhase, ShutdownSender, SpawnError, StartFailure, StopCause,
+    self, ChildExit, ChildLimits, ChildPreparation, ChildSpec, ShutdownPhase, ShutdownSender,
+    SpawnError, StartFailure, StopCause,
     output::{self, ShownOutput},
 };
 use crate::telemetry::{OutputStream, Progress};

@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
+use super::ActiveContainers;
 use super::container_end::{NotRun, Unbegun};
 use super::gate::{Gate, GateFiles};
-use super::ActiveContainers;
 use crate::fault::{Cause, TaskError};
 use crate::process::{ChildExit, ShutdownPhase};
 

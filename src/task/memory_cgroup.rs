@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::container::{MountPoint, MountTable};
@@ -282,7 +283,7 @@ mod tests {
             let file = group.directory.join(version.counters());
             let kills = MemoryKills {
                 group: Some(group),
-                claimed: AtomicU64::new(3),
+                claimed: Arc::new(AtomicU64::new(3)),
             };
             let before = kills.count();
             assert_eq!(before, 3);

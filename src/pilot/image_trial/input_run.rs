@@ -18,7 +18,7 @@ use crate::ids::TaskId;
 use crate::process::ShutdownPhase;
 use crate::regular_file;
 use crate::task::staging::{DATA_DIR, outputs_of};
-use crate::task::{StartGate, TaskMetrics, TaskOutcome, TaskReport, TaskRunner};
+use crate::task::{TaskEnd, TaskMetrics, TaskOutcome, TaskReport, TaskRunner, TurnSender};
 
 /// What all inputs share.
 pub(super) struct InputRun {
@@ -44,15 +44,22 @@ impl InputRun {
             Ok(Err(error)) => return unread(input, &error.to_string()),
             Err(error) => return unread(input, &error.to_string()),
         };
-        let gate = StartGate::Now(self.runner.context.gpus.take());
-        let ended = Rc::clone(&self.runner).run(id, event, gate, shutdown).await;
+        let (mut sender, turn) = TurnSender::new();
+        sender.make_container(self.runner.context.gpus.take());
+        sender.give_event(event);
+        sender.start();
+        let ended = Rc::clone(&self.runner).run(id, turn, shutdown).await;
+        let TaskEnd::Task(ended) = ended else {
+            // Called off before it had its event.
+            return not_done(input);
+        };
         let TaskReport {
             outcome,
             wall,
             trace,
             leftover,
             event: _,
-        } = ended;
+        } = *ended;
         let files = TaskFiles {
             input: input.clone(),
             cwd: self.cwd.clone(),
@@ -72,6 +79,16 @@ impl InputRun {
             wall,
             stderr,
         }
+    }
+}
+
+fn not_done(input: TrialInput) -> TriedInput {
+    TriedInput {
+        end: InputEnd::NotDone,
+        input,
+        wall: Duration::ZERO,
+        memory: None,
+        stderr: None,
     }
 }
 

@@ -250,9 +250,9 @@ impl ImageTrial {
         }
         let mut findings = Findings::default();
         let output = Progress::unseen();
-        let preparing = host_setup::prepare_host(config, guard, &output, &mut findings);
+        let preparing = host_setup::prepare_host(config, guard, &output, &mut findings, None);
         let prepared = unless_signalled(signals, Box::pin(preparing)).await?;
-        let PreparedHost { context, task } = prepared;
+        let PreparedHost { context, task, .. } = prepared;
         let context = Arc::new(context);
         self.say_where(&task.image, screen).await;
         if let Some(init) = &config.init {
