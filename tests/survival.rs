@@ -185,6 +185,8 @@ fn a_guardian_that_dies_is_replaced_and_its_successor_guards_what_runs() {
     .spool();
     let scene = scene.set("EWMS_PILOT_MAX_CONCURRENT_TASKS", "2");
     let scene = scene.set("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "60");
+    // The only child is the task's container.
+    let scene = scene.set("EWMS_PILOT_WARM_START", "False");
     incoming.put("long.txt", "long\n");
     let mut pilot = scene.start();
     // Not just any container: that of the preflight comes first.

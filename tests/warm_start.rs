@@ -240,7 +240,7 @@ fn waiting_containers_are_shown_hidden_from_others_and_ended_at_once_by_a_drain(
 fn one_that_is_killed_is_replaced_and_costs_no_event() {
     let (scene, incoming, outgoing) =
         Scene::task(images::busybox(), "cp {{INFILE}} {{OUTFILE}}").spool();
-    let scene = scene.set("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "8");
+    let scene = scene.set("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "20");
     let mut pilot = scene.start();
     await_waiting(&scene, &pilot, 1);
     assert_ne!(kill_waiting(&pilot, None), 0);

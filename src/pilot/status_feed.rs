@@ -46,6 +46,8 @@ pub(super) fn show_gpus(keeper: &StatusWriter, gpus: &GpuPool) {
 pub(super) fn follow_containers(keeper: &StatusWriter, context: &TaskContext) {
     let (mut running, mut waiting) = (context.running.watch(), context.waiting.watch());
     let keeper = keeper.clone();
+    // A container may wait already.
+    waiting.mark_changed();
     // Runs until the context is dropped.
     tokio::spawn(async move {
         loop {

@@ -28,6 +28,17 @@ pub enum TaskOutcome {
     Interrupted,
 }
 
+/// The reason why a container that waited for its event never got one.
+#[derive(Debug)]
+pub enum ContainerLoss {
+    /// It was let go, or the pilot ends.
+    CalledOff,
+    /// It could not be made, for a cause that is known: no other can be.
+    Broken(TaskError),
+    /// It ended without a known cause: something killed it.
+    Died(TaskError),
+}
+
 /// The reason why a task did not begin.
 #[derive(Debug, Clone)]
 pub(super) enum Unbegun {

@@ -45,7 +45,7 @@ mod watchdog;
 
 pub use active_containers::{ActiveContainers, ContainerPids};
 pub use cleanup::Leftover;
-pub use container_end::TaskOutcome;
+pub use container_end::{ContainerLoss, TaskOutcome};
 pub use cvmfs::Cvmfs;
 pub use event_copy::EventCopy;
 pub use event_files::MemoryBudget;
@@ -55,7 +55,7 @@ pub use gpus::{GpuLease, GpuPool, models};
 pub use memory_cgroup::MemoryKills;
 pub use metrics::TaskMetrics;
 pub use shared_look::SharedLook;
-pub use task_runner::{ContainerLoss, TaskEnd, TaskReport, TaskRunner};
+pub use task_runner::{TaskEnd, TaskReport, TaskRunner};
 pub use turn::{Turn, TurnSender};
 pub use watchdog::ResourceLimits;
 

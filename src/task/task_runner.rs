@@ -10,7 +10,7 @@ use futures_util::future::{MaybeDone, maybe_done};
 use tokio::sync::{oneshot, watch};
 use tracing::{Instrument, error, info, info_span, warn};
 
-use super::container_end::{TaskOutcome, Unbegun, staging_error};
+use super::container_end::{ContainerLoss, TaskOutcome, Unbegun, staging_error};
 use super::container_run::{ContainerOwn, launch, show_output};
 use super::event_copy::{EventCopy, PendingCopy};
 use super::event_files::{self, MemoryBudget, OutfileState, WantedResult};
@@ -61,17 +61,6 @@ pub enum TaskEnd {
     Task(Box<TaskReport>),
     /// No event was given to it.
     Unused(ContainerLoss),
-}
-
-/// The reason why a container that waited for its event never got one.
-#[derive(Debug)]
-pub enum ContainerLoss {
-    /// It was let go, or the pilot ends.
-    CalledOff,
-    /// It could not be made, for a cause that is known: no other can be.
-    Broken(TaskError),
-    /// It ended without a known cause: something killed it.
-    Died(TaskError),
 }
 
 /// An event in its infile, or the error of writing it.
