@@ -56,7 +56,7 @@ pub use memory_cgroup::MemoryKills;
 pub use metrics::TaskMetrics;
 pub use shared_look::SharedLook;
 pub use task_runner::{TaskEnd, TaskReport, TaskRunner};
-pub use turn::{Turn, TurnSender};
+pub use turn::{TaskTurn, TurnSender};
 pub use watchdog::ResourceLimits;
 
 use staging::DataDirs;

@@ -15,7 +15,9 @@ use super::container_run::{ContainerOwn, launch, show_output};
 use super::event_copy::{EventCopy, PendingCopy};
 use super::event_files::{self, MemoryBudget, OutfileState, WantedResult};
 use super::staging::{DirDisposal, TaskDirs, TaskIo};
-use super::{ContainerSpec, GpuLease, Leftover, SharedTaskContext, TaskMetrics, Turn, file_work};
+use super::{
+    ContainerSpec, GpuLease, Leftover, SharedTaskContext, TaskMetrics, TaskTurn, file_work,
+};
 use crate::broker::{BodyStore, Content, Encoding, MessageLimit};
 use crate::config::{DumpOutput, KeepFiles};
 use crate::fault::{ContainerRole, TaskError};
@@ -75,7 +77,7 @@ impl TaskRunner {
     pub async fn run(
         self: std::rc::Rc<Self>,
         id: TaskId,
-        turn: Turn,
+        turn: TaskTurn,
         shutdown: watch::Receiver<ShutdownPhase>,
     ) -> TaskEnd {
         let span = info_span!("task", task_id = %id);
@@ -85,10 +87,10 @@ impl TaskRunner {
     async fn run_turn(
         &self,
         id: TaskId,
-        turn: Turn,
+        turn: TaskTurn,
         shutdown: watch::Receiver<ShutdownPhase>,
     ) -> TaskEnd {
-        let Turn {
+        let TaskTurn {
             container,
             mut event,
             start,

@@ -16,7 +16,7 @@ pub struct TurnSender {
 
 /// The task's end.
 #[derive(Debug)]
-pub struct Turn {
+pub struct TaskTurn {
     /// The container may be made, with these GPUs.
     pub(super) container: oneshot::Receiver<GpuLease>,
     pub(super) event: oneshot::Receiver<Content>,
@@ -25,7 +25,7 @@ pub struct Turn {
 
 impl TurnSender {
     #[must_use]
-    pub fn new() -> (Self, Turn) {
+    pub fn new() -> (Self, TaskTurn) {
         let (container, make) = oneshot::channel();
         let (event, given) = oneshot::channel();
         let (start, started) = oneshot::channel();
@@ -34,7 +34,7 @@ impl TurnSender {
             event: Some(event),
             start: Some(start),
         };
-        let turn = Turn {
+        let turn = TaskTurn {
             container: make,
             event: given,
             start: started,
