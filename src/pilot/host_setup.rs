@@ -402,6 +402,8 @@ impl Host<'_> {
         let allows = blocking::start(move || surely_allows_binds(&program));
         if context.task_start == TaskStart::WithContainer
             || self.wants_gpus()
+            // It would only wait for the init container.
+            || self.config.init.is_some()
             || !allows.await.unwrap_or(false)
         {
             return None;

@@ -136,7 +136,7 @@ async fn prepare(
         let mut tasks = make_tasks(context, task);
         let first = async move {
             let waits = match tasks.runner().context.task_start {
-                TaskStart::AtGate => tasks.first_waits().await,
+                TaskStart::AtGate | TaskStart::AtOpenGate => tasks.first_waits().await,
                 TaskStart::WithContainer => Ok(()),
             };
             (tasks, waits)
@@ -212,7 +212,7 @@ fn warm_rules(config: &Config) -> WarmRules {
         setting: config.warm_start,
         slots: size(config.slots),
         cores: size(config.cores),
-        memory: config.condor.request.memory,
+        memory: config.condor.memory,
         has_gpus: config.gpus.each > 0,
     }
 }

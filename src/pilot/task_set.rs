@@ -183,8 +183,9 @@ impl TaskSet {
             held += 1;
             starting += 1;
         }
-        if wanted == 0 {
-            self.spare.clear();
+        if wanted == 0 || self.policy.is_quiet() {
+            let surplus = held.saturating_sub(wanted).min(self.spare.len());
+            self.spare.truncate(self.spare.len() - surplus);
         }
     }
 
@@ -227,7 +228,8 @@ impl TaskSet {
         };
         self.spare.retain(|spare| spare.id != id);
         match loss {
-            ContainerLoss::CalledOff => None,
+            // Outdated is only what has an event.
+            ContainerLoss::CalledOff | ContainerLoss::Outdated => None,
             ContainerLoss::Broken(error) => Some(TaskNews::NoContainers(error)),
             ContainerLoss::Died(error) => {
                 self.is_proven = false;

@@ -93,7 +93,7 @@ impl WarmPolicy {
             return 0;
         }
         let free = self.rules.slots.saturating_sub(running);
-        let is_quiet = now >= self.quiet_from();
+        let is_quiet = self.is_quiet();
         let ahead = match (self.last_event, running) {
             (None, _) => 0,
             (Some(_), 0) if is_quiet => 0,
@@ -112,6 +112,11 @@ impl WarmPolicy {
         } else {
             wanted
         }
+    }
+
+    /// Whether no event came for so long that containers beyond [`Self::wanted`] are of no use.
+    pub(super) fn is_quiet(&self) -> bool {
+        Instant::now() >= self.quiet_from()
     }
 
     /// How many to start at once while none of them has an event: more would only make the first one late.

@@ -48,6 +48,19 @@ impl Leftover {
         }))
     }
 
+    /// The directories, until they are cleared.
+    pub(super) fn stage(&self) -> Option<&TaskDirs> {
+        self.0.as_ref().map(|clearing| &clearing.stage)
+    }
+
+    /// The same directories, to be disposed of in this way.
+    pub(super) fn disposed_of(mut self, disposal: Option<DirDisposal>) -> Self {
+        if let Some(clearing) = &mut self.0 {
+            clearing.disposal = disposal;
+        }
+        self
+    }
+
     /// Removes or keeps the directories. Returns the bytes that they took on disk, if that is known by now.
     pub async fn clear(mut self) -> Option<u64> {
         let clearing = self.0.take()?;

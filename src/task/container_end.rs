@@ -37,6 +37,8 @@ pub enum ContainerLoss {
     Broken(TaskError),
     /// It ended without a known cause: something killed it.
     Died(TaskError),
+    /// What the machine has mounted changed since it was made, so that its task might write where it must not.
+    Outdated,
 }
 
 /// The reason why a task did not begin.
@@ -55,6 +57,7 @@ pub(super) enum NotRun {
     /// The container's own, for a known cause, before its task began.
     Broken(TaskError),
     Died(TaskError),
+    Outdated,
 }
 
 impl From<Unbegun> for NotRun {

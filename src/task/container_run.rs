@@ -57,7 +57,16 @@ pub(super) async fn launch(
     trace: &mut TaskMetrics,
 ) -> Result<TaskOutcome, ContainerLoss> {
     let edited = |error: TaskError| error.edited(|text| without_identity(text, own));
-    match start_to_end((context, plan), role, own, turn_comes, shutdown, trace).await {
+    // Boxed: the future is large.
+    let ended = Box::pin(start_to_end(
+        (context, plan),
+        role,
+        own,
+        turn_comes,
+        shutdown,
+        trace,
+    ));
+    match ended.await {
         Ok(TaskOutcome::Failed(error)) | Err(NotRun::Task(error)) => {
             Ok(TaskOutcome::Failed(edited(error)))
         }
@@ -65,6 +74,7 @@ pub(super) async fn launch(
         Err(NotRun::CalledOff) => Err(ContainerLoss::CalledOff),
         Err(NotRun::Broken(error)) => Err(ContainerLoss::Broken(edited(error))),
         Err(NotRun::Died(error)) => Err(ContainerLoss::Died(edited(error))),
+        Err(NotRun::Outdated) => Err(ContainerLoss::Outdated),
     }
 }
 
@@ -98,7 +108,9 @@ async fn start_to_end(
     }
     let (copying, outputs) = OutputCapture::new(context.output_limit);
     let (gate, gate_files) = oneshot::channel();
-    let child = preparation(context, plan, own, (copying, gate), &shutdown).await;
+    let shared = shared_binds(context, plan, &shutdown).await;
+    let shared = shared.map_err(|error| own.not_made(unusable(&error)))?;
+    let child = preparation(context, plan, own, (copying, gate), shared.clone());
     let child = child.map_err(|error| own.not_made(error))?;
     let (started, leader) = oneshot::channel();
     let written = outputs.written();
@@ -107,14 +119,7 @@ async fn start_to_end(
         outputs: written.clone(),
         outfile: io.map(TaskIo::outfile),
     };
-    let limits = ChildLimits {
-        timeout: plan.timeout,
-        grace: context.grace,
-    };
-    let guards = match role {
-        ContainerRole::Task => context.guards,
-        ContainerRole::Init => ResourceLimits::default(),
-    };
+    let (limits, guards) = limits(context, plan, role);
     let kills_before = context.memory_kills.count();
     let own_shutdown = ShutdownSender::new();
     own_shutdown.advance(*shutdown.borrow());
@@ -127,7 +132,14 @@ async fn start_to_end(
         (started, work_begins.map(drop)),
     ));
     let mut gate = None;
-    if own.start == TaskStart::AtGate {
+    if own.start != TaskStart::WithContainer {
+        let turn_comes = async {
+            turn_comes.await?;
+            match own.start {
+                TaskStart::AtGate => still_valid(context, plan, &shared, &shutdown).await,
+                TaskStart::AtOpenGate | TaskStart::WithContainer => Ok(()),
+            }
+        };
         let held = held(
             run.as_mut(),
             Hold {
@@ -192,6 +204,36 @@ async fn start_to_end(
     Ok(outcome)
 }
 
+fn limits(
+    context: &TaskContext,
+    plan: &ContainerSpec,
+    role: ContainerRole,
+) -> (ChildLimits, ResourceLimits) {
+    let limits = ChildLimits {
+        timeout: plan.timeout,
+        grace: context.grace,
+    };
+    let guards = match role {
+        ContainerRole::Task => context.guards,
+        ContainerRole::Init => ResourceLimits::default(),
+    };
+    (limits, guards)
+}
+
+/// Checks that nothing was mounted since a container was made, where its task could write.
+async fn still_valid(
+    context: &SharedTaskContext,
+    plan: &Arc<ContainerSpec>,
+    made_with: &[Bind],
+    shutdown: &watch::Receiver<ShutdownPhase>,
+) -> Result<(), NotRun> {
+    match shared_binds(context, plan, shutdown).await {
+        Ok(now) if now == made_with => Ok(()),
+        Ok(_) => Err(NotRun::Outdated),
+        Err(error) => Err(NotRun::Broken(unusable(&error))),
+    }
+}
+
 /// Runs the container under its watchdog, and notes when its task begins. Also returns the error for which the
 /// watchdog ended it.
 async fn guarded<E>(
@@ -240,26 +282,23 @@ async fn begins(begun: &mut Option<(&mut Gate, &mut Option<Instant>)>) {
 
 /// The container's command, and what is done for it on the thread that starts it: the paths of its own
 /// directories are checked, and the files for its outputs made.
-async fn preparation(
+fn preparation(
     context: &SharedTaskContext,
     plan: &Arc<ContainerSpec>,
     own: ContainerOwn<'_>,
     (copying, gate): (OutputCopying<2>, oneshot::Sender<GateFiles>),
-    shutdown: &watch::Receiver<ShutdownPhase>,
+    shared: Vec<Bind>,
 ) -> Result<ChildPreparation<impl FnOnce() -> Result<ChildSpec, TaskError> + Send + use<>>, TaskError>
 {
-    let unusable = |error: &dyn std::error::Error| TaskError::InvalidBindMount(error.to_string());
     let ContainerOwn {
         stage,
         io,
         gpus,
         start,
     } = own;
-    let shared = shared_binds(context, plan, shutdown).await;
-    let shared = shared.map_err(|error| unusable(&error))?;
     let own = own_binds(context, io.map(|io| io.dir.as_path()));
     let gate = io
-        .filter(|_| start == TaskStart::AtGate)
+        .filter(|_| start != TaskStart::WithContainer)
         .map(|io| (io.dir.clone(), gate));
     let [stdout, stderr] = [stage.stdout(), stage.stderr()];
     let (args, env) = (arguments(plan, io)?, variables(context, plan, io));
@@ -311,12 +350,16 @@ async fn preparation(
     })
 }
 
+fn unusable(error: &dyn std::error::Error) -> TaskError {
+    TaskError::InvalidBindMount(error.to_string())
+}
+
 impl ContainerOwn<'_> {
     /// A container that could not be made: of one that waits for its event, no event's failure.
     fn not_made(&self, error: TaskError) -> NotRun {
         match self.start {
             TaskStart::WithContainer => NotRun::Task(error),
-            TaskStart::AtGate => NotRun::Broken(error),
+            TaskStart::AtGate | TaskStart::AtOpenGate => NotRun::Broken(error),
         }
     }
 }
@@ -327,10 +370,15 @@ fn not_made(own: ContainerOwn<'_>, failure: StartFailure<TaskError>) -> NotRun {
         StartFailure::Spawn(SpawnError::Program { source, .. })
             if source.raw_os_error() == Some(libc::ECANCELED)
     );
-    match not_started(failure) {
-        error if was_killed && own.start == TaskStart::AtGate => NotRun::Died(error),
-        error => own.not_made(error),
+    let error = not_started(failure);
+    if was_killed && own.start != TaskStart::WithContainer {
+        let said = format!(
+            "a container ended before its task began: {}",
+            error.message()
+        );
+        return NotRun::Died(TaskError::setup(Cause::Killed, &said));
     }
+    own.not_made(error)
 }
 
 fn not_started(failure: StartFailure<TaskError>) -> TaskError {

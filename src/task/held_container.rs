@@ -8,7 +8,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use super::ActiveContainers;
-use super::container_end::{NotRun, Unbegun};
+use super::container_end::NotRun;
 use super::gate::{Gate, GateFiles};
 use crate::fault::{Cause, TaskError};
 use crate::process::{ChildExit, ShutdownPhase};
@@ -37,7 +37,7 @@ pub(super) enum HeldEnd<E> {
 pub(super) async fn held<E>(
     mut run: Pin<&mut impl Future<Output = Result<ChildExit, E>>>,
     hold: Hold<'_>,
-    turn_comes: impl Future<Output = Result<(), Unbegun>>,
+    turn_comes: impl Future<Output = Result<(), NotRun>>,
     mut shutdown: watch::Receiver<ShutdownPhase>,
 ) -> HeldEnd<E> {
     let told_to_end = async {
@@ -62,7 +62,7 @@ pub(super) async fn held<E>(
 
 async fn opened(
     Hold { files, list, name }: Hold<'_>,
-    turn_comes: impl Future<Output = Result<(), Unbegun>>,
+    turn_comes: impl Future<Output = Result<(), NotRun>>,
 ) -> Result<(Gate, bool), NotRun> {
     let Ok(files) = files.await else {
         // The start has failed, which its own future reports.

@@ -56,7 +56,7 @@ pub async fn run_init(
         let result = match outcome {
             Ok(TaskOutcome::Failed(error))
             | Err(ContainerLoss::Broken(error) | ContainerLoss::Died(error)) => Err(error),
-            Ok(_) | Err(ContainerLoss::CalledOff) => Ok(()),
+            Ok(_) | Err(ContainerLoss::CalledOff | ContainerLoss::Outdated) => Ok(()),
         };
         let disposal = match (&result, context.keep) {
             (Ok(()), KeepFiles::Failed) => DirDisposal::Remove,

@@ -120,6 +120,8 @@ pub enum TaskStart {
     WithContainer,
     /// When the container's gate opens.
     AtGate,
+    /// As soon as the container comes to its gate: its turn came before.
+    AtOpenGate,
 }
 
 /// Whether containers see `/cvmfs` if the machine has it.

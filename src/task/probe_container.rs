@@ -388,7 +388,7 @@ impl<'a> ProbeContainer<'a> {
         let dir = self.io.clone();
         let making = move || {
             let gate = GateFiles::make(&dir)?;
-            gate.open()?;
+            gate.open_for_good()?;
             Ok(gate)
         };
         Some(blocking::small_files(making).await)

@@ -16,7 +16,8 @@ use super::event_copy::{EventCopy, PendingCopy};
 use super::event_files::{self, MemoryBudget, OutfileState, WantedResult};
 use super::staging::{DirDisposal, TaskDirs, TaskIo};
 use super::{
-    ContainerSpec, GpuLease, Leftover, SharedTaskContext, TaskMetrics, TaskTurn, file_work,
+    ContainerSpec, GpuLease, Leftover, SharedTaskContext, TaskMetrics, TaskStart, TaskTurn,
+    file_work,
 };
 use crate::broker::{BodyStore, Content, Encoding, MessageLimit};
 use crate::config::{DumpOutput, KeepFiles};
@@ -104,6 +105,11 @@ impl TaskRunner {
                 };
             }
         };
+        // Removed as well if this future is dropped.
+        let leftover = Leftover::of(stage, None, io.files().into(), &self.context.kept);
+        let Some(stage) = leftover.stage() else {
+            return TaskEnd::Unused(ContainerLoss::CalledOff);
+        };
         let mut trace = TaskMetrics::default();
         let (began, has_event) = (Cell::new(None), Cell::new(false));
         let mut infile = pin!(maybe_done(self.infile(event, &io, &has_event)));
@@ -115,7 +121,11 @@ impl TaskRunner {
                 let mut attempts = 0;
                 loop {
                     let turn = turn_of(turn_comes.as_mut());
-                    let own = (&stage, &io, &gpus);
+                    let task_start = match (self.context.task_start, attempts) {
+                        (TaskStart::AtGate, 1..) => TaskStart::AtOpenGate,
+                        (start, _) => start,
+                    };
+                    let own = (stage, &io, &gpus, task_start);
                     let ended = self
                         .run_container(own, turn, shutdown.clone(), &mut trace)
                         .await;
@@ -126,6 +136,11 @@ impl TaskRunner {
                         Err(ContainerLoss::Died(error)) if has_event.get() && attempts == 1 => {
                             warn!(error = %error.repr(), "a container died before its task began: another is made");
                         }
+                        Err(ContainerLoss::Outdated) if attempts == 1 => {
+                            info!(
+                                "what is mounted here changed since a container was made: another is made"
+                            );
+                        }
                         ended => break ended,
                     }
                 }
@@ -134,12 +149,6 @@ impl TaskRunner {
         let _comes = infile.as_mut().now_or_never();
         if !has_event.get() {
             // Nothing is awaited between this look and the return, so no event can come and be lost.
-            drop(Leftover::of(
-                stage,
-                None,
-                io.files().into(),
-                &self.context.kept,
-            ));
             return TaskEnd::Unused(ended.err().unwrap_or(ContainerLoss::CalledOff));
         }
         infile.as_mut().await;
@@ -149,7 +158,7 @@ impl TaskRunner {
         };
         let outcome = match ended {
             Ok(outcome) => outcome,
-            Err(ContainerLoss::CalledOff) => TaskOutcome::Interrupted,
+            Err(ContainerLoss::CalledOff | ContainerLoss::Outdated) => TaskOutcome::Interrupted,
             Err(ContainerLoss::Broken(error) | ContainerLoss::Died(error)) => {
                 TaskOutcome::Failed(error)
             }
@@ -158,7 +167,7 @@ impl TaskRunner {
         if began.get().is_some() {
             log_end(&outcome, wall);
         }
-        let leftover = self.leftover(stage, &io, &outcome, &trace);
+        let leftover = leftover.disposed_of(self.disposal(&outcome, &trace));
         TaskEnd::Task(Box::new(TaskReport {
             outcome,
             event,
@@ -207,27 +216,21 @@ impl TaskRunner {
         })
     }
 
-    fn leftover(
-        &self,
-        stage: TaskDirs,
-        io: &TaskIo,
-        outcome: &TaskOutcome,
-        trace: &TaskMetrics,
-    ) -> Leftover {
-        let disposal = match (outcome, self.context.keep) {
+    /// What happens to a task's directories; `None` if further tasks may have them.
+    fn disposal(&self, outcome: &TaskOutcome, trace: &TaskMetrics) -> Option<DirDisposal> {
+        match (outcome, self.context.keep) {
             (_, KeepFiles::All) => Some(DirDisposal::Keep),
             (TaskOutcome::Failed(_), KeepFiles::Failed) => Some(DirDisposal::KeepWithinBudget),
             // Processes that can't be killed may still write there.
             (_, KeepFiles::Failed) if trace.survivors > 0 => Some(DirDisposal::Remove),
             (_, KeepFiles::Failed) => None,
-        };
-        Leftover::of(stage, disposal, io.files().into(), &self.context.kept)
+        }
     }
 
     /// Makes the container, lets it wait for its turn and runs it.
     async fn run_container(
         &self,
-        (stage, io, gpus): (&TaskDirs, &TaskIo, &GpuLease),
+        (stage, io, gpus, start): (&TaskDirs, &TaskIo, &GpuLease, TaskStart),
         turn_comes: impl Future<Output = Result<(), Unbegun>>,
         shutdown: watch::Receiver<ShutdownPhase>,
         trace: &mut TaskMetrics,
@@ -236,7 +239,7 @@ impl TaskRunner {
             stage,
             io: Some(io),
             gpus: gpus.seen(),
-            start: self.context.task_start,
+            start,
         };
         let role = ContainerRole::Task;
         let ended = launch(
