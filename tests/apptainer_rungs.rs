@@ -127,8 +127,8 @@ impl Ep {
         let scene = Site::Prepared(&self.ready).with_arguments(self.scene, arguments);
         let outcome = scene.run(SOON * 3);
         let text = fs::read_to_string(notes).unwrap_or_default();
-        let runs = text.lines().filter_map(|line| line.strip_suffix(" run"));
-        let runs = runs.last().map(str::to_owned);
+        let mut runs = text.lines().filter_map(|line| line.strip_suffix(" run"));
+        let runs = runs.next_back().map(str::to_owned);
         let asked: BTreeSet<String> = text.lines().map(str::to_owned).collect();
         Ran {
             outcome,
