@@ -341,13 +341,15 @@ mod tests {
 
     #[tokio::test]
     async fn queues_take_turns_and_each_settles_its_own() {
+        const EACH: usize = 30;
         let directory = tempfile::tempdir().unwrap();
         let spool = directory.path();
-        for name in ["a1", "a2", "a3", "a4"] {
-            put(spool, "busy", name);
+        for queue in ["left", "right"] {
+            for number in 0..EACH {
+                put(spool, queue, &format!("{queue}-{number:02}"));
+            }
         }
-        put(spool, "quiet", "b1");
-        let queues = ["busy", "quiet"].map(|queue| (queue, Address::Spool(spool)));
+        let queues = ["left", "right"].map(|queue| (queue, Address::Spool(spool)));
         let window = NonZeroU32::new(8).unwrap();
         let mut source = open_sources(
             &queues,
@@ -357,20 +359,23 @@ mod tests {
         )
         .await
         .unwrap();
-        let mut order = Vec::new();
-        for _ in 0..5 {
+        let mut from_left = Vec::new();
+        for _ in 0..2 * EACH {
             let delivery = source.recv().await.unwrap();
             let Content::File(FileFormat::Text, body) = delivery.content else {
                 panic!("it is text")
             };
-            order.push(String::from_utf8(body.read().unwrap()).unwrap());
+            from_left.push(body.read().unwrap().starts_with(b"left"));
             delivery.receipt.settle(Verdict::Done).await.unwrap();
         }
-        let quiet = order.iter().position(|name| name == "b1").unwrap();
-        assert!(quiet <= 2, "{order:?}");
-        for (queue, count) in [("busy", 4), ("quiet", 1)] {
+        // One of them may be ready later than the other.
+        let both = from_left.iter().position(|left| *left != from_left[0]);
+        let together: Vec<bool> = from_left[both.unwrap()..].to_vec();
+        let left = together[..8].iter().filter(|left| **left).count();
+        assert!((2..=6).contains(&left), "{from_left:?}");
+        for queue in ["left", "right"] {
             let done = fs::read_dir(spool.join(queue).join("done")).unwrap();
-            assert_eq!(done.count(), count, "{queue}");
+            assert_eq!(done.count(), EACH, "{queue}");
         }
         source.close().await;
     }
