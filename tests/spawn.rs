@@ -117,7 +117,7 @@ fn a_start_that_hangs_before_its_event_is_known_costs_none() {
     incoming.put("2.txt", "short\n");
     await_unborn(&pilot);
     incoming.put("3.txt", "short\n");
-    let outcome = pilot.wait(STARTED_WITHIN);
+    let outcome = pilot.wait(STARTED_WITHIN * 2);
     outcome.assert_code(3);
     let line = outcome.last_line();
     assert!(line.contains("(hanging): "), "{line}");
