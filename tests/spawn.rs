@@ -108,7 +108,9 @@ fn a_start_that_hangs_before_its_event_is_known_costs_none() {
     let (scene, incoming, bin) = scene();
     let scene = scene
         .set("EWMS_PILOT_WARM_START", "1")
-        .set("EWMS_PILOT_MAX_CONCURRENT_TASKS", "1");
+        .set("EWMS_PILOT_MAX_CONCURRENT_TASKS", "1")
+        // Other tests here look for the processes of the usual task.
+        .set("EWMS_PILOT_TASK_ARGS", "sh -c ': >{{DATA_HUB}}/short'");
     incoming.put("1.txt", "short\n");
     let pilot = scene.start();
     await_task(&scene, &pilot, "short");
