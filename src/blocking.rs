@@ -31,6 +31,7 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::SigSet;
 use tokio::sync::oneshot;
 
 /// Threads that stay. One may hang on a dead file system while the others go on.
@@ -100,6 +101,14 @@ pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let host = host.to_owned();
     let resolving = start(move || Ok((host.as_str(), port).to_socket_addrs()?.collect()));
     resolving.await.unwrap_or_else(|died| Err(died.into()))
+}
+
+/// Keeps all signals from the calling thread, for threads that may hang in the kernel. Of all threads the kernel
+/// chooses the one that started a child to be told of the child's end, and where that one hangs in a file
+/// system, no thread is told: the pilot would wait for a task that is over.
+pub fn take_no_signals() {
+    // Only an invalid set is refused.
+    let _refused = SigSet::all().thread_block();
 }
 
 #[derive(Debug)]
@@ -247,7 +256,10 @@ impl Pool {
         self.lock().threads += 1;
         let started = thread::Builder::new()
             .name("blocking".into())
-            .spawn(move || self.serve(leaves));
+            .spawn(move || {
+                take_no_signals();
+                self.serve(leaves);
+            });
         if let Err(error) = started {
             self.lock().threads -= 1;
             return Err(error);
@@ -316,6 +328,8 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc;
 
+    use nix::sys::signal::Signal;
+
     use super::*;
 
     fn pool() -> &'static Pool {
@@ -356,6 +370,15 @@ mod tests {
         for work in hanging {
             assert_eq!(work.await, Ok(()));
         }
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_may_hang_takes_no_signal() {
+        let pool = pool();
+        pool.prepare().expect("threads");
+        let mask = pool.start(SigSet::thread_get_mask).await.expect("done");
+        let mask = mask.expect("there is one");
+        assert!(mask.contains(Signal::SIGCHLD) && mask.contains(Signal::SIGTERM));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::records::of_kind;
 use crate::support::scene::Scene;
-use crate::support::{SOON, images, processes};
+use crate::support::{SOON, eventually, images, processes};
 
 fn python(source: &str) -> Scene {
     let args = format!("python3 -c {}", shell_words::quote(source));
@@ -107,14 +107,15 @@ fn tasks_come_before_the_pilot_when_memory_runs_out() {
         let text = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap_or_default();
         text.trim().parse::<i32>().unwrap_or(-1)
     };
-    let task = processes::await_running("sleep 84.75", SOON);
     let own = adjusted(pilot.pid());
-    let all = task
-        .iter()
-        .filter(|process| process.command_line.starts_with("sleep"));
-    for process in all {
-        assert!(adjusted(process.pid) >= own + 500, "{process:?}");
-    }
+    assert!(eventually(SOON, || {
+        let mut task = processes::matching("sleep 84.75");
+        task.retain(|process| process.command_line.starts_with("sleep"));
+        !task.is_empty()
+            && task
+                .iter()
+                .all(|process| adjusted(process.pid) >= own + 500)
+    }));
 }
 
 #[test]

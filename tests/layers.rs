@@ -100,7 +100,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("config", &["fault", "exit", "ids", "regular_file"]),
-    ("telemetry", &["config", "stats", "fault", "exit", "ids"]),
+    (
+        "telemetry",
+        &["config", "stats", "blocking", "fault", "exit", "ids"],
+    ),
     ("report", &["records", "stats", "human", "exit"]),
     ("records", &["blocking", "fault", "exit", "ids"]),
     ("stats", &["fault", "exit", "ids"]),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::support::scene::Scene;
-use crate::support::{SOON, images, processes};
+use crate::support::{SOON, images};
 
 const LINE: &str = "quarantining this EP";
 
@@ -80,8 +80,8 @@ fn success_is_not_quarantined() {
 #[test]
 fn a_pilot_that_is_told_to_end_is_not_quarantined() {
     let scene = scene("sleep 8431", 600);
-    let pilot = scene.start();
-    processes::await_running("sleep 8431", SOON);
+    let mut pilot = scene.start();
+    pilot.wait_for_line("task started", SOON);
     pilot.signal(Signal::SIGTERM);
     let outcome = pilot.wait(SOON);
     outcome.assert_code(143);

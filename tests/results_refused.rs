@@ -150,7 +150,8 @@ fn no_event_leaves_its_queue_unasked_though_its_result_is_too_large() {
         "{}",
         outcome.last_line()
     );
-    assert_eq!((starts(&scene), incoming.total()), (1, 1));
+    let counts = (starts(&scene), incoming.total());
+    assert_eq!(counts, (1, 1), "{}", outcome.stderr);
     assert_eq!(of_kind(&scene, "task")[0]["outcome"], "failed");
     assert!(!scene.dir().join("rejected").exists());
 }

@@ -250,8 +250,8 @@ fn an_event_given_back_on_sigterm_has_not_failed() {
     let scene = scene.set("EWMS_PILOT_KILL_GRACE", "0.2");
     // Once more than an event may fail.
     for _ in 0..4 {
-        let pilot = scene.start();
-        processes::await_running("sleep 8131", SOON);
+        let mut pilot = scene.start();
+        pilot.wait_for_line("task started", SOON);
         pilot.signal(Signal::SIGTERM);
         pilot.wait(SOON).assert_code(143);
         processes::assert_nothing_runs("sleep 8131", SOON);

@@ -235,8 +235,8 @@ fn a_guardian_that_dies_is_replaced_and_its_successor_guards_what_runs() {
 fn a_guardian_is_small_and_idle_and_has_nothing_of_the_pilots() {
     let (scene, incoming, _) = Scene::task(images::busybox(), "sleep 4714.25").spool();
     incoming.put("1.txt", "");
-    let pilot = scene.start();
-    processes::await_running("sleep 4714.25", SOON);
+    let mut pilot = scene.start();
+    pilot.wait_for_line("task started", SOON);
     let guardian = guardian_of(&pilot).expect("a guardian");
     let read = |name: &str| {
         std::fs::read_to_string(format!("/proc/{guardian}/{name}")).expect("it is ours")

@@ -92,7 +92,7 @@ fn sigtstp_stops_the_containers_too_and_their_time_stands_still() {
     let scene = scene.set("EWMS_PILOT_TASK_TIMEOUT", "5");
     incoming.put("1.txt", "");
     let mut pilot = scene.start();
-    processes::await_running("echo 4716", SOON);
+    pilot.wait_for_line("task started", SOON);
     pilot.signal(Signal::SIGTSTP);
     assert!(
         eventually(SOON, || {
@@ -118,8 +118,8 @@ fn a_task_is_not_timed_out_for_a_time_in_which_the_pilot_was_stopped() {
     let (scene, incoming, outgoing) = Scene::task(images::busybox(), &task).spool();
     let scene = scene.set("EWMS_PILOT_TASK_TIMEOUT", "6");
     incoming.put("1.txt", "");
-    let pilot = scene.start();
-    processes::await_running("echo 4717", SOON);
+    let mut pilot = scene.start();
+    pilot.wait_for_line("task started", SOON);
     // The task itself goes on: that the pilot didn't run shall be what counts.
     pilot.signal(Signal::SIGSTOP);
     sleep(Duration::from_secs(7));

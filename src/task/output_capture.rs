@@ -16,6 +16,8 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::warn;
 
+use crate::blocking;
+
 /// The size of one read: a pipe's capacity.
 const CHUNK: usize = 64 * 1024;
 /// The most that is kept of an output's end, in bytes.
@@ -104,6 +106,7 @@ impl<const N: usize> OutputCopying<N> {
             .name("output".into())
             .stack_size(256 * 1024)
             .spawn(move || {
+                blocking::take_no_signals();
                 // No receiver is left when the task was dropped.
                 let _ = finished.send(run(copies));
             })?;

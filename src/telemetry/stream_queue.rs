@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::OutputStream;
+use crate::blocking;
 
 /// The most bytes of log lines that wait. Further lines are left out, and counted.
 const WAITING_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -95,6 +96,7 @@ impl StreamQueue {
         let of_thread = Arc::clone(&sink);
         let thread = thread::Builder::new().name(stream.to_string());
         let started = thread.spawn(move || {
+            blocking::take_no_signals();
             if let Some(sink) = take(&of_thread) {
                 shared.serve(sink);
             }

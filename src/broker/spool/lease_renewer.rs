@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::claim::ClaimTable;
 use super::lease::{LeaseScope, REFRESH_EVERY};
 use super::paths::SpoolError;
+use crate::blocking;
 use crate::broker::BrokerError;
 
 /// How often this machine's holders are checked; a check is one open and one lock for each.
@@ -29,6 +30,7 @@ impl LeaseRenewer {
         let thread = thread::Builder::new()
             .name("spool-lease".into())
             .spawn(move || {
+                blocking::take_no_signals();
                 let mut round: u32 = 0;
                 while owner.recv_timeout(KEEP_EVERY) == Err(RecvTimeoutError::Timeout) {
                     round = round.wrapping_add(1);
