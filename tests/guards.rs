@@ -107,8 +107,8 @@ fn tasks_come_before_the_pilot_when_memory_runs_out() {
         let text = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap_or_default();
         text.trim().parse::<i32>().unwrap_or(-1)
     };
-    let own = adjusted(pilot.pid());
     assert!(eventually(SOON, || {
+        let own = adjusted(pilot.pid());
         let mut task = processes::matching("sleep 84.75");
         task.retain(|process| process.command_line.starts_with("sleep"));
         !task.is_empty()

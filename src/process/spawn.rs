@@ -7,7 +7,7 @@
 //! thread.
 
 use std::ffi::CString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -133,6 +133,7 @@ pub(super) fn spawn(
         streams: [nothing.as_fd(), spec.stdout.as_fd(), spec.stderr.as_fd()],
         role: ChildRole::Guarded { guardian, progress },
     })?;
+    prefer_for_oom_kill(pid);
     // A child that was killed before it announced itself has not become a program.
     progress.child().ok_or_else(|| {
         let _ = await_end(pid);
@@ -313,6 +314,21 @@ fn announce(mut guardian: &PipeWriter, progress: &StartProgress) -> Result<(), N
     // SAFETY: as above.
     unsafe { signal::signal(Signal::SIGPIPE, SigHandler::SigDfl)? };
     Ok(())
+}
+
+/// Makes the kernel kill a child, and with it all that the child will start, before the pilot when memory runs out.
+/// Not done by the child, who may not write the file before its exec, because the pilot's memory is not dumpable.
+/// Later it would need a look at each thread of each process.
+fn prefer_for_oom_kill(child: Pid) {
+    /// Adds half of the machine's memory to the score: enough to come before the pilot, even with small
+    /// tasks, and still after everything that the system rates higher.
+    const MORE: i32 = 500;
+    const MOST: i32 = 1000;
+    let own = fs::read_to_string("/proc/self/oom_score_adj");
+    let own = own.ok().and_then(|own| own.trim().parse().ok());
+    let wanted = (own.unwrap_or(0) + MORE).min(MOST);
+    // It may have ended.
+    let _ = fs::write(format!("/proc/{child}/oom_score_adj"), wanted.to_string());
 }
 
 /// Starts a guardian: this same binary, even if its file has been replaced. It reads messages from `pipe`,

@@ -61,7 +61,6 @@ impl ResourceLimits {
             // The container was not started; the caller reports that.
             return std::future::pending().await;
         };
-        process_tree::prefer_for_oom_kill(leader);
         entered.found(leader);
         let Some(pace) = self.pace() else {
             return std::future::pending().await;
