@@ -210,7 +210,8 @@ fn cause_of(message: &str) -> Option<Cause> {
     ranked_cause_of(message).map(|(_, cause)| cause)
 }
 
-/// The last words of Go's runtime, which have no level.
+/// The last words of Go's runtime, which have no level. Two threads that fail at once write into each other's
+/// lines.
 fn cause_of_crash(line: &str) -> Option<Cause> {
     const CRASHES: [&str; 7] = [
         "runtime: out of memory: cannot allocate",
@@ -223,7 +224,7 @@ fn cause_of_crash(line: &str) -> Option<Cause> {
     ];
     CRASHES
         .iter()
-        .any(|crash| line.starts_with(crash))
+        .any(|crash| line.contains(crash))
         .then_some(Cause::Limits)
 }
 

@@ -122,6 +122,11 @@ const SEEN: &[(i32, &str, Cause)] = &[
         Cause::Limits,
     ),
     (
+        2,
+        "runtime/cgo: runtime/cgo: pthread_create failed: Resource temporarily unavailablepthread_create failed: Resource temporarily unavailable\n\nSIGABRT: abortSIGABRT: abort",
+        Cause::Limits,
+    ),
+    (
         139,
         "runtime/cgo: pthread_create failed: Resource temporarily unavailable\n",
         Cause::Limits,

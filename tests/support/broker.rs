@@ -185,9 +185,15 @@ impl Broker {
         });
         assert!(
             started && ended.is_none(),
-            "the broker did not start ({ended:?}):\n{}",
-            fs::read_to_string(self.directory.path().join("output")).unwrap_or_default()
+            "the broker did not start ({ended:?}):\n{}{}",
+            fs::read_to_string(self.directory.path().join("output")).unwrap_or_default(),
+            self.log()
         );
+    }
+
+    fn log(&self) -> String {
+        let log = format!("log/{}.log", self.node());
+        fs::read_to_string(self.directory.path().join(log)).unwrap_or_default()
     }
 }
 
