@@ -18,7 +18,7 @@ use super::{SOON, eventually};
 const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 const CONTROL: &str = "/usr/lib/rabbitmq/bin/rabbitmqctl";
 /// It takes four seconds on an idle machine.
-const STARTS_WITHIN: Duration = Duration::from_mins(1);
+const STARTS_WITHIN: Duration = Duration::from_mins(3);
 
 /// One node with its own data, alone or in a cluster.
 #[derive(Debug)]
