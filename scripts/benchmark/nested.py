@@ -9,8 +9,9 @@ from figures import Goal, Row, Section
 from queues import Collector, encode, fresh
 from setting import BUILDS, OURS, Late, Setting
 
-# The execution point's own root: it has Apptainer and all that the pilot needs.
 _OUTER = ["/usr/bin/apptainer", "--quiet", "exec", "--bind", "/bench", "--bind", "/images"]
+# The execution point's own root, which has Apptainer and all that the pilot needs; `scripts/bench` binds it here.
+_IMAGE = "/bench/root"
 _SLOWEST_EVENT_SECS = 5.0
 _FIRST = 4
 _FACTOR = 0.75
@@ -25,7 +26,7 @@ def measure(setting: Setting) -> Section:
         f"without the first {_FIRST}. Cold: each container is started for its event (EWMS_PILOT_WARM_START=False).",
     )
     builds = {name: words for name, words in setting.programs.items() if name in BUILDS}
-    programs = {name: [*_OUTER, "--bind", str(setting.work), "/", *words] for name, words in builds.items()}
+    programs = {name: [*_OUTER, "--bind", str(setting.work), _IMAGE, *words] for name, words in builds.items()}
     outer = replace(setting, programs=programs)
     for _ in range(setting.rounds):
         cold = section.row("cold", "ms")
