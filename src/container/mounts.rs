@@ -61,7 +61,15 @@ impl MountTable {
     /// # Errors
     /// When there is no `/proc`.
     pub fn read() -> io::Result<Self> {
-        Ok(Self::parse(&std::fs::read("/proc/self/mountinfo")?))
+        Ok(Self::parse(&Self::text()?))
+    }
+
+    /// The table of this process as the kernel writes it.
+    ///
+    /// # Errors
+    /// When there is no `/proc`.
+    pub fn text() -> io::Result<Vec<u8>> {
+        std::fs::read("/proc/self/mountinfo")
     }
 
     /// Parses the text of such a file. Skips malformed lines.

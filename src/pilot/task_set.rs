@@ -17,7 +17,7 @@ use crate::broker::Content;
 use crate::config::Gpu;
 use crate::fault::TaskError;
 use crate::ids::TaskId;
-use crate::process::{ShutdownPhase, ShutdownSender};
+use crate::process::{ShutdownPhase, ShutdownSender, give_idle_memory_back};
 use crate::task::{
     ContainerLoss, ContainerPids, TaskEnd, TaskReport, TaskRunner, TaskStart, TurnSender,
 };
@@ -64,6 +64,8 @@ pub(super) struct TaskSet {
     waiting: watch::Receiver<ContainerPids>,
     /// Whether a container was seen to wait since one died.
     is_proven: bool,
+    /// Whether no event came for so long that the memory of the last ones was given back.
+    is_small: bool,
 }
 
 impl TaskSet {
@@ -78,6 +80,7 @@ impl TaskSet {
             spare: VecDeque::new(),
             under_way: FuturesUnordered::new(),
             waiting,
+            is_small: false,
         }
     }
 
@@ -124,6 +127,7 @@ impl TaskSet {
     /// A task for a new event: one whose container waits, if there is one.
     pub(super) fn next_task(&mut self) -> (TaskId, TaskHandle) {
         self.policy.event_came();
+        self.is_small = false;
         let place = self.spare.iter().position(|spare| spare.waits).unwrap_or(0);
         match self.spare.remove(place) {
             Some(spare) => (spare.id, spare.handle),
@@ -155,6 +159,10 @@ impl TaskSet {
         prepared: impl Iterator<Item = &'a mut TaskHandle>,
     ) {
         self.look();
+        if running == 0 && self.policy.is_quiet() && !self.is_small {
+            self.is_small = true;
+            give_idle_memory_back();
+        }
         if self.runner.context.task_start == TaskStart::WithContainer {
             return;
         }
@@ -194,7 +202,7 @@ impl TaskSet {
         let changes_at = self
             .policy
             .changes_at()
-            .filter(|_| !self.spare.is_empty() || !self.is_proven);
+            .filter(|_| !self.spare.is_empty() || !self.is_proven || !self.is_small);
         loop {
             tokio::select! {
                 biased;

@@ -27,7 +27,9 @@ pub use guardian::client::GuardianHandle;
 pub use guardian::protocol::GUARDIAN;
 pub use guardian::server::guard_until_end;
 pub use maintenance::StopSignals;
-pub use own_process::{keep_memory_private, spare_memory, survive_file_size_limit};
+pub use own_process::{
+    give_idle_memory_back, keep_memory_private, spare_memory, survive_file_size_limit,
+};
 pub use procfs::start_ticks;
 pub use shutdown::{ShutdownPhase, ShutdownSender};
 pub use signal::{ExitStatus, Usage};

@@ -30,6 +30,8 @@ pub struct ExternalDirs {
 /// The mounts found at the last look.
 #[derive(Debug, Clone, Default)]
 struct LastMounts {
+    /// The mount table as the kernel wrote it: while it stays the same, nothing below has changed.
+    table: Vec<u8>,
     /// The mounts below, each with the index of its directory.
     mounts: Vec<(usize, PathBuf)>,
     /// The mounts that tasks can reach.
@@ -109,23 +111,14 @@ impl ExternalDirs {
         if self.directories.is_empty() {
             return Ok(Vec::new());
         }
-        let mounts = self.mounts()?;
-        let known = self.last().clone();
-        let reachable = if mounts == known.mounts {
-            known.reachable
-        } else {
-            let mut reachable = Vec::new();
-            for mount in &mounts {
-                let is_known = known.reachable.contains(mount);
-                if is_known || can_be_reached(guard, &mount.1, scratch, shutdown).await? {
-                    reachable.push(mount.clone());
-                }
-            }
-            *self.last() = LastMounts {
-                mounts,
-                reachable: reachable.clone(),
-            };
-            reachable
+        let table = MountTable::text().map_err(ExternalError::Table)?;
+        let unchanged = {
+            let last = self.last();
+            (last.table == table).then(|| last.reachable.clone())
+        };
+        let reachable = match unchanged {
+            Some(reachable) => reachable,
+            None => self.look_again(table, guard, scratch, shutdown).await?,
         };
         let mut binds = self.directories.clone();
         for (of, point) in &reachable {
@@ -140,8 +133,37 @@ impl ExternalDirs {
         Ok(binds)
     }
 
-    fn mounts(&self) -> Result<Vec<(usize, PathBuf)>, ExternalError> {
-        let table = MountTable::read().map_err(ExternalError::Table)?;
+    /// The mounts in this table that tasks can reach; a child looks at those that are new.
+    async fn look_again(
+        &self,
+        table: Vec<u8>,
+        guard: &GuardianHandle,
+        scratch: &Path,
+        shutdown: &watch::Receiver<ShutdownPhase>,
+    ) -> Result<Vec<(usize, PathBuf)>, ExternalError> {
+        let mounts = self.mounts(&MountTable::parse(&table))?;
+        let known = self.last().clone();
+        let reachable = if mounts == known.mounts {
+            known.reachable
+        } else {
+            let mut reachable = Vec::new();
+            for mount in &mounts {
+                let is_known = known.reachable.contains(mount);
+                if is_known || can_be_reached(guard, &mount.1, scratch, shutdown).await? {
+                    reachable.push(mount.clone());
+                }
+            }
+            reachable
+        };
+        *self.last() = LastMounts {
+            table,
+            mounts,
+            reachable: reachable.clone(),
+        };
+        Ok(reachable)
+    }
+
+    fn mounts(&self, table: &MountTable) -> Result<Vec<(usize, PathBuf)>, ExternalError> {
         let mut mounts = Vec::new();
         for (place, directory) in self.directories.iter().enumerate() {
             let below = table.writable_below(directory.real());
