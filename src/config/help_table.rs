@@ -100,6 +100,7 @@ static GROUPS: [(&str, &[&Variable]); 5] = [
     (
         "Files",
         &[
+            &var::ENV_FILE,
             &var::DATA_DIR_PARENT,
             &var::TASK_LOG,
             &var::KEEP_ALL_TASK_FILES,
