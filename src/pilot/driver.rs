@@ -411,7 +411,8 @@ impl Driver<'_> {
 
     fn follow_lookahead(&mut self, report: &TaskReport) {
         let Some(source) = &self.source else { return };
-        if matches!(report.outcome, TaskOutcome::Interrupted) {
+        // An event that can't be decoded is no task, however soon it is over.
+        if matches!(report.outcome, TaskOutcome::Interrupted) || report.trace.began.is_none() {
             return;
         }
         let round_trip = source.round_trip();

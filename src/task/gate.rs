@@ -126,11 +126,12 @@ impl Gate {
         }
     }
 
-    /// Whether the image's own code has begun, for a container that has ended.
+    /// Whether the image's own code has begun, for a container that has ended. Asks the kernel: the event loop may
+    /// hear of the end before it hears of the report.
     pub(super) fn has_begun(&mut self) -> bool {
         let mut reported = [0; 16];
         while !self.has_begun {
-            match self.reports.try_read(&mut reported) {
+            match rustix::io::read(&self.reports, &mut reported) {
                 Ok(count) if count > 0 => self.has_begun = reported[..count].contains(&BEGINS),
                 _ => break,
             }
@@ -156,5 +157,30 @@ fn remove(name: &Path) -> io::Result<()> {
     match fs::remove_file(name) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_report_counts_though_the_event_loop_has_not_heard_of_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let files = GateFiles::make(dir.path()).expect("FIFOs");
+        let [_, reports] = gate_files(dir.path());
+        let mut container = OpenOptions::new().write(true).open(reports).expect("there");
+        container.write_all(&[WAITS]).expect("a reader");
+        let mut gate = Gate::watch(files).expect("an event loop");
+        gate.reached().await.expect("a report");
+        // Leaves the event loop with the knowledge that there is nothing to read.
+        let begun = timeout(Duration::from_millis(1), gate.begun()).await;
+        assert!(begun.is_err() && !gate.has_begun());
+        container.write_all(&[BEGINS]).expect("a reader");
+        assert!(gate.has_begun());
     }
 }
