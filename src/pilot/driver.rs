@@ -230,8 +230,7 @@ impl Driver<'_> {
     }
 
     fn deadline(&self) -> Option<(Instant, DeadlineStep)> {
-        let slowest = self.recorder.runtimes().slowest();
-        let (at, limit) = self.wall_time.as_ref()?.next(slowest)?;
+        let (at, limit) = self.wall_time.as_ref()?.next(self.recorder.slowest())?;
         Some((Instant::from_std(at), limit))
     }
 

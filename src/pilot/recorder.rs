@@ -31,6 +31,8 @@ pub(super) struct Recorder {
     /// Which slots are taken; a slot's number is its place here plus one.
     slots: Vec<SlotUse>,
     runtimes: Runtimes,
+    /// [`Runtimes::slowest`], which looks through all of them.
+    slowest: Option<f64>,
     end: PilotEnd,
     began: Instant,
     keeper: StatusWriter,
@@ -85,6 +87,7 @@ impl Recorder {
             open: HashMap::new(),
             slots: Vec::new(),
             runtimes: Runtimes::default(),
+            slowest: None,
             end,
             began: Instant::now(),
         };
@@ -119,6 +122,12 @@ impl Recorder {
     #[must_use]
     pub(super) fn runtimes(&self) -> &Runtimes {
         &self.runtimes
+    }
+
+    /// The run time in seconds that only the slowest 5 % of them exceeded, see [`Runtimes::slowest`].
+    #[must_use]
+    pub(super) fn slowest(&self) -> Option<f64> {
+        self.slowest
     }
 
     /// The init container ended, successfully or not.
@@ -201,6 +210,7 @@ impl Recorder {
             TaskOutcome::Output(_) | TaskOutcome::NoOutput => {
                 if let Some(wall) = record.wall_time() {
                     self.runtimes.record(wall);
+                    self.slowest = self.runtimes.slowest();
                 }
             }
             TaskOutcome::Failed(error) => blame(record, error),
