@@ -29,7 +29,7 @@ pub use image_conversion::{Conversion, ConversionLock, ImageError, LockOutcome, 
 pub use image_layout::{
     BASE_SCRIPT_TEXT, BaseScript, ImageShape, LIBRARY_SCRIPT, base_script, base_script_of,
 };
-pub use mounts::{MountPoint, MountTable};
+pub use mounts::{MountChanges, MountPoint, MountTable};
 pub use probe_script::{
     ENV_DIR, InImage, LAST, MARK, ProbeFinding, Trials, found, mark, not_past, script,
 };

@@ -1,6 +1,6 @@
 //! The user's external directories as binds of a container, and each file system mounted below one. A
 //! read-only bind covers only itself: mounts below stay writable unless they get read-only binds of their
-//! own. The mount table is read before each container, because mounts come and go.
+//! own. Before each container it is checked whether the mount table changed, because mounts come and go.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::path_probe::{PathHealth, ProbeDepth, look};
 use crate::blocking;
-use crate::container::{Bind, BindError, MountTable};
+use crate::container::{Bind, BindError, MountChanges, MountTable};
 use crate::fault::Cause;
 use crate::process::{CaptureError, GuardianHandle, ShutdownPhase};
 
@@ -28,10 +28,11 @@ pub struct ExternalDirs {
 }
 
 /// The mounts found at the last look.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 struct LastMounts {
-    /// The mount table as the kernel wrote it: while it stays the same, nothing below has changed.
-    table: Vec<u8>,
+    changes: Option<MountChanges>,
+    /// The count of changes when this was found; `None` if something may change uncounted.
+    as_of: Option<u64>,
     /// The mounts below, each with the index of its directory.
     mounts: Vec<(usize, PathBuf)>,
     /// The mounts that tasks can reach.
@@ -111,14 +112,15 @@ impl ExternalDirs {
         if self.directories.is_empty() {
             return Ok(Vec::new());
         }
-        let table = MountTable::text().map_err(ExternalError::Table)?;
-        let unchanged = {
-            let last = self.last();
-            (last.table == table).then(|| last.reachable.clone())
+        let (changes, known) = {
+            let mut last = self.last();
+            let changes = last.count_changes().map_err(ExternalError::Table)?;
+            let is_known = last.as_of == Some(changes);
+            (changes, is_known.then(|| last.reachable.clone()))
         };
-        let reachable = match unchanged {
-            Some(reachable) => reachable,
-            None => self.look_again(table, guard, scratch, shutdown).await?,
+        let reachable = match known {
+            Some(known) => known,
+            None => self.look_again(changes, guard, scratch, shutdown).await?,
         };
         let mut binds = self.directories.clone();
         for (of, point) in &reachable {
@@ -133,33 +135,39 @@ impl ExternalDirs {
         Ok(binds)
     }
 
-    /// The mounts in this table that tasks can reach; a child looks at those that are new.
+    /// The mounts that tasks can reach, after this many changes; a child looks at those that are new.
     async fn look_again(
         &self,
-        table: Vec<u8>,
+        changes: u64,
         guard: &GuardianHandle,
         scratch: &Path,
         shutdown: &watch::Receiver<ShutdownPhase>,
     ) -> Result<Vec<(usize, PathBuf)>, ExternalError> {
-        let mounts = self.mounts(&MountTable::parse(&table))?;
-        let known = self.last().clone();
-        let reachable = if mounts == known.mounts {
-            known.reachable
+        let table = MountTable::read().map_err(ExternalError::Table)?;
+        let may_become_writable =
+            |directory: &Bind| table.may_become_writable_below(directory.real());
+        let as_of = (!self.directories.iter().any(may_become_writable)).then_some(changes);
+        let mounts = self.mounts(&table)?;
+        let (known_mounts, known) = {
+            let last = self.last();
+            (last.mounts.clone(), last.reachable.clone())
+        };
+        let reachable = if mounts == known_mounts {
+            known
         } else {
             let mut reachable = Vec::new();
             for mount in &mounts {
-                let is_known = known.reachable.contains(mount);
+                let is_known = known.contains(mount);
                 if is_known || can_be_reached(guard, &mount.1, scratch, shutdown).await? {
                     reachable.push(mount.clone());
                 }
             }
             reachable
         };
-        *self.last() = LastMounts {
-            table,
-            mounts,
-            reachable: reachable.clone(),
-        };
+        let mut last = self.last();
+        last.as_of = as_of;
+        last.mounts = mounts;
+        last.reachable.clone_from(&reachable);
         Ok(reachable)
     }
 
@@ -180,6 +188,18 @@ impl ExternalDirs {
 
     fn last(&self) -> std::sync::MutexGuard<'_, LastMounts> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LastMounts {
+    /// # Errors
+    /// When there is no `/proc`.
+    fn count_changes(&mut self) -> io::Result<u64> {
+        let changes = match &mut self.changes {
+            Some(changes) => changes,
+            none => none.insert(MountChanges::watch()?),
+        };
+        Ok(changes.count())
     }
 }
 
