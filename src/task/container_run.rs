@@ -299,7 +299,7 @@ fn preparation(
     let own = own_binds(context, io.map(|io| io.dir.as_path()));
     let gate = io
         .filter(|_| start != TaskStart::WithContainer)
-        .map(|io| (io.dir.clone(), gate));
+        .map(|io| (io.dir.clone(), stage.dir().to_owned(), gate));
     let [stdout, stderr] = [stage.stdout(), stage.stderr()];
     let (args, env) = (arguments(plan, io)?, variables(context, plan, io));
     let (scratch, gpus) = (stage.scratch().to_path_buf(), gpus.cloned());
@@ -307,10 +307,10 @@ fn preparation(
     let prepare = move || {
         let mut binds = own().map_err(|error| unusable(&error))?;
         binds.extend(shared);
-        if let Some((dir, gate)) = gate {
+        if let Some((seen, unseen, gate)) = gate {
             let script = |text: &str| shared_context.dirs.gate_script(text);
             let made = gate::bind(&binds, script)
-                .and_then(|bind| Ok((bind, GateFiles::make(&dir)?)))
+                .and_then(|bind| Ok((bind, GateFiles::make(&seen, &unseen)?)))
                 .map_err(|error| staging_error("gate", &error))?;
             binds.push(made.0);
             // The task may be called off already.

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::binds::binds;
 use super::gate::{self, GateFiles};
-use super::staging::{HUB_IN_CONTAINER, IO_IN_CONTAINER, TaskDirs, gate_files};
+use super::staging::{GATE_DIR, HUB_IN_CONTAINER, IO_IN_CONTAINER, TaskDirs};
 use super::{ContainerSpec, ExternalError, TaskContext, TaskStart, file_work};
 use crate::blocking;
 use crate::config::Verbosity;
@@ -385,9 +385,9 @@ impl<'a> ProbeContainer<'a> {
         if self.context.task_start == TaskStart::WithContainer {
             return None;
         }
-        let dir = self.io.clone();
+        let (seen, unseen) = (self.io.clone(), self.stage.as_ref()?.dir().to_owned());
         let making = move || {
-            let gate = GateFiles::make(&dir)?;
+            let gate = GateFiles::make(&seen, &unseen)?;
             gate.open_for_good()?;
             Ok(gate)
         };
@@ -465,8 +465,10 @@ impl<'a> ProbeContainer<'a> {
         let hidden = format!(".{}", self.word);
         let (hub_file, workdir) = (self.hub_file(), self.workdir.clone());
         let files = [QUESTION, ANSWER].map(|name| self.io.join(name));
-        let files: Vec<_> = files.into_iter().chain(gate_files(&self.io)).collect();
+        let gate = self.io.join(GATE_DIR);
         Some(move || {
+            // For the first task. Not every probe has one.
+            let _not_there = fs::rename(gate, stage.dir().join(GATE_DIR));
             let scratch = ["tmp", "var_tmp", "home"].map(|part| workdir.join(part).join(&hidden));
             let scripts = fs::read_dir(&workdir).into_iter().flatten().flatten();
             let scripts = scripts

@@ -5,6 +5,7 @@
 //! <parent>/ewms-pilot-data/data-hub/                     shared by all tasks, never removed
 //!                         /<task id>/outputs/            stdoutfile, stderrfile
 //!                         /<task id>/task-io/            infile-<task id>.EXT, outfile-<task id>.EXT
+//!                         /<task id>/.gate/              two FIFOs, once the container waits
 //!                         /init-<id>/outputs/
 //! <parent>/ewms-pilot-scratch/<name>/                    the container's /tmp, /var/tmp and $HOME
 //!                            /apptainer/                 Apptainer's own
@@ -37,8 +38,10 @@ pub const HUB_IN_CONTAINER: &str = "/ewms-pilot-data/data-hub";
 pub const INPUTS_IN_CONTAINER: &str = "/ewms-pilot-data/input-files";
 /// The path of a task's own directory in its container.
 pub const IO_IN_CONTAINER: &str = "/ewms-pilot-data/task-io";
-/// The FIFOs of a container's gate, in the task's own directory: the one that opens it, the one for reports.
-pub(super) const GATE_FILES: [&str; 2] = [".gate", ".at-gate"];
+/// The directory of the FIFOs of a container's gate.
+pub(super) const GATE_DIR: &str = ".gate";
+/// The FIFO that opens it, and the one for reports.
+pub(super) const GATE_FILES: [&str; 2] = ["opens", "reports"];
 const IO_DIR: &str = "task-io";
 const OUTPUTS_DIR: &str = "outputs";
 const OUTPUT_FILES: [&str; 2] = ["stdoutfile", "stderrfile"];
@@ -59,11 +62,6 @@ pub fn outputs_of(parent: &Path, name: &str) -> [PathBuf; 2] {
 #[must_use]
 pub fn scratch_of(parent: &Path) -> PathBuf {
     parent.join(SCRATCH_DIR)
-}
-
-/// Those of a gate in the directory `dir`.
-pub(super) fn gate_files(dir: &Path) -> [PathBuf; 2] {
-    GATE_FILES.map(|name| dir.join(name))
 }
 
 /// The directories that outlive a task.
@@ -234,6 +232,12 @@ impl TaskDirs {
         name.to_string_lossy().into_owned()
     }
 
+    /// The directory of all files of its container but the scratch. The container doesn't see it.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The directory of `stdoutfile` and `stderrfile`.
     #[must_use]
     pub fn outputs(&self) -> PathBuf {
@@ -320,6 +324,10 @@ impl TaskDirs {
     /// When something can't be removed.
     pub fn dispose(self, disposal: DirDisposal, budget: &DiskBudget) -> io::Result<()> {
         let scratch = remove_tree(&self.scratch);
+        if disposal != DirDisposal::Remove {
+            // Whoever reads the kept files would wait at a FIFO. Not every container has them.
+            let _not_there = fs::remove_dir_all(self.dir.join(GATE_DIR));
+        }
         let removed = match disposal {
             DirDisposal::Keep => Ok(()),
             DirDisposal::KeepWithinBudget => self.keep_within(budget),
@@ -366,11 +374,10 @@ impl TaskIo {
         self.dir.join(&self.outfile)
     }
 
-    /// All files of ours in it: infile, outfile, and the gate's of a container that was never let go.
+    /// All files of ours in it.
     #[must_use]
-    pub fn files(&self) -> [PathBuf; 4] {
-        let [opens, reports] = gate_files(&self.dir);
-        [self.infile(), self.outfile(), opens, reports]
+    pub fn files(&self) -> [PathBuf; 2] {
+        [self.infile(), self.outfile()]
     }
 
     /// The infile as the task sees it.
@@ -391,15 +398,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kept_stage_loses_only_its_scratch() {
+    fn a_kept_stage_loses_only_its_scratch_and_the_fifos() {
         let top = tempfile::tempdir().unwrap();
         let stage = DataDirs::create(top.path()).unwrap().stage("one").unwrap();
         let (outputs, scratch) = (stage.outputs(), stage.scratch().to_path_buf());
+        let gate = stage.dir().join(GATE_DIR);
+        fs::create_dir(&gate).unwrap();
         stage
             .dispose(DirDisposal::Keep, &DiskBudget::new(0))
             .unwrap();
         assert!(outputs.is_dir());
-        assert!(!scratch.exists());
+        assert!(!scratch.exists() && !gate.exists());
     }
 
     /// The files that stay of a failed task with a large outfile.
