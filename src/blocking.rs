@@ -47,6 +47,8 @@ const SMALL_FILES_WITHIN: Duration = Duration::from_secs(30);
 /// One pool for the whole process, because the limit on threads is the process's and sessions with brokers
 /// have event loops of their own.
 static POOL: Pool = Pool::new();
+/// Threads for work that lasts as long as a container.
+static LONG_WORK: Pool = Pool::new();
 
 /// Starts the threads that stay. Call this before the first event is taken; without it, all work is done on
 /// threads that come and go, or in place.
@@ -60,6 +62,15 @@ pub fn prepare() -> io::Result<()> {
 /// Begins `work` at once and returns a future of its result. Dropping the future doesn't end the work.
 pub fn start<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> BlockingWork<T> {
     POOL.start(work)
+}
+
+/// Begins `work` that may take hours, and that no other work may wait for: on a thread of its own, which may have
+/// done other such work before. A thread that is made anew and ended costs a fifth of a millisecond.
+///
+/// # Errors
+/// When the system grants no thread.
+pub fn start_long(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    LONG_WORK.start_long(Box::new(work))
 }
 
 /// Like [`start`], but waits for `limit` at most. After that the work goes on, and its result is dropped.
@@ -196,7 +207,7 @@ impl Pool {
 
     fn prepare(&'static self) -> io::Result<()> {
         for number in 0..RESIDENTS {
-            match self.add_thread(ThreadLifetime::Never) {
+            match self.add_thread(ThreadLifetime::Never, None) {
                 Err(error) if number == 0 => return Err(error),
                 // One thread is enough to go on.
                 Err(_) => break,
@@ -230,10 +241,24 @@ impl Pool {
         }
         let threads = shared.threads;
         drop(shared);
-        if threads < MOST && self.add_thread(ThreadLifetime::WhenIdle).is_ok() {
+        if threads < MOST && self.add_thread(ThreadLifetime::WhenIdle, None).is_ok() {
             return;
         }
         self.without_another_thread();
+    }
+
+    fn start_long(&'static self, job: BoxedWork) -> io::Result<()> {
+        let mut shared = self.lock();
+        // A thread that was woken still counts as idle until it has taken its work.
+        if shared.idle > shared.waiting.len() {
+            shared.waiting.push_back(job);
+            shared.unfinished += 1;
+            drop(shared);
+            self.work_came.notify_one();
+            return Ok(());
+        }
+        drop(shared);
+        self.add_thread(ThreadLifetime::WhenIdle, Some(job))
     }
 
     /// Leaves waiting work to the existing threads, or does it here if there are none.
@@ -251,13 +276,21 @@ impl Pool {
         self.work_came.notify_one();
     }
 
-    fn add_thread(&'static self, leaves: ThreadLifetime) -> io::Result<()> {
+    /// Adds a thread, which does `first` before it takes waiting work.
+    fn add_thread(
+        &'static self,
+        leaves: ThreadLifetime,
+        first: Option<BoxedWork>,
+    ) -> io::Result<()> {
         // Counted before it runs: without threads, work would be done in place.
         self.lock().threads += 1;
         let started = thread::Builder::new()
             .name("blocking".into())
             .spawn(move || {
                 take_no_signals();
+                if let Some(first) = first {
+                    run(first);
+                }
                 self.serve(leaves);
             });
         if let Err(error) = started {
@@ -325,6 +358,7 @@ fn run(job: BoxedWork) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc;
 
@@ -370,6 +404,31 @@ mod tests {
         for work in hanging {
             assert_eq!(work.await, Ok(()));
         }
+    }
+
+    #[test]
+    fn long_work_waits_for_no_other_and_threads_that_are_done_do_more_of_it() {
+        let pool = pool();
+        let (told, thread) = mpsc::channel();
+        let begin = |hangs: mpsc::Receiver<()>| {
+            let told = told.clone();
+            let work = move || {
+                told.send(thread::current().id()).expect("a reader");
+                let _gone = hangs.recv();
+            };
+            pool.start_long(Box::new(work)).expect("a thread");
+            thread.recv().expect("it began")
+        };
+        let (releases, hangs): (Vec<_>, Vec<_>) = (0..8).map(|_| mpsc::channel()).unzip();
+        let first: HashSet<_> = hangs.into_iter().map(begin).collect();
+        assert_eq!(first.len(), 8);
+        drop::<Vec<mpsc::Sender<()>>>(releases);
+        while pool.lock().idle < 8 {
+            thread::yield_now();
+        }
+        let (_releases, hangs): (Vec<_>, Vec<_>) = (0..8).map(|_| mpsc::channel()).unzip();
+        let second: HashSet<_> = hangs.into_iter().map(begin).collect();
+        assert_eq!(first, second);
     }
 
     #[tokio::test]

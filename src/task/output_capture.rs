@@ -102,14 +102,10 @@ impl<const N: usize> OutputCopying<N> {
             copies.push(OutputCopy::new(from, file, self.limit, written));
         }
         let (copies, finished) = (in_place(copies), self.finished);
-        std::thread::Builder::new()
-            .name("output".into())
-            .stack_size(256 * 1024)
-            .spawn(move || {
-                blocking::take_no_signals();
-                // No receiver is left when the task was dropped.
-                let _ = finished.send(run(copies));
-            })?;
+        blocking::start_long(move || {
+            // No receiver is left when the task was dropped.
+            let _ = finished.send(run(copies));
+        })?;
         Ok(in_place(pipes))
     }
 }
