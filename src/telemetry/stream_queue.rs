@@ -53,6 +53,10 @@ struct Queue {
     waiting_dumps: usize,
     left_out: LeftOut,
     is_busy: bool,
+    /// Whether the thread waits for work, and how many callers wait in [`StreamQueue::flush`]: a notification that
+    /// nobody waits for costs a system call, too.
+    is_waiting: bool,
+    flushing: usize,
     /// The stream itself if no thread could be started: the caller writes then.
     in_place: Option<OutputWriter>,
 }
@@ -85,6 +89,8 @@ impl StreamQueue {
                 waiting_dumps: 0,
                 left_out: LeftOut::default(),
                 is_busy: false,
+                is_waiting: false,
+                flushing: 0,
                 in_place: None,
             }),
             changed: Condvar::new(),
@@ -154,7 +160,7 @@ impl StreamQueue {
             self.0.submit(queue, JobLoad::Nothing, job);
         } else {
             queue.latest = Some(job);
-            self.0.changed.notify_all();
+            self.0.wake(queue);
         }
     }
 
@@ -162,15 +168,17 @@ impl StreamQueue {
     /// began to wait, for this stream or one before.
     pub(super) fn flush(&self, began: Instant) {
         let mut queue = self.0.lock();
+        queue.flushing += 1;
         while queue.is_busy || !queue.jobs.is_empty() || queue.latest.is_some() {
             let last_taken = *self.0.last_taken();
             let stalled = last_taken.max(began).elapsed() >= STALLED;
             if stalled || began.elapsed() >= FLUSH_WITHIN {
-                return;
+                break;
             }
             let waited = self.0.changed.wait_timeout(queue, LOOK_AGAIN);
             queue = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+        queue.flushing -= 1;
     }
 }
 
@@ -196,8 +204,16 @@ impl Shared {
             JobLoad::Nothing => {}
         }
         queue.jobs.push_back((load, job));
+        self.wake(queue);
+    }
+
+    /// Wakes the thread, unless it is at work or was woken already.
+    fn wake(&self, mut queue: MutexGuard<'_, Queue>) {
+        let is_waiting = std::mem::take(&mut queue.is_waiting);
         drop(queue);
-        self.changed.notify_all();
+        if is_waiting {
+            self.changed.notify_all();
+        }
     }
 
     fn serve(&self, sink: OutputWriter) {
@@ -220,7 +236,10 @@ impl Shared {
                 queue.is_busy = true;
                 return (job, std::mem::take(&mut queue.left_out));
             }
-            self.changed.notify_all();
+            if queue.flushing > 0 {
+                self.changed.notify_all();
+            }
+            queue.is_waiting = true;
             queue = self
                 .changed
                 .wait(queue)
