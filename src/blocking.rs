@@ -46,9 +46,9 @@ const SMALL_FILES_WITHIN: Duration = Duration::from_secs(30);
 
 /// One pool for the whole process, because the limit on threads is the process's and sessions with brokers
 /// have event loops of their own.
-static POOL: Pool = Pool::new();
+static POOL: Pool = Pool::new("blocking");
 /// Threads for work that lasts as long as a container.
-static LONG_WORK: Pool = Pool::new();
+static LONG_WORK: Pool = Pool::new("long-work");
 
 /// Starts the threads that stay. Call this before the first event is taken; without it, all work is done on
 /// threads that come and go, or in place.
@@ -167,6 +167,8 @@ impl<T> Future for BlockingWork<T> {
 type BoxedWork = Box<dyn FnOnce() + Send>;
 
 struct Pool {
+    /// The name of its threads.
+    name: &'static str,
     shared: Mutex<PoolState>,
     work_came: Condvar,
     work_done: Condvar,
@@ -191,8 +193,9 @@ enum ThreadLifetime {
 }
 
 impl Pool {
-    const fn new() -> Self {
+    const fn new(name: &'static str) -> Self {
         Self {
+            name,
             shared: Mutex::new(PoolState {
                 waiting: VecDeque::new(),
                 unfinished: 0,
@@ -285,7 +288,7 @@ impl Pool {
         // Counted before it runs: without threads, work would be done in place.
         self.lock().threads += 1;
         let started = thread::Builder::new()
-            .name("blocking".into())
+            .name(self.name.into())
             .spawn(move || {
                 take_no_signals();
                 if let Some(first) = first {
@@ -367,7 +370,7 @@ mod tests {
     use super::*;
 
     fn pool() -> &'static Pool {
-        Box::leak(Box::new(Pool::new()))
+        Box::leak(Box::new(Pool::new("test")))
     }
 
     #[tokio::test]

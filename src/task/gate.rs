@@ -47,7 +47,7 @@ pub(super) struct GateFiles {
 
 impl GateFiles {
     /// Brings the FIFOs into the directory `io`, which the container sees: those that an earlier container left in
-    /// `unseen`, or new ones. Blocks.
+    /// `unseen`, or new ones in place of those at which it died. Blocks.
     ///
     /// # Errors
     /// When the file system can't have them.
@@ -56,7 +56,10 @@ impl GateFiles {
         let names = GATE_FILES.map(|name| seen.join(name));
         match fs::rename(&unseen, &seen) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir(&seen)?;
+                match fs::remove_dir_all(&seen) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => fs::create_dir(&seen)?,
+                }
                 for name in &names {
                     mkfifo(name, Mode::S_IRUSR | Mode::S_IWUSR)?;
                 }
