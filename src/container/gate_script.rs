@@ -4,7 +4,7 @@
 //!
 //! It uses only built-in commands of that shell and leaves no trace in the task's environment: Apptainer tells a
 //! container its binds in two variables, and the script sets them to what they would be without the gate.
-//! Without its FIFOs, which the pilot removes once the container waits, it lets everything pass. So a container
+//! Without its FIFOs, which the pilot takes away once the container waits, it lets everything pass. So a container
 //! that the task starts itself is not held.
 
 use std::path::Path;
