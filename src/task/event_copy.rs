@@ -4,6 +4,7 @@
 
 use std::io;
 
+use crate::blocking::{self, BlockingWork};
 use crate::broker::{BodyStore, Content};
 
 #[derive(Debug)]
@@ -27,31 +28,44 @@ impl EventCopy {
     }
 }
 
-/// An event whose copy is written while the task's container starts.
-#[derive(Debug, Clone)]
-pub(super) struct PendingCopy {
-    pub(super) event: Content,
-    pub(super) bodies: BodyStore,
+/// An event whose copy is being made.
+#[derive(Debug)]
+pub(super) enum PendingCopy {
+    AsItCame {
+        event: Content,
+        bodies: BodyStore,
+    },
+    /// A large one on its way to the disk.
+    Moving(BlockingWork<Content>),
 }
 
 impl PendingCopy {
-    /// Moves a large event to the disk.
-    pub(super) async fn put_by(self) -> Self {
-        let Self { event, bodies } = self;
-        if !bodies.would_put_by(event.body()) {
-            return Self { event, bodies };
+    pub(super) fn of(event: Content, bodies: &BodyStore) -> Self {
+        Self::AsItCame {
+            event,
+            bodies: bodies.clone(),
         }
-        let (body, keep) = (event.body().clone(), bodies.clone());
-        let event = match crate::blocking::start(move || keep.put_by(body)).await {
-            Ok(body) => event.with_body(body),
-            // No thread could be started: the event stays in memory.
-            Err(_died) => event,
-        };
-        Self { event, bodies }
+    }
+
+    /// Begins to move a large event to the disk, so that its memory is free while its task waits and runs.
+    pub(super) fn put_by(self) -> Self {
+        match self {
+            Self::AsItCame { event, bodies } if bodies.would_put_by(event.body()) => {
+                let moving = move || event.with_body(bodies.put_by(event.body().clone()));
+                Self::Moving(blocking::start(moving))
+            }
+            other => other,
+        }
     }
 
     pub(super) async fn kept(self) -> EventCopy {
-        EventCopy::Kept(self.put_by().await.event)
+        match self.put_by() {
+            Self::AsItCame { event, .. } => EventCopy::Kept(event),
+            Self::Moving(moving) => match moving.await {
+                Ok(event) => EventCopy::Kept(event),
+                Err(panicked) => EventCopy::Lost(panicked.to_string()),
+            },
+        }
     }
 }
 
@@ -72,10 +86,7 @@ mod tests {
                 Content::File(FileFormat::Text, Body::from(bytes.clone())),
             ] {
                 let bodies = BodyStore::new(scratch.path().to_owned());
-                let keeping = PendingCopy {
-                    event: event.clone(),
-                    bodies,
-                };
+                let keeping = PendingCopy::of(event.clone(), &bodies);
                 let kept = keeping.kept().await.into_content().expect("kept");
                 assert_eq!(kept.body().in_memory().is_some(), size <= 64 * 1024);
                 assert!(kept == event, "{kept:?}");
@@ -85,10 +96,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_could_not_be_kept_is_an_error_that_says_so() {
-        let keeping = PendingCopy {
-            event: Content::Frame(Body::from(vec![0; 100_000])),
-            bodies: BodyStore::new(Path::new("/proc/none").to_owned()),
-        };
+        let bodies = BodyStore::new(Path::new("/proc/none").to_owned());
+        let event = Content::Frame(Body::from(vec![0; 100_000]));
+        let keeping = PendingCopy::of(event, &bodies);
         assert!(keeping.kept().await.into_content().is_err());
         assert!(EventCopy::Lost("why".into()).into_content().is_err());
     }

@@ -100,7 +100,7 @@ impl TaskRunner {
             Ok(staged) => staged,
             Err(error) => {
                 return match event.try_recv() {
-                    Ok(event) => unstaged(error, self.pending(event)).await,
+                    Ok(event) => unstaged(error, PendingCopy::of(event, &self.bodies)).await,
                     Err(_) => TaskEnd::Unused(ContainerLoss::Broken(error)),
                 };
             }
@@ -187,13 +187,6 @@ impl TaskRunner {
         .await
     }
 
-    fn pending(&self, event: Content) -> PendingCopy {
-        PendingCopy {
-            event,
-            bodies: self.bodies.clone(),
-        }
-    }
-
     /// Writes the event once it is known; `None` if it never comes.
     async fn infile(
         &self,
@@ -212,7 +205,7 @@ impl TaskRunner {
         .await;
         Some(Infile {
             written,
-            event: self.pending(event),
+            event: PendingCopy::of(event, &self.bodies).put_by(),
         })
     }
 
@@ -324,27 +317,17 @@ async fn made<I: Future<Output = Option<Infile>>>(
     container.await.ok()
 }
 
-/// Waits until the event is in its infile and the task may start. A large event that waits longer is moved to
-/// the disk.
+/// Waits until the event is in its infile and the task may start.
 async fn turn_comes<I: Future<Output = Option<Infile>>>(
     mut infile: Pin<&mut MaybeDone<I>>,
-    mut start: oneshot::Receiver<()>,
+    start: oneshot::Receiver<()>,
     begins: impl FnOnce(),
 ) -> Result<(), Unbegun> {
     infile.as_mut().await;
     let Some(Some(infile)) = infile.as_mut().output_mut() else {
         return Err(Unbegun::CalledOff);
     };
-    let copy = infile.event.clone().put_by();
-    let started = tokio::select! {
-        biased;
-        started = &mut start => started,
-        copy = copy => {
-            infile.event = copy;
-            start.await
-        }
-    };
-    started.map_err(|_gone| Unbegun::CalledOff)?;
+    start.await.map_err(|_gone| Unbegun::CalledOff)?;
     begins();
     infile.written.clone().map_err(Unbegun::Failed)
 }
