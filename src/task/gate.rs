@@ -1,5 +1,5 @@
 //! The pilot's side of a container's gate ([`crate::container::gate_script`]): two FIFOs in the directory that the
-//! container sees. The container reports that it waits; the pilot moves them to where nothing else can find them,
+//! container sees. The container reports that it waits; the pilot moves them to where no container sees them,
 //! and later writes the line that opens the gate.
 //!
 //! Further containers in the same directories get the same FIFOs: making two costs 0.25 ms on ext4, which is slow to
