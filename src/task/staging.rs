@@ -325,8 +325,9 @@ impl TaskDirs {
     pub fn dispose(self, disposal: DirDisposal, budget: &DiskBudget) -> io::Result<()> {
         let scratch = remove_tree(&self.scratch);
         if disposal != DirDisposal::Remove {
-            // Whoever reads the kept files would wait at a FIFO. Not every container has them.
-            let _not_there = fs::remove_dir_all(self.dir.join(GATE_DIR));
+            // Whoever reads the kept files would wait at a FIFO.
+            remove_gate(&self.dir);
+            remove_gate(&self.io_dir());
         }
         let removed = match disposal {
             DirDisposal::Keep => Ok(()),
@@ -352,6 +353,15 @@ impl TaskDirs {
         warn!("no file of a failed task is kept: EWMS_PILOT_KEPT_FILES_MAX is reached");
         remove_tree(&self.dir)
     }
+}
+
+/// Removes the FIFOs of a container's gate from `dir`, if they are there, and nothing that a task made.
+fn remove_gate(dir: &Path) {
+    let gate = dir.join(GATE_DIR);
+    for name in GATE_FILES {
+        let _not_there = fs::remove_file(gate.join(name));
+    }
+    let _not_empty = fs::remove_dir(gate);
 }
 
 /// The directory of a task's infile and outfile.
@@ -402,13 +412,19 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let stage = DataDirs::create(top.path()).unwrap().stage("one").unwrap();
         let (outputs, scratch) = (stage.outputs(), stage.scratch().to_path_buf());
-        let gate = stage.dir().join(GATE_DIR);
-        fs::create_dir(&gate).unwrap();
+        // Of a container that waited, and of one that died before.
+        let gates = [stage.dir(), &stage.io_dir()].map(|dir| dir.join(GATE_DIR));
+        for gate in &gates {
+            fs::create_dir_all(gate).unwrap();
+            for name in GATE_FILES {
+                fs::write(gate.join(name), "").unwrap();
+            }
+        }
         stage
             .dispose(DirDisposal::Keep, &DiskBudget::new(0))
             .unwrap();
         assert!(outputs.is_dir());
-        assert!(!scratch.exists() && !gate.exists());
+        assert!(!scratch.exists() && !gates.iter().any(|gate| gate.exists()));
     }
 
     /// The files that stay of a failed task with a large outfile.
