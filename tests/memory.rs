@@ -190,15 +190,15 @@ fn large_events_and_results_survive_byte_for_byte_and_one_at_a_time_is_in_memory
 #[test]
 fn the_events_of_tasks_that_run_take_no_memory() {
     const EVENTS: u64 = 2;
-    const EVENT: u64 = 6_000_000;
+    /// Just small enough to be in memory before its task begins.
+    const EVENT: u64 = 7_800_000;
     let (incoming, outgoing) = (Queue::unique("held"), Queue::unique("held-out"));
     let message = |number| {
-        let noise = noise(number + 1, 8_000_000);
+        let noise = noise(number + 1, 10_400_000);
         format!(r#"{{"headers": {{}}, "data": "{noise}"}}"#)
     };
     let messages: Vec<String> = (0..EVENTS).map(message).collect();
-    let task = "sh -c \"until [ -e {{DATA_HUB}}/go ]; do sleep 0.1; done; \
-                echo 1 >{{OUTFILE}}\"";
+    let task = "sh -c \"until [ -e {{DATA_HUB}}/go ]; do sleep 0.1; done; echo 1 >{{OUTFILE}}\"";
     let scene = Scene::task(images::busybox(), task)
         .rabbitmq(&incoming, &outgoing)
         .set("EWMS_PILOT_INFILE_EXT", ".json")
@@ -206,36 +206,27 @@ fn the_events_of_tasks_that_run_take_no_memory() {
         .set("EWMS_PILOT_MAX_CONCURRENT_TASKS", "2")
         .set("EWMS_PILOT_TIMEOUT_QUEUE_INCOMING", "600");
     let pilot = scene.start();
+    let resident = || processes::memory(pilot.pid()).map_or(u64::MAX, |(now, _)| now);
     // Their tasks begin at once.
     await_seen(&scene, &pilot, |view| view["waiting_containers"] == EVENTS);
+    let idle = resident();
     incoming.publish_texts(&messages);
-    let resident = || processes::memory(pilot.pid()).map_or(u64::MAX, |(now, _)| now);
     let started = || pilot.stderr().matches("task started").count();
     assert!(eventually(SOON, || started() == 2), "{}", pilot.stderr());
-    let running = least(&resident);
+    let most = idle + EVENTS * EVENT * 3 / 4;
+    assert!(
+        eventually(SOON, || resident() < most),
+        "{} bytes, {idle} before",
+        resident()
+    );
     fs::write(scene.hub("go"), "").expect("written");
     assert!(
         eventually(SOON, || outgoing.depth() == 2),
         "{}",
         pilot.stderr()
     );
-    let idle = least(&resident);
-    println!("{running} bytes while they run, {idle} when they are done");
-    assert!(running < idle + EVENTS * EVENT / 2, "{running} {idle}");
     pilot.signal(Signal::SIGTERM);
     pilot.wait(SOON);
-}
-
-/// The least of what is read within two seconds: the memory of work that is just done is on its way back.
-fn least(resident: &impl Fn() -> u64) -> u64 {
-    let end = Instant::now() + Duration::from_secs(2);
-    let mut least = u64::MAX;
-    while Instant::now() < end {
-        least = least.min(resident());
-        // Sampled, not waited for.
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    least
 }
 
 #[test]
