@@ -36,7 +36,7 @@ use tokio::sync::oneshot;
 
 /// Threads that stay. One may hang on a dead file system while the others go on.
 const RESIDENTS: usize = 4;
-/// The most threads; further work waits. All work of a pilot is bounded by its window of events.
+/// The most threads for short work; further work waits. All work of a pilot is bounded by its window of events.
 const MOST: usize = 256;
 /// How long a thread beyond those that stay waits for further work.
 const LINGER: Duration = Duration::from_secs(10);
@@ -44,10 +44,11 @@ const LINGER: Duration = Duration::from_secs(10);
 /// The time limit of [`small_files`].
 const SMALL_FILES_WITHIN: Duration = Duration::from_secs(30);
 
-/// One pool for the whole process, because the limit on threads is the process's and sessions with brokers
+/// One pool for all short work of the process, because the limit on threads is the process's and sessions with brokers
 /// have event loops of their own.
 static POOL: Pool = Pool::new("blocking");
-/// Threads for work that lasts as long as a container.
+/// Threads for work that lasts as long as a container, one for each: in the other pool it would hold threads that
+/// short work waits for.
 static LONG_WORK: Pool = Pool::new("long-work");
 
 /// Starts the threads that stay. Call this before the first event is taken; without it, all work is done on
